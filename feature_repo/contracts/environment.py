@@ -1,0 +1,64 @@
+"""Where an installation keeps things: the environment variables that every process reads, in one table.
+
+Only NIGHTJAR_HOME is needed on one machine; each other variable moves one part elsewhere (object store, Redis cluster,
+shared MLflow). Code takes an `Environment`; only entry points read `os.environ`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from feature_repo.contracts.keys import DEFAULT_TENANT, check_tenant
+
+HOME = "NIGHTJAR_HOME"
+TENANT = "NIGHTJAR_TENANT"
+LAKEHOUSE = "NIGHTJAR_LAKEHOUSE"
+PUBLICATIONS = "NIGHTJAR_PUBLICATIONS"
+RUNS = "NIGHTJAR_RUNS"
+REDIS_LOG_URL = "NIGHTJAR_REDIS_LOG_URL"
+REDIS_ONLINE_URL = "NIGHTJAR_REDIS_ONLINE_URL"
+API_URL = "NIGHTJAR_API_URL"
+JARS = "NIGHTJAR_JARS"
+MLFLOW_URI = "MLFLOW_TRACKING_URI"
+AIRFLOW_URL = "NIGHTJAR_AIRFLOW_URL"
+CODE_VERSION = "NIGHTJAR_CODE_VERSION"
+
+
+class Environment(NamedTuple):
+    """Places of one installation; paths without a trailing slash.
+
+    lakehouse     root of the Delta tables (folder or URL)
+    publications  root of the published bundles, readable by every serving process
+    runs          root of the run folders (pins, models, reports), readable by every task of a night
+    jars          folder with the Delta jars
+    """
+
+    home: str
+    tenant: str
+    lakehouse: str
+    publications: str
+    runs: str
+    jars: str
+    redis_log_url: str
+    redis_online_url: str
+    mlflow_uri: str
+    code_version: str
+
+    @classmethod
+    def from_mapping(cls, variables: Mapping[str, str]) -> Environment:
+        """From `os.environ` or any mapping; every default lies under NIGHTJAR_HOME (default `.nightjar`)."""
+        home = str(Path(variables.get(HOME, ".nightjar")).absolute())
+        return cls(
+            home=home,
+            tenant=check_tenant(variables.get(TENANT, DEFAULT_TENANT)),
+            lakehouse=variables.get(LAKEHOUSE, f"{home}/lakehouse"),
+            publications=variables.get(PUBLICATIONS, f"{home}/publications"),
+            runs=variables.get(RUNS, f"{home}/runs"),
+            jars=variables.get(JARS, f"{home}/jars"),
+            redis_log_url=variables.get(REDIS_LOG_URL, "redis://127.0.0.1:6380/0"),
+            redis_online_url=variables.get(REDIS_ONLINE_URL, "redis://127.0.0.1:6379/0"),
+            mlflow_uri=variables.get(MLFLOW_URI, "http://127.0.0.1:5000"),
+            code_version=variables.get(CODE_VERSION, "unknown"),
+        )

@@ -1,0 +1,115 @@
+"""Redis keys. Each builder has an inverse or says why it needs none; every key starts with its tenant.
+
+Everything about one subject shares a hash tag, so on a cluster one slot holds it. Versions of a byte format are in the
+key: a changed format is a new key.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from urllib.parse import quote, unquote
+
+from feature_repo.contracts.errors import ContractError
+
+DEFAULT_TENANT = "default"
+_TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+
+EVENT_PARTITIONS = 4
+"""How many streams the events of one tenant are spread over. Changing it re-homes subjects: drain first."""
+
+
+def check_tenant(tenant: str) -> str:
+    """`tenant` itself, or ContractError when it is no plain lower-case name."""
+    if not _TENANT.fullmatch(tenant):
+        raise ContractError(f"a tenant is a lower-case name such as 'default', got {tenant!r}")
+    return tenant
+
+
+def _prefix(tenant: str) -> str:
+    return f"nj:{check_tenant(tenant)}:"
+
+
+# --- role `online`: publication ---------------------------------------------------------------------------------
+
+
+def pointer_key(tenant: str = DEFAULT_TENANT) -> str:
+    """String: the version now served. The truth about what is live."""
+    return _prefix(tenant) + "pointer"
+
+
+def previous_pointer_key(tenant: str = DEFAULT_TENANT) -> str:
+    """String: the version served before the last flip; what a bare rollback returns to."""
+    return _prefix(tenant) + "pointer:previous"
+
+
+def versions_key(tenant: str = DEFAULT_TENANT) -> str:
+    """Hash: version -> JSON manifest (`publication.Manifest`) of every version that is still warm."""
+    return _prefix(tenant) + "versions"
+
+
+def candidates_key(version: str, user_id: str, tenant: str = DEFAULT_TENANT) -> str:
+    """String: one user's packed candidates (`packing`, row v1) in one published version."""
+    return f"{candidates_prefix(version, tenant)}{{u:{quote(user_id, safe='')}}}"
+
+
+def candidates_prefix(version: str, tenant: str = DEFAULT_TENANT) -> str:
+    """What all candidate keys of one version start with (to count or drop a version)."""
+    return f"{_prefix(tenant)}cand:v1:{version}:"
+
+
+def parse_candidates_key(key: str, tenant: str = DEFAULT_TENANT) -> tuple[str, str]:
+    """Inverse of `candidates_key`: (version, user_id)."""
+    match = re.fullmatch(re.escape(_prefix(tenant)) + r"cand:v1:([^:{}]+):\{u:([^{}]*)\}", key)
+    if match is None:
+        raise ContractError(f"not a v1 candidates key of tenant {tenant!r}: {key!r}")
+    return match[1], unquote(match[2])
+
+
+# --- role `online`: sessions -------------------------------------------------------------------------------------
+
+
+def session_key(subject: str, tenant: str = DEFAULT_TENANT) -> str:
+    """String: the packed session record (`packing`, session v1) of one subject (`events.subject_key`)."""
+    return f"{_prefix(tenant)}sess:v1:{{{subject[:2]}{quote(subject[2:], safe='')}}}"
+
+
+def parse_session_key(key: str, tenant: str = DEFAULT_TENANT) -> str:
+    """Inverse of `session_key`: the subject."""
+    match = re.fullmatch(re.escape(_prefix(tenant)) + r"sess:v1:\{([ua]:)([^{}]*)\}", key)
+    if match is None:
+        raise ContractError(f"not a v1 session key of tenant {tenant!r}: {key!r}")
+    return match[1] + unquote(match[2])
+
+
+def applied_key(partition: int, tenant: str = DEFAULT_TENANT) -> str:
+    """String: the stream position up to which the consumer's effects of this partition are in the sessions."""
+    return f"{_prefix(tenant)}applied:{partition}"
+
+
+# --- role `log`: streams -----------------------------------------------------------------------------------------
+
+
+def partition_of(subject: str) -> int:
+    """The stream partition of a subject: CRC-32 of its UTF-8, modulo EVENT_PARTITIONS."""
+    return zlib.crc32(subject.encode("utf-8", "surrogatepass")) % EVENT_PARTITIONS
+
+
+def stream_key(partition: int, tenant: str = DEFAULT_TENANT) -> str:
+    """Stream: accepted events of one partition; field `event` is the checked event as JSON, `nonce` its mark."""
+    return f"{_prefix(tenant)}{{events:{partition}}}"
+
+
+def dedup_key(partition: int, event_id: str, tenant: str = DEFAULT_TENANT) -> str:
+    """String with TTL: the nonce of the first delivery of an event id, in the slot of its stream. Never parsed back."""
+    return f"{stream_key(partition, tenant)}:dedup:{quote(event_id, safe='')}"
+
+
+def quarantine_stream_key(tenant: str = DEFAULT_TENANT) -> str:
+    """Stream: events that the API rejected: fields `raw`, `reason`, `field`, `detail`."""
+    return _prefix(tenant) + "{quarantine}"
+
+
+def archived_key(stream: str) -> str:
+    """String in role `log`: the position up to which a stream is safely in Delta. Never parsed back."""
+    return f"{stream}:archived"

@@ -1,0 +1,100 @@
+"""One night as a value: what it may read, what it is for, and where its reports lie.
+
+A run is defined by `as_of` and by the Delta versions it reads. Its first task pins both in `run.json`; every later
+task, and every retry, reads them from there.
+
+Run folder, `<runs>/<tenant>/<run_key>/`:
+    run.json            `Run`
+    refine.json         counts of bronze -> silver: read, kept, duplicates, quarantined by reason, bots
+    features.json       row counts of the feature tables
+    evaluation.json     metrics by model and slice
+    user_metrics.parquet  per-user metrics of every model (what the gate's intervals are made of)
+    gate.json           the verdict and why, in words
+    publication.json    version, counts, checksums of what was published
+    models/<name>/      arrays + manifest of each fitted model
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import date, datetime
+from typing import Any
+
+from feature_repo.contracts.errors import ContractError, DataError
+from feature_repo.contracts.keys import check_tenant
+from feature_repo.contracts.times import parse_as_of, start_of_day
+
+RUN_FILE = "run.json"
+REFINE_FILE = "refine.json"
+FEATURES_FILE = "features.json"
+EVALUATION_FILE = "evaluation.json"
+USER_METRICS_FILE = "user_metrics.parquet"
+GATE_FILE = "gate.json"
+PUBLICATION_FILE = "publication.json"
+MODELS_FOLDER = "models"
+
+PINNED_TABLES = ("bronze.events", "bronze.events_import", "bronze.items", "bronze.users")
+"""Read by the night, written by others: pinned by version. A table that does not exist yet is pinned at -1 (empty)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Grain: one DAG run.
+
+    as_of        day (UTC) whose first instant ends, exclusively, what the run may see
+    pins         table -> Delta version, or -1 when the table did not exist
+    derive_days  event days (ISO) that gained rows since the last run of this or a later as_of; None means every day
+    publishes    False for backfills and for any as_of older than what is served
+    why          in words, why it publishes or not
+    mlflow_run_id  the parent run
+    params       parameters of the run, as given (test_days, models ...)
+    """
+
+    run_key: str
+    tenant: str
+    as_of: str
+    pins: Mapping[str, int]
+    derive_days: tuple[str, ...] | None
+    publishes: bool
+    why: str
+    mlflow_run_id: str
+    code_version: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def as_of_day(self) -> date:
+        return parse_as_of(self.as_of)
+
+    @property
+    def cut_off(self) -> datetime:
+        """The exclusive end of the data interval, aware UTC."""
+        return start_of_day(self.as_of_day)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Run:
+        """Raises ContractError on text that is no run."""
+        try:
+            values = json.loads(text)
+            if values.get("derive_days") is not None:
+                values["derive_days"] = tuple(values["derive_days"])
+            return cls(**values)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ContractError(f"not a run: {error}") from error
+
+
+def run_key(dag_run_id: str) -> str:
+    """A folder name from an Airflow run id: `manual__2024-03-08T01:02` -> `manual__2024-03-08T01-02`."""
+    if not dag_run_id:
+        raise DataError("a run needs an id", field="run_key")
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", dag_run_id)[:200]
+
+
+def run_folder(runs: str, tenant: str, key: str) -> str:
+    """`<runs>/<tenant>/<run_key>`"""
+    return "/".join((runs.rstrip("/"), check_tenant(tenant), key))

@@ -1,0 +1,126 @@
+"""The Delta tables: where they lie, their columns, how they are partitioned, who writes them.
+
+Types are Spark's simple type strings; timestamps are UTC microseconds. Every table has exactly one writing process.
+Table features are pinned so that Spark and the light reader both read: no deletion vectors, no row tracking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from feature_repo.contracts.errors import ContractError, nearest
+from feature_repo.contracts.keys import check_tenant
+
+TABLE_PROPERTIES: Mapping[str, str] = {
+    "delta.enableDeletionVectors": "false",
+    "delta.enableRowTracking": "false",
+    "delta.checkpointPolicy": "classic",
+    "delta.logRetentionDuration": "interval 30 days",
+    "delta.deletedFileRetentionDuration": "interval 30 days",
+}
+
+
+class TableSpec(NamedTuple):
+    """`name` is `<layer>.<table>`; `columns` maps name to type, in order; `grain` says what one row is.
+
+    `volatile` columns hold run ids and processing times: they are left out when two runs are compared.
+    """
+
+    name: str
+    grain: str
+    writer: str
+    columns: Mapping[str, str]
+    partition_by: tuple[str, ...] = ()
+    volatile: tuple[str, ...] = ()
+
+
+_EVENT_COLUMNS: Mapping[str, str] = {
+    "event_id": "string", "event_type": "string", "user_id": "string", "anonymous_id": "string",
+    "session_id": "string", "item_id": "string", "event_timestamp": "timestamp", "received_at": "timestamp",
+    "quantity": "int", "price": "double", "value": "double", "currency": "string", "recommendation_id": "string",
+    "placement": "string", "channel": "string", "consent_train": "boolean", "consent_personalize": "boolean",
+    "properties": "string", "source": "string", "source_position": "bigint", "event_date": "date",
+}  # fmt: skip
+"""`properties` is JSON text. consent_* is null when the event did not say. `source` is a file name or a stream
+partition and `source_position` the line or stream position in it: (source, source_position) names one delivery.
+`event_date` is the UTC day of `event_timestamp`."""
+
+_QUARANTINE_COLUMNS: Mapping[str, str] = {
+    "raw": "binary", "reason": "string", "field": "string", "detail": "string", "source": "string",
+    "source_position": "bigint", "quarantined_at": "timestamp",
+}  # fmt: skip
+
+_TABLES = (
+    TableSpec("bronze.events", "one delivery of one event", "archiver", _EVENT_COLUMNS, ("event_date",), ("received_at",)),
+    TableSpec("bronze.events_import", "one imported event line", "importer", _EVENT_COLUMNS, ("event_date",), ("received_at",)),
+    TableSpec("bronze.quarantine", "one rejected event of the API", "archiver", _QUARANTINE_COLUMNS, (), ("quarantined_at",)),
+    TableSpec("bronze.quarantine_import", "one rejected import line", "importer", _QUARANTINE_COLUMNS, (), ("quarantined_at",)),
+    TableSpec("bronze.items", "one item, as last imported", "importer", {
+        "item_id": "string", "title": "string", "category": "string", "brand": "string", "price": "double",
+        "currency": "string", "availability": "string", "available_quantity": "int", "created_at": "timestamp",
+        "expire_time": "timestamp", "is_hidden": "boolean", "url": "string", "image_url": "string", "attributes": "string",
+        "source": "string",
+    }),
+    TableSpec("bronze.users", "one user, as last imported", "importer", {
+        "user_id": "string", "region": "string", "consent_store": "boolean", "consent_train": "boolean",
+        "consent_personalize": "boolean", "consent_share": "boolean", "attributes": "string",
+        "created_at": "timestamp", "source": "string",
+    }),
+    TableSpec("silver.events", "one event (event_id is unique)", "refine_events",
+              {**_EVENT_COLUMNS, "subject_key": "string", "is_bot": "boolean"}, ("event_date",), ("received_at",)),
+    TableSpec("silver.quarantine", "one bronze event that the nightly gate refused", "refine_events",
+              {**_QUARANTINE_COLUMNS, "event_date": "date"}, ("event_date",), ("quarantined_at",)),
+    TableSpec("silver.interactions", "one event that tells a preference (item known, train allowed, no bot)", "refine_events", {
+        "event_id": "string", "subject_key": "string", "user_id": "string", "item_id": "string", "event_type": "string",
+        "event_timestamp": "timestamp", "quantity": "int", "price": "double", "session_key": "string",
+        "event_date": "date",
+    }, ("event_date",)),
+    TableSpec("silver.sessions", "one session of one subject", "refine_events", {
+        "session_key": "string", "subject_key": "string", "user_id": "string", "session_id": "string",
+        "started_at": "timestamp", "ended_at": "timestamp", "event_count": "bigint", "item_count": "bigint",
+        "duration_seconds": "double", "has_purchase": "boolean", "session_date": "date",
+    }, ("session_date",)),
+    TableSpec("gold.item_ids", "one item; numbers are appended, never reused", "build_features", {
+        "item_id": "string", "item_number": "int", "first_as_of": "date",
+    }),
+    TableSpec("gold.user_features", "one user at one as_of", "build_features", {
+        "user_id": "string", "feature_timestamp": "timestamp",
+        "user_view_count_7d": "bigint", "user_view_count_30d": "bigint", "user_cart_count_30d": "bigint",
+        "user_purchase_count_90d": "bigint", "user_purchase_value_90d": "double", "user_days_since_last_event": "double",
+        "user_session_count_30d": "bigint", "user_session_length_mean_30d": "double",
+        "user_distinct_item_count_30d": "bigint", "user_top_category_90d": "string", "as_of": "date",
+    }, ("as_of",)),
+    TableSpec("gold.item_features", "one item at one as_of", "build_features", {
+        "item_id": "string", "feature_timestamp": "timestamp",
+        "item_view_count_7d": "bigint", "item_view_count_30d": "bigint", "item_purchase_count_30d": "bigint",
+        "item_subject_count_30d": "bigint", "item_conversion_30d": "double", "item_price_mean_90d": "double",
+        "item_days_since_created": "double", "item_popularity_decayed": "double", "as_of": "date",
+    }, ("as_of",)),
+    TableSpec("gold.evaluations", "one metric of one model on one slice at one as_of", "train_models", {
+        "model": "string", "slice": "string", "metric": "string", "k": "int", "value": "double", "user_count": "bigint",
+        "as_of": "date", "run_key": "string",
+    }, ("as_of",), ("run_key",)),
+    TableSpec("gold.candidates", "one user's ranked candidates at one as_of", "score_users", {
+        "user_id": "string", "item_numbers": "array<int>", "scores": "array<float>", "sources": "array<int>",
+        "first_reasons": "array<int>", "second_reasons": "array<int>", "allows_personalize": "boolean", "as_of": "date",
+    }, ("as_of",)),
+    TableSpec("gold.item_neighbours", "one item's neighbours at one as_of", "score_users", {
+        "item_number": "int", "neighbour_numbers": "array<int>", "similarities": "array<float>", "as_of": "date",
+    }, ("as_of",)),
+)  # fmt: skip
+
+TABLES: Mapping[str, TableSpec] = {t.name: t for t in _TABLES}
+
+
+def table(name: str) -> TableSpec:
+    """The spec of `<layer>.<table>`. Raises ContractError naming the nearest table."""
+    if name not in TABLES:
+        raise ContractError(f"no table {name!r}{nearest(name, TABLES)}")
+    return TABLES[name]
+
+
+def table_path(lakehouse: str, name: str, *, tenant: str = "default") -> str:
+    """`<lakehouse>/<tenant>/<layer>/<table>`; the lakehouse may be a local folder or an object-store URL."""
+    layer, _, short = table(name).name.partition(".")
+    return "/".join((lakehouse.rstrip("/"), check_tenant(tenant), layer, short))
