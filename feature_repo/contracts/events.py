@@ -141,7 +141,9 @@ def _is_id(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < 2**63
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _is_count(value: object) -> bool:
@@ -154,7 +156,9 @@ def derived_event_id(event: Mapping[str, Any]) -> str:
     Two equal events at one instant are one event; that is the price of not sending an id.
     """
     fields = ("event_type", "user_id", "anonymous_id", "session_id", "item_id", "timestamp", "items")
-    text = json.dumps([event.get(f) for f in fields], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(
+        [event.get(f) for f in fields], sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str
+    )
     return "h-" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
@@ -172,9 +176,9 @@ def check_event(event: object, *, received_at: datetime) -> tuple[dict[str, Any]
     event_type = good.get("event_type")
     if event_type is None:
         return None, Rejection(Reason.MISSING_EVENT_TYPE, "event_type", "event_type is required")
-    canonical = event_type if event_type in EVENT_TYPES else None
-    if canonical is None and isinstance(event_type, str):
-        canonical = EVENT_TYPE_ALIASES.get(event_type)
+    canonical = None
+    if isinstance(event_type, str):
+        canonical = event_type if event_type in EVENT_TYPES else EVENT_TYPE_ALIASES.get(event_type)
     if canonical is None:
         hint = nearest(str(event_type), EVENT_TYPES)
         return None, Rejection(Reason.UNKNOWN_EVENT_TYPE, "event_type", f"unknown event_type {event_type!r}{hint}")
