@@ -1,0 +1,59 @@
+"""`python -m infra.local.setup`: the part of `make setup` that comes after the Python packages.
+
+Finds Java and a Redis-compatible server, fetches the Delta jars, writes spark-defaults.conf. Each part that is already
+done is left alone, so it may be killed and run again at any time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import NightjarError
+from infra.local.jars import ensure_jars
+from infra.local.java import Java, choose_java
+from infra.local.redis_server import find_server
+from infra.local.spark_conf import write_spark_conf
+
+
+class Tools(NamedTuple):
+    """What this machine runs things with."""
+
+    java: Java
+    spark_conf: str
+
+
+def prepare(variables: Mapping[str, str], *, say: bool = False) -> Tools:
+    """Java, jars and spark-defaults.conf for the installation that `variables` describe; `say` prints what was found.
+
+    Raises DependencyError with the remedy.
+    """
+    environment = Environment.from_mapping(variables)
+    home = Path(environment.home)
+    java = choose_java(variables, home / "java")
+    origin = ensure_jars(Path(environment.jars), java_home=java.home, variables=variables)
+    spark_conf = write_spark_conf(home / "spark", Path(environment.jars))
+    if say:
+        print(f"  java     {java.major} from {java.origin} ({java.home})")
+        print(f"  jars     seven Delta jars, {origin} ({environment.jars})")
+    return Tools(java=java, spark_conf=str(spark_conf))
+
+
+def main() -> int:
+    """Exit 0 when everything is there, 3 with a message when something is missing."""
+    try:
+        prepare(os.environ, say=True)
+        server = find_server(os.environ)
+        print(f"  redis    {server.path} (from {server.origin})")
+    except NightjarError as error:
+        print(f"error {type(error).__name__}: {error}", file=sys.stderr)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

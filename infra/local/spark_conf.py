@@ -1,0 +1,46 @@
+"""The one place with Spark's settings on one machine: a generated spark-defaults.conf.
+
+Every process that starts Spark finds it by SPARK_CONF_DIR; sessions are built without further settings. A cluster
+brings its own file.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from infra.local.jars import jar_paths
+
+
+def write_spark_conf(folder: Path, jars_folder: Path, *, driver_memory: str = "3g") -> Path:
+    """Write `folder`/spark-defaults.conf for the jars in `jars_folder`; returns `folder`, the SPARK_CONF_DIR."""
+    settings = {
+        # `spark-submit --master`, and so the connection spark_default, takes precedence
+        "spark.master": "local[*]",
+        "spark.jars": ",".join(str(path.absolute()) for path in jar_paths(jars_folder)),
+        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.ansi.enabled": "true",
+        "spark.sql.execution.arrow.pyspark.enabled": "true",
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.memory": driver_memory,
+        "spark.driver.extraJavaOptions": "-Duser.timezone=UTC",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.log.level": "WARN",
+        "spark.sql.warehouse.dir": str((folder / "warehouse").absolute()),
+        # One machine, small tables: a task costs more than the rows in it.
+        "spark.sql.shuffle.partitions": "4",
+        "spark.sql.sources.parallelPartitionDiscovery.parallelism": "4",
+        "spark.databricks.delta.snapshotPartitions": "2",
+    }
+    text = "# Written by infra/local/spark_conf.py; changes are lost.\n"
+    text += "".join(f"{name} {value}\n" for name, value in settings.items())
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "spark-defaults.conf"
+    partial = folder / f".spark-defaults.{os.getpid()}"
+    partial.write_text(text)
+    partial.replace(path)
+    return folder
