@@ -197,23 +197,18 @@ def unpack_session(record: bytes) -> SessionState:
         for _ in range(events):
             micros, type_index, hashed, size = _SESSION_EVENT.unpack_from(record, at)
             at += _SESSION_EVENT.size
-            state.events.append(SessionEvent(micros, EVENT_TYPE_ORDER[type_index], hashed, _text(record, at, size)))
+            state.events.append(
+                SessionEvent(micros, EVENT_TYPE_ORDER[type_index], hashed, record[at : at + size].decode("utf-8"))
+            )
             at += size
         for marks, count in ((state.bought, bought), (state.dismissed, dismissed)):
             for _ in range(count):
                 micros, size = _ITEM_MARK.unpack_from(record, at)
                 at += _ITEM_MARK.size
-                marks.append(ItemMark(micros, _text(record, at, size)))
+                marks.append(ItemMark(micros, record[at : at + size].decode("utf-8")))
                 at += size
     except (struct.error, IndexError, UnicodeDecodeError) as error:
         raise ContractError(f"a session record of {len(record)} bytes is cut short or damaged") from error
     if at != len(record):
         raise ContractError(f"a session record ends at byte {at}, got {len(record)} bytes")
     return state
-
-
-def _text(record: bytes, at: int, size: int) -> str:
-    raw = record[at : at + size]
-    if len(raw) != size:
-        raise IndexError(size)
-    return raw.decode("utf-8")
