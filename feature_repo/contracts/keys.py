@@ -87,6 +87,11 @@ def applied_key(partition: int, tenant: str = DEFAULT_TENANT) -> str:
     return f"{_prefix(tenant)}applied:{partition}"
 
 
+def speed_counters_key(tenant: str = DEFAULT_TENANT) -> str:
+    """Hash: counter name -> number, what the stream consumer did since this store was created. Never parsed back."""
+    return _prefix(tenant) + "speed:counters"
+
+
 # --- role `log`: streams -----------------------------------------------------------------------------------------
 
 
@@ -108,6 +113,16 @@ def dedup_key(partition: int, event_id: str, tenant: str = DEFAULT_TENANT) -> st
 def quarantine_stream_key(tenant: str = DEFAULT_TENANT) -> str:
     """Stream: events that the API rejected: fields `raw`, `reason`, `field`, `detail`."""
     return _prefix(tenant) + "{quarantine}"
+
+
+def dead_letter_stream_key(tenant: str = DEFAULT_TENANT) -> str:
+    """Stream: entries that the consumer could not apply: fields `stream`, `position`, `event`, `error`."""
+    return _prefix(tenant) + "{dead-letters}"
+
+
+def lease_key(name: str, tenant: str = DEFAULT_TENANT) -> str:
+    """String with TTL: the token of the one process that now holds a role such as `archiver`. Never parsed back."""
+    return f"{_prefix(tenant)}lease:{name}"
 
 
 def archived_key(stream: str) -> str:

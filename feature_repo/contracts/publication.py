@@ -8,6 +8,7 @@ Bundle, in `<publications>/<tenant>/<version>/`:
     manifest.json    `Manifest.to_json()`
     items.json       columns of equal length: item_number, item_id, title, category, price, currency, availability,
                      available_quantity, created_at, url, image_url, is_hidden. Numbers are ascending; gaps are allowed.
+                     A column expire_time (RFC 3339, null = never) may follow; serving leaves expired items out.
     neighbours.bin   magic NJN1, u32 n, u32 m; u32 offsets[n+1]; u32 neighbour numbers[m]; f32 similarities[m]
                      (row = item number; each row best first, ties by number)
     popular.json     {"all": L, "by_category": {category: L}, "by_region": {region: L}, "static": L} where L is
@@ -76,7 +77,7 @@ class Manifest:
     """What a version is made of. Times are RFC 3339 UTC texts; `as_of` is a day.
 
     `files` maps bundle file name to SHA-256 hex. `candidates_checksum` is `candidates_checksum(...)` over all users.
-    `volatile` (run ids, publication time) is not part of the hash.
+    `volatile` (run ids, and `published_at`, RFC 3339) is not part of the hash.
     """
 
     as_of: str
