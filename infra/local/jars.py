@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from feature_repo.contracts.errors import DependencyError
+from infra.local.trust_store import trust_options
 
 JARS_FROM = "NIGHTJAR_JARS_FROM"
 IVY_SETTINGS = "NIGHTJAR_IVY_SETTINGS"
@@ -155,7 +156,8 @@ def _fetch(staging: Path, java_home: str, variables: Mapping[str, str]) -> None:
     command = [str(submit), "--master", "local[1]"]
     for name, value in settings.items():
         command += ["--conf", f"{name}={value}"]
-    options = " ".join(filter(None, [variables.get("SPARK_SUBMIT_OPTS"), *proxy_options(variables)]))
+    given = [variables["SPARK_SUBMIT_OPTS"]] if variables.get("SPARK_SUBMIT_OPTS") else []
+    options = " ".join([*given, *proxy_options(variables), *trust_options(staging, variables)])
     child = {**variables, "JAVA_HOME": java_home, "PYSPARK_PYTHON": sys.executable, "SPARK_SUBMIT_OPTS": options}
     child.pop("SPARK_CONF_DIR", None)  # its spark.jars are the ones that are missing
     try:
