@@ -74,10 +74,15 @@ def pack_candidates(version: str, rows: Iterable[PackedCandidate], *, flags: int
         )
         for r in rows
     ]  # fmt: skip
-    if len(packed) > MAX_CANDIDATES:
-        raise ContractError(f"at most {MAX_CANDIDATES} candidates fit a record, got {len(packed)}")
+    return pack_candidates_header(version, len(packed), flags=flags) + b"".join(packed)
+
+
+def pack_candidates_header(version: str, count: int, *, flags: int = 0) -> bytes:
+    """The header of a record of `count` rows, for writers that pack the rows of many users at once."""
+    if count > MAX_CANDIDATES:
+        raise ContractError(f"at most {MAX_CANDIDATES} candidates fit a record, got {count}")
     days, manifest_hash = pack_version(version)
-    return _CANDIDATES_HEADER.pack(FORMAT_V1, flags, len(packed), days, manifest_hash) + b"".join(packed)
+    return _CANDIDATES_HEADER.pack(FORMAT_V1, flags, count, days, manifest_hash)
 
 
 def read_candidates_header(record: bytes) -> tuple[str, int, int]:

@@ -1,0 +1,427 @@
+"""Blue/green publication in Redis `online`: rows under version keys, a verified mark, one pointer.
+
+A version goes through: `announce` (its manifest enters the versions hash, unverified) -> `put_records` (from many
+processes at once) -> `verify` -> `mark_verified` -> `flip`. Only a verified version can be flipped or rolled back to.
+Everything can be repeated: a version's name is a hash of its content, so a second attempt writes the same bytes to the
+same keys. A version that never got verified (its run died and was not retried) is dropped by the next flip.
+
+No key of a version has a TTL, no value is written in two steps, and nothing here is a script on the server.
+Light at import: redis and the contracts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import redis
+from redis.backoff import ConstantBackoff
+from redis.client import Pipeline
+from redis.exceptions import RedisError, ResponseError, WatchError
+from redis.retry import Retry
+
+from feature_repo.contracts.errors import ContractError, DataError, DependencyError, nearest
+from feature_repo.contracts.keys import (
+    DEFAULT_TENANT,
+    candidates_key,
+    candidates_prefix,
+    pointer_key,
+    previous_pointer_key,
+    versions_key,
+)
+from feature_repo.contracts.packing import CANDIDATE_ROW, CANDIDATES_HEADER_BYTES, read_candidates_header
+from feature_repo.contracts.publication import (
+    WARM_VERSIONS,
+    Manifest,
+    candidates_checksum,
+    parse_version,
+    record_digest,
+)
+from feature_repo.contracts.times import format_timestamp
+
+PIPELINE_RECORDS = 500
+"""Records in one write to the socket: more saves round trips and delays the requests of others behind it."""
+
+_SCAN_COUNT = 1_000
+_POINTER_ATTEMPTS = 10
+_EXAMPLES = 3
+
+T = TypeVar("T")
+
+
+class Version(NamedTuple):
+    """One version in Redis. `verified_at` is None while it is being published, or when its last check failed."""
+
+    version: str
+    manifest: Manifest
+    verified_at: str | None
+    is_served: bool
+    is_previous: bool
+
+
+class Flip(NamedTuple):
+    """What a flip or a rollback did: the version now served, the one served before it (None on the first night),
+    the versions dropped because nothing can return to them any more."""
+
+    served: str
+    previous: str | None
+    dropped: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Verification:
+    """What `verify` found. `differences` is empty when the version is whole."""
+
+    version: str
+    record_count: int = 0
+    row_count: int = 0
+    checksum: str = ""
+    differences: list[str] = field(default_factory=list)
+
+
+def candidates_digest(user_id: str, record: bytes) -> int:
+    """`record_digest` of a packed record, which covers the flags byte and the rows.
+
+    The rest of the header (format, count, version) stays out: the version depends on this digest, and the count
+    follows from the rows.
+    """
+    return record_digest(user_id, record[1:2] + record[CANDIDATES_HEADER_BYTES:])
+
+
+def shown_url(url: str) -> str:
+    """A Redis URL fit for messages: without user and password."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+class Publication:
+    """The versions of one tenant in Redis `online`. Every method raises DependencyError when Redis does not answer."""
+
+    def __init__(self, redis_url: str, tenant: str = DEFAULT_TENANT) -> None:
+        self.tenant = tenant
+        self._shown = shown_url(redis_url)
+        try:
+            self._redis = redis.Redis.from_url(
+                redis_url,
+                socket_connect_timeout=2,
+                socket_timeout=30,
+                retry=Retry(ConstantBackoff(0.05), 2),
+            )
+        except ValueError as error:
+            raise DataError(f"not a Redis URL: {self._shown!r} ({error})", field="redis_online_url") from error
+
+    # --- publishing ----------------------------------------------------------------------------------------------
+
+    def announce(self, manifest: Manifest) -> str:
+        """Put the manifest among the versions; returns the version.
+
+        A version that is already there keeps its verified mark: the bytes that follow are the ones it has.
+        """
+        version = manifest.version()
+
+        def change(pipe: Pipeline) -> str:
+            stored = pipe.hget(versions_key(self.tenant), version)
+            pipe.multi()
+            mark = _manifest(version, stored).volatile.get("verified_at") if stored else None
+            self._store(pipe, version, _marked(manifest, mark))
+            return version
+
+        return self._transaction(change)
+
+    def put_records(self, version: str, records: Iterable[tuple[str, bytes]]) -> int:
+        """SET each user's whole packed record under its version key; returns how many. Order does not matter."""
+        parse_version(version)
+        count = 0
+        remaining = iter(records)
+        with self._answering():
+            while chunk := list(islice(remaining, PIPELINE_RECORDS)):
+                pipe = self._redis.pipeline(transaction=False)
+                for user_id, record in chunk:
+                    pipe.set(candidates_key(version, user_id, self.tenant), record)
+                pipe.execute()
+                count += len(chunk)
+        return count
+
+    def verify(self, version: str, user_ids: Iterable[str]) -> Verification:
+        """Read back every record of `user_ids` (each user once) and compare with the manifest.
+
+        Checks: every record is there, whole, of this version, ordered (score downwards, then item number upwards),
+        finite; as many as the manifest says and no others under the version's prefix; the same checksum.
+        Raises DataError when the version was never announced.
+        """
+        manifest = self.manifest(version)
+        found = Verification(version)
+        digest_sum = 0
+        faults: dict[str, list[str]] = {}
+        for user_id, record in self._read_records(version, user_ids):
+            if record is None:
+                faults.setdefault("no record", []).append(user_id)
+                continue
+            found.record_count += 1
+            fault, rows = _record_fault(version, record)
+            found.row_count += rows
+            if fault is not None:
+                faults.setdefault(fault, []).append(user_id)
+            digest_sum += candidates_digest(user_id, record)
+        found.checksum = candidates_checksum([digest_sum])
+        for fault, users in sorted(faults.items()):
+            shown = ", ".join(repr(u) for u in users[:_EXAMPLES]) + (", ..." if len(users) > _EXAMPLES else "")
+            found.differences.append(f"{fault}: {len(users):,} users ({shown})")
+        if found.record_count != manifest.user_count:
+            found.differences.append(
+                f"records: found {found.record_count:,}, the manifest says {manifest.user_count:,}"
+            )
+        stored = len(set(self._scan(version)))
+        if stored != manifest.user_count:
+            found.differences.append(f"keys: found {stored:,}, the manifest says {manifest.user_count:,}")
+        if found.checksum != manifest.candidates_checksum:
+            found.differences.append(
+                f"checksum: found {found.checksum}, the manifest says {manifest.candidates_checksum}"
+            )
+        return found
+
+    def mark_verified(self, version: str, *, at: datetime | None) -> None:
+        """Set the verified mark, or take it away (`at` None: the check failed, nothing may flip to it)."""
+
+        def change(pipe: Pipeline) -> None:
+            stored = pipe.hget(versions_key(self.tenant), version)
+            pipe.multi()
+            if stored is None:
+                raise self._unknown(version)
+            mark = None if at is None else format_timestamp(at)
+            self._store(pipe, version, _marked(_manifest(version, stored), mark))
+
+        self._transaction(change)
+
+    # --- the pointer ---------------------------------------------------------------------------------------------
+
+    def flip(self, version: str) -> Flip:
+        """Serve `version`; what was served becomes the previous version. Then drop what nothing can return to.
+
+        Kept: the served version, the previous one, and of the other verified ones the last published, up to
+        WARM_VERSIONS in all; and a version that is being published for a later day. Flipping to the served version
+        changes no pointer. Raises DataError when the version is unknown or not verified.
+        """
+
+        def change(pipe: Pipeline) -> Flip:
+            served, previous, versions = self._read_state(pipe)
+            self._require_verified(version, versions)
+            if served != version:
+                previous = served
+            dropped = _droppable(versions, version, previous)
+            pipe.multi()
+            for gone in dropped:
+                self._store(pipe, gone, _marked(versions[gone], None))
+            self._point(pipe, version, previous)
+            return Flip(version, previous, tuple(dropped))
+
+        done = self._transaction(change)
+        for gone in done.dropped:
+            self._drop(gone)
+        return done
+
+    def rollback(self, version: str | None = None) -> Flip:
+        """Serve the previous version, or the one named. Nothing is copied or dropped; repeating it returns.
+
+        Raises DataError when there is nothing to return to, or the version is unknown, unverified or already served.
+        """
+
+        def change(pipe: Pipeline) -> Flip:
+            served, previous, versions = self._read_state(pipe)
+            target = version or previous
+            if target is None:
+                raise DataError("nothing to roll back to: no version was served before this one", field="version")
+            self._require_verified(target, versions)
+            if target == served:
+                raise DataError(f"version {target} is already served", field="version")
+            pipe.multi()
+            self._point(pipe, target, served)
+            return Flip(target, served)
+
+        return self._transaction(change)
+
+    def served_version(self) -> str | None:
+        """The pointer; None before the first flip."""
+        with self._answering():
+            return _text(self._redis.get(pointer_key(self.tenant)))
+
+    def previous_version(self) -> str | None:
+        """The version that a bare rollback returns to; None before the second flip."""
+        with self._answering():
+            return _text(self._redis.get(previous_pointer_key(self.tenant)))
+
+    def manifest(self, version: str) -> Manifest:
+        """The manifest of an announced version. Raises DataError naming the nearest one when it is unknown."""
+        with self._answering():
+            stored = self._redis.hget(versions_key(self.tenant), version)
+        if stored is None:
+            raise self._unknown(version)
+        return _manifest(version, stored)
+
+    def list_versions(self) -> list[Version]:
+        """Every version in Redis, newest publication first; ties by name, downwards."""
+        with self._answering(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.get(pointer_key(self.tenant))
+            pipe.get(previous_pointer_key(self.tenant))
+            pipe.hgetall(versions_key(self.tenant))
+            served, previous, stored = pipe.execute()
+        versions = _manifests(stored)
+        return [
+            Version(
+                name,
+                versions[name],
+                versions[name].volatile.get("verified_at"),
+                name == _text(served),
+                name == _text(previous),
+            )
+            for name in sorted(versions, key=lambda v: _published_order(v, versions[v]), reverse=True)
+        ]
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _read_state(self, pipe: Pipeline) -> tuple[str | None, str | None, dict[str, Manifest]]:
+        served = _text(pipe.get(pointer_key(self.tenant)))
+        previous = _text(pipe.get(previous_pointer_key(self.tenant)))
+        return served, previous, _manifests(pipe.hgetall(versions_key(self.tenant)))
+
+    def _point(self, pipe: Pipeline, served: str, previous: str | None) -> None:
+        pipe.set(pointer_key(self.tenant), served)
+        if previous is not None:
+            pipe.set(previous_pointer_key(self.tenant), previous)
+
+    def _store(self, pipe: Pipeline, version: str, manifest: Manifest) -> None:
+        pipe.hset(versions_key(self.tenant), version, manifest.to_json())
+
+    def _require_verified(self, version: str, versions: dict[str, Manifest]) -> None:
+        if version not in versions:
+            raise DataError(
+                f"no version {version!r} in Redis{nearest(version, versions)}; "
+                f"there are {', '.join(sorted(versions)) or 'none'}",
+                field="version",
+            )
+        if versions[version].volatile.get("verified_at") is None:
+            raise DataError(f"version {version} is not verified: it cannot be served", field="version")
+
+    def _unknown(self, version: str) -> DataError:
+        names = [v.version for v in self.list_versions()]
+        known = ", ".join(names) or "none"
+        return DataError(
+            f"no version {version!r} in Redis{nearest(version, names)}; there are {known}", field="version"
+        )
+
+    def _drop(self, version: str) -> None:
+        """Rows first, then the manifest, so that a drop that dies halfway is found and finished by the next flip."""
+        with self._answering():
+            keys = self._scan(version)
+            while chunk := list(islice(keys, PIPELINE_RECORDS)):
+                pipe = self._redis.pipeline(transaction=False)
+                for key in chunk:
+                    pipe.unlink(key)
+                pipe.execute()
+            self._redis.hdel(versions_key(self.tenant), version)
+
+    def _scan(self, version: str) -> Iterator[bytes]:
+        """Every record key of a version; SCAN may repeat some."""
+        pattern = candidates_prefix(version, self.tenant) + "*"
+        with self._answering():
+            yield from self._redis.scan_iter(match=pattern, count=_SCAN_COUNT)
+
+    def _read_records(self, version: str, user_ids: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
+        remaining = iter(user_ids)
+        while chunk := list(islice(remaining, PIPELINE_RECORDS)):
+            with self._answering():
+                pipe = self._redis.pipeline(transaction=False)
+                for user_id in chunk:
+                    pipe.get(candidates_key(version, user_id, self.tenant))
+                records = pipe.execute()
+            yield from zip(chunk, records, strict=True)
+
+    def _transaction(self, change: Callable[[Pipeline], T]) -> T:
+        """WATCH the pointers and the versions, let `change` read, call `multi()` and queue writes; EXEC; again when
+        somebody else changed them meanwhile."""
+        with self._answering(), self._redis.pipeline(transaction=True) as pipe:
+            for _ in range(_POINTER_ATTEMPTS):
+                try:
+                    pipe.watch(pointer_key(self.tenant), previous_pointer_key(self.tenant), versions_key(self.tenant))
+                    result = change(pipe)
+                    pipe.execute()
+                    return result
+                except WatchError:
+                    continue
+        raise DependencyError(f"the pointer at {self._shown} kept moving: {_POINTER_ATTEMPTS} attempts in vain")
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except WatchError:
+            raise
+        except ResponseError as error:
+            raise DependencyError(f"Redis (role online) at {self._shown} refused: {error}") from error
+        except RedisError as error:
+            raise DependencyError(
+                f"Redis (role online) at {self._shown} does not answer ({error}); start the stack with `nightjar up`"
+            ) from error
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else value.decode()
+
+
+def _manifest(version: str, stored: Any) -> Manifest:
+    manifest = Manifest.from_json(stored)
+    if manifest.version() != version:
+        raise ContractError(f"the manifest stored for {version} describes {manifest.version()}")
+    return manifest
+
+
+def _manifests(stored: Any) -> dict[str, Manifest]:
+    return {name.decode(): _manifest(name.decode(), text) for name, text in stored.items()}
+
+
+def _marked(manifest: Manifest, verified_at: str | None) -> Manifest:
+    return replace(manifest, volatile={**manifest.volatile, "verified_at": verified_at})
+
+
+def _published_order(version: str, manifest: Manifest) -> tuple[str, str]:
+    return str(manifest.volatile.get("published_at") or ""), version
+
+
+def _droppable(versions: dict[str, Manifest], served: str, previous: str | None) -> list[str]:
+    """Verified versions beyond the warm ones, and unverified ones of the served day or before; sorted."""
+    kept = {served, previous}
+    others = [v for v in versions if v not in kept]
+    verified = [v for v in others if versions[v].volatile.get("verified_at") is not None]
+    verified.sort(key=lambda v: _published_order(v, versions[v]), reverse=True)
+    spare = max(0, WARM_VERSIONS - len(kept - {None}))
+    abandoned = [
+        v
+        for v in others
+        if versions[v].volatile.get("verified_at") is None and parse_version(v)[0] <= parse_version(served)[0]
+    ]
+    return sorted(verified[spare:] + abandoned)
+
+
+def _record_fault(version: str, record: bytes) -> tuple[str | None, int]:
+    """(what is wrong with a record, or None; its row count)."""
+    try:
+        found, _, count = read_candidates_header(record)
+    except ContractError:
+        return "damaged record", 0
+    if found != version:
+        return f"record of version {found}", count
+    rows = [(-score, number) for number, score, *_ in CANDIDATE_ROW.iter_unpack(record[CANDIDATES_HEADER_BYTES:])]
+    if not all(math.isfinite(negated) for negated, _ in rows):
+        return "score not finite", count
+    if rows != sorted(rows):
+        return "rows out of order", count
+    if len({number for _, number in rows}) != count:
+        return "item listed twice", count
+    return None, count
