@@ -1,0 +1,133 @@
+"""Loads the bundle of one version from disk into a `Catalogue`; every file must match the SHA-256 of the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from feature_repo.contracts.errors import ContractError, DataError, DependencyError
+from feature_repo.contracts.keys import check_tenant
+from feature_repo.contracts.publication import (
+    BUNDLE_FILES,
+    ITEMS_FILE,
+    MANIFEST_FILE,
+    NEIGHBOURS_FILE,
+    POPULAR_FILE,
+    Manifest,
+    parse_version,
+    unpack_neighbours,
+)
+from feature_repo.contracts.times import parse_timestamp, start_of_day, to_micros
+from serving.pipeline.catalogue import Catalogue, PopularList
+
+_CHUNK = 1 << 20
+
+
+def load_catalogue(publications: str, version: str, *, tenant: str) -> Catalogue:
+    """The catalogue of `<publications>/<tenant>/<version>/`.
+
+    Raises DependencyError when the folder cannot be read, ContractError when a file is damaged or the manifest belongs
+    to another version. Blocking and slow (reads and hashes every byte): call it off the event loop.
+    """
+    as_of, _ = parse_version(version)
+    folder = Path(publications) / check_tenant(tenant) / version
+    try:
+        manifest = Manifest.from_json((folder / MANIFEST_FILE).read_bytes())
+        if manifest.version() != version:
+            raise ContractError(f"the manifest in {folder} describes {manifest.version()}")
+        for name in BUNDLE_FILES:
+            _check_hash(folder / name, manifest.files.get(name))
+        columns = orjson.loads((folder / ITEMS_FILE).read_bytes())
+        popular = orjson.loads((folder / POPULAR_FILE).read_bytes())
+        memory = _memory_map(folder / NEIGHBOURS_FILE)
+    except OSError as error:
+        raise DependencyError(f"cannot read the bundle of version {version}: {error}") from error
+    except json.JSONDecodeError as error:
+        raise ContractError(f"a file of the bundle {folder} is not JSON: {error}") from error
+    offsets, numbers, similarities = unpack_neighbours(memory)
+    try:
+        items = _item_columns(columns)
+        return Catalogue(
+            version=version,
+            manifest=manifest,
+            **items,
+            neighbour_offsets=offsets,
+            neighbour_numbers=numbers,
+            similarities=similarities,
+            popular=_popular(popular["all"]),
+            popular_by_category={name: _popular(rows) for name, rows in popular["by_category"].items()},
+            popular_by_region={name: _popular(rows) for name, rows in popular["by_region"].items()},
+            static=_popular(popular["static"]),
+            as_of_micros=to_micros(start_of_day(as_of)),
+            published_micros=_micros(manifest.volatile.get("published_at")),
+            last_event_micros=_micros(manifest.last_event_at),
+            memory=(memory,),
+        )
+    except (KeyError, TypeError, ValueError, DataError) as error:
+        raise ContractError(f"the bundle {folder} does not follow its format: {error!r}") from error
+
+
+def _check_hash(path: Path, expected: str | None) -> None:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    if digest.hexdigest() != expected:
+        raise ContractError(f"{path} has SHA-256 {digest.hexdigest()[:12]}, its manifest says {str(expected)[:12]}")
+
+
+def _memory_map(path: Path) -> memoryview:
+    with open(path, "rb") as stream:
+        if path.stat().st_size == 0:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _item_columns(columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Columns of items.json as lists indexed by item number."""
+    size = max(columns["item_number"], default=-1) + 1
+    item_ids: list[str | None] = [None] * size
+    attributes: list[dict[str, Any] | None] = [None] * size
+    refusals: list[str | None] = ["not_in_bundle"] * size
+    expire_micros: dict[int, int] = {}
+    names = ("item_number", "item_id", "title", "category", "price", "availability", "available_quantity", "is_hidden")
+    expire_times = columns.get("expire_time") or [None] * len(columns["item_number"])
+    for row in zip(*(columns[name] for name in names), expire_times, strict=True):
+        number, item_id, title, category, price, availability, quantity, is_hidden, expire_time = row
+        item_ids[number] = item_id
+        attributes[number] = {"title": title, "category": category, "price": price}
+        refusals[number] = _refusal(availability, quantity, is_hidden)
+        if expire_time is not None:
+            expire_micros[number] = to_micros(parse_timestamp(expire_time))
+    return {
+        "item_ids": item_ids,
+        "numbers": {item_id: number for number, item_id in enumerate(item_ids) if item_id is not None},
+        "attributes": attributes,
+        "refusals": refusals,
+        "expire_micros": expire_micros,
+    }
+
+
+def _refusal(availability: str | None, quantity: int | None, is_hidden: bool | None) -> str | None:
+    """Pre-order and back-order may be shown with no stock; an unknown availability or quantity counts as available."""
+    if is_hidden:
+        return "hidden"
+    if availability == "OUT_OF_STOCK":
+        return "out_of_stock"
+    if availability in (None, "IN_STOCK") and quantity is not None and quantity <= 0:
+        return "out_of_stock"
+    return None
+
+
+def _popular(rows: Sequence[Sequence[Any]]) -> PopularList:
+    return [(int(number), float(score)) for number, score in rows]
+
+
+def _micros(text: str | None) -> int | None:
+    return None if text is None else to_micros(parse_timestamp(text))

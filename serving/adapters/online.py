@@ -1,0 +1,158 @@
+"""The online store: what a request needs to know of a person, in one round trip."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from feature_repo.contracts.errors import DependencyError
+from feature_repo.contracts.events import subject_key
+from feature_repo.contracts.keys import candidates_key, pointer_key, session_key, speed_counters_key
+from serving.adapters.feast_online import (
+    SEGMENT_FEATURE,
+    USER_JOIN_KEY,
+    USER_VIEW,
+    entity_key,
+    feature_field,
+    timestamp_field,
+)
+
+SEGMENT_FIELD = feature_field(USER_VIEW, SEGMENT_FEATURE)
+SEGMENT_TIME_FIELD = timestamp_field(USER_VIEW)
+
+
+class OnlineRecords(NamedTuple):
+    """One read. Everything as stored; None for what does not exist or was not asked for.
+
+    `pointer` is the version now published; `candidates` belongs to the version that was asked for.
+    """
+
+    pointer: str | None
+    candidates: bytes | None = None
+    session: bytes | None = None
+    segment: bytes | None = None
+    segment_time: bytes | None = None
+
+
+class OnlineStore(Protocol):
+    """Raises DependencyError when the store does not answer in time."""
+
+    async def read(self, *, version: str | None, user_id: str | None, anonymous_id: str | None) -> OnlineRecords:
+        """Pointer, the user's candidates in `version`, the subject's session record and the user's segment feature.
+
+        Without a user there are no candidates and no segment; without anybody only the pointer is read.
+        """
+
+    async def counters(self) -> Mapping[str, int]:
+        """What the stream consumer counted."""
+
+    async def close(self) -> None:
+        """Give the connections back."""
+
+
+class RedisOnlineStore:
+    """Redis role `online`."""
+
+    def __init__(self, url: str, *, tenant: str, timeout_seconds: float, max_connections: int) -> None:
+        self._tenant = tenant
+        self._timeout = timeout_seconds
+        self._pointer_key = pointer_key(tenant)
+        self._redis = redis.asyncio.Redis(
+            connection_pool=redis.asyncio.BlockingConnectionPool.from_url(
+                url,
+                max_connections=max_connections,
+                timeout=timeout_seconds,
+                socket_timeout=timeout_seconds,
+                socket_connect_timeout=timeout_seconds,
+                # An idle connection may have been closed by a restart of the server: one more try, on a new one.
+                retry=Retry(NoBackoff(), 1),
+            )
+        )
+
+    async def read(self, *, version: str | None, user_id: str | None, anonymous_id: str | None) -> OnlineRecords:
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.get(self._pointer_key)
+        has_candidates = version is not None and user_id is not None
+        has_session = user_id is not None or anonymous_id is not None
+        if has_candidates:
+            assert version is not None and user_id is not None
+            pipe.get(candidates_key(version, user_id, self._tenant))
+        if has_session:
+            pipe.get(session_key(subject_key(user_id, anonymous_id), self._tenant))
+        if user_id is not None:
+            pipe.hmget(entity_key(USER_JOIN_KEY, user_id), [SEGMENT_FIELD, SEGMENT_TIME_FIELD])
+        try:
+            async with asyncio.timeout(2 * self._timeout):
+                values = iter(await pipe.execute())
+        except (RedisError, OSError, TimeoutError) as error:
+            raise DependencyError(f"the online store does not answer: {type(error).__name__}") from error
+        pointer = next(values)
+        candidates = next(values) if has_candidates else None
+        session = next(values) if has_session else None
+        segment, segment_time = next(values) if user_id is not None else (None, None)
+        return OnlineRecords(pointer.decode() if pointer else None, candidates, session, segment, segment_time)
+
+    async def counters(self) -> Mapping[str, int]:
+        try:
+            async with asyncio.timeout(2 * self._timeout):
+                found = await self._redis.hgetall(speed_counters_key(self._tenant))
+        except (RedisError, OSError, TimeoutError) as error:
+            raise DependencyError(f"the online store does not answer: {type(error).__name__}") from error
+        return {name.decode(): int(count) for name, count in found.items()}
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+        await self._redis.connection_pool.disconnect()
+
+
+class MemoryOnlineStore:
+    """The twin for tests and for trying things out: two dicts that have the layout of Redis.
+
+    `is_down` makes every call raise; `reads` counts round trips.
+    """
+
+    def __init__(self, *, tenant: str) -> None:
+        self._tenant = tenant
+        self.strings: dict[str, bytes] = {}
+        self.hashes: dict[bytes | str, dict[bytes, bytes]] = {}
+        self.is_down = False
+        self.reads = 0
+
+    async def read(self, *, version: str | None, user_id: str | None, anonymous_id: str | None) -> OnlineRecords:
+        self._check()
+        self.reads += 1
+        pointer = self.strings.get(pointer_key(self._tenant))
+        candidates = session = None
+        features: Mapping[bytes, bytes] = {}
+        if version is not None and user_id is not None:
+            candidates = self.strings.get(candidates_key(version, user_id, self._tenant))
+        if user_id is not None or anonymous_id is not None:
+            session = self.strings.get(session_key(subject_key(user_id, anonymous_id), self._tenant))
+        if user_id is not None:
+            features = self.hashes.get(entity_key(USER_JOIN_KEY, user_id), {})
+        return OnlineRecords(
+            pointer.decode() if pointer else None,
+            candidates,
+            session,
+            features.get(SEGMENT_FIELD),
+            features.get(SEGMENT_TIME_FIELD),
+        )
+
+    async def counters(self) -> Mapping[str, int]:
+        self._check()
+        return {
+            name.decode(): int(count) for name, count in self.hashes.get(speed_counters_key(self._tenant), {}).items()
+        }
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+    def _check(self) -> None:
+        if self.is_down:
+            raise DependencyError("the online store does not answer: it is set to be down")

@@ -1,0 +1,73 @@
+"""The versions that a serving process holds in memory: the one it serves and those it may have to return to."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from feature_repo.contracts.errors import NightjarError
+from feature_repo.contracts.publication import WARM_VERSIONS
+from serving.pipeline.catalogue import Catalogue
+
+RETRY_SECONDS = 2.0
+"""A version that could not be loaded is not tried again sooner, so a broken bundle costs nothing per request."""
+
+
+class VersionShelf:
+    """Loads versions off the event loop, once each however many requests ask, and keeps the last `keep` of them."""
+
+    def __init__(
+        self,
+        load: Callable[[str], Catalogue],
+        *,
+        keep: int = WARM_VERSIONS,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._load = load
+        self._keep = keep
+        self._timer = timer
+        self._shelf: OrderedDict[str, Catalogue] = OrderedDict()
+        self._loading: dict[str, asyncio.Task[Catalogue]] = {}
+        self._failed: dict[str, tuple[float, NightjarError]] = {}
+        self.current: Catalogue | None = None
+
+    def versions(self) -> list[str]:
+        """What is held, least recently used first."""
+        return list(self._shelf)
+
+    async def switch_to(self, version: str) -> Catalogue:
+        """Make `version` the current one and return it. Raises what loading it raised, and then the current one stays.
+
+        A caller that is cancelled does not stop the loading: the next one finds it done.
+        """
+        catalogue = self._shelf.get(version)
+        if catalogue is None:
+            catalogue = await self._loaded(version)
+        self._shelf[version] = catalogue
+        self._shelf.move_to_end(version)
+        while len(self._shelf) > self._keep:
+            self._shelf.popitem(last=False)
+        self.current = catalogue
+        return catalogue
+
+    async def _loaded(self, version: str) -> Catalogue:
+        if version in self._failed:
+            tried_at, error = self._failed[version]
+            if self._timer() - tried_at < RETRY_SECONDS:
+                raise error
+        if version not in self._loading:
+            self._loading[version] = asyncio.create_task(asyncio.to_thread(self._load, version))
+        try:
+            catalogue = await asyncio.shield(self._loading[version])
+        except NightjarError as error:
+            self._failed[version] = (self._timer(), error)
+            raise
+        finally:
+            if version in self._loading and self._loading[version].done():
+                del self._loading[version]
+        self._failed.pop(version, None)
+        gc.freeze()
+        return catalogue

@@ -1,0 +1,88 @@
+"""One published version as it lies in a serving process: item facts, neighbours and popular lists, read-only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from feature_repo.contracts.publication import Manifest
+
+CATEGORY_SEPARATOR = " > "
+
+PopularList = Sequence[tuple[int, float]]
+"""(item number, score), best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """Everything the pipeline knows of one version. Columns are indexed by item number; a number without an item has
+    None in `item_ids`.
+
+    attributes         {"title", "category", "price"} of each item, as answered
+    refusals           why an item may not be shown (`out_of_stock`, `hidden`, `not_in_bundle`), or None
+    expire_micros      only items that expire: number -> event time in microseconds since 1970
+    neighbour_offsets, neighbour_numbers, similarities  `publication.unpack_neighbours`; may be memory maps
+    published_micros, last_event_micros  None when the manifest does not say
+    """
+
+    version: str
+    manifest: Manifest
+    item_ids: Sequence[str | None]
+    numbers: Mapping[str, int]
+    attributes: Sequence[Mapping[str, Any] | None]
+    refusals: Sequence[str | None]
+    expire_micros: Mapping[int, int]
+    neighbour_offsets: Sequence[int]
+    neighbour_numbers: Sequence[int]
+    similarities: Sequence[float]
+    popular: PopularList
+    popular_by_category: Mapping[str, PopularList]
+    popular_by_region: Mapping[str, PopularList]
+    static: PopularList
+    as_of_micros: int
+    published_micros: int | None = None
+    last_event_micros: int | None = None
+    memory: Sequence[Any] = field(default=(), repr=False)
+    """Keeps alive what the views above look into (the memory map)."""
+
+    def neighbours(self, item_number: int) -> list[tuple[int, float]]:
+        """(neighbour number, similarity), best first; empty for an item without a row."""
+        if not 0 <= item_number < len(self.neighbour_offsets) - 1:
+            return []
+        start, end = self.neighbour_offsets[item_number], self.neighbour_offsets[item_number + 1]
+        return list(zip(self.neighbour_numbers[start:end], self.similarities[start:end], strict=True))
+
+    def item_id(self, item_number: int) -> str:
+        """The id of an item that is in the bundle."""
+        item_id = self.item_ids[item_number]
+        assert item_id is not None
+        return item_id
+
+    def title(self, item_number: int) -> str:
+        """The title, or the id of an item that has none."""
+        facts = self.attributes[item_number] or {}
+        return str(facts.get("title") or self.item_id(item_number))
+
+    def category(self, item_number: int) -> str | None:
+        """The category path, or None."""
+        category = (self.attributes[item_number] or {}).get("category")
+        return str(category) if category else None
+
+    def refusal(self, item_number: int, now_micros: int) -> str | None:
+        """Why the item may not be shown to anybody now, or None."""
+        if not 0 <= item_number < len(self.refusals):
+            return "not_in_bundle"
+        refusal = self.refusals[item_number]
+        if refusal is None and self.expire_micros and self.expire_micros.get(item_number, now_micros + 1) <= now_micros:
+            return "expired"
+        return refusal
+
+    def popular_in_category(self, category: str | None) -> tuple[str, PopularList] | None:
+        """The list of `category` or of its nearest ancestor that has one, with that one's name."""
+        path = category or ""
+        while path:
+            if path in self.popular_by_category:
+                return path, self.popular_by_category[path]
+            path = path.rpartition(CATEGORY_SEPARATOR)[0]
+        return None

@@ -1,0 +1,99 @@
+"""The session's say: its last events vote, through item neighbours, for what should come next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from feature_repo.contracts.events import DISMISSING_TYPES, SESSION_VOTE_WEIGHTS
+from feature_repo.contracts.packing import SessionEvent, Source
+from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.identify import MICROS
+from serving.pipeline.values import Candidate, ScoredCandidate, Tuning
+
+
+class Ballot(NamedTuple):
+    """One event's votes: its weight after decay, and the similarity of each neighbour of its item."""
+
+    event: SessionEvent
+    item_number: int
+    weight: float
+    similarities: Mapping[int, float]
+
+
+def session_ballots(
+    session: Sequence[SessionEvent], catalogue: Catalogue, tuning: Tuning, *, silenced: frozenset[int] = frozenset()
+) -> list[Ballot]:
+    """The ballots of the last `tuning.session_events` voting events of a session (oldest first), newest first.
+
+    weight = SESSION_VOTE_WEIGHTS[type] x position_decay^position x 0.5^(age / half_life), where the newest voting event
+    has position 0 and age is counted back from it, so a slate does not change while nothing happens. Events of other
+    types, on items without neighbours, or on `silenced` items (dismissed ones) do not vote and take no position.
+    """
+    ballots: list[Ballot] = []
+    newest = 0
+    for event in reversed(session):
+        type_weight = SESSION_VOTE_WEIGHTS.get(event.event_type)
+        number = catalogue.numbers.get(event.item_id)
+        if type_weight is None or number is None or number in silenced:
+            continue
+        neighbours = catalogue.neighbours(number)
+        if not neighbours:
+            continue
+        newest = newest or event.micros
+        age_seconds = (newest - event.micros) / MICROS
+        decay = tuning.position_decay ** len(ballots) * 0.5 ** (age_seconds / tuning.half_life_seconds)
+        ballots.append(Ballot(event, number, type_weight * decay, dict(neighbours)))
+        if len(ballots) == tuning.session_events:
+            break
+    return ballots
+
+
+def silenced_items(session: Sequence[SessionEvent], dismissed: Sequence[str], catalogue: Catalogue) -> frozenset[int]:
+    """Numbers of the items that the person said no to: their neighbours get no vote from them."""
+    said_no = {e.item_id for e in session if e.event_type in DISMISSING_TYPES}.union(dismissed)
+    return frozenset(catalogue.numbers[item_id] for item_id in said_no if item_id in catalogue.numbers)
+
+
+def count_votes(ballots: Sequence[Ballot], admits: Callable[[int], bool]) -> dict[int, float]:
+    """Votes of the eligible items, in [0, 1]: the sum of weight x similarity, divided by the largest such sum.
+
+    Only items with a positive sum are in it. Items that may not be shown neither appear nor set the scale.
+    """
+    sums: dict[int, float] = {}
+    for ballot in ballots:
+        for number, similarity in ballot.similarities.items():
+            sums[number] = sums.get(number, 0.0) + ballot.weight * similarity
+    eligible = {number: total for number, total in sums.items() if total > 0 and admits(number)}
+    top = max(eligible.values(), default=1.0)
+    return {number: total / top for number, total in eligible.items()}
+
+
+def effective_weight(ballots: Sequence[Ballot], tuning: Tuning) -> float:
+    """How loud this session is: session_weight x W / (W + 1), W = sum of its ballots' weights.
+
+    One click speaks at half of the full weight, three at nearly three quarters; without a ballot it is 0.
+    """
+    total = sum(ballot.weight for ballot in ballots)
+    return tuning.session_weight * total / (total + 1)
+
+
+def score_candidates(
+    pool: Mapping[int, Candidate], votes: Mapping[int, float], weight: float, catalogue: Catalogue
+) -> list[ScoredCandidate]:
+    """Every candidate of the pool, and every voted item that was not in it, with score (base + weight x vote) /
+    (1 + weight). With weight 0 the score is the base score itself."""
+    scored = [
+        ScoredCandidate(
+            candidate,
+            catalogue.item_id(number),
+            (candidate.base + weight * (vote := votes.get(number, 0.0))) / (1 + weight),
+            vote,
+        )
+        for number, candidate in pool.items()
+    ]
+    for number, vote in votes.items():
+        if number not in pool:
+            newcomer = Candidate(number, 0.0, Source.SESSION, None, None)
+            scored.append(ScoredCandidate(newcomer, catalogue.item_id(number), weight * vote / (1 + weight), vote))
+    return scored

@@ -1,0 +1,150 @@
+"""A slate from beginning to end: identify, consent, candidates, filter, score, order, explain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from feature_repo.contracts.packing import SessionState
+from serving.pipeline.candidates import fill_candidates, ladder
+from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.consent import allows_personalization
+from serving.pipeline.explain import explain_slate
+from serving.pipeline.filters import SlateFilter, personal_exclusions
+from serving.pipeline.identify import session_events
+from serving.pipeline.order import order_candidates
+from serving.pipeline.score import (
+    count_votes,
+    effective_weight,
+    score_candidates,
+    session_ballots,
+    silenced_items,
+)
+from serving.pipeline.values import (
+    Person,
+    RungReport,
+    ScoredCandidate,
+    Slate,
+    SlateItem,
+    SlateRequest,
+    Tuning,
+)
+
+
+class StageClock:
+    """Microseconds spent in each stage, by a monotonic nanosecond timer that is passed in."""
+
+    def __init__(self, timer: Callable[[], int]) -> None:
+        self._timer = timer
+        self._last = timer()
+        self.micros: dict[str, int] = {}
+
+    def done(self, stage: str) -> None:
+        """The stage that ran since the last call is over."""
+        now = self._timer()
+        self.micros[stage] = (now - self._last) // 1000
+        self._last = now
+
+
+def build_slate(
+    request: SlateRequest,
+    person: Person,
+    catalogue: Catalogue,
+    tuning: Tuning,
+    *,
+    now_micros: int,
+    timer: Callable[[], int],
+) -> Slate:
+    """The best slate that this version, this person and this session allow; never empty while an eligible item exists.
+
+    Without consent the person and the session do not exist: not as candidates, not as votes, not as filters. Equal
+    arguments give equal slates (`stage_micros` aside).
+    """
+    clock = StageClock(timer)
+    personalized = allows_personalization(request, person)
+    if not personalized:
+        request = replace(request, user_id=None, anonymous_id=None, session_id=None, recent_events=())
+        person = Person()
+    clock.done("consent")
+    session = _session_of(request, person.session, now_micros, tuning)
+    clock.done("identify")
+
+    exclusions = personal_exclusions(
+        catalogue, state=person.session, session=session, exclude_item_ids=request.exclude_item_ids
+    )
+    eligible = SlateFilter(catalogue, taken_out=exclusions, now_micros=now_micros)
+    pool, rungs = fill_candidates(
+        ladder(catalogue, request, person, personalized=personalized),
+        wanted=request.num_results,
+        admits=eligible.admits,
+    )
+    clock.done("candidates")
+
+    silenced = silenced_items(session, [mark.item_id for mark in person.session.dismissed], catalogue)
+    ballots = session_ballots(session, catalogue, tuning, silenced=silenced)
+    votes = count_votes(ballots, eligible.admits)
+    weight = effective_weight(ballots, tuning) if votes else 0.0
+    scored = score_candidates(pool, votes, weight, catalogue)
+    clock.done("score")
+
+    ordered = order_candidates(scored, request.num_results)
+    base_slate = frozenset(_base_slate(scored, request.num_results)) if votes else frozenset()
+    clock.done("order")
+
+    items = explain_slate(
+        ordered,
+        ballots=ballots,
+        weight=weight,
+        base_slate=base_slate,
+        catalogue=catalogue,
+        request=request,
+        person=person,
+    )
+    clock.done("explain")
+    level = fallback_level(rungs, items)
+    return Slate(
+        items=items,
+        fallback_level=level,
+        fallback_reason=fallback_reason(level, request, person, personalized=personalized),
+        filtered=eligible.counts(),
+        rungs=rungs,
+        session=session,
+        session_weight=weight,
+        personalized=personalized,
+        stage_micros=clock.micros,
+    )
+
+
+def _session_of(request: SlateRequest, state: SessionState, now_micros: int, tuning: Tuning) -> list:
+    return session_events(
+        state,
+        session_id=request.session_id,
+        recent_events=request.recent_events,
+        now_micros=now_micros,
+        gap_seconds=tuning.session_gap_seconds,
+    )
+
+
+def _base_slate(scored: Sequence[ScoredCandidate], slate_size: int) -> list[int]:
+    """Item numbers of the slate as it would be if the session had not voted."""
+    unvoted = [entry._replace(score=entry.candidate.base) for entry in scored if entry.candidate.base > 0]
+    return [entry.candidate.item_number for entry in order_candidates(unvoted, slate_size)]
+
+
+def fallback_level(rungs: Sequence[RungReport], items: Sequence[SlateItem]) -> str:
+    """The best rung that gave an eligible candidate; `session` or `none` when no rung did."""
+    first = next((report.rung for report in rungs if report.eligible), None)
+    return first or ("session" if items else "none")
+
+
+def fallback_reason(level: str, request: SlateRequest, person: Person, *, personalized: bool) -> str | None:
+    """Why the answer is not the personal one, or None when it is."""
+    if level == "personal":
+        return None
+    if not personalized:
+        return "consent"
+    if person.unavailable:
+        return person.unavailable
+    if request.user_id is None:
+        return "no_user"
+    return "unknown_user" if person.candidates is None else "no_eligible_candidates"

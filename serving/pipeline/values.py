@@ -1,0 +1,125 @@
+"""The plain values that travel through the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from feature_repo.contracts.packing import PackedCandidate, SessionEvent, SessionState, Source
+
+EMPTY_STATE = SessionState()
+
+
+@dataclass(frozen=True, slots=True)
+class SlateRequest:
+    """One question. `num_results` >= 1. `personalize` is what the request says about consent: None says nothing.
+
+    recent_events  events that the request itself brings, oldest first; they belong to the asked session
+    """
+
+    num_results: int
+    user_id: str | None = None
+    anonymous_id: str | None = None
+    session_id: str | None = None
+    category: str | None = None
+    region: str | None = None
+    recent_events: Sequence[SessionEvent] = ()
+    exclude_item_ids: frozenset[str] = frozenset()
+    personalize: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """What the stores know of who asks. `candidates` is None when the night knew nobody of that name.
+
+    unavailable  why the candidates could not be read or used although they may exist, or None
+    """
+
+    candidates: Sequence[PackedCandidate] | None = None
+    candidates_deny: bool = False
+    session: SessionState = field(default_factory=SessionState)
+    segment: str | None = None
+    unavailable: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """The numbers of the session adjustment; see `serving.settings` for units, defaults and effects."""
+
+    session_weight: float = 3.0
+    session_events: int = 20
+    session_gap_seconds: float = 1800.0
+    position_decay: float = 0.9
+    half_life_seconds: float = 1800.0
+
+
+class Candidate(NamedTuple):
+    """An eligible item with its score in [0, 1] before the session speaks."""
+
+    item_number: int
+    base: float
+    source: Source
+    first_reason: int | None
+    second_reason: int | None
+
+
+class ScoredCandidate(NamedTuple):
+    """`score` = (base + weight x vote) / (1 + weight); `vote` in [0, 1] is 0 without a session."""
+
+    candidate: Candidate
+    item_id: str
+    score: float
+    vote: float
+
+
+class Reason(NamedTuple):
+    """Why an item is in the slate. `item_id` and `title` name the past item that spoke for it, if one did."""
+
+    item_id: str | None
+    title: str | None
+    text: str
+
+
+class SlateItem(NamedTuple):
+    """One place of the slate; its rank is its position, from 1."""
+
+    item_number: int
+    item_id: str
+    score: float
+    base: float
+    vote: float
+    source: Source
+    reasons: tuple[Reason, ...]
+
+
+class RungReport(NamedTuple):
+    """One rung of the ladder that was tried: how many candidates it offered and how many could be used."""
+
+    rung: str
+    offered: int
+    eligible: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slate:
+    """The answer of the pipeline.
+
+    fallback_level   the best rung that gave a candidate: personal, segment, category, region, popular, static;
+                     `session` when only the session's neighbours did; `none` for an empty slate
+    fallback_reason  why it is not `personal` (consent, no_user, unknown_user, no_eligible_candidates or what made the
+                     candidates unavailable), else None
+    filtered         filter -> number of distinct items it took out
+    personalized     False when consent forbids the use of user and session
+    stage_micros     stage -> microseconds
+    """
+
+    items: Sequence[SlateItem]
+    fallback_level: str
+    fallback_reason: str | None
+    filtered: Mapping[str, int]
+    rungs: Sequence[RungReport]
+    session: Sequence[SessionEvent]
+    session_weight: float
+    personalized: bool
+    stage_micros: Mapping[str, int]
