@@ -1,0 +1,127 @@
+"""The Delta tables as Spark sees them: read at a pinned version, overwrite whole partitions.
+
+Every write replaces the partitions it names in one commit, so running a job again gives the same table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from datetime import date
+from typing import cast
+
+from delta.tables import DeltaTable
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812
+from pyspark.sql.types import StructType
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import ContractError, nearest
+from feature_repo.contracts.tables import TABLE_PROPERTIES, TableSpec, table, table_path
+
+Partitions = Mapping[str, Collection[date | str]]
+
+
+def spark_schema(name: str) -> StructType:
+    """The columns of a table as Spark's types, in contract order, all nullable."""
+    fields = ", ".join(f"`{column}` {kind}" for column, kind in table(name).columns.items())
+    return cast(StructType, StructType.fromDDL(fields))
+
+
+def table_version(spark: SparkSession, environment: Environment, name: str) -> int:
+    """The newest version of a table, or -1 when there is no such table yet."""
+    path = table_path(environment.lakehouse, name, tenant=environment.tenant)
+    if not DeltaTable.isDeltaTable(spark, path):
+        return -1
+    return int(DeltaTable.forPath(spark, path).history(1).select("version").collect()[0][0])
+
+
+def read_table(spark: SparkSession, environment: Environment, name: str, version: int | None = None) -> DataFrame:
+    """A table with its contract's columns, at `version` (None: the newest).
+
+    A table that does not exist, or a version of -1 (pinned when it did not exist), is an empty frame. Columns that the
+    stored table does not have yet are null.
+    """
+    spec = table(name)
+    path = table_path(environment.lakehouse, name, tenant=environment.tenant)
+    if version == -1 or (version is None and not DeltaTable.isDeltaTable(spark, path)):
+        return spark.createDataFrame([], spark_schema(name))
+    reader = spark.read.format("delta")
+    if version is not None:
+        reader = reader.option("versionAsOf", version)
+    stored = reader.load(path)
+    present = set(stored.columns)
+    return stored.select(
+        *(
+            (F.col(column) if column in present else F.lit(None)).cast(kind).alias(column)
+            for column, kind in spec.columns.items()
+        )
+    )
+
+
+def overwrite_partitions(
+    frame: DataFrame,
+    environment: Environment,
+    name: str,
+    partitions: Partitions | str | None,
+    *,
+    user_metadata: Mapping[str, object] | None = None,
+) -> None:
+    """Replace partitions of a table by `frame`, in one commit; the table is created when missing.
+
+    partitions     {column: values}, e.g. {"as_of": [day]}; or a predicate over partition columns in SQL; or None for
+                   the whole table. No values: nothing is written. A row of `frame` outside of them is an error and
+                   nothing is written.
+    user_metadata  kept with the commit, as JSON.
+
+    Raises ContractError when `frame` lacks a column of the contract or has one too many. Each partition becomes one
+    file (rows are brought together by partition column first).
+    """
+    spec = table(name)
+    if isinstance(partitions, Mapping) and not all(partitions.values()):
+        return
+    rows = _conform(frame, spec)
+    path = table_path(environment.lakehouse, name, tenant=environment.tenant)
+    _create_if_missing(frame.sparkSession, path, spec)
+    if spec.partition_by:
+        rows = rows.repartition(*spec.partition_by).sortWithinPartitions(*spec.partition_by)
+    writer = rows.write.format("delta").mode("overwrite")
+    if partitions is not None:
+        writer = writer.option("replaceWhere", partitions if isinstance(partitions, str) else _predicate(partitions))
+    if user_metadata is not None:
+        writer = writer.option("userMetadata", json.dumps(user_metadata, sort_keys=True))
+    writer.save(path)
+
+
+def _predicate(partitions: Partitions) -> str:
+    return " AND ".join(
+        f"`{column}` IN ({', '.join(_literal(value) for value in sorted(values))})"
+        for column, values in partitions.items()
+    )
+
+
+def _literal(value: date | str) -> str:
+    if isinstance(value, date):
+        return f"DATE'{value.isoformat()}'"
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _conform(frame: DataFrame, spec: TableSpec) -> DataFrame:
+    missing = [column for column in spec.columns if column not in frame.columns]
+    unknown = [column for column in frame.columns if column not in spec.columns]
+    if missing or unknown:
+        hints = "".join(nearest(column, missing) for column in unknown)
+        raise ContractError(f"{spec.name}: missing columns {missing}, unknown columns {unknown}{hints}")
+    return frame.select(*(F.col(column).cast(kind).alias(column) for column, kind in spec.columns.items()))
+
+
+def _create_if_missing(spark: SparkSession, path: str, spec: TableSpec) -> None:
+    if DeltaTable.isDeltaTable(spark, path):
+        return
+    builder = DeltaTable.createIfNotExists(spark).location(path).addColumns(spark_schema(spec.name))
+    for name, value in TABLE_PROPERTIES.items():
+        builder = builder.property(name, value)
+    if spec.partition_by:
+        builder = builder.partitionedBy(*spec.partition_by)
+    builder.execute()

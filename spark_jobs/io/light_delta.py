@@ -1,0 +1,125 @@
+"""The Delta tables without a JVM, for light tasks: pyarrow readers over `deltalake`. Reads only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import date
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import DataError
+from feature_repo.contracts.tables import table, table_path
+
+_ARROW_TYPES: dict[str, pa.DataType] = {
+    "string": pa.string(), "boolean": pa.bool_(), "int": pa.int32(), "bigint": pa.int64(), "float": pa.float32(),
+    "double": pa.float64(), "date": pa.date32(), "timestamp": pa.timestamp("us", tz="UTC"), "binary": pa.binary(),
+    "array<int>": pa.list_(pa.int32()), "array<float>": pa.list_(pa.float32()),
+}  # fmt: skip
+
+NO_DAY = date(1970, 1, 1)
+"""The day of a row that has none: its Delta partition is null."""
+
+
+def arrow_schema(name: str) -> pa.Schema:
+    """The columns of a table as Arrow types, in contract order, all nullable."""
+    return pa.schema([pa.field(column, _ARROW_TYPES[kind]) for column, kind in table(name).columns.items()])
+
+
+def open_table(environment: Environment, name: str, version: int | None = None) -> DeltaTable | None:
+    """The table at `version` (None: the newest), or None when it does not exist (or `version` is -1).
+
+    Raises DataError when the table exists and the version does not.
+    """
+    if version == -1:
+        return None
+    path = table_path(environment.lakehouse, name, tenant=environment.tenant)
+    try:
+        return DeltaTable(path, version=version)
+    except TableNotFoundError:
+        return None
+    except Exception as error:  # deltalake raises its base error for an unknown version
+        raise DataError(f"{name} has no version {version} any more, or cannot be read: {error}", field=name) from error
+
+
+def version(environment: Environment, name: str) -> int:
+    """The newest version, or -1 when there is no such table yet."""
+    found = open_table(environment, name)
+    return -1 if found is None else found.version()
+
+
+def read_table(
+    environment: Environment,
+    name: str,
+    version: int | None = None,
+    columns: Sequence[str] | None = None,
+    filters: pc.Expression | list[tuple[str, str, Any]] | None = None,
+) -> pa.Table:
+    """Rows of a table with its contract's columns (or those named), at `version` (None: the newest).
+
+    `filters` is pyarrow's: an expression, or [(column, operator, value), ...]; both prune partitions. A table that
+    does not exist is an empty one with the contract's schema. Row order is not defined.
+    """
+    schema = arrow_schema(name)
+    names = list(columns) if columns is not None else schema.names
+    wanted = pa.schema([schema.field(column) for column in names])
+    found = open_table(environment, name, version)
+    if found is None:
+        return wanted.empty_table()
+    rows = found.to_pyarrow_table(columns=names, filters=filters)
+    return rows.cast(wanted)
+
+
+def days_by_row_count(environment: Environment, name: str, version: int | None = None) -> dict[date, int]:
+    """Day -> rows, from the log alone, of a table partitioned by event_date. Rows without a day count under NO_DAY.
+
+    Raises DataError when a file was written without statistics.
+    """
+    days: dict[date, int] = {}
+    for (_, day), count in _files(environment, name, version).items():
+        if count is None:
+            raise DataError(f"{name}: a data file carries no row count in the Delta log", field=name)
+        days[day] = days.get(day, 0) + count
+    return days
+
+
+def days_changed_between(environment: Environment, name: str, v_old: int, v_new: int) -> set[date]:
+    """Days whose files differ between two versions (-1: before the table existed), by partition event_date.
+
+    A compaction counts as a change: it costs a derivation, never a wrong result. Rows without a day count as NO_DAY.
+    Raises DataError when a version is gone; then every day must be derived.
+    """
+    if v_old == v_new:
+        return set()
+    return {day for _, day in _files(environment, name, v_old).keys() ^ _files(environment, name, v_new).keys()}
+
+
+def last_user_metadata(environment: Environment, name: str, key: str) -> dict[str, Any] | None:
+    """The user metadata of the newest commit whose JSON object has `key`, or None."""
+    found = open_table(environment, name)
+    for commit in found.history() if found is not None else []:
+        try:
+            metadata = json.loads(commit.get("userMetadata") or "null")
+        except ValueError:
+            continue
+        if isinstance(metadata, dict) and key in metadata:
+            return metadata
+    return None
+
+
+def _files(environment: Environment, name: str, version: int | None) -> dict[tuple[str, date], int | None]:
+    found = open_table(environment, name, version)
+    if found is None:
+        return {}
+    actions = pa.table(found.get_add_actions(flatten=True))
+    if not actions.num_rows:
+        return {}
+    days = (day or NO_DAY for day in actions["partition.event_date"].to_pylist())
+    return dict(
+        zip(zip(actions["path"].to_pylist(), days, strict=True), actions["num_records"].to_pylist(), strict=True)
+    )
