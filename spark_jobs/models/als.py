@@ -1,0 +1,201 @@
+"""Implicit-feedback matrix factorization by alternating least squares, with two engines behind one switch.
+
+Both engines minimise, over user vectors x and item vectors y,
+    sum over all (u, i) of c_ui (p_ui - x_u . y_i)^2 + regularization,   p = 1 where there was an interaction else 0,
+    c_ui = 1 + alpha * log(1 + preference_ui).
+
+`native` runs the kernel of the `implicit` package in this process; `mllib` runs Spark's ALS in the active session, for
+data that one machine cannot hold. They give arrays of one shape; scores, folding in and reasons are one code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from feature_repo.contracts.errors import DataError, nearest
+from feature_repo.contracts.packing import Source
+from spark_jobs.models.artifacts import load_arrays, save_arrays
+from spark_jobs.models.base import InteractionMatrix
+from spark_jobs.models.ranking import top_items, two_best
+
+ENGINES = ("native", "mllib")
+USERS_PER_BLOCK = 512
+
+
+class Als:
+    """score(u, i) = x_u . y_i, where x_u is the exact solution for u's history given all y.
+
+    Because x_u is linear in the history, a score is a sum of one term per item of the history:
+        y_i^T A_u^-1 y_j c_uj,   A_u = Y^T Y + sum_j (c_uj - 1) y_j y_j^T + ridge_u I
+    and these terms are the explanation. Someone who was not there at fit time is folded in by the same equation.
+
+    params
+        engine          native or mllib; they are compared by a test
+        factors         length of the vectors; more fits finer taste and needs more data
+        iterations      sweeps over users and items
+        regularization  ridge of each vector; for mllib, which scales it by the number of a user's items, the ridge
+                        per item: the engines want different values
+        alpha           how much an interaction outweighs a non-interaction
+        seed            of the first vectors
+    """
+
+    name = "als"
+    source = int(Source.ALS)
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self.params: Mapping[str, Any] = dict(params)
+        engine = self.params["engine"]
+        if engine not in ENGINES:
+            raise DataError(
+                f"als engine {engine!r}, expected one of {ENGINES}{nearest(str(engine), ENGINES)}", field="engine"
+            )
+        self.user_factors: NDArray[np.float32] = np.empty((0, 0), np.float32)
+        self.item_factors: NDArray[np.float32] = np.empty((0, 0), np.float32)
+        self._item_gram: NDArray[np.float64] | None = None
+
+    def fit(self, matrix: InteractionMatrix) -> None:
+        fit = _fit_native if self.params["engine"] == "native" else _fit_mllib
+        self.item_factors = np.ascontiguousarray(fit(matrix, self.params), dtype=np.float32)
+        self._item_gram = None
+        rows = matrix.preference.shape[0]
+        self.user_factors = np.zeros((rows, self.item_factors.shape[1]), np.float32)
+        for start in range(0, rows, USERS_PER_BLOCK):
+            stop = min(start + USERS_PER_BLOCK, rows)
+            self.user_factors[start:stop] = self.fold_in(matrix.preference[start:stop])
+
+    def fold_in(self, histories: sparse.csr_matrix) -> NDArray[np.float32]:
+        """The vectors of histories (CSR rows over all items), solved exactly; zeros for an empty history."""
+        vectors = np.zeros((histories.shape[0], self.item_factors.shape[1]), np.float32)
+        for row in np.flatnonzero(np.diff(histories.indptr)):
+            system, liked, confidence = self._equation(histories, int(row))
+            vectors[row] = np.linalg.solve(system, confidence @ liked)
+        return vectors
+
+    def score_block(self, histories: sparse.csr_matrix, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        if rows is None:
+            rows = np.full(histories.shape[0], -1, np.int64)
+        vectors = np.zeros((histories.shape[0], self.item_factors.shape[1]), np.float32)
+        fitted = rows >= 0
+        vectors[fitted] = self.user_factors[rows[fitted]]
+        if not fitted.all():
+            vectors[~fitted] = self.fold_in(histories[np.flatnonzero(~fitted)])
+        return vectors @ self.item_factors.T
+
+    def similar(self, item_number: int, count: int) -> list[tuple[int, float]]:
+        """By the cosine of item vectors; items without interactions have none and are left out."""
+        norms = np.linalg.norm(self.item_factors, axis=1)
+        if norms[item_number] == 0:
+            return []
+        with np.errstate(invalid="ignore", divide="ignore"):
+            cosine = self.item_factors @ self.item_factors[item_number] / (norms * norms[item_number])
+        cosine[item_number] = -np.inf
+        numbers, values = top_items(cosine[None, :], count)
+        return [(int(n), float(v)) for n, v in zip(numbers[0], values[0], strict=True) if np.isfinite(v)]
+
+    def explain(
+        self,
+        history: sparse.csr_matrix,
+        row: int,  # noqa: ARG002
+        item_numbers: Sequence[int],
+    ) -> list[tuple[int | None, int | None]]:
+        """The items of the history with the largest terms of the score; the history decides, not `row`."""
+        terms = self.contributions(history, item_numbers)
+        return [two_best(t, history.indices) for t in terms]
+
+    def contributions(self, history: sparse.csr_matrix, item_numbers: Sequence[int]) -> NDArray[np.float64]:
+        """The terms of the scores, shape (items asked, items of the history); each row sums to its score."""
+        if history.nnz == 0:
+            return np.zeros((len(item_numbers), 0))
+        system, liked, confidence = self._equation(history, 0)
+        asked = self.item_factors[np.asarray(item_numbers, dtype=np.int64)].astype(np.float64)
+        return asked @ np.linalg.solve(system, liked.T * confidence)
+
+    def _equation(
+        self, histories: sparse.csr_matrix, row: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """(A_u, the vectors of the history's items, their confidences)."""
+        if self._item_gram is None:
+            wide = self.item_factors.astype(np.float64)
+            self._item_gram = wide.T @ wide
+        part = slice(histories.indptr[row], histories.indptr[row + 1])
+        liked = self.item_factors[histories.indices[part]].astype(np.float64)
+        confidence = 1.0 + float(self.params["alpha"]) * np.log1p(histories.data[part].astype(np.float64))
+        ridge = float(self.params["regularization"])
+        if self.params["engine"] == "mllib":
+            ridge *= len(liked)
+        system = self._item_gram + (liked.T * (confidence - 1.0)) @ liked
+        system[np.diag_indices_from(system)] += ridge
+        return system, liked, confidence
+
+    def save(self, folder: Path) -> None:
+        arrays = {"item_factors": self.item_factors, "user_factors": self.user_factors}
+        save_arrays(folder, model=self.name, params=self.params, arrays=arrays)
+
+    @classmethod
+    def load(cls, folder: Path) -> Als:
+        params, arrays = load_arrays(folder, model=cls.name)
+        model = cls(params)
+        model.item_factors, model.user_factors = arrays["item_factors"], arrays["user_factors"]
+        return model
+
+
+def _fit_native(matrix: InteractionMatrix, params: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Item vectors from the `implicit` kernel. Each row of a sweep is solved on its own, so the number of threads does
+    not change the result; BLAS is held to one thread."""
+    from implicit.cpu.als import AlternatingLeastSquares
+    from threadpoolctl import threadpool_limits
+
+    confidence = matrix.preference.astype(np.float32, copy=True)
+    confidence.data = 1.0 + np.float32(params["alpha"]) * np.log1p(confidence.data)
+    with threadpool_limits(1, "blas"):
+        kernel = AlternatingLeastSquares(
+            factors=int(params["factors"]),
+            regularization=float(params["regularization"]),
+            iterations=int(params["iterations"]),
+            random_state=int(params["seed"]),
+            dtype=np.float32,
+        )
+        kernel.fit(confidence, show_progress=False)
+    factors = np.array(kernel.item_factors)
+    factors[np.diff(confidence.tocsc().indptr) == 0] = 0.0
+    return factors
+
+
+def _fit_mllib(matrix: InteractionMatrix, params: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Item vectors from Spark's ALS in the active session; items without interactions get zeros."""
+    import pyarrow as pa
+    from pyspark.ml.recommendation import ALS
+    from pyspark.sql import SparkSession
+
+    spark = SparkSession.getActiveSession()
+    if spark is None:
+        raise DataError("als engine 'mllib' runs inside a Spark job, and no session is active", field="engine")
+    pairs = matrix.preference.tocoo()
+    ratings = pa.table(
+        {"row": pairs.row.astype(np.int32), "item": pairs.col.astype(np.int32), "rating": np.log1p(pairs.data)}
+    )
+    estimator = ALS(
+        userCol="row",
+        itemCol="item",
+        ratingCol="rating",
+        implicitPrefs=True,
+        rank=int(params["factors"]),
+        maxIter=int(params["iterations"]),
+        regParam=float(params["regularization"]),
+        alpha=float(params["alpha"]),
+        seed=int(params["seed"]),
+        numUserBlocks=4,
+        numItemBlocks=4,
+    )
+    fitted = estimator.fit(spark.createDataFrame(ratings))
+    learned = fitted.itemFactors.toArrow().sort_by("id")
+    factors = np.zeros((matrix.item_count, int(params["factors"])), np.float32)
+    if learned.num_rows:
+        factors[learned["id"].to_numpy()] = np.array(learned["features"].to_pylist(), np.float32)
+    return factors
