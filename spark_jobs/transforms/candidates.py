@@ -1,0 +1,199 @@
+"""From a fitted model to every user's ranked list, and from lists to packed records.
+
+The kernels take arrays and give Arrow batches, so that one code runs in an executor's `mapInArrow` and in a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from scipy import sparse
+
+from feature_repo.contracts.errors import ContractError
+from feature_repo.contracts.packing import CANDIDATE_ROW, FLAG_PERSONALIZE_DENIED, NO_REASON, pack_candidates_header
+from spark_jobs.models.base import Model
+from spark_jobs.models.ranking import mask_items, top_items
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from pyspark.sql import DataFrame
+
+CANDIDATES_PER_USER = 100
+EXPLAINED_PER_USER = 50
+"""Only the head of a list gets reasons: they cost more than the scores, and a slate rarely reaches further down."""
+
+CELLS_PER_BLOCK = 4_000_000
+MOST_USERS_PER_BLOCK = 256
+
+CANDIDATES_SCHEMA = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("item_numbers", pa.list_(pa.int32())),
+        ("scores", pa.list_(pa.float32())),
+        ("sources", pa.list_(pa.int32())),
+        ("first_reasons", pa.list_(pa.int32())),
+        ("second_reasons", pa.list_(pa.int32())),
+        ("allows_personalize", pa.bool_()),
+        ("as_of", pa.date32()),
+    ]
+)
+"""gold.candidates in Arrow. Reasons are null where there is none."""
+
+_PACKED_ROW = np.dtype(
+    [("item_number", "<u4"), ("score", "<f4"), ("source", "u1"), ("first", "<u4"), ("second", "<u4")]
+)
+assert _PACKED_ROW.itemsize == CANDIDATE_ROW.size
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """All that scoring needs, plain arrays, sent to executors once.
+
+    user_ids  the users to score, in the order of `rows`
+    rows      their rows in `histories` and in the fitted model
+    histories what each subject of the model preferred (CSR over item numbers)
+    seen      what a subject must not be offered again, same shape; only its pattern counts
+    eligible  by item number: may it be published at all
+    """
+
+    model: Model
+    user_ids: NDArray[np.str_]
+    rows: NDArray[np.int64]
+    histories: sparse.csr_matrix
+    seen: sparse.csr_matrix
+    eligible: NDArray[np.bool_]
+    as_of: date
+    per_user: int = CANDIDATES_PER_USER
+    explained: int = EXPLAINED_PER_USER
+
+    @property
+    def users_per_block(self) -> int:
+        """Fixed by the number of items alone: the same run is cut into the same blocks on any machine."""
+        return max(1, min(MOST_USERS_PER_BLOCK, CELLS_PER_BLOCK // max(1, len(self.eligible))))
+
+    @property
+    def block_count(self) -> int:
+        return -(-len(self.rows) // self.users_per_block)
+
+
+def score_block(scoring: Scoring, block: int) -> pa.RecordBatch:
+    """The candidates of one block of users (`CANDIDATES_SCHEMA`, one row a user, in the order of `scoring.rows`).
+
+    A list holds at most `per_user` items, best first, ties by item number. Left out: seen and ineligible items, and
+    items that the model says nothing about (a score of exactly zero, or none). A list may be empty. The first
+    `explained` items name the one or two items of the history that spoke most for them.
+    """
+    part = slice(block * scoring.users_per_block, (block + 1) * scoring.users_per_block)
+    rows, user_ids = scoring.rows[part], scoring.user_ids[part]
+    histories = scoring.histories[rows]
+    scores = scoring.model.score_block(histories, rows)
+    scores[scores == 0] = -np.inf
+    scores[:, ~scoring.eligible] = -np.inf
+    mask_items(scores, scoring.seen[rows])
+    numbers, values = top_items(scores, scoring.per_user)
+    kept = np.isfinite(values)
+    counts = kept.sum(axis=1)
+    first, second = (np.full(kept.shape, -1, np.int64) for _ in range(2))
+    told_counts = np.minimum(counts, scoring.explained)
+    for at in np.flatnonzero(told_counts):
+        told = int(told_counts[at])
+        reasons = scoring.model.explain(histories[at], int(rows[at]), numbers[at, :told].tolist())
+        first[at, :told] = [-1 if a is None else a for a, _ in reasons]
+        second[at, :told] = [-1 if b is None else b for _, b in reasons]
+    offsets = np.r_[0, np.cumsum(counts)].astype(np.int32)
+
+    def lists(flat: pa.Array) -> pa.ListArray:
+        return pa.ListArray.from_arrays(pa.array(offsets), flat)
+
+    def reasons_of(chosen: NDArray[np.int64]) -> pa.Array:
+        return pa.array(chosen.astype(np.int32), mask=chosen < 0)
+
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.array(user_ids.tolist(), pa.string()),
+            lists(pa.array(numbers[kept])),
+            lists(pa.array(values[kept])),
+            lists(pa.array(np.full(int(offsets[-1]), scoring.model.source, np.int32))),
+            lists(reasons_of(first[kept])),
+            lists(reasons_of(second[kept])),
+            pa.array(np.ones(len(rows), bool)),
+            pa.array([scoring.as_of] * len(rows), pa.date32()),
+        ],
+        schema=CANDIDATES_SCHEMA,
+    )
+
+
+def denied_candidates(user_ids: list[str], as_of: date) -> pa.Table:
+    """The rows of those who said no to personalization: an empty list, so that serving knows without asking anyone."""
+    empty = pa.array([[] for _ in user_ids], pa.list_(pa.int32()))
+    return pa.table(
+        {
+            "user_id": pa.array(user_ids, pa.string()),
+            "item_numbers": empty,
+            "scores": empty.cast(pa.list_(pa.float32())),
+            "sources": empty,
+            "first_reasons": empty,
+            "second_reasons": empty,
+            "allows_personalize": pa.array([False] * len(user_ids), pa.bool_()),
+            "as_of": pa.array([as_of] * len(user_ids), pa.date32()),
+        },
+        schema=CANDIDATES_SCHEMA,
+    )
+
+
+def denied_users(users: DataFrame, events: DataFrame, *, cut_off: datetime) -> DataFrame:
+    """Who does not allow personalization, as known at `cut_off`.
+
+    Grain: one row per user_id. A user is denied when bronze.users says so (`consent_personalize` false; it carries no
+    time), or when the newest event before `cut_off` that says anything says no (ties: a no wins).
+
+    Returns:
+        user_id string.
+    """
+    from pyspark.sql import functions as F  # noqa: N812
+
+    registered = users.filter(~F.col("consent_personalize")).select("user_id")
+    said = events.filter(
+        F.col("user_id").isNotNull()
+        & F.col("consent_personalize").isNotNull()
+        & (F.col("event_timestamp") < F.lit(cut_off))
+    )
+    newest = said.groupBy("user_id").agg(
+        F.max(F.struct("event_timestamp", (~F.col("consent_personalize")).alias("denies"))).alias("last")
+    )
+    by_event = newest.filter(F.col("last.denies")).select("user_id")
+    return registered.unionByName(by_event).filter(F.col("user_id").isNotNull()).distinct()
+
+
+def pack_batch(version: str, batch: pa.RecordBatch) -> Iterator[tuple[str, bytes]]:
+    """(user_id, packed record) of each row of gold.candidates; the bytes are those of `packing.pack_candidates`.
+
+    Raises ContractError when the lists of a row differ in length or hold a null score.
+    """
+    lengths = pc.list_value_length(batch["item_numbers"])
+    for name in ("scores", "sources", "first_reasons", "second_reasons"):
+        if not pc.list_value_length(batch[name]).equals(lengths):
+            raise ContractError(f"gold.candidates: {name} and item_numbers differ in length in the same row")
+    flat = {name: batch[name].flatten() for name in CANDIDATES_SCHEMA.names[1:6]}
+    packed = np.empty(len(flat["scores"]), _PACKED_ROW)
+    for target, name in (("item_number", "item_numbers"), ("score", "scores"), ("source", "sources")):
+        if flat[name].null_count:
+            raise ContractError(f"gold.candidates: {flat[name].null_count} nulls in {name}")
+        packed[target] = flat[name].to_numpy()
+    for target, name in (("first", "first_reasons"), ("second", "second_reasons")):
+        packed[target] = pc.fill_null(flat[name].cast(pa.int64()), NO_REASON).to_numpy()
+    body, at = packed.tobytes(), 0
+    columns = (batch["user_id"], lengths, batch["allows_personalize"])
+    for user_id, count, allows in zip(*(column.to_pylist() for column in columns), strict=True):
+        end = at + count * _PACKED_ROW.itemsize
+        header = pack_candidates_header(version, count, flags=0 if allows else FLAG_PERSONALIZE_DENIED)
+        yield user_id, header + body[at:end]
+        at = end
