@@ -78,30 +78,28 @@ class RedisOnlineStore:
     async def read(self, *, version: str | None, user_id: str | None, anonymous_id: str | None) -> OnlineRecords:
         pipe = self._redis.pipeline(transaction=False)
         pipe.get(self._pointer_key)
-        has_candidates = version is not None and user_id is not None
         has_session = user_id is not None or anonymous_id is not None
-        if has_candidates:
-            assert version is not None and user_id is not None
-            pipe.get(candidates_key(version, user_id, self._tenant))
         if has_session:
             pipe.get(session_key(subject_key(user_id, anonymous_id), self._tenant))
         if user_id is not None:
-            pipe.hmget(entity_key(USER_JOIN_KEY, user_id), [SEGMENT_FIELD, SEGMENT_TIME_FIELD])
+            pipe.execute_command("HMGET", entity_key(USER_JOIN_KEY, user_id), SEGMENT_FIELD, SEGMENT_TIME_FIELD)
+            if version is not None:
+                pipe.get(candidates_key(version, user_id, self._tenant))
         try:
             async with asyncio.timeout(2 * self._timeout):
                 values = iter(await pipe.execute())
         except (RedisError, OSError, TimeoutError) as error:
             raise DependencyError(f"the online store does not answer: {type(error).__name__}") from error
         pointer = next(values)
-        candidates = next(values) if has_candidates else None
         session = next(values) if has_session else None
         segment, segment_time = next(values) if user_id is not None else (None, None)
+        candidates = next(values, None)
         return OnlineRecords(pointer.decode() if pointer else None, candidates, session, segment, segment_time)
 
     async def counters(self) -> Mapping[str, int]:
         try:
             async with asyncio.timeout(2 * self._timeout):
-                found = await self._redis.hgetall(speed_counters_key(self._tenant))
+                found = await self._redis.execute_command("HGETALL", speed_counters_key(self._tenant))
         except (RedisError, OSError, TimeoutError) as error:
             raise DependencyError(f"the online store does not answer: {type(error).__name__}") from error
         return {name.decode(): int(count) for name, count in found.items()}

@@ -7,6 +7,13 @@ from serving.pipeline.values import Person, SlateRequest
 
 
 def allows_personalization(request: SlateRequest, person: Person) -> bool:
-    """False when the request, the session record or the candidates record says no. Silence is a yes."""
+    """False when the request, the session record or the candidates record says no. Silence is a yes.
+
+    When a record that might say no cannot be read, only a request that itself says yes is a yes; a request that names
+    nobody has no records.
+    """
     denied_by_session = bool(person.session.flags & FLAG_PERSONALIZE_DENIED)
-    return not (request.personalize is False or denied_by_session or person.candidates_deny)
+    if request.personalize is False or denied_by_session or person.candidates_deny:
+        return False
+    names_somebody = request.user_id is not None or request.anonymous_id is not None
+    return not (person.consent_unknown and names_somebody and request.personalize is None)

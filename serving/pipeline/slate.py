@@ -62,6 +62,7 @@ def build_slate(
     """
     clock = StageClock(timer)
     personalized = allows_personalization(request, person)
+    unavailable = person.unavailable
     if not personalized:
         request = replace(request, user_id=None, anonymous_id=None, session_id=None, recent_events=())
         person = Person()
@@ -105,7 +106,7 @@ def build_slate(
     return Slate(
         items=items,
         fallback_level=level,
-        fallback_reason=fallback_reason(level, request, person, personalized=personalized),
+        fallback_reason=fallback_reason(level, request, person, unavailable, personalized=personalized),
         filtered=eligible.counts(),
         rungs=rungs,
         session=session,
@@ -137,14 +138,16 @@ def fallback_level(rungs: Sequence[RungReport], items: Sequence[SlateItem]) -> s
     return first or ("session" if items else "none")
 
 
-def fallback_reason(level: str, request: SlateRequest, person: Person, *, personalized: bool) -> str | None:
+def fallback_reason(
+    level: str, request: SlateRequest, person: Person, unavailable: str | None, *, personalized: bool
+) -> str | None:
     """Why the answer is not the personal one, or None when it is."""
     if level == "personal":
         return None
+    if unavailable:
+        return unavailable
     if not personalized:
         return "consent"
-    if person.unavailable:
-        return person.unavailable
     if request.user_id is None:
         return "no_user"
     return "unknown_user" if person.candidates is None else "no_eligible_candidates"

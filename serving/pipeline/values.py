@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from feature_repo.contracts.packing import PackedCandidate, SessionEvent, SessionState, Source
 
-EMPTY_STATE = SessionState()
-
 
 @dataclass(frozen=True, slots=True)
 class SlateRequest:
@@ -33,7 +31,8 @@ class SlateRequest:
 class Person:
     """What the stores know of who asks. `candidates` is None when the night knew nobody of that name.
 
-    unavailable  why the candidates could not be read or used although they may exist, or None
+    unavailable      why records could not be read or used although they may exist, or None
+    consent_unknown  a record that might say no to personalization could not be read
     """
 
     candidates: Sequence[PackedCandidate] | None = None
@@ -41,6 +40,7 @@ class Person:
     session: SessionState = field(default_factory=SessionState)
     segment: str | None = None
     unavailable: str | None = None
+    consent_unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True)

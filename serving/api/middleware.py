@@ -1,0 +1,61 @@
+"""Around every request: its id, its count and time, and a 500 that gives nothing away."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.api.errors import problem
+from serving.observability import REQUEST_SECONDS, REQUESTS
+
+logger = logging.getLogger("nightjar.serving")
+
+_GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+class RequestEnvelope:
+    """Pure ASGI. A client's own X-Request-Id is kept when it is a plain word of up to 64 characters."""
+
+    def __init__(self, app: ASGIApp, *, new_id: Callable[[], str], timer: Callable[[], int]) -> None:
+        self._app = app
+        self._new_id = new_id
+        self._timer = timer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = self._timer()
+        request_id = self._request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        status: int | None = None
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            logger.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
+            if status is not None:
+                raise
+            detail = "it was logged; name the request_id when you report it"
+            answer = problem(500, "internal", "Something went wrong here", detail, request_id)
+            await answer(scope, receive, send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            REQUESTS.labels(route, str(status)).inc()
+            REQUEST_SECONDS.labels(route).observe((self._timer() - started) / 1e9)
+
+    def _request_id(self, scope: Scope) -> str:
+        for name, value in scope["headers"]:
+            if name == b"x-request-id" and _GIVEN_ID.fullmatch(value):
+                return str(value.decode("ascii"))
+        return self._new_id()

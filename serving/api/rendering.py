@@ -1,0 +1,161 @@
+"""Answers as JSON: the hot half of the API, plain dicts without models (`schemas` declares them, a test compares)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from feature_repo.contracts.packing import Source
+from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.values import RungReport, SlateItem
+from serving.recommender import Answer
+
+SOURCE_NAMES = {source: source.name.lower() for source in Source}
+
+
+def render_items(items: Iterable[SlateItem], catalogue: Catalogue) -> list[dict[str, Any]]:
+    """The items of an answer. Equal slates give equal bytes; scores are rounded to six places."""
+    rendered = []
+    for rank, item in enumerate(items, start=1):
+        one = {
+            "item_id": item.item_id,
+            "score": round(item.score, 6),
+            "rank": rank,
+            "source": SOURCE_NAMES[item.source],
+            "reasons": [reason._asdict() for reason in item.reasons],
+            "attributes": catalogue.attributes[item.item_number],
+        }
+        rendered.append(one)
+    return rendered
+
+
+def render_answer(
+    answer: Answer,
+    *,
+    recommendation_id: str,
+    placement: str,
+    num_results: int,
+    explain: bool,
+    now_micros: int,
+    took_micros: int,
+) -> bytes:
+    """The body of a recommendation."""
+    slate = answer.slate
+    session_micros = slate.session[-1].micros if slate.session else None
+    body = _envelope(
+        render_items(slate.items, answer.catalogue),
+        answer.catalogue,
+        recommendation_id=recommendation_id,
+        placement=placement,
+        took_micros=took_micros,
+        fallback_level=slate.fallback_level,
+        fallback_reason=slate.fallback_reason,
+        degraded=answer.degraded,
+        now_micros=now_micros,
+        feature_micros=answer.feature_micros if slate.personalized else None,
+        session_micros=session_micros,
+    )
+    if explain or len(slate.items) < num_results:
+        body["filtered"] = slate.filtered
+    if explain:
+        body["trace"] = {
+            "stages_ms": {stage: micros / 1000 for stage, micros in slate.stage_micros.items()},
+            "online_reads": answer.reads,
+            "personalized": slate.personalized,
+            "rungs": render_rungs(slate.rungs),
+            "session": [
+                {
+                    "event_type": event.event_type,
+                    "item_id": event.item_id,
+                    "age_seconds": _age_seconds(event.micros, now_micros),
+                }
+                for event in slate.session
+            ],
+            "session_weight": round(slate.session_weight, 6),
+            "scores": {i.item_id: {"base": round(i.base, 6), "vote": round(i.vote, 6)} for i in slate.items},
+        }
+    return orjson.dumps(body)
+
+
+def render_similar(
+    items: Sequence[SlateItem],
+    catalogue: Catalogue,
+    *,
+    recommendation_id: str,
+    placement: str,
+    num_results: int,
+    level: str,
+    filtered: Mapping[str, int],
+    rungs: Sequence[RungReport],
+    degraded: Sequence[str],
+    explain: bool,
+    now_micros: int,
+    took_micros: int,
+) -> bytes:
+    """The body of an answer to `similar`."""
+    body = _envelope(
+        render_items(items, catalogue),
+        catalogue,
+        recommendation_id=recommendation_id,
+        placement=placement,
+        took_micros=took_micros,
+        fallback_level=level,
+        fallback_reason=None if level == "similar" else "no_eligible_candidates",
+        degraded=degraded,
+        now_micros=now_micros,
+        feature_micros=None,
+        session_micros=None,
+    )
+    if explain or len(items) < num_results:
+        body["filtered"] = filtered
+    if explain:
+        body["trace"] = {"rungs": render_rungs(rungs)}
+    return orjson.dumps(body)
+
+
+def render_rungs(rungs: Iterable[RungReport]) -> list[dict[str, Any]]:
+    return [report._asdict() for report in rungs]
+
+
+def _envelope(
+    items: list[dict[str, Any]],
+    catalogue: Catalogue,
+    *,
+    recommendation_id: str,
+    placement: str,
+    took_micros: int,
+    fallback_level: str,
+    fallback_reason: str | None,
+    degraded: Sequence[str],
+    now_micros: int,
+    feature_micros: int | None,
+    session_micros: int | None,
+) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "recommendation_id": recommendation_id,
+        "placement": placement,
+        "items": items,
+        "model_version": catalogue.version,
+        "took_ms": took_micros / 1000,
+        "fallback_level": fallback_level,
+        "fallback_reason": fallback_reason,
+        "degraded": bool(degraded),
+        "freshness": {
+            "model": _age_seconds(catalogue.as_of_micros, now_micros),
+            "data": _age_seconds(catalogue.last_event_micros, now_micros),
+            "candidates": _age_seconds(catalogue.published_micros, now_micros),
+            "features": _age_seconds(feature_micros, now_micros),
+            "session": _age_seconds(session_micros, now_micros),
+        },
+        "experiments": [],
+    }
+    if degraded:
+        body["degraded_reasons"] = list(degraded)
+    return body
+
+
+def _age_seconds(moment_micros: int | None, now_micros: int) -> float | None:
+    """Never negative: an as_of may lie ahead of the clock, and clocks of clients run ahead."""
+    return None if moment_micros is None else max(0.0, round((now_micros - moment_micros) / 1_000_000, 3))

@@ -1,0 +1,297 @@
+"""What the API takes and gives. Unknown fields are refused, so a typing error is not a silent default."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+
+from feature_repo.contracts.errors import DataError, nearest
+from feature_repo.contracts.events import EVENT_TYPE_ALIASES, EVENT_TYPES, MAX_ID_BYTES
+from feature_repo.contracts.times import parse_timestamp, to_micros
+
+MAX_RESULTS = 100
+MAX_RECENT_EVENTS = 50
+MAX_EXCLUDED_ITEMS = 1000
+
+
+def _check_id(value: str) -> str:
+    if not value or "\x00" in value or len(value.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+        raise ValueError(f"an id is a text of 1 to {MAX_ID_BYTES} bytes of UTF-8 without NUL")
+    return value
+
+
+def _check_event_type(value: str) -> str:
+    canonical = value if value in EVENT_TYPES else EVENT_TYPE_ALIASES.get(value)
+    if canonical is None:
+        raise ValueError(f"an event type such as view_item or add_to_cart{nearest(value, EVENT_TYPES)}")
+    return str(canonical)
+
+
+def _check_moment(value: str | int | float) -> int:
+    try:
+        return to_micros(parse_timestamp(value))
+    except DataError as error:
+        raise ValueError(str(error)) from error
+
+
+Id = Annotated[str, AfterValidator(_check_id), Field(min_length=1, max_length=MAX_ID_BYTES)]
+EventTypeName = Annotated[str, AfterValidator(_check_event_type)]
+Moment = Annotated[
+    str | int | float,
+    AfterValidator(_check_moment),
+    WithJsonSchema({"type": "string", "format": "date-time", "description": "RFC 3339; without offset it is UTC"}),
+]
+
+
+class _Taken(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Consent(_Taken):
+    """What the person allows. A purpose that is not mentioned is decided by what is stored about them."""
+
+    personalize: bool | None = Field(
+        default=None, description="false: only non-personal rungs answer, nothing personal is read"
+    )
+    store: bool | None = Field(default=None, description="taken for symmetry with events; a request stores nothing")
+    train: bool | None = Field(default=None, description="taken for symmetry with events; a request trains nothing")
+    share: bool | None = None
+
+
+class Context(_Taken):
+    """Where the slate will be shown."""
+
+    category: str | None = Field(
+        default=None, description='a category path such as "Home > Kitchen": its popular list is a rung'
+    )
+    region: str | None = Field(default=None, description="a region such as DE: its popular list is a rung")
+
+
+class RecentEvent(_Taken):
+    """Something the person just did that may not have reached the event log yet."""
+
+    event_type: EventTypeName
+    item_id: Id
+    timestamp: Moment | None = Field(default=None, description="default: the instant of the request")
+
+
+class RecommendationRequest(_Taken):
+    """Who asks, where, and for how much. A request that names nobody gets what is popular."""
+
+    user_id: Id | None = None
+    anonymous_id: Id | None = Field(default=None, description="used when there is no user_id")
+    session_id: Id | None = Field(
+        default=None,
+        description="only events of this session adjust the slate; without it, the latest session if it is still fresh",
+    )
+    placement: Id = "default"
+    num_results: int = Field(default=10, ge=1, le=MAX_RESULTS)
+    context: Context = Context()
+    recent_events: list[RecentEvent] = Field(
+        default_factory=list, max_length=MAX_RECENT_EVENTS, description="oldest first; they join the session's events"
+    )
+    session_items: list[Id] = Field(
+        default_factory=list,
+        max_length=MAX_RECENT_EVENTS,
+        description="short for recent_events of type view_item, oldest first",
+    )
+    exclude_item_ids: list[Id] = Field(default_factory=list, max_length=MAX_EXCLUDED_ITEMS)
+    consent: Consent = Consent()
+    explain: bool = Field(
+        default=False, description="add the trace: stages with their times, rungs, filters, the session"
+    )
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [
+                {"user_id": "u1", "num_results": 10},
+                {
+                    "user_id": "u1",
+                    "session_id": "s42",
+                    "num_results": 5,
+                    "context": {"category": "Home > Kitchen", "region": "DE"},
+                    "recent_events": [{"event_type": "add_to_cart", "item_id": "i7"}],
+                    "exclude_item_ids": ["i9"],
+                    "explain": True,
+                },
+            ]
+        },
+    )
+
+
+class SimilarRequest(_Taken):
+    """Items like one item."""
+
+    item_id: Id
+    num_results: int = Field(default=10, ge=1, le=MAX_RESULTS)
+    exclude_item_ids: list[Id] = Field(default_factory=list, max_length=MAX_EXCLUDED_ITEMS)
+    placement: Id = "similar"
+    explain: bool = False
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"item_id": "i7", "num_results": 5}]}
+    )
+
+
+class _Given(BaseModel):
+    """Answers are written by hand (`serving.api.rendering`); these models declare them, and a test holds both equal."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ReasonOut(_Given):
+    """Why an item is there. `item_id` and `title` name the past item that spoke for it; null when none did."""
+
+    item_id: str | None
+    title: str | None
+    text: str = Field(examples=["because you viewed White Hanging Heart"])
+
+
+class Attributes(_Given):
+    title: str | None
+    category: str | None
+    price: float | int | None
+
+
+class ItemOut(_Given):
+    item_id: str
+    score: float = Field(description="in [0, 1]; comparable within one answer only")
+    rank: int = Field(description="from 1")
+    source: str = Field(examples=["als", "item_knn", "session", "popularity"])
+    reasons: list[ReasonOut]
+    attributes: Attributes
+
+
+class Freshness(_Given):
+    """Ages in seconds at the instant of the answer; null when there is no such thing."""
+
+    model: float | None = Field(description="since the end of the data interval the model was trained on")
+    data: float | None = Field(description="since the last event that the model saw")
+    candidates: float | None = Field(description="since the version was published")
+    features: float | None = Field(description="since the event time of this user's features")
+    session: float | None = Field(description="since the last event of the session that was used")
+
+
+class RecommendationResponse(_Given):
+    """A slate. Send `recommendation_id` back on events, so that clicks find the answer they came from."""
+
+    recommendation_id: str
+    placement: str
+    items: list[ItemOut]
+    model_version: str
+    took_ms: float
+    fallback_level: str = Field(
+        description="the best rung that answered: personal, segment, category, region, popular, static; "
+        "session or none when no rung had an eligible item; similar for items like an item"
+    )
+    fallback_reason: str | None = Field(
+        description="why it is not the first rung: consent, no_user, unknown_user, no_eligible_candidates, or what "
+        "made the personal records unavailable"
+    )
+    degraded: bool
+    degraded_reasons: list[str] | None = Field(default=None, description="only when degraded")
+    freshness: Freshness
+    experiments: list[Any] = Field(description="experiments this answer took part in; none yet")
+    filtered: dict[str, int] | None = Field(
+        default=None, description="only when fewer items than asked for, or with explain: items taken out, by filter"
+    )
+    trace: dict[str, Any] | None = Field(default=None, description="only with explain")
+
+
+class EventResult(_Given):
+    """What became of one event of the request, by its position."""
+
+    index: int
+    event_id: str | None
+    status: str = Field(description="accepted, duplicate or quarantined")
+    stored: bool | None = Field(default=None, description="false: the person said no to storing, it was only counted")
+    reason: str | None = Field(default=None, description="only when quarantined: a stable word")
+    field: str | None = Field(default=None, description="only when quarantined: the field that broke the rule")
+    detail: str | None = Field(default=None, description="only when quarantined: in words")
+
+
+class EventsResponse(_Given):
+    results: list[EventResult]
+
+
+class FieldProblem(_Given):
+    field: str
+    seen: Any
+    expected: str
+
+
+class Problem(_Given):
+    """RFC 9457. `request_id` is also in the X-Request-Id header; name it when you ask us about an error."""
+
+    type: str
+    title: str
+    status: int
+    detail: str | None = None
+    request_id: str
+    field: str | None = None
+    errors: list[FieldProblem] | None = None
+
+
+EVENT_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["event_type", "timestamp"],
+    "description": "One event. user_id or anonymous_id is required; most types need item_id or items. Unknown fields "
+    "are kept in properties.",
+    "properties": {
+        "event_id": {"type": "string", "description": "makes a retry harmless; derived from the fields when missing"},
+        "event_type": {"type": "string", "enum": sorted(EVENT_TYPES)},
+        "user_id": {"type": "string"},
+        "anonymous_id": {"type": "string"},
+        "session_id": {"type": "string"},
+        "item_id": {"type": "string"},
+        "timestamp": {"type": "string", "format": "date-time"},
+        "quantity": {"type": "integer", "minimum": 1},
+        "price": {"type": "number", "minimum": 0},
+        "value": {"type": "number"},
+        "currency": {"type": "string"},
+        "items": {"type": "array", "items": {"type": "object"}, "description": "lines of a basket, order or list"},
+        "recommendation_id": {"type": "string"},
+        "placement": {"type": "string"},
+        "channel": {"type": "string"},
+        "properties": {"type": "object"},
+        "consent": {
+            "type": "object",
+            "properties": {p: {"type": "boolean"} for p in ("store", "train", "personalize", "share")},
+        },
+    },
+}
+EVENT_EXAMPLES: dict[str, Any] = {
+    "one click": {
+        "value": {
+            "event_id": "e1",
+            "event_type": "view_item",
+            "user_id": "u1",
+            "session_id": "s42",
+            "item_id": "i7",
+            "timestamp": "2024-03-01T09:30:00Z",
+        }
+    },
+    "a batch": {
+        "value": {
+            "events": [
+                {
+                    "event_type": "add_to_cart",
+                    "anonymous_id": "a9",
+                    "item_id": "i7",
+                    "timestamp": "2024-03-01T09:31:00Z",
+                },
+                {
+                    "event_type": "purchase",
+                    "user_id": "u1",
+                    "timestamp": "2024-03-01T09:32:00Z",
+                    "items": [{"item_id": "i7", "quantity": 2, "price": 4.5}],
+                    "currency": "GBP",
+                    "consent": {"train": False},
+                },
+            ]
+        }
+    },
+}

@@ -1,0 +1,132 @@
+"""The FastAPI application: stores, recommender and routes put together. Only the entry points read the environment."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import DependencyError, NightjarError
+from serving.adapters.bundle import load_catalogue
+from serving.adapters.event_log import EventLog, RedisEventLog
+from serving.adapters.online import OnlineStore, RedisOnlineStore
+from serving.adapters.shelf import VersionShelf
+from serving.api.docs_page import DOCS_HTML
+from serving.api.errors import answer_domain_error, answer_http_error
+from serving.api.middleware import RequestEnvelope
+from serving.api.routes import Services, build_router
+from serving.api.schemas import Problem, RecommendationRequest, SimilarRequest
+from serving.recommender import Recommender
+from serving.settings import ServingSettings
+
+DESCRIPTION = (
+    "Real-time personalization. Ask for a slate with POST /v1/recommendations, send what people do to POST /v1/events: "
+    "the next slate knows. Errors are problem+json (RFC 9457) with a request id."
+)
+
+
+def wall_micros() -> int:
+    """UTC now, in microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+def new_id() -> str:
+    """32 hex digits that nobody has seen before."""
+    return uuid.uuid4().hex
+
+
+def create_app(
+    environment: Environment,
+    settings: ServingSettings,
+    *,
+    store: OnlineStore | None = None,
+    log: EventLog | None = None,
+    wall_micros: Callable[[], int] = wall_micros,
+    timer: Callable[[], int] = time.perf_counter_ns,
+    new_id: Callable[[], str] = new_id,
+) -> FastAPI:
+    """The application on real stores, or on those that are passed in; clocks and the id generator likewise."""
+    tenant = environment.tenant
+    store = store or RedisOnlineStore(
+        environment.redis_online_url,
+        tenant=tenant,
+        timeout_seconds=settings.online_timeout_ms / 1000,
+        max_connections=settings.redis_connections,
+    )
+    log = log or RedisEventLog(
+        environment.redis_log_url,
+        tenant=tenant,
+        timeout_seconds=settings.log_timeout_ms / 1000,
+        max_connections=settings.redis_connections,
+    )
+    shelf = VersionShelf(partial(load_catalogue, environment.publications, tenant=tenant))
+    recommender = Recommender(store, shelf, settings, wall_micros=wall_micros, timer=timer)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        with contextlib.suppress(DependencyError):
+            await recommender.settle()
+        watcher = asyncio.create_task(_watch_pointer(recommender, settings.pointer_poll_ms / 1000))
+        # Everything loaded so far lives as long as the process: out of the collector's sight.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 50, 1000)
+        yield
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
+        await store.close()
+        await log.close()
+
+    app = FastAPI(
+        title="Nightjar", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan
+    )
+    services = Services(recommender, store, log, settings, wall_micros, timer, new_id)
+    app.include_router(build_router(services))
+    app.add_exception_handler(NightjarError, answer_domain_error)
+    app.add_exception_handler(HTTPException, answer_http_error)
+    app.add_middleware(RequestEnvelope, new_id=new_id, timer=timer)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(DOCS_HTML)
+
+    app.openapi = partial(_openapi, app)  # type: ignore[method-assign]
+    return app
+
+
+def app_from_environment() -> FastAPI:
+    """What a worker process serves."""
+    return create_app(Environment.from_mapping(os.environ), ServingSettings.from_mapping(os.environ))
+
+
+async def _watch_pointer(recommender: Recommender, seconds: float) -> None:
+    """Load a new version soon after its flip, so that the first request after it need not wait."""
+    while True:
+        await asyncio.sleep(seconds)
+        with contextlib.suppress(DependencyError):
+            await recommender.settle()
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document plus the models of bodies that our routes read by themselves."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for model in (RecommendationRequest, SimilarRequest, Problem):
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas[model.__name__] = schema
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,191 @@
+"""One answer from end to end: read the person, settle the version, build the slate. Knows stores, not HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from feature_repo.contracts.errors import ContractError, DependencyError, MixedVersionError, NightjarError
+from feature_repo.contracts.packing import (
+    FLAG_PERSONALIZE_DENIED,
+    PackedCandidate,
+    SessionState,
+    read_candidates_header,
+    unpack_candidates,
+    unpack_session,
+)
+from serving.adapters.feast_online import read_string_value, read_timestamp_micros
+from serving.adapters.online import OnlineRecords, OnlineStore
+from serving.adapters.shelf import VersionShelf
+from serving.observability import DEGRADED, REFUSED_RECORDS, SECOND_READS, SLATES
+from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.slate import build_slate
+from serving.pipeline.values import Person, Slate, SlateRequest
+from serving.settings import ServingSettings
+
+STORE_DOWN = "online_store_unavailable"
+VERSION_NOT_LOADED = "published_version_not_loaded"
+MIXED_VERSION = "candidates_of_another_version"
+DAMAGED_CANDIDATES = "candidates_damaged"
+DAMAGED_SESSION = "session_damaged"
+DAMAGED_FEATURE = "feature_damaged"
+
+
+class NoVersionError(DependencyError):
+    """Nothing can be recommended yet: no version was ever published, or none can be read."""
+
+
+class Settled(NamedTuple):
+    """A version to serve, with records read for that version. `records` is None when the store is down."""
+
+    catalogue: Catalogue
+    records: OnlineRecords | None
+    reads: int
+    degraded: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A slate with the circumstances under which it was made. Times are microseconds since 1970, None when unknown."""
+
+    slate: Slate
+    catalogue: Catalogue
+    reads: int
+    degraded: list[str] = field(default_factory=list)
+    feature_micros: int | None = None
+
+
+class Recommender:
+    """Answers of one serving process. `wall_micros` and `timer` are its clocks: UTC microseconds, monotonic ns."""
+
+    def __init__(
+        self,
+        store: OnlineStore,
+        shelf: VersionShelf,
+        settings: ServingSettings,
+        *,
+        wall_micros: Callable[[], int],
+        timer: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._shelf = shelf
+        self._settings = settings
+        self._tuning = settings.tuning()
+        self._wall_micros = wall_micros
+        self._timer = timer
+
+    async def recommend(self, request: SlateRequest) -> Answer:
+        """The slate of one request. Raises NoVersionError when there is nothing to serve from.
+
+        A request that says personalize=false reads nothing about the person.
+        """
+        asks_personally = request.personalize is not False
+        settled = await self.settle(
+            user_id=request.user_id if asks_personally else None,
+            anonymous_id=request.anonymous_id if asks_personally else None,
+        )
+        degraded = settled.degraded
+        person, feature_micros = self._person(settled, degraded)
+        slate = build_slate(
+            request,
+            person,
+            settled.catalogue,
+            self._tuning,
+            now_micros=self._wall_micros(),
+            timer=self._timer,
+        )
+        SLATES.labels(slate.fallback_level).inc()
+        for reason in degraded:
+            DEGRADED.labels(reason).inc()
+        return Answer(slate, settled.catalogue, settled.reads, degraded, feature_micros)
+
+    async def settle(self, *, user_id: str | None = None, anonymous_id: str | None = None) -> Settled:
+        """Read the person together with the pointer; when the pointer moved, load that version and read once more.
+
+        When the store is down, or the new version cannot be loaded in time, the last known version keeps serving and
+        the answer is degraded. Raises NoVersionError when there is none.
+        """
+        current = self._shelf.current
+        try:
+            records = await self._read(current, user_id, anonymous_id)
+        except DependencyError:
+            if current is None:
+                raise NoVersionError("the online store does not answer, and no version was loaded before") from None
+            return Settled(current, None, 1, [STORE_DOWN])
+        if current is not None and records.pointer == current.version:
+            return Settled(current, records, 1, [])
+        if records.pointer is None:
+            # The store was emptied: the version in memory is still the last one that was published.
+            if current is None:
+                raise NoVersionError("no version published yet, run the night: nightjar run nightly")
+            return Settled(current, records, 1, [VERSION_NOT_LOADED])
+        try:
+            async with asyncio.timeout(self._settings.bundle_wait_ms / 1000):
+                moved_to = await self._shelf.switch_to(records.pointer)
+        except (NightjarError, TimeoutError) as error:
+            if current is None:
+                raise NoVersionError(f"version {records.pointer} is published but not loaded: {error}") from error
+            return Settled(current, records, 1, [VERSION_NOT_LOADED])
+        SECOND_READS.inc()
+        try:
+            return Settled(moved_to, await self._read(moved_to, user_id, anonymous_id), 2, [])
+        except DependencyError:
+            return Settled(moved_to, None, 2, [STORE_DOWN])
+
+    async def _read(self, catalogue: Catalogue | None, user_id: str | None, anonymous_id: str | None) -> OnlineRecords:
+        version = None if catalogue is None else catalogue.version
+        return await self._store.read(version=version, user_id=user_id, anonymous_id=anonymous_id)
+
+    def _person(self, settled: Settled, degraded: list[str]) -> tuple[Person, int | None]:
+        """The records as values. A record that cannot be used is counted, named in `degraded`, and left out."""
+        records = settled.records
+        if records is None:
+            return Person(unavailable=STORE_DOWN, consent_unknown=True), None
+        candidates: list[PackedCandidate] | None = None
+        flags, unavailable, consent_unknown = 0, None, False
+        if records.candidates is not None:
+            try:
+                candidates, flags = unpack_candidates(records.candidates, expected_version=settled.catalogue.version)
+            except MixedVersionError:
+                unavailable = _refuse(MIXED_VERSION, degraded)
+                flags = read_candidates_header(records.candidates)[1]
+            except ContractError:
+                unavailable, consent_unknown = _refuse(DAMAGED_CANDIDATES, degraded), True
+        session = SessionState()
+        if records.session is not None:
+            try:
+                session = unpack_session(records.session)
+            except ContractError:
+                unavailable, consent_unknown = _refuse(DAMAGED_SESSION, degraded), True
+        segment, feature_micros = self._segment(records, settled.catalogue, degraded)
+        person = Person(
+            candidates=candidates,
+            candidates_deny=bool(flags & FLAG_PERSONALIZE_DENIED),
+            session=session,
+            segment=segment,
+            unavailable=unavailable,
+            consent_unknown=consent_unknown,
+        )
+        return person, feature_micros
+
+    def _segment(
+        self, records: OnlineRecords, catalogue: Catalogue, degraded: list[str]
+    ) -> tuple[str | None, int | None]:
+        """(top category, its event time); (None, time) for a null or one that lags too far behind the version."""
+        if records.segment is None or records.segment_time is None:
+            return None, None
+        try:
+            category, moment = read_string_value(records.segment), read_timestamp_micros(records.segment_time)
+        except ContractError:
+            _refuse(DAMAGED_FEATURE, degraded)
+            return None, None
+        lag_seconds = (catalogue.as_of_micros - moment) / 1_000_000
+        return (category if lag_seconds <= self._settings.feature_lag_seconds else None), moment
+
+
+def _refuse(why: str, degraded: list[str]) -> str:
+    REFUSED_RECORDS.labels(why).inc()
+    degraded.append(why)
+    return why

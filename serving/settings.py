@@ -1,0 +1,106 @@
+"""Settings of the serving processes: one table with unit, default and the effect of raising each.
+
+Each field is the environment variable NIGHTJAR_SERVING_<FIELD>, e.g. NIGHTJAR_SERVING_SESSION_WEIGHT. A variable with
+that prefix that no field knows is refused, so a typing error is not a silent default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from feature_repo.contracts.errors import DataError, nearest
+from serving.pipeline.values import Tuning
+
+PREFIX = "NIGHTJAR_SERVING_"
+MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""prometheus_client's own variable: where workers keep the counters that /metrics sums."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServingSettings:
+    """Raising a number does what its line says.
+
+    online_timeout_ms      50 ms     longest wait for one read of the online store. Higher: slower answers when Redis is
+                                     ill, fewer degraded ones.
+    log_timeout_ms         1000 ms   longest wait for the event log's fsync. Higher: slower 503s, fewer of them.
+    bundle_wait_ms         2000 ms   how long a request waits for a newly published version to load before it is
+                                     answered from the one before. Higher: a flip or rollback shows in the very next
+                                     answer even with a huge catalogue.
+    pointer_poll_ms        1000 ms   how often an idle worker looks for a new version. Higher: fewer reads, later loads.
+    redis_connections      64        connections of one worker to each Redis role. Higher: more requests in flight.
+    session_weight         3.0       how loud the session is beside the night's list: 0 ignores it, at 3 the best-voted
+                                     newcomer beats every item that got no vote once the session has two clicks, at 10
+                                     little but the session is left.
+    session_events         20        how many last events of the session vote. Higher: a longer memory, slower answers.
+    session_gap_seconds    1800 s    a request without session_id continues a session this fresh. Higher: staler ones.
+    position_decay         0.9       weight of an event beside the one after it, in (0, 1]. Higher: older clicks count.
+    half_life_seconds      1800 s    age, counted from the newest event, at which an event counts half.
+    feature_lag_seconds    604800 s  a Feast feature older than the served version by more than this is not used (Feast
+                                     does not apply a ttl online). Higher: staler segments, fewer popular answers.
+    max_events             1000      events in one POST /v1/events. Higher: fewer, larger writes.
+    max_body_bytes         2097152 B largest request body. Higher: more memory an attacker can take.
+    session_ttl_seconds    2592000 s how long a person's session record lives after its last event (30 days: longer is
+                                     more personal data kept).
+    consumer_batch         500       stream entries the consumer applies at once. Higher: more throughput, later effect.
+    archive_seconds        5 s       longest time an event waits for its archive commit. Higher: fewer, larger files.
+    archive_events         20000     events in one archive commit at most. Higher: fewer files, more memory.
+    lease_seconds          10 s      how long a dead consumer or archiver keeps its role. Higher: later takeover.
+    """
+
+    online_timeout_ms: float = 50.0
+    log_timeout_ms: float = 1000.0
+    bundle_wait_ms: float = 2000.0
+    pointer_poll_ms: float = 1000.0
+    redis_connections: int = 64
+    session_weight: float = 3.0
+    session_events: int = 20
+    session_gap_seconds: float = 1800.0
+    position_decay: float = 0.9
+    half_life_seconds: float = 1800.0
+    feature_lag_seconds: float = 604_800.0
+    max_events: int = 1000
+    max_body_bytes: int = 2_097_152
+    session_ttl_seconds: int = 2_592_000
+    consumer_batch: int = 500
+    archive_seconds: float = 5.0
+    archive_events: int = 20_000
+    lease_seconds: float = 10.0
+
+    @classmethod
+    def from_mapping(cls, variables: Mapping[str, str]) -> ServingSettings:
+        """From `os.environ` or any mapping. Raises DataError naming the variable, what it says and what it may say."""
+        known = {PREFIX + field.name.upper(): field for field in fields(cls)}
+        values: dict[str, Any] = {}
+        for name, text in variables.items():
+            if not name.startswith(PREFIX):
+                continue
+            if name not in known:
+                raise DataError(f"unknown setting {name}{nearest(name, known)}", field=name)
+            field = known[name]
+            kind = int if isinstance(field.default, int) else float
+            try:
+                value = kind(text)
+            except ValueError as error:
+                raise DataError(f"{name} must be {_WORDS[kind]} such as {field.default}, got {text!r}") from error
+            if not (value >= 0 if field.name in _MAY_BE_ZERO else value > 0) or value == float("inf"):
+                raise DataError(f"{name} must be a positive number such as {field.default}, got {text!r}", field=name)
+            values[field.name] = value
+        if values.get("position_decay", 1.0) > 1:
+            raise DataError(f"{PREFIX}POSITION_DECAY must lie in (0, 1], got {values['position_decay']}")
+        return cls(**values)
+
+    def tuning(self) -> Tuning:
+        """The part that the pipeline reads."""
+        return Tuning(
+            session_weight=self.session_weight,
+            session_events=self.session_events,
+            session_gap_seconds=self.session_gap_seconds,
+            position_decay=self.position_decay,
+            half_life_seconds=self.half_life_seconds,
+        )
+
+
+_WORDS = {int: "a whole number", float: "a number"}
+_MAY_BE_ZERO = frozenset({"session_weight"})
