@@ -58,6 +58,8 @@ def server_command(binary: ServerBinary, role: Role, *, port: int, folder: Path,
         binary.path,
         "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder.absolute()), "--daemonize", "no",
         "--pidfile", str(pid_file.absolute()), "--maxmemory", MAX_MEMORY[role], "--maxmemory-policy", "noeviction",
+        # the title would be written over the environment, by which we know our own processes
+        "--set-proc-title", "no",
         *_DURABILITY[role],
     ]  # fmt: skip
 
@@ -97,10 +99,10 @@ class RunningServer:
         self.stop()
 
 
-def answers(port: int) -> bool:
-    """Whether a Redis on 127.0.0.1:`port` says PONG (False while it loads its files)."""
+def answers(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether a Redis says PONG (False while it loads its files)."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+        with socket.create_connection((host, port), timeout=1) as connection:
             connection.sendall(b"PING\r\n")
             return connection.recv(16).startswith(b"+PONG")
     except OSError:
