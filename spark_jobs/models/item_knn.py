@@ -120,7 +120,7 @@ def _keep_best(similarity: sparse.csr_matrix, count: int) -> sparse.csr_matrix:
     for row in np.flatnonzero(np.diff(similarity.indptr) > count):
         part = slice(similarity.indptr[row], similarity.indptr[row + 1])
         values = similarity.data[part]
-        threshold = np.partition(values, len(values) - count)[len(values) - count]
+        threshold = -np.partition(-values, count - 1)[count - 1]
         above = values > threshold
         equal = np.flatnonzero(values == threshold)[: count - int(above.sum())]
         above[equal] = True

@@ -1,0 +1,112 @@
+"""Full ranking: every model ranks *all* items for every test person; training items are removed; the top counts.
+
+Memory: one block of persons x all items at a time. The lists of a block are turned into metrics and dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from spark_jobs.evaluation.metrics import KS, coverage, exposure, metric_name, ranking_metrics, top_share
+from spark_jobs.evaluation.split import SLICES, TimeSplit
+from spark_jobs.models.base import InteractionMatrix, Model
+from spark_jobs.models.ranking import mask_items, top_items
+
+CELLS_PER_BLOCK = 4_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEvaluation:
+    """What one model did on one split.
+
+    per_user          metric name -> one value per test person, in the order of `split.subjects`
+    exposed           by k: how often each item stood in the top k
+    known_items       by item number: it had a training event
+    non_finite_count  scores that were NaN or infinite (they rank last)
+    """
+
+    per_user: Mapping[str, NDArray[np.float64]]
+    exposed: Mapping[int, NDArray[np.int64]]
+    known_items: NDArray[np.bool_]
+    non_finite_count: int
+
+    def beyond_accuracy(self) -> dict[str, float]:
+        """`coverage_at_k` and `top_share_at_k`, and `distinct_items_at_k`, over all test persons."""
+        found: dict[str, float] = {}
+        for k, exposed in self.exposed.items():
+            found[metric_name("coverage", k)] = coverage(exposed, self.known_items)
+            found[metric_name("top_share", k)] = top_share(exposed, k)
+            found[metric_name("distinct_items", k)] = float((exposed > 0).sum())
+        return found
+
+    def by_slice(self, slices: NDArray[np.str_]) -> dict[str, dict[str, float]]:
+        """Means by slice, then metric; a slice without persons is left out."""
+        means: dict[str, dict[str, float]] = {}
+        for name in SLICES:
+            inside = np.ones(len(slices), bool) if name == "all" else slices == name
+            if inside.any():
+                means[name] = {metric: float(values[inside].mean()) for metric, values in self.per_user.items()}
+        return means
+
+
+def evaluate(model: Model, matrix: InteractionMatrix, split: TimeSplit, *, ks: Sequence[int] = KS) -> ModelEvaluation:
+    """Rank all items for every test person of the split.
+
+    `matrix` is what the model was fitted on. A person who has no row there (all their events had no weight in the
+    recipe) is scored on an empty history. Every item of the catalogue is a candidate, also one nobody ever had.
+    """
+    deepest = max(ks)
+    rows = matrix_rows(matrix, split.subjects)
+    item_count = matrix.item_count
+    step = max(1, CELLS_PER_BLOCK // max(1, item_count))
+    hits = np.zeros((len(rows), deepest), bool)
+    exposed = {k: np.zeros(item_count, np.int64) for k in ks}
+    non_finite = 0
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        histories = histories_of(matrix, rows[part])
+        scores = model.score_block(histories, rows[part])
+        non_finite += int((~np.isfinite(scores)).sum())
+        scores[~np.isfinite(scores)] = -np.inf
+        mask_items(scores, split.seen[part])
+        numbers, values = top_items(scores, deepest)
+        numbers = np.where(np.isfinite(values), numbers, -1)
+        hits[part, : numbers.shape[1]] = _is_relevant(numbers, split.relevant[part])
+        for k in ks:
+            exposed[k] += exposure(numbers[:, :k], item_count)
+    per_user: dict[str, Any] = ranking_metrics(hits, np.diff(split.relevant.indptr).astype(np.int64), ks)
+    return ModelEvaluation(per_user, exposed, split.known_items, non_finite)
+
+
+def matrix_rows(matrix: InteractionMatrix, subjects: NDArray[np.str_]) -> NDArray[np.int64]:
+    """The row of each subject in the matrix, -1 for one that it does not have."""
+    if len(matrix.subjects) == 0:
+        return np.full(len(subjects), -1, np.int64)
+    place = np.minimum(np.searchsorted(matrix.subjects, subjects), len(matrix.subjects) - 1)
+    return np.where(matrix.subjects[place] == subjects, place, -1).astype(np.int64)
+
+
+def histories_of(matrix: InteractionMatrix, rows: NDArray[np.int64]) -> sparse.csr_matrix:
+    """The histories of matrix rows; an empty one for -1."""
+    known = rows >= 0
+    if known.all():
+        return matrix.preference[rows]
+    picked = sparse.csr_matrix(
+        (np.ones(int(known.sum()), np.float32), (np.flatnonzero(known), rows[known])),
+        shape=(len(rows), matrix.preference.shape[0]),
+    )
+    return (picked @ matrix.preference).tocsr()
+
+
+def _is_relevant(numbers: NDArray[np.int32], relevant: sparse.csr_matrix) -> NDArray[np.bool_]:
+    """Whether each listed item (-1: none) is one of its row's relevant items."""
+    width = relevant.shape[1]
+    wanted = np.repeat(np.arange(relevant.shape[0]), np.diff(relevant.indptr)) * width + relevant.indices
+    listed = np.arange(len(numbers))[:, None] * width + numbers
+    return np.isin(listed, wanted) & (numbers >= 0)

@@ -1,0 +1,145 @@
+"""MLflow on a real store: nights and models found again by tag, the registry's aliases, and a store that is down."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import DataError, DependencyError
+from spark_jobs.io import tracking
+
+ALS = {"model": "als", "weights": {"purchase": 8.0}, "half_life_days": 180.0, "params": {"factors": 8}}
+KNN = {"model": "item_knn", "weights": {"purchase": 8.0}, "half_life_days": None, "params": {}}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database made once (creating its tables takes seconds); each test works for a tenant of its own."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+@pytest.fixture
+def mlflow_environment(
+    environment: Environment,
+    store: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Environment:
+    monkeypatch.chdir(tmp_path)  # artifacts of a database store lie under the working folder
+    tenant = request.node.name.replace("test_", "")[:40].lower()
+    return environment._replace(mlflow_uri=store, tenant=tenant)
+
+
+def client(environment: Environment):
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=environment.mlflow_uri, registry_uri=environment.mlflow_uri)
+
+
+def start(environment: Environment, run_key: str = "r1", **tags: str) -> str:
+    return tracking.start_night(environment, run_key=run_key, as_of="2024-03-08", tags=tags)
+
+
+def log(environment: Environment, parent: str, model: str = "als", **other: object) -> str:
+    values = {
+        "parent_run_id": parent, "run_key": "r1", "model": model, "params": {"factors": 8},
+        "metrics": {"ndcg_at_20": 0.25}, "tags": {}, "tables": [], "artifacts": None,
+    }  # fmt: skip
+    return tracking.log_model_run(environment, **{**values, **other})
+
+
+def test_a_retried_night_goes_on_with_its_run(mlflow_environment: Environment) -> None:
+    first = start(mlflow_environment, dag_run="manual__1")
+    tracking.end_night(mlflow_environment, first, "FAILED")
+    assert start(mlflow_environment, dag_run="manual__1") == first
+    assert start(mlflow_environment, run_key="r2") != first
+    run = client(mlflow_environment).get_run(first)
+    assert run.info.status == "RUNNING"
+    assert {k: run.data.tags[k] for k in ("run_key", "as_of", "dag_run", "code_version")} == {
+        "run_key": "r1", "as_of": "2024-03-08", "dag_run": "manual__1", "code_version": "test",
+    }  # fmt: skip
+
+
+def test_a_model_run_is_nested_and_logged_once(mlflow_environment: Environment, tmp_path: Path) -> None:
+    parent = start(mlflow_environment)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "manifest.json").write_text("{}")
+    table = tracking.ReadTable("silver.interactions", "/lake/default/silver/interactions", 3)
+    log(mlflow_environment, parent, metrics={"ndcg_at_20": 0.1})
+    metrics = {f"m{n}": float(n) for n in range(150)} | {"ndcg_at_20__lt5": 0.5}
+    run_id = log(mlflow_environment, parent, metrics=metrics, tables=[table], artifacts=tmp_path / "model")
+
+    mlflow = client(mlflow_environment)
+    experiment = mlflow.get_run(parent).info.experiment_id
+    nested = mlflow.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert [r.info.run_id for r in nested] == [run_id]
+    assert nested[0].data.metrics == metrics
+    assert nested[0].data.params == {"factors": "8"}
+    datasets = nested[0].inputs.dataset_inputs
+    assert [(d.dataset.name, json.loads(d.dataset.source)["delta_table_version"]) for d in datasets] == [
+        ("silver.interactions", 3)
+    ]
+    assert [a.path for a in mlflow.list_artifacts(run_id, "model")] == ["model/manifest.json"]
+
+
+def test_champion_and_challenger(mlflow_environment: Environment) -> None:
+    parent = start(mlflow_environment)
+    als_run, knn_run = log(mlflow_environment, parent), log(mlflow_environment, parent, "item_knn")
+    assert tracking.champion(mlflow_environment) is None
+    assert tracking.set_champion(mlflow_environment, published_version="2024-03-08-00000000", run_key="r1") is None
+
+    def register(run_id: str, run_key: str, recipe: dict[str, object]) -> str:
+        return tracking.register_version(
+            mlflow_environment, run_id=run_id, run_key=run_key, as_of="2024-03-08", recipe=recipe, verdict="publish"
+        )
+
+    assert register(als_run, "r1", ALS) == "1"
+    assert register(als_run, "r1", ALS) == "1", "a retry makes no second version"
+    assert tracking.champion(mlflow_environment) is None, "a challenger is not live yet"
+    assert tracking.set_champion(mlflow_environment, published_version="2024-03-08-aaaaaaaa", run_key="r1") == "1"
+    assert tracking.champion(mlflow_environment) == tracking.Champion("1", "2024-03-08-aaaaaaaa", ALS)
+
+    assert register(knn_run, "r2", KNN) == "2"
+    assert tracking.champion(mlflow_environment).version == "1"
+    tracking.set_champion(mlflow_environment, published_version="2024-03-09-bbbbbbbb", run_key="r2")
+    assert tracking.champion(mlflow_environment).model == "item_knn"
+
+    # A rollback knows only the name of the publication.
+    assert tracking.set_champion(mlflow_environment, published_version="2024-03-08-aaaaaaaa") == "1"
+    assert tracking.champion(mlflow_environment).recipe == ALS
+    assert tracking.set_champion(mlflow_environment, published_version="2024-03-07-cccccccc") is None
+    assert tracking.champion(mlflow_environment).version == "1"
+
+
+def test_a_report_lies_with_the_night(mlflow_environment: Environment) -> None:
+    parent = start(mlflow_environment)
+    for words in ("refused", "publish"):
+        tracking.log_report(
+            mlflow_environment, parent, files={"gate/gate.md": words}, tags={"verdict": words}, metrics={"ndcg": 0.5}
+        )
+    mlflow = client(mlflow_environment)
+    assert mlflow.get_run(parent).data.tags["verdict"] == "publish"
+    assert Path(mlflow.download_artifacts(parent, "gate/gate.md")).read_text() == "publish"
+
+
+def test_mlflow_down_is_said_quickly(environment: Environment) -> None:
+    began = time.monotonic()
+    with pytest.raises(DependencyError, match=r"MLflow does not answer at http://127\.0\.0\.1:1 .*nightjar up"):
+        start(environment)
+    assert time.monotonic() - began < 10
+
+
+def test_an_unknown_run_is_a_dependency_error(mlflow_environment: Environment) -> None:
+    with pytest.raises(DependencyError, match="MLflow at sqlite"):
+        log(mlflow_environment, "0" * 32)
+
+
+def test_a_night_cannot_end_in_any_odd_way(environment: Environment) -> None:
+    with pytest.raises(DataError, match="FINISHED, FAILED or KILLED, got 'DONE'"):
+        tracking.end_night(environment, "x", "DONE")
