@@ -1,0 +1,319 @@
+"""Refit the winner on everything before as_of, rank items for every active user, and publish the lists.
+
+Reads    run.json, gate.json; silver.interactions, silver.events, gold.item_ids; bronze.items and bronze.users (pinned)
+Writes   gold.candidates and gold.item_neighbours (partition as_of), publication.json; when the run publishes also the
+         bundle folder and the packed rows in Redis `online`, under the keys of a version that nobody serves yet
+Then     verify_publication reads everything back, flip_version makes it live.
+
+Who is scored: every identified user ("u:" subjects) with at least one interaction. Who denies personalization gets an
+empty list with a flag instead. What is left out of a list, by run param `exclude_seen`:
+    interacted   (default) every item the user interacted with, as in the evaluation
+    purchased    only items the user bought
+    none         nothing
+
+Killed at any point and run again it makes the same lists, the same version, the same bytes under the same keys.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.broadcast import Broadcast
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812
+from scipy import sparse
+from threadpoolctl import threadpool_limits
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import DataError, DependencyError, nearest
+from feature_repo.contracts.events import EventType
+from feature_repo.contracts.publication import Manifest, candidates_checksum
+from feature_repo.contracts.run import GATE_FILE, PUBLICATION_FILE, Run
+from feature_repo.contracts.times import format_timestamp, from_micros
+from spark_jobs.io.bundle import file_hashes, write_bundle
+from spark_jobs.io.delta import overwrite_partitions, read_table
+from spark_jobs.io.publication import Publication, candidates_digest
+from spark_jobs.io.run_store import read_report, write_report
+from spark_jobs.jobs.entry import run_job
+from spark_jobs.models.base import InteractionMatrix, Model
+from spark_jobs.models.factory import fit_recipe
+from spark_jobs.models.matrix import build_matrix, load_interactions
+from spark_jobs.models.recipes import default_recipe
+from spark_jobs.session import get_session
+from spark_jobs.transforms.bundle_files import (
+    NEIGHBOURS_PER_ITEM,
+    bundle_files,
+    eligible_items,
+    items_json,
+    neighbour_rows,
+    popular_json,
+)
+from spark_jobs.transforms.candidates import (
+    CANDIDATES_PER_USER,
+    Scoring,
+    denied_candidates,
+    denied_users,
+    pack_batch,
+    score_block,
+)
+
+SEEN_POLICIES = ("interacted", "purchased", "none")
+SCORING_PARTITIONS = 8
+_NO_VERSION = "1970-01-01-00000000"
+"""Stands in the header of records that are only digested: a digest does not cover it."""
+
+
+def main(environment: Environment, run: Run) -> None:
+    """Entry point of the process: a session of its own around `score_users`."""
+    spark = get_session("score_users")
+    try:
+        score_users(spark, environment, run)
+    finally:
+        spark.stop()
+
+
+def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict[str, Any]:
+    """The whole job in a given session; returns what publication.json says."""
+    recipe = read_report(environment, run.run_key, GATE_FILE)["recipe"]
+    policy = seen_policy(run.params)
+    if run.publishes:
+        Publication(environment.redis_online_url, environment.tenant).served_version()  # fail now, not in an hour
+
+    tell = _Clock()
+    item_ids = read_table(spark, environment, "gold.item_ids")
+    numbers = item_ids.select("item_id", "item_number").toArrow()
+    item_count = max(numbers["item_number"].to_pylist(), default=-1) + 1
+    events = read_table(spark, environment, "silver.interactions")
+    interactions = load_interactions(events, item_ids, cut_off=run.cut_off)
+    if interactions.num_rows == 0:
+        raise DataError(f"silver.interactions has nothing before {run.as_of}: there is nobody to score")
+    model, matrix = fit_recipe(recipe, interactions, item_count=item_count, cut_off=run.cut_off)
+    tell(f"refitted {recipe['model']} on {interactions.num_rows:,} interactions of {len(matrix.subjects):,} subjects")
+
+    users = read_table(spark, environment, "bronze.users", run.pins["bronze.users"])
+    catalogue = read_table(spark, environment, "bronze.items", run.pins["bronze.items"])
+    items = catalogue.join(item_ids.select("item_id", "item_number"), on="item_id", how="inner").toArrow()
+    eligible = eligible_items(items, item_count=item_count, cut_off=run.cut_off)
+    silver_events = read_table(spark, environment, "silver.events")
+    denied = sorted(denied_users(users, silver_events, cut_off=run.cut_off).toArrow()["user_id"].to_pylist())
+    scoring = _scoring(model, matrix, seen_items(matrix, interactions, policy, run.cut_off), eligible, denied, run)
+    candidates = write_candidates(spark, environment, run, scoring, denied)
+    tell(f"ranked {int(eligible.sum()):,} eligible of {item_count:,} items for {len(scoring.rows):,} users")
+
+    knn, _ = fit_recipe(default_recipe("item_knn"), interactions, item_count=item_count, cut_off=run.cut_off)
+    neighbours = neighbour_rows(knn, eligible, count=NEIGHBOURS_PER_ITEM)
+    write_neighbours(spark, environment, run, neighbours)
+    tell(f"{sum(map(len, neighbours)):,} neighbours of {sum(map(bool, neighbours)):,} items")
+
+    if not run.publishes:
+        print(f"not publishing: {run.why}", flush=True)
+        report = {"published": False, "version": None, "why": run.why}
+    else:
+        popularity = default_recipe("popularity")
+        popular_matrix = build_matrix(
+            interactions, item_count=item_count, weights=popularity["weights"],
+            half_life_days=popularity["half_life_days"], cut_off=run.cut_off,
+        )  # fmt: skip
+        popular = popular_json(popular_matrix, popularity["params"], items, eligible, _regions(users))
+        files = bundle_files(items_json(items), neighbours, popular)
+        published_recipe = {**recipe, "exclude_seen": policy, "candidates_per_user": CANDIDATES_PER_USER}
+        last_event_at = format_timestamp(from_micros(pc.max(interactions["micros"]).as_py()))
+        report = publish(
+            candidates, environment, run, files,
+            recipe=published_recipe, item_count=items.num_rows, last_event_at=last_event_at,
+        )  # fmt: skip
+        tell(f"published {report['version']}: {report['user_count']:,} users, {report['row_count']:,} rows")
+    write_report(environment, run.run_key, PUBLICATION_FILE, report)
+    return report
+
+
+def seen_policy(params: Mapping[str, Any]) -> str:
+    """The run's `exclude_seen`. Raises DataError naming the nearest policy."""
+    policy = str(params.get("exclude_seen") or SEEN_POLICIES[0])
+    if policy not in SEEN_POLICIES:
+        hint = nearest(policy, SEEN_POLICIES)
+        raise DataError(
+            f"exclude_seen is one of {', '.join(SEEN_POLICIES)}; got {policy!r}{hint}", field="exclude_seen"
+        )
+    return policy
+
+
+def seen_items(matrix: InteractionMatrix, interactions: pa.Table, policy: str, cut_off: datetime) -> sparse.csr_matrix:
+    """What each row of `matrix` must not be offered again, by policy; only the pattern counts."""
+    if policy == "interacted":
+        return matrix.preference
+    if policy == "none":
+        return sparse.csr_matrix(matrix.preference.shape, dtype=np.float32)
+    bought = build_matrix(
+        interactions, item_count=matrix.item_count, weights={EventType.PURCHASE.value: 1.0}, half_life_days=None,
+        cut_off=cut_off,
+    )  # fmt: skip
+    known = np.isin(bought.subjects, matrix.subjects)
+    rows = np.searchsorted(matrix.subjects, bought.subjects[known])
+    pairs = bought.preference[np.flatnonzero(known)].tocoo()
+    return sparse.csr_matrix((pairs.data, (rows[pairs.row], pairs.col)), shape=matrix.preference.shape)
+
+
+def write_candidates(
+    spark: SparkSession, environment: Environment, run: Run, scoring: Scoring, denied: list[str]
+) -> DataFrame:
+    """Score by blocks in the executors into gold.candidates; returns this as_of's rows as they now lie in Delta."""
+    shared = spark.sparkContext.broadcast(scoring)
+    blocks = spark.range(0, scoring.block_count, 1, min(SCORING_PARTITIONS, max(1, scoring.block_count)))
+    schema = read_table(spark, environment, "gold.candidates", -1).schema
+    scored = blocks.mapInArrow(_score_blocks(shared), schema)
+    refused = spark.createDataFrame(denied_candidates(denied, run.as_of_day), schema)
+    overwrite_partitions(scored.unionByName(refused), environment, "gold.candidates", {"as_of": [run.as_of_day]})
+    shared.destroy()
+    return read_table(spark, environment, "gold.candidates").where(F.col("as_of") == F.lit(run.as_of_day))
+
+
+def write_neighbours(
+    spark: SparkSession, environment: Environment, run: Run, neighbours: list[list[tuple[int, float]]]
+) -> None:
+    """gold.item_neighbours of this as_of: one row for every item that has neighbours."""
+    known = [(number, row) for number, row in enumerate(neighbours) if row]
+    table = pa.table(
+        {
+            "item_number": pa.array([number for number, _ in known], pa.int32()),
+            "neighbour_numbers": pa.array([[n for n, _ in row] for _, row in known], pa.list_(pa.int32())),
+            "similarities": pa.array([[s for _, s in row] for _, row in known], pa.list_(pa.float32())),
+            "as_of": pa.array([run.as_of_day] * len(known), pa.date32()),
+        }
+    )
+    schema = read_table(spark, environment, "gold.item_neighbours", -1).schema
+    frame = spark.createDataFrame(table, schema)
+    overwrite_partitions(frame, environment, "gold.item_neighbours", {"as_of": [run.as_of_day]})
+
+
+def publish(
+    candidates: DataFrame,
+    environment: Environment,
+    run: Run,
+    files: Mapping[str, bytes],
+    *,
+    recipe: Mapping[str, Any],
+    item_count: int,
+    last_event_at: str,
+) -> dict[str, Any]:
+    """Digest the rows, name the version after the manifest, then bundle, manifest and rows. Nothing becomes live."""
+    digested = candidates.mapInArrow(_digest_rows, "user_count bigint, row_count bigint, digest_sum string").collect()
+    manifest = Manifest(
+        as_of=run.as_of,
+        model=recipe["model"],
+        recipe=recipe,
+        user_count=sum(part.user_count for part in digested),
+        item_count=item_count,
+        candidates_checksum=candidates_checksum([int(part.digest_sum) for part in digested]),
+        last_event_at=last_event_at,
+        files=file_hashes(files),
+        volatile={
+            "run_key": run.run_key,
+            "mlflow_run_id": run.mlflow_run_id,
+            "code_version": run.code_version,
+            "published_at": format_timestamp(datetime.now(UTC).replace(microsecond=0)),
+        },
+    )
+    version = Publication(environment.redis_online_url, environment.tenant).announce(manifest)
+    folder = write_bundle(environment.publications, manifest, files, tenant=environment.tenant)
+    put = candidates.mapInArrow(
+        _put_rows(environment.redis_online_url, environment.tenant, version), "user_count bigint, error string"
+    ).collect()
+    errors = [part.error for part in put if part.error]
+    if errors:
+        raise DependencyError(f"version {version} is published in part only, and nothing serves it: {errors[0]}")
+    return {
+        "published": True,
+        "version": version,
+        "why": run.why,
+        "as_of": run.as_of,
+        "model": manifest.model,
+        "user_count": manifest.user_count,
+        "row_count": sum(part.row_count for part in digested),
+        "item_count": item_count,
+        "candidates_checksum": manifest.candidates_checksum,
+        "last_event_at": last_event_at,
+        "files": dict(manifest.files),
+        "bundle": str(folder),
+    }
+
+
+def _scoring(
+    model: Model,
+    matrix: InteractionMatrix,
+    seen: sparse.csr_matrix,
+    eligible: Any,
+    denied: list[str],
+    run: Run,
+) -> Scoring:
+    rows = np.flatnonzero(np.char.startswith(matrix.subjects, "u:")) if len(matrix.subjects) else np.empty(0, np.int64)
+    user_ids = np.array([subject[2:] for subject in matrix.subjects[rows].tolist()], dtype=np.str_)
+    allowed = ~np.isin(user_ids, np.array(denied, dtype=np.str_))
+    return Scoring(
+        model=model, user_ids=user_ids[allowed], rows=rows[allowed], histories=matrix.preference, seen=seen,
+        eligible=eligible, as_of=run.as_of_day,
+    )  # fmt: skip
+
+
+def _regions(users: DataFrame) -> dict[str, str]:
+    """Subject key -> region, of the users that have one."""
+    found = users.filter(F.col("region").isNotNull()).select("user_id", "region").toArrow()
+    return {f"u:{user}": region for user, region in zip(*(c.to_pylist() for c in found.columns), strict=True)}
+
+
+Batches = Iterator[pa.RecordBatch]
+
+
+def _score_blocks(shared: Broadcast[Scoring]) -> Callable[[Batches], Batches]:
+    def score(batches: Batches) -> Batches:
+        with threadpool_limits(1, "blas"):  # two were slower, and one gives the same bits everywhere
+            for batch in batches:
+                for block in batch["id"].to_pylist():
+                    yield score_block(shared.value, block)
+
+    return score
+
+
+def _digest_rows(batches: Batches) -> Batches:
+    for batch in batches:
+        total = sum(candidates_digest(user_id, record) for user_id, record in pack_batch(_NO_VERSION, batch))
+        rows = len(batch["scores"].flatten())
+        yield pa.RecordBatch.from_pydict(
+            {"user_count": [batch.num_rows], "row_count": [rows], "digest_sum": [str(total % 2**64)]}
+        )
+
+
+def _put_rows(redis_url: str, tenant: str, version: str) -> Callable[[Batches], Batches]:
+    def put(batches: Batches) -> Batches:
+        publication = Publication(redis_url, tenant)
+        for batch in batches:
+            count, error = 0, None
+            try:
+                count = publication.put_records(version, pack_batch(version, batch))
+            except DependencyError as refused:  # told by the driver in one line, not in a stack of two languages
+                error = str(refused)
+            yield pa.RecordBatch.from_pydict({"user_count": pa.array([count]), "error": pa.array([error], pa.string())})
+
+    return put
+
+
+class _Clock:
+    """Prints what was just done, with the seconds it took."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, done: str) -> None:
+        now = time.monotonic()
+        print(f"{now - self._last:7.1f} s  {done}", flush=True)
+        self._last = now
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,314 @@
+"""score_users on a planted shop: real Spark, Delta and Redis; expected lists worked out by hand or by a slow oracle."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from math import log1p, sqrt
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from pyspark.sql import SparkSession
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import DataError, DependencyError
+from feature_repo.contracts.keys import candidates_key
+from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED, unpack_candidates
+from feature_repo.contracts.publication import unpack_neighbours
+from feature_repo.contracts.run import GATE_FILE, PUBLICATION_FILE, Run
+from spark_jobs.io.bundle import check_bundle
+from spark_jobs.io.light_delta import read_table
+from spark_jobs.io.publication import Publication
+from spark_jobs.io.run_store import read_report, write_report
+from spark_jobs.jobs import score_users as job
+from spark_jobs.models.matrix import LEAST_PREFERENCE
+from tests.builders import make_run, silver_event, utc, write_rows
+
+pytestmark = [pytest.mark.spark, pytest.mark.redis]
+
+AS_OF = "2024-03-08"
+
+ITEMS = [
+    {"item_id": "i0", "category": "A > B", "title": "zero"},
+    {"item_id": "i1", "category": "A"},
+    {"item_id": "i2", "category": "A > B"},
+    {"item_id": "i3", "category": "C", "availability": "OUT_OF_STOCK"},  # stays: serving knows the stock of the minute
+    {"item_id": "i4", "category": "C", "is_hidden": True},
+    {"item_id": "i5", "category": "C", "expire_time": utc("2024-03-07")},
+    {"item_id": "i6", "category": "C", "created_at": utc("2024-03-08")},
+    {"item_id": "i8", "category": "D"},  # nobody touched it
+]
+NUMBERS = {f"i{n}": n for n in range(9)}  # i7 has a number, and has left the catalogue
+
+EVENTS = [
+    # subject, item, type, day
+    ("u:ann", "i0", "view_item", "03-01"), ("u:ann", "i0", "view_item", "03-02"), ("u:ann", "i1", "purchase", "03-02"),
+    ("u:bob", "i1", "view_item", "03-03"), ("u:bob", "i2", "add_to_cart", "03-03"),
+    ("u:bob", "i4", "view_item", "03-03"),
+    ("u:cid", "i2", "view_item", "03-04"), ("u:cid", "i3", "purchase", "03-04"), ("u:cid", "i7", "view_item", "03-04"),
+    ("u:dan", "i0", "view_item", "03-05"), ("u:dan", "i1", "view_item", "03-05"), ("u:dan", "i2", "view_item", "03-05"),
+    ("u:dan", "i3", "view_item", "03-05"),
+    ("u:eve", "i1", "view_item", "03-05"), ("u:eve", "i2", "view_item", "03-05"),
+    ("u:fay", "i5", "view_item", "03-06"), ("u:fay", "i0", "view_item", "03-06"),
+    ("a:guest", "i0", "view_item", "03-07"), ("a:guest", "i3", "view_item", "03-07"),
+    ("a:guest", "i2", "view_item", "03-07"),
+    ("u:late", "i0", "view_item", "03-08"),  # at the cut-off: not seen by this run
+]  # fmt: skip
+
+POPULARITY = {
+    "model": "popularity", "weights": {"view_item": 1.0, "add_to_cart": 4.0, "purchase": 8.0}, "half_life_days": None,
+    "params": {"subject_cap": 5.0},
+}  # fmt: skip
+ITEM_KNN = {
+    "model": "item_knn", "weights": {"view_item": 1.0, "add_to_cart": 4.0, "purchase": 8.0}, "half_life_days": None,
+    "params": {"neighbours": 8, "shrinkage": 2.0, "user_damping": 1.0},
+}  # fmt: skip
+
+
+def build_shop(environment: Environment, recipe: dict[str, Any], **run_values: Any) -> Run:
+    """The planted tables, the gate's verdict and the run; returns the run."""
+    write_rows(environment, "bronze.items", ITEMS)
+    users = [{"user_id": "ann", "region": "DE"}, {"user_id": "eve", "region": "DE", "consent_personalize": False}]
+    write_rows(environment, "bronze.users", users)
+    day = utc("2024-03-01").date()
+    numbered = [{"item_id": i, "item_number": n, "first_as_of": day} for i, n in NUMBERS.items()]
+    write_rows(environment, "gold.item_ids", numbered[::-1])
+    rows = []
+    for n, (subject, item, kind, when) in enumerate(EVENTS):
+        moment = utc(f"2024-{when}")
+        rows.append(
+            {"event_id": f"e{n}", "subject_key": subject, "user_id": subject[2:] if subject[0] == "u" else None,
+             "item_id": item, "event_type": kind, "event_timestamp": moment, "event_date": moment.date()}
+        )  # fmt: skip
+    write_rows(environment, "silver.interactions", rows)
+    said = [
+        ("c1", "fay", "page_view", "2024-03-01", None, {"consent_personalize": False}),
+        ("c2", "fay", "page_view", "2024-03-02", None, {"consent_personalize": True}),  # the newest word of fay
+        ("c3", "fay", "page_view", "2024-03-08", None, {"consent_personalize": False}),  # not yet said at the cut-off
+        ("c4", "gus", "page_view", "2024-03-01", None, {"consent_personalize": False}),  # said no, and did nothing else
+    ]
+    write_rows(environment, "silver.events", [silver_event(n, row) for n, row in enumerate(said)])
+    run = make_run(environment, AS_OF, pins={"bronze.items": 0, "bronze.users": 0}, **run_values)
+    write_report(environment, run.run_key, GATE_FILE, {"recipe": recipe})
+    return run
+
+
+@pytest.fixture
+def shop(environment: Environment, redis_url: str) -> Environment:
+    return environment._replace(redis_online_url=redis_url)
+
+
+def lists_of(environment: Environment) -> dict[str, dict[str, Any]]:
+    rows = read_table(environment, "gold.candidates").to_pylist()
+    assert len({row["user_id"] for row in rows}) == len(rows)
+    return {row["user_id"]: row for row in rows}
+
+
+def redis_image(url: str) -> dict[bytes, bytes]:
+    """Every candidate record in Redis."""
+    with redis.Redis.from_url(url) as client:
+        return {key: client.get(key) for key in client.keys("*:cand:*")}
+
+
+def test_popular_lists_by_hand(spark: SparkSession, shop: Environment) -> None:
+    run = build_shop(shop, POPULARITY)
+    job.score_users(spark, shop, run)
+    rows = lists_of(shop)
+    # capped sums, guest included: i0 2+1+1+1 = 5, i1 5+1+1+1 = 8, i2 4+1+1+1+1 = 8, i3 5+1+1 = 7; i4, i5, i6, i7 may
+    # not be shown, i8 has no score
+    assert {user: row["item_numbers"] for user, row in rows.items()} == {
+        "ann": [2, 3],
+        "bob": [3, 0],
+        "cid": [1, 0],
+        "dan": [],
+        "fay": [1, 2, 3],  # a tie: the lower number first
+        "eve": [],
+        "gus": [],
+    }
+    assert rows["fay"]["scores"] == [8.0, 8.0, 7.0]
+    assert [user for user, row in sorted(rows.items()) if not row["allows_personalize"]] == ["eve", "gus"]
+
+
+def knn_oracle(user: str) -> list[tuple[int, float, int | None, int | None]]:
+    """Item-kNN with dictionaries and loops: (item, score, first reason, second reason) of one user, best first."""
+    weights = ITEM_KNN["weights"]
+    raw: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    for subject, item, kind, when in EVENTS:
+        if when < "03-08":
+            raw[subject][NUMBERS[item]] += weights[kind]
+    vectors: dict[int, dict[str, float]] = defaultdict(dict)
+    for subject, history in raw.items():
+        for item, preference in history.items():
+            vectors[item][subject] = log1p(max(preference, LEAST_PREFERENCE)) / sqrt(len(history))
+    norm = {item: sqrt(sum(x * x for x in vector.values())) for item, vector in vectors.items()}
+
+    def similarity(a: int, b: int) -> float:
+        return sum(vectors[a][s] * vectors[b].get(s, 0.0) for s in vectors[a]) / (norm[a] * norm[b] + 2.0)
+
+    answers = []
+    own = raw[f"u:{user}"]
+    for item in (0, 1, 2, 3):
+        if item in own:
+            continue
+        terms = {past: log1p(p) * similarity(item, past) for past, p in own.items()}
+        speakers = [past for past in sorted(terms, key=lambda p: (-terms[p], p)) if terms[past] > 0]
+        if sum(terms.values()) > 0:
+            answers.append((item, sum(terms.values()), *[*speakers, None, None][:2]))
+    return sorted(answers, key=lambda a: (-a[1], a[0]))
+
+
+def test_item_knn_lists_and_reasons_agree_with_the_oracle(spark: SparkSession, shop: Environment) -> None:
+    run = build_shop(shop, ITEM_KNN)
+    report = job.score_users(spark, shop, run)
+    rows = lists_of(shop)
+    served = redis_image(shop.redis_online_url)
+    compared = 0
+    for user in ("ann", "bob", "cid", "dan", "fay"):
+        expected = knn_oracle(user)
+        row = rows[user]
+        assert row["item_numbers"] == [e[0] for e in expected]
+        assert row["scores"] == pytest.approx([e[1] for e in expected], rel=1e-5)
+        assert row["first_reasons"] == [e[2] for e in expected]
+        assert row["second_reasons"] == [e[3] for e in expected]
+        packed, flags = unpack_candidates(
+            served[candidates_key(report["version"], user).encode()], expected_version=report["version"]
+        )
+        assert [tuple(p) for p in packed] == [
+            (n, s, 2, a, b)
+            for n, s, a, b in zip(
+                row["item_numbers"], row["scores"], row["first_reasons"], row["second_reasons"], strict=True
+            )
+        ]
+        assert flags == 0
+        compared += len(expected)
+    assert compared >= 8
+    assert unpack_candidates(served[candidates_key(report["version"], "eve").encode()]) == ([], FLAG_PERSONALIZE_DENIED)
+    assert len(served) == 7
+
+
+def test_what_a_publication_leaves_behind(spark: SparkSession, shop: Environment) -> None:
+    run = build_shop(shop, POPULARITY)
+    report = job.score_users(spark, shop, run)
+    assert read_report(shop, run.run_key, PUBLICATION_FILE) == report
+    publication = Publication(shop.redis_online_url)
+    assert publication.served_version() is None  # published, not served
+    manifest = publication.manifest(report["version"])
+    users = read_table(shop, "gold.candidates")["user_id"].to_pylist()
+    assert publication.verify(report["version"], users).differences == []
+    assert (manifest.user_count, manifest.item_count, manifest.model) == (7, 8, "popularity")
+    assert manifest.last_event_at == "2024-03-07T00:00:00Z"
+    assert (manifest.recipe["exclude_seen"], manifest.volatile["run_key"]) == ("interacted", run.run_key)
+    folder = Path(report["bundle"])
+    assert check_bundle(folder, manifest) == []
+    items = json.loads((folder / "items.json").read_bytes())
+    assert items["item_id"] == ["i0", "i1", "i2", "i3", "i4", "i5", "i6", "i8"]
+    assert items["item_number"] == [0, 1, 2, 3, 4, 5, 6, 8]
+    popular = json.loads((folder / "popular.json").read_bytes())
+    assert [n for n, _ in popular["static"]] == [*(n for n, _ in popular["all"]), 8]
+    assert sorted(n for n, _ in popular["all"]) == [0, 1, 2, 3]
+    assert sorted(popular["by_category"]) == ["A", "A > B", "C"]
+    assert popular["by_region"] == {}
+    offsets, numbers, similarities = unpack_neighbours((folder / "neighbours.bin").read_bytes())
+    assert len(offsets) == 10
+    assert set(numbers) == {0, 1, 2, 3}
+    rows = {r["item_number"]: r for r in read_table(shop, "gold.item_neighbours").to_pylist()}
+    assert sorted(rows) == [0, 1, 2, 3, 4, 5, 7]
+    for number, row in rows.items():
+        part = slice(offsets[number], offsets[number + 1])
+        assert row["neighbour_numbers"] == numbers[part].tolist()
+        assert row["similarities"] == similarities[part].tolist()
+
+
+def test_run_again_after_a_kill_gives_the_same_version_and_bytes(
+    spark: SparkSession, shop: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = build_shop(shop, ITEM_KNN)
+    first = job.score_users(spark, shop, run)
+    image, rows = redis_image(shop.redis_online_url), lists_of(shop)
+    with redis.Redis.from_url(shop.redis_online_url) as client:
+        client.flushall()
+
+    def publish_and_die(self: Publication, manifest: Any) -> str:
+        version = announce(self, manifest)
+        users = read_table(shop, "gold.candidates")["user_id"].to_pylist()
+        self.put_records(version, [(user, image[candidates_key(version, user).encode()]) for user in users[:2]])
+        raise KeyboardInterrupt
+
+    announce = Publication.announce
+    monkeypatch.setattr(Publication, "announce", publish_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        job.score_users(spark, shop, run)
+    assert len(redis_image(shop.redis_online_url)) == 2
+    monkeypatch.undo()
+
+    again = job.score_users(spark, shop, run)
+    assert again["version"] == first["version"]
+    assert redis_image(shop.redis_online_url) == image
+    assert lists_of(shop) == rows
+    assert len(rows) == 7
+
+
+def test_a_backfill_writes_its_tables_and_publishes_nothing(spark: SparkSession, environment: Environment) -> None:
+    """Redis is not even needed: the environment points at nothing that listens."""
+    run = build_shop(environment, POPULARITY, publishes=False, why="2024-03-09 is served")
+    report = job.score_users(spark, environment, run)
+    assert report == {"published": False, "version": None, "why": "2024-03-09 is served"}
+    assert len(lists_of(environment)) == 7
+    assert not Path(environment.publications).exists()
+
+
+def test_redis_down_is_told_before_any_work(spark: SparkSession, environment: Environment) -> None:
+    run = build_shop(environment, POPULARITY)
+    with pytest.raises(DependencyError, match="nightjar up"):
+        job.score_users(spark, environment, run)
+    assert read_table(environment, "gold.candidates").num_rows == 0
+
+
+def test_redis_lost_while_rows_are_written_is_one_message(
+    spark: SparkSession, shop: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = build_shop(shop, POPULARITY)
+
+    def full(url: str, tenant: str, version: str) -> Any:
+        with redis.Redis.from_url(url) as client:
+            client.config_set("maxmemory", "1")
+        return put_rows(url, tenant, version)
+
+    put_rows = job._put_rows
+    monkeypatch.setattr(job, "_put_rows", full)
+    try:
+        with pytest.raises(DependencyError, match=r"in part only, and nothing serves it: Redis .* refused"):
+            job.score_users(spark, shop, run)
+    finally:
+        with redis.Redis.from_url(shop.redis_online_url) as client:
+            client.config_set("maxmemory", "0")
+    assert Publication(shop.redis_online_url).list_versions()[0].verified_at is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("purchased", {"ann": [2, 3, 0], "cid": [1, 2, 0], "dan": [1, 2, 3, 0]}),
+        ("none", {"ann": [1, 2, 3, 0], "cid": [1, 2, 3, 0], "dan": [1, 2, 3, 0]}),
+    ],
+)
+def test_seen_policies(spark: SparkSession, environment: Environment, policy: str, expected: dict) -> None:
+    run = build_shop(environment, POPULARITY, publishes=False, params={"exclude_seen": policy})
+    job.score_users(spark, environment, run)
+    rows = lists_of(environment)
+    assert {user: rows[user]["item_numbers"] for user in expected} == expected
+
+
+def test_an_unknown_policy_is_refused() -> None:
+    with pytest.raises(DataError, match="did you mean 'purchased'"):
+        job.seen_policy({"exclude_seen": "purchase"})
+    assert job.seen_policy({}) == job.seen_policy({"exclude_seen": None}) == "interacted"
+
+
+def test_nobody_to_score_is_bad_data(spark: SparkSession, environment: Environment) -> None:
+    run = make_run(environment, AS_OF, pins={"bronze.items": -1, "bronze.users": -1}, publishes=False)
+    write_report(environment, run.run_key, GATE_FILE, {"recipe": POPULARITY})
+    with pytest.raises(DataError, match="nobody to score"):
+        job.score_users(spark, environment, run)
