@@ -46,7 +46,7 @@ class ServingSettings:
     consumer_batch         500       stream entries the consumer applies at once. Higher: more throughput, later effect.
     archive_seconds        5 s       longest time an event waits for its archive commit. Higher: fewer, larger files.
     archive_events         20000     events in one archive commit at most. Higher: fewer files, more memory.
-    lease_seconds          10 s      how long a dead consumer or archiver keeps its role. Higher: later takeover.
+    lease_seconds          5 s       how long a dead consumer or archiver keeps its role. Higher: later takeover.
     """
 
     online_timeout_ms: float = 50.0
@@ -66,7 +66,7 @@ class ServingSettings:
     consumer_batch: int = 500
     archive_seconds: float = 5.0
     archive_events: int = 20_000
-    lease_seconds: float = 10.0
+    lease_seconds: float = 5.0
 
     @classmethod
     def from_mapping(cls, variables: Mapping[str, str]) -> ServingSettings:

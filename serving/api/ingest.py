@@ -93,12 +93,20 @@ def _rejected(index: int, event: object, rejection: Rejection) -> dict[str, Any]
     event_id = event.get("event_id") if isinstance(event, Mapping) else None
     return {
         "index": index,
-        "event_id": event_id if isinstance(event_id, str) else None,
+        "event_id": event_id if isinstance(event_id, str) and _has_utf8(event_id) else None,
         "status": "quarantined",
         "reason": rejection.reason.value,
         "field": rejection.field,
         "detail": rejection.detail,
     }
+
+
+def _has_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _count(results: list[dict[str, Any]]) -> None:

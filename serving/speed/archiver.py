@@ -1,0 +1,171 @@
+"""`python -m serving.speed.archiver`: from the streams to Delta, exactly once; then the streams may forget.
+
+Every few seconds: read each stream behind its archived position, append the rows to bronze.events or bronze.quarantine
+with the stream position as transaction version, fsync, move the archived position, and trim the stream below
+min(applied, archived). After a crash between commit and any later step, the table itself says how far it is: what it
+already has is not appended again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import redis
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import DependencyError, NightjarError
+from feature_repo.contracts.keys import (
+    EVENT_PARTITIONS,
+    applied_key,
+    archived_key,
+    lease_key,
+    quarantine_stream_key,
+    stream_key,
+)
+from serving.settings import ServingSettings
+from serving.speed.archive_rows import Row, event_rows, quarantine_rows
+from serving.speed.delta_archive import DeltaArchive
+from serving.speed.positions import START, after, position_number
+from serving.speed.roles import Lease, run_role
+
+EVENTS_TABLE = "bronze.events"
+QUARANTINE_TABLE = "bronze.quarantine"
+
+Entry = tuple[str, dict[bytes, bytes]]
+"""Stream position and fields."""
+
+
+class Archiver:
+    """Archives all streams of one tenant. `may_write` is asked right before each commit: the role may have been lost
+    in the meantime."""
+
+    def __init__(
+        self,
+        log: redis.Redis,
+        online: redis.Redis,
+        *,
+        lakehouse: str,
+        tenant: str,
+        max_entries: int,
+        may_write: Callable[[], bool],
+    ) -> None:
+        self._log = log
+        self._online = online
+        self._may_write = may_write
+        self._tables = {name: DeltaArchive(lakehouse, name, tenant=tenant) for name in (EVENTS_TABLE, QUARANTINE_TABLE)}
+        self._applied_keys: dict[str, str | None] = {
+            stream_key(p, tenant): applied_key(p, tenant) for p in range(EVENT_PARTITIONS)
+        }
+        self._applied_keys[quarantine_stream_key(tenant)] = None  # no consumer reads it
+        self.stream_share = max(1, max_entries // len(self._applied_keys))
+        """How many entries of one stream a round takes, so that a busy one does not keep the others waiting."""
+
+    def resume(self) -> None:
+        """Open the tables; create what is missing."""
+        for archive in self._tables.values():
+            archive.open()
+
+    def archive(self) -> int:
+        """One round over all streams: how many entries the fullest of them gave."""
+        rows: dict[str, list[Row]] = {EVENTS_TABLE: [], QUARANTINE_TABLE: []}
+        moves: dict[str, dict[str, int]] = {EVENTS_TABLE: {}, QUARANTINE_TABLE: {}}
+        ends: dict[str, str] = {}
+        most = 0
+        for stream in self._applied_keys:
+            entries = self._read(stream)
+            most = max(most, len(entries))
+            if entries:
+                ends[stream] = entries[-1][0]
+                self._sort_in(stream, entries, rows, moves)
+        for name, archive in self._tables.items():
+            if moves[name]:
+                if not self._may_write():
+                    raise DependencyError("the archiver's role was lost before a commit")
+                archive.append(rows[name], moves[name])
+        for stream, end in ends.items():
+            self._log.set(archived_key(stream), end)
+        self._trim()
+        return most
+
+    def _read(self, stream: str) -> list[Entry]:
+        stored: Any = self._log.get(archived_key(stream))
+        archived = stored.decode() if stored else START
+        found: Any = self._log.xrange(stream, min=after(archived), count=self.stream_share)
+        return [(stream_id.decode(), fields) for stream_id, fields in found]
+
+    def _sort_in(
+        self,
+        stream: str,
+        entries: Sequence[Entry],
+        rows: dict[str, list[Row]],
+        moves: dict[str, dict[str, int]],
+    ) -> None:
+        """Add the rows of a stream's entries to those tables that do not have them yet."""
+        app_id = f"archiver:{stream}"
+        has_until = {name: archive.position(app_id) for name, archive in self._tables.items()}
+        for stream_id, fields in entries:
+            if self._applied_keys[stream] is None:
+                found = {QUARANTINE_TABLE: quarantine_rows(stream_id, fields, source=stream)}
+            else:
+                good, bad = event_rows(stream_id, fields, source=stream)
+                found = {EVENTS_TABLE: good, QUARANTINE_TABLE: bad}
+            number = position_number(stream_id)
+            for name, new in found.items():
+                if new and number > has_until[name]:
+                    rows[name] += new
+                    moves[name][app_id] = number
+
+    def _trim(self) -> None:
+        """Forget what is both applied and archived. The positions decide, not what this round did."""
+        for stream, applied in self._applied_keys.items():
+            ends: list[Any] = [self._log.get(archived_key(stream))]
+            if applied is not None:
+                ends.append(self._online.get(applied))
+            if all(end is not None for end in ends):
+                lowest = min((end.decode() for end in ends), key=position_number)
+                self._log.xtrim(stream, minid=after(lowest), approximate=False)
+
+
+def main() -> int:
+    """Entry point; the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    try:
+        environment = Environment.from_mapping(os.environ)
+        settings = ServingSettings.from_mapping(os.environ)
+    except NightjarError as error:
+        print(f"error {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    log = redis.Redis.from_url(environment.redis_log_url, socket_timeout=10)
+    online = redis.Redis.from_url(environment.redis_online_url, socket_timeout=5)
+    lease = Lease(log, lease_key("archiver", environment.tenant), seconds=settings.lease_seconds)
+    archiver = Archiver(
+        log,
+        online,
+        lakehouse=environment.lakehouse,
+        tenant=environment.tenant,
+        max_entries=settings.archive_events,
+        may_write=lease.hold,
+    )
+
+    def step(stopping: threading.Event) -> None:
+        if archiver.archive() < archiver.stream_share:
+            _rest(stopping, lease, settings.archive_seconds, settings.lease_seconds / 3)
+
+    return run_role("archiver", lease, resume=archiver.resume, step=step)
+
+
+def _rest(stopping: threading.Event, lease: Lease, seconds: float, pause: float) -> None:
+    """Wait, and keep the role meanwhile."""
+    while seconds > 0 and not stopping.wait(min(pause, seconds)):
+        seconds -= pause
+        if not lease.hold():
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

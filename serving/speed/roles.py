@@ -1,0 +1,97 @@
+"""A role that one process holds at a time, and the loop of a process that holds it."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import redis
+from redis.exceptions import RedisError, WatchError
+
+from feature_repo.contracts.errors import NightjarError
+
+logger = logging.getLogger("nightjar.speed")
+
+RETRY_SECONDS = 0.5
+
+
+class Lease:
+    """A key with a TTL that holds its owner's token. A process that stops renewing loses the role after `seconds`."""
+
+    def __init__(
+        self, client: redis.Redis, key: str, *, seconds: float, timer: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._redis = client
+        self._key = key
+        self._milliseconds = int(seconds * 1000)
+        self._timer = timer
+        self._token = secrets.token_hex(8)
+        self._renewed_at: float | None = None
+
+    def hold(self) -> bool:
+        """True when this process has the role for at least two thirds of a term. Asks Redis once in a third of one."""
+        if self._renewed_at is not None and self._timer() - self._renewed_at < self._milliseconds / 3000:
+            return True
+        asked_at = self._timer()
+        is_ours = self._renew() or bool(self._redis.set(self._key, self._token, nx=True, px=self._milliseconds))
+        self._renewed_at = asked_at if is_ours else None
+        return is_ours
+
+    def release(self) -> None:
+        """Give the role up, so that another process need not wait for the end of the term."""
+        self._change(lambda pipe: pipe.delete(self._key))
+        self._renewed_at = None
+
+    def _renew(self) -> bool:
+        return self._change(lambda pipe: pipe.pexpire(self._key, self._milliseconds))
+
+    def _change(self, change: Callable[[redis.client.Pipeline], object]) -> bool:
+        """`change` in a transaction that fails when the key is not, or is no longer, ours."""
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.watch(self._key)
+            if pipe.get(self._key) != self._token.encode():
+                return False
+            pipe.multi()
+            change(pipe)
+            try:
+                pipe.execute()
+            except WatchError:
+                return False
+        return True
+
+
+def run_role(name: str, lease: Lease, *, resume: Callable[[], None], step: Callable[[threading.Event], None]) -> int:
+    """Wait for the role, then `resume` once and `step` for ever, until SIGTERM or SIGINT; the exit code.
+
+    A store that does not answer, or a step that fails, is logged and tried again; the role is resumed anew after it.
+    """
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    has_resumed = was_waiting = False
+    while not stopping.is_set():
+        try:
+            if not lease.hold():
+                if not was_waiting:
+                    logger.warning("%s: another process has the role; waiting", name)
+                has_resumed, was_waiting = False, True
+                stopping.wait(RETRY_SECONDS)
+                continue
+            if not has_resumed:
+                resume()
+                has_resumed, was_waiting = True, False
+                logger.warning("%s: running", name)
+            step(stopping)
+        except (RedisError, OSError, NightjarError) as error:
+            has_resumed = False
+            logger.warning("%s: %s: %s; trying again", name, type(error).__name__, error)
+            stopping.wait(RETRY_SECONDS)
+    try:
+        lease.release()
+    except (RedisError, OSError):
+        logger.warning("%s: the role could not be given up; it ends with its term", name)
+    return 0
