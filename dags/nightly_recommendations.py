@@ -1,0 +1,158 @@
+"""Run book of `nightly_recommendations`.
+
+**Purpose.** Turns the events up to `as_of` into features, trains and compares the models, lets the gate decide, scores
+every active user, and publishes one version of recommendations.
+
+**Inputs.** The Delta tables `bronze.events` (archiver), `bronze.events_import`, `bronze.items` and `bronze.users`
+(importer). The first task pins their versions and the `as_of`; every later task and every retry reads exactly those.
+
+**Outputs.** `silver.*`, `gold.*`, a parent run with nested runs in MLflow, a published version in Redis `online` and in
+the publications folder, features in Feast. The pointer flips last; until then yesterday's version serves.
+
+**Schedule.** Daily at midnight UTC; the run of an interval [day, next day) has `as_of` = next day. A manual run without
+`as_of` takes the day after the last event. The embedded stack starts no scheduled runs unless NIGHTJAR_SCHEDULE=on.
+
+**Normal duration.** 3-4 minutes on two cores for a shop of 100,000 events, mostly the start of Spark.
+
+**When it fails.**
+- A task that failed with `error DataError` was not retried: the data or a parameter is wrong, and the message says what
+  and where. Mend it, then clear the failed task (or trigger a new run); finished tasks need not run again.
+- `judge_models` failed with `error GateRefusedError`: tonight's models are not good enough. Nothing was published. Read
+  `gate.json` in the run folder, or the gate's report in MLflow; nothing has to be repaired.
+- `error DependencyError`, or a process that was killed: it was retried twice, ten seconds apart. See whether Redis and
+  MLflow are well (`nightjar status`), then clear the task. Running any task again gives the same tables and lists.
+- A Spark task stays `scheduled`: the pool `spark` has one slot on purpose; another run is using it, or it is missing
+  (Admin > Pools).
+
+**Backfill.** In the UI (or `airflow backfill create`) for past days. It rebuilds the tables of those days and publishes
+nothing, unless `publish` is `always`.
+
+**Rollback.** `nightjar rollback` returns to the version before, in under a second; no run is needed.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.sdk import DAG, CronDataIntervalTimetable, Param, chain
+
+from dags.job_operators import PythonJobOperator, SparkJobOperator
+from feature_repo.contracts.run import run_key
+
+RUN_KEY = "{{ run_key(dag_run.run_id) }}"
+SPARK_POOL = "spark"
+
+PARAMS = {
+    "as_of": Param(
+        None,
+        type=["null", "string"],
+        format="date",
+        description="Day (UTC) whose first instant ends what the run may see. Empty: a manual run takes the day after "
+        "the last event, the others the end of their data interval.",
+    ),
+    "publish": Param(
+        "auto",
+        enum=["auto", "never", "always"],
+        description="auto: unless it is a backfill or older than what is served.",
+    ),
+    "test_days": Param(
+        None,
+        type=["null", "integer"],
+        minimum=1,
+        maximum=90,
+        description="Length of the test window before as_of, in days. Empty: the default, or less for a short history.",
+    ),
+    "max_quarantined_share": Param(
+        None,
+        type=["null", "number"],
+        minimum=0,
+        maximum=1,
+        description="The run stops when a larger share of the events breaks a rule. Empty: the default.",
+    ),
+    "exclude_seen": Param(
+        None,
+        type=["null", "string"],
+        enum=[None, "interacted", "purchased", "none"],
+        description="Which items a user already knows are left out of the lists. Empty: the default.",
+    ),
+}
+_OF_THE_DAG = ("as_of", "publish")
+
+
+def job_params(params: dict[str, Any]) -> str:
+    """The parameters that the jobs read, as JSON; those left empty are left out, so the jobs' defaults hold."""
+    return json.dumps({k: v for k, v in params.items() if k not in _OF_THE_DAG and v is not None}, sort_keys=True)
+
+
+def job_run_type(dag_run: Any) -> str:
+    """manual, scheduled or backfill. A run started by an asset or another DAG is scheduled when it has an interval."""
+    kind = getattr(dag_run.run_type, "value", str(dag_run.run_type))
+    if kind in ("manual", "backfill"):
+        return str(kind)
+    return "scheduled" if dag_run.data_interval_end else "manual"
+
+
+def interval_end(dag_run: Any) -> str:
+    """End of the data interval, RFC 3339; empty for a manual run without one."""
+    return dag_run.data_interval_end.isoformat() if dag_run.data_interval_end else ""
+
+
+def started_on(dag_run: Any) -> str:
+    """The UTC day on which the run was started."""
+    return (dag_run.start_date or dag_run.run_after).astimezone(UTC).date().isoformat()
+
+
+def spark_job(name: str, hours: int = 2) -> SparkJobOperator:
+    """A task that submits spark_jobs/jobs/<name>.py."""
+    return SparkJobOperator(
+        task_id=name, job=name, run_key=RUN_KEY, pool=SPARK_POOL, execution_timeout=timedelta(hours=hours)
+    )
+
+
+def python_job(name: str, *arguments: str) -> PythonJobOperator:
+    """A task that runs spark_jobs.jobs.<name> without a JVM."""
+    return PythonJobOperator(
+        task_id=name, job=name, run_key=RUN_KEY, arguments=arguments, execution_timeout=timedelta(minutes=30)
+    )
+
+
+with DAG(
+    dag_id="nightly_recommendations",
+    doc_md=__doc__,
+    schedule=CronDataIntervalTimetable("0 0 * * *", timezone="UTC"),
+    start_date=datetime(2009, 1, 1, tzinfo=UTC),  # before the first event of any shop that may be backfilled
+    catchup=False,
+    max_active_runs=1,
+    params=PARAMS,
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
+    user_defined_macros={
+        "run_key": run_key,
+        "job_params": job_params,
+        "job_run_type": job_run_type,
+        "interval_end": interval_end,
+        "started_on": started_on,
+    },
+    tags=["nightjar"],
+) as dag:
+    chain(
+        python_job(
+            "pin_run",
+            "--dag-run-id={{ dag_run.run_id }}",
+            "--run-type={{ job_run_type(dag_run) }}",
+            "--as-of={{ params.as_of or 'auto' }}",
+            "--data-interval-end={{ interval_end(dag_run) }}",
+            "--publish={{ params.publish }}",
+            "--today={{ started_on(dag_run) }}",
+            "--params={{ job_params(params) }}",
+        ),
+        spark_job("refine_events"),
+        spark_job("build_features"),
+        spark_job("train_models"),
+        python_job("judge_models"),
+        spark_job("score_users"),
+        python_job("materialize_features"),
+        python_job("verify_publication"),
+        python_job("flip_version"),
+    )
