@@ -1,0 +1,87 @@
+"""`nightjar import events`: any number of files into bronze.events_import and bronze.quarantine_import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.times import require_utc
+from infra.importing.checking import EVENTS, QUARANTINE, EventChecker, Tally, quarantine_batches
+from infra.importing.mapping import ColumnMap
+from infra.importing.reading import Batch, column_names, find_files, read_batches
+from infra.importing.report import ImportReport
+from infra.importing.tables import replace_sources, users_who_refuse_storage
+
+Progress = Callable[[int, str], None]
+"""Is told how many lines are read, and of which file."""
+
+_REQUIRED = ("event_type", "timestamp", "user_id or anonymous_id")
+
+
+def import_events(
+    path: str | Path,
+    env: Environment,
+    column_map: ColumnMap | None = None,
+    *,
+    received_at: datetime | None = None,
+    prefix: str = "",
+    progress: Progress | None = None,
+) -> ImportReport:
+    """Import a file, or every file of a folder, by the rules of `contracts.events`.
+
+    Repeating an import replaces what the same sources (names, see `find_files`) brought before. Good rows are one
+    Delta commit, quarantined rows another, in that order; after a crash in between, repeating the import completes it.
+    Nothing is written when a file cannot be read or lacks a mapped or required column (DataError).
+
+    Args:
+        received_at: the instant of receipt, aware; events later than this + 24 h are quarantined. Default: now.
+        prefix: put before each source name, to tell folders of the same name apart.
+    """
+    files = find_files(path, prefix=prefix)
+    mapped = column_map or ColumnMap()
+    for file in files:
+        names = column_names(file)
+        mapped.check(file.source, names)
+        if file.form in (".csv", ".parquet"):
+            mapped.require(file.source, names, _REQUIRED)
+    checker = EventChecker(
+        mapped, users_who_refuse_storage(env), require_utc(received_at or datetime.now(UTC), "received_at")
+    )
+    batches = (batch for file in files for batch in read_batches(file))
+    return write_events(env, [f.source for f in files], checker, batches, progress)
+
+
+def write_events(
+    env: Environment,
+    sources: Sequence[str],
+    checker: EventChecker,
+    batches: Iterator[Batch],
+    progress: Progress | None = None,
+) -> ImportReport:
+    """Check and write batches as the whole content of `sources`, and account for every line."""
+    tally = Tally()
+
+    def checked() -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            good = checker.check(batch, tally)
+            if progress is not None:
+                progress(tally.read, batch.file.source)
+            if good.num_rows:
+                yield good
+
+    replace_sources(env, EVENTS, sources, checked())
+    replace_sources(env, QUARANTINE, sources, quarantine_batches(tally))
+    return ImportReport(
+        kind="events",
+        sources=tuple(sources),
+        read=tally.read,
+        accepted=tally.accepted,
+        quarantined=dict(tally.quarantined),
+        not_stored=tally.not_stored,
+        rows_written=tally.rows_written,
+        repeated=tally.repeated,
+    )

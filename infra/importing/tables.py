@@ -1,0 +1,108 @@
+"""The importer's writer of bronze tables, without a JVM. Each call is one Delta commit: all of it, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import DependencyError, NightjarError
+from feature_repo.contracts.tables import TABLE_PROPERTIES, table, table_path
+
+_ARROW_TYPES = {
+    "string": pa.string(), "boolean": pa.bool_(), "int": pa.int32(), "bigint": pa.int64(), "double": pa.float64(),
+    "date": pa.date32(), "timestamp": pa.timestamp("us", "UTC"), "binary": pa.binary(),
+}  # fmt: skip
+
+UNKNOWN_TO_THIS_WRITER = frozenset({"delta.enableRowTracking"})
+"""deltalake refuses to create a table that so much as names this property; without it row tracking is off too."""
+
+
+def bronze_schema(name: str) -> pa.Schema:
+    """The Arrow schema of a bronze table, columns in the order of its spec."""
+    return pa.schema([(column, _ARROW_TYPES[kind]) for column, kind in table(name).columns.items()])
+
+
+def find_table(env: Environment, name: str) -> DeltaTable | None:
+    """The table, or None when nothing was ever imported into it."""
+    try:
+        return DeltaTable(table_path(env.lakehouse, name, tenant=env.tenant))
+    except TableNotFoundError:
+        return None
+
+
+def replace_sources(env: Environment, name: str, sources: Sequence[str], batches: Iterable[pa.RecordBatch]) -> None:
+    """Rows of `sources` become `batches`, in one commit; rows of other sources stay. Streams: memory is bounded.
+
+    An error raised while `batches` are made comes out unchanged, and nothing is written.
+    """
+    schema = bronze_schema(name)
+    raised: list[NightjarError] = []
+
+    def watched() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from batches
+        except NightjarError as error:  # crossing into the writer would turn it into text
+            raised.append(error)
+            raise
+
+    delta = _created(env, name)
+    is_known = bool(set(sources) & _sources(delta))
+    listed = ", ".join("'" + source.replace("'", "''") + "'" for source in sorted(sources))
+    rows = pa.RecordBatchReader.from_batches(schema, watched())
+    try:
+        if is_known:
+            write_deltalake(delta, rows, mode="overwrite", predicate=f"source IN ({listed})")
+        else:
+            write_deltalake(delta, rows, mode="append")
+    except (DeltaError, OSError) as error:
+        if raised:
+            raise raised[0] from error
+        raise DependencyError(f"{name} could not be written: {error}") from error
+
+
+def upsert(env: Environment, name: str, key: str, rows: pa.Table) -> None:
+    """Rows with a known `key` replace the old ones, others are added, in one commit. Keys are unique in `rows`."""
+    delta = _created(env, name)
+    try:
+        (
+            delta.merge(rows.cast(bronze_schema(name)), f"t.{key} = s.{key}", source_alias="s", target_alias="t")
+            .when_matched_update_all()
+            .when_not_matched_insert_all()
+            .execute()
+        )
+    except (DeltaError, OSError) as error:
+        raise DependencyError(f"{name} could not be written: {error}") from error
+
+
+def users_who_refuse_storage(env: Environment) -> pa.Array:
+    """user_ids whose consent_store is false in bronze.users; empty when there is no such table."""
+    delta = find_table(env, "bronze.users")
+    if delta is None:
+        return pa.array([], pa.string())
+    rows = delta.to_pyarrow_dataset().to_table(columns=["user_id"], filter=~pc.field("consent_store"))
+    return rows["user_id"].combine_chunks()
+
+
+def _created(env: Environment, name: str) -> DeltaTable:
+    properties = {key: value for key, value in TABLE_PROPERTIES.items() if key not in UNKNOWN_TO_THIS_WRITER}
+    try:
+        return DeltaTable.create(
+            table_path(env.lakehouse, name, tenant=env.tenant),
+            bronze_schema(name),
+            mode="ignore",
+            partition_by=list(table(name).partition_by),
+            configuration=properties,
+            description=table(name).grain,
+        )
+    except (DeltaError, OSError) as error:
+        raise DependencyError(f"{name} could not be created: {error}") from error
+
+
+def _sources(delta: DeltaTable) -> set[str]:
+    column = delta.to_pyarrow_dataset().to_table(columns=["source"])["source"]
+    return set(pc.unique(column).to_pylist())
