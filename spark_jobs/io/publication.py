@@ -31,6 +31,7 @@ from feature_repo.contracts.keys import (
     DEFAULT_TENANT,
     candidates_key,
     candidates_prefix,
+    parse_candidates_key,
     pointer_key,
     previous_pointer_key,
     versions_key,
@@ -172,7 +173,7 @@ class Publication:
             digest_sum += candidates_digest(user_id, record)
         found.checksum = candidates_checksum([digest_sum])
         for fault, users in sorted(faults.items()):
-            shown = ", ".join(repr(u) for u in users[:_EXAMPLES]) + (", ..." if len(users) > _EXAMPLES else "")
+            shown = ", ".join(repr(u) for u in sorted(users)[:_EXAMPLES]) + (", ..." if len(users) > _EXAMPLES else "")
             found.differences.append(f"{fault}: {len(users):,} users ({shown})")
         if found.record_count != manifest.user_count:
             found.differences.append(
@@ -186,6 +187,17 @@ class Publication:
                 f"checksum: found {found.checksum}, the manifest says {manifest.candidates_checksum}"
             )
         return found
+
+    def stored_checksum(self, version: str) -> tuple[int, str]:
+        """(records, checksum) of whatever lies under the version's keys, without asking the manifest or any table."""
+        keys = sorted(set(self._scan(version)))
+        users = (parse_candidates_key(key.decode(), self.tenant)[1] for key in keys)
+        digest_sum = count = 0
+        for user_id, record in self._read_records(version, users):
+            if record is not None:
+                digest_sum += candidates_digest(user_id, record)
+                count += 1
+        return count, candidates_checksum([digest_sum])
 
     def mark_verified(self, version: str, *, at: datetime | None) -> None:
         """Set the verified mark, or take it away (`at` None: the check failed, nothing may flip to it)."""

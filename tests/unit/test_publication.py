@@ -282,6 +282,15 @@ def test_digest_covers_flags_and_rows_but_not_the_version() -> None:
     assert len({here, denied, fewer, other}) == 4
 
 
+def test_stored_checksum_tells_what_is_there(publication: Publication, raw: redis.Redis) -> None:
+    version = publication.announce(manifest_of(8))
+    assert publication.stored_checksum(version) == (0, "0" * 16)
+    publication.put_records(version, records(version))
+    assert publication.stored_checksum(version) == (3, manifest_of(8).candidates_checksum)
+    damage_flags(raw, version)
+    assert publication.stored_checksum(version) != (3, manifest_of(8).candidates_checksum)
+
+
 def test_two_flips_at_once_leave_a_pointer_and_its_true_predecessor(
     publication: Publication, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,167 @@
+"""`nightjar versions`, `rollback`, `hash`: what is published, what is served, and how to go back."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import DataError, DependencyError
+from feature_repo.contracts.times import parse_as_of
+from infra.cli.output import emit, out, step
+
+if TYPE_CHECKING:
+    from spark_jobs.io.publication import Publication, Version
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `nightjar`."""
+    app.command("versions")(versions)
+    app.command("rollback")(rollback)
+    app.command("hash")(hash_everything)
+
+
+def versions(as_json: AsJson = False) -> None:
+    """List the published versions: which one is served, which one a rollback returns to."""
+    _, publication = _open()
+    listed = publication.list_versions()
+
+    def render() -> None:
+        from rich.table import Table
+
+        if not listed:
+            out.print("Nothing is published yet: `nightjar run nightly` publishes the first version.")
+            return
+        table = Table("version", "", "model", "users", "items", "published", "last event")
+        for version in listed:
+            manifest = version.manifest
+            table.add_row(
+                version.version, _state(version), manifest.model, f"{manifest.user_count:,}",
+                f"{manifest.item_count:,}", str(manifest.volatile.get("published_at") or ""),
+                manifest.last_event_at or "",
+            )  # fmt: skip
+        out.print(table)
+
+    emit([_described(version) for version in listed], as_json=as_json, render=render)
+
+
+def rollback(
+    version: Annotated[str | None, typer.Argument(help="Default: the version served before this one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Serve an earlier version again: one pointer moves, nothing is copied. Twice in a row changes nothing."""
+    from infra.cli.champion_alias import move_champion
+    from spark_jobs.io.bundle import bundle_folder
+
+    started = time.perf_counter()
+    environment, publication = _open()
+    target = version or publication.previous_version()
+    known = {listed.version for listed in publication.list_versions()}
+    if target in known and not bundle_folder(environment.publications, target, tenant=environment.tenant).is_dir():
+        raise DataError(
+            f"version {target} has no bundle in {environment.publications}/{environment.tenant} any more: "
+            "serving could not load it",
+            field="version",
+        )
+    done = publication.rollback(version)
+    flipped_ms = (time.perf_counter() - started) * 1000
+    try:
+        champion, disagreement = move_champion(environment, done.served), None
+        if champion is None:
+            disagreement = f"MLflow has no registered version tagged published_version={done.served}"
+    except DependencyError as error:
+        champion, disagreement = None, str(error)
+    answer = {
+        "served": done.served,
+        "previous": done.previous,
+        "champion": champion,
+        "disagreement": disagreement,
+        "flipped_ms": round(flipped_ms, 1),
+    }
+
+    def render() -> None:
+        out.print(f"Serving [bold]{done.served}[/], no longer {done.previous} ({flipped_ms:.0f} ms).")
+        if disagreement is None:
+            out.print(f"MLflow's champion is registered version {champion} again.")
+        else:
+            out.print("[yellow]The pointer is the truth and has moved; MLflow's champion has not:[/] ", end="")
+            out.print(disagreement, markup=False)
+
+    emit(answer, as_json=as_json, render=render)
+
+
+def hash_everything(
+    as_of: Annotated[str | None, typer.Option("--as-of", help="A day; default: everything in the tables.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hash every silver and gold table and the published lists: two equal nights print the same lines.
+
+    The lists are read back from Redis: those of the served version, or with --as-of of the last published one of that
+    day.
+    """
+    from spark_jobs.io.table_hash import hash_tables
+
+    day = None if as_of is None else parse_as_of(as_of)
+    environment, publication = _open()
+    with step("hashing tables and lists", quiet=as_json):
+        lines = hash_tables(environment, day)
+        wanted = [v for v in publication.list_versions() if (v.manifest.as_of == str(day) if day else v.is_served)]
+        version = wanted[0] if wanted else None
+        if version is not None:
+            count, checksum = publication.stored_checksum(version.version)
+            lines["lists"] = f"{checksum} ({count} users)"
+            lines |= {f"bundle {name}": digest for name, digest in sorted(version.manifest.files.items())}
+    whole = hashlib.sha256("\n".join(f"{name} {value}" for name, value in sorted(lines.items())).encode()).hexdigest()
+    answer = {"as_of": as_of, "version": version.version if version else None, "hashes": lines, "hash": whole}
+
+    def render() -> None:
+        from rich.table import Table
+
+        table = Table("what", "hash", box=None)
+        for name, value in lines.items():
+            table.add_row(name, value)
+        out.print(table)
+        out.print(f"version {answer['version'] or 'none'}")
+        out.print(f"hash    {whole}")
+
+    emit(answer, as_json=as_json, render=render)
+
+
+def _open() -> tuple[Environment, Publication]:
+    from infra.local.variables import stack_environment
+    from spark_jobs.io.publication import Publication
+
+    environment = stack_environment(os.environ)
+    return environment, Publication(environment.redis_online_url, environment.tenant)
+
+
+def _state(version: Version) -> str:
+    if version.is_served:
+        return "[bold green]served[/]"
+    if version.verified_at is None:
+        return "[red]not verified[/]"
+    return "previous" if version.is_previous else "warm"
+
+
+def _described(version: Version) -> dict[str, Any]:
+    manifest = version.manifest
+    return {
+        "version": version.version,
+        "served": version.is_served,
+        "previous": version.is_previous,
+        "as_of": manifest.as_of,
+        "model": manifest.model,
+        "user_count": manifest.user_count,
+        "item_count": manifest.item_count,
+        "last_event_at": manifest.last_event_at,
+        "published_at": manifest.volatile.get("published_at"),
+        "verified_at": version.verified_at,
+        "run_key": manifest.volatile.get("run_key"),
+        "candidates_checksum": manifest.candidates_checksum,
+    }

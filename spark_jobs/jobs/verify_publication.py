@@ -1,0 +1,51 @@
+"""Read back everything that score_users published and compare it with the manifest and with gold.candidates.
+
+Reads    publication.json; gold.candidates (user ids of this as_of); every record of the version in Redis `online`;
+         the files of the bundle
+Writes   the version's verified mark: set when all is well, taken away when something differs
+
+A difference is a ContractError (exit 1): the store lost or changed something after it was written. Clear score_users in
+Airflow and the night publishes the same version again, over what is there; the served version is not touched.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import ContractError
+from feature_repo.contracts.run import PUBLICATION_FILE, Run
+from spark_jobs.io.bundle import bundle_folder, check_bundle
+from spark_jobs.io.light_delta import read_table
+from spark_jobs.io.publication import Publication
+from spark_jobs.io.run_store import read_report
+from spark_jobs.jobs.entry import run_job
+
+
+def main(environment: Environment, run: Run) -> None:
+    """Raises ContractError listing every kind of difference with its count."""
+    if not run.publishes:
+        print(f"nothing to verify: {run.why}", flush=True)
+        return
+    version = read_report(environment, run.run_key, PUBLICATION_FILE)["version"]
+    publication = Publication(environment.redis_online_url, environment.tenant)
+    manifest = publication.manifest(version)
+    scored = read_table(environment, "gold.candidates", columns=["user_id"], filters=[("as_of", "=", run.as_of_day)])
+    found = publication.verify(version, scored["user_id"].to_pylist())
+    differences = list(found.differences)
+    if scored.num_rows != manifest.user_count:
+        differences.append(f"gold.candidates: {scored.num_rows:,} users, the manifest says {manifest.user_count:,}")
+    folder = bundle_folder(environment.publications, version, tenant=environment.tenant)
+    differences += check_bundle(folder, manifest)
+    if differences:
+        publication.mark_verified(version, at=None)
+        raise ContractError(
+            f"version {version} is not what was published: {'; '.join(differences)}. "
+            "Clear score_users to publish it again; what is served now stays"
+        )
+    publication.mark_verified(version, at=datetime.now(UTC).replace(microsecond=0))
+    print(f"{version} is whole: {found.record_count:,} users, {found.row_count:,} rows, {found.checksum}", flush=True)
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,151 @@
+"""verify_publication and flip_version on a real Redis and real Delta tables, without Spark."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+import pytest
+import redis
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import ContractError, DataError, DependencyError
+from feature_repo.contracts.keys import candidates_key
+from feature_repo.contracts.packing import pack_candidates
+from feature_repo.contracts.publication import BUNDLE_FILES, Manifest, candidates_checksum
+from feature_repo.contracts.run import PUBLICATION_FILE, Run
+from spark_jobs.io.bundle import bundle_folder, file_hashes, list_bundles, write_bundle
+from spark_jobs.io.publication import Publication, candidates_digest
+from spark_jobs.io.run_store import write_report
+from spark_jobs.jobs import flip_version, verify_publication
+from tests.builders import make_run, write_rows
+
+pytestmark = pytest.mark.redis
+
+FILES = dict.fromkeys(BUNDLE_FILES, b"{}")
+USERS = ("u1", "u2", "u3")
+
+
+@pytest.fixture
+def shop(environment: Environment, redis_url: str) -> Environment:
+    return environment._replace(redis_online_url=redis_url)
+
+
+@pytest.fixture
+def champions(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What flip_version tells MLflow."""
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(flip_version, "set_champion", lambda _, **what: told.append(what))
+    return told
+
+
+def publish(environment: Environment, day: int, **run_values: Any) -> tuple[Run, str]:
+    """What score_users leaves: rows in gold.candidates, records and manifest in Redis, a bundle, publication.json."""
+    as_of = date(2024, 3, day)
+    write_rows(environment, "gold.candidates", [{"user_id": user, "as_of": as_of} for user in USERS])
+    digests = [candidates_digest(user, pack_candidates("1970-01-01-00000000", [])) for user in USERS]
+    manifest = Manifest(
+        as_of=as_of.isoformat(), model="als", recipe={}, user_count=3, item_count=1,
+        candidates_checksum=candidates_checksum(digests), last_event_at=None, files=file_hashes(FILES),
+        volatile={"published_at": f"2024-03-{day:02d}T01:00:00Z"},
+    )  # fmt: skip
+    publication = Publication(environment.redis_online_url)
+    version = publication.announce(manifest)
+    publication.put_records(version, [(user, pack_candidates(version, [])) for user in USERS])
+    write_bundle(environment.publications, manifest, FILES, tenant="default")
+    run = make_run(environment, as_of, **run_values)
+    write_report(environment, run.run_key, PUBLICATION_FILE, {"version": version})
+    return run, version
+
+
+def test_a_whole_publication_is_verified_and_goes_live(
+    shop: Environment, champions: list, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, version = publish(shop, 8)
+    with pytest.raises(DataError, match="not verified"):
+        flip_version.main(shop, run)
+    verify_publication.main(shop, run)
+    assert f"{version} is whole: 3 users, 0 rows" in capsys.readouterr().out
+    flip_version.main(shop, run)
+    assert Publication(shop.redis_online_url).served_version() == version
+    assert champions == [{"published_version": version, "run_key": run.run_key}]
+    assert f"serving {version} (the first one)" in capsys.readouterr().out
+
+
+def test_every_difference_is_listed_and_takes_the_mark_away(shop: Environment) -> None:
+    run, version = publish(shop, 8)
+    verify_publication.main(shop, run)
+    with redis.Redis.from_url(shop.redis_online_url) as client:
+        client.delete(candidates_key(version, "u2"))
+    (bundle_folder(shop.publications, version, tenant="default") / "popular.json").write_bytes(b"[]")
+    write_rows(shop, "gold.candidates", [{"user_id": "u4", "as_of": run.as_of_day}])
+    with pytest.raises(ContractError) as caught:
+        verify_publication.main(shop, run)
+    message = str(caught.value)
+    for part in (
+        "no record: 2 users ('u2', 'u4')",
+        "records: found 2, the manifest says 3",
+        "gold.candidates: 4 users, the manifest says 3",
+        "popular.json: SHA-256",
+        "Clear score_users",
+    ):
+        assert part in message
+    with pytest.raises(DataError, match="not verified"):
+        flip_version.main(shop, run)
+
+
+def test_rows_of_other_days_do_not_count(shop: Environment) -> None:
+    publish(shop, 7)
+    run, _ = publish(shop, 8)
+    verify_publication.main(shop, run)
+
+
+def test_the_flip_stands_when_mlflow_is_down(shop: Environment) -> None:
+    """The environment's MLflow address is one that nothing listens on."""
+    run, version = publish(shop, 8)
+    verify_publication.main(shop, run)
+    with pytest.raises(DependencyError, match=f"{version} is served, but MLflow still names another champion"):
+        flip_version.main(shop, run)
+    assert Publication(shop.redis_online_url).served_version() == version
+
+
+def test_old_bundles_leave_with_their_versions(shop: Environment, champions: list) -> None:
+    versions = []
+    for day in (4, 5, 6, 7):
+        run, version = publish(shop, day)
+        verify_publication.main(shop, run)
+        flip_version.main(shop, run)
+        versions.append(version)
+    assert list_bundles(shop.publications, tenant="default") == versions[1:]
+    abandoned = bundle_folder(shop.publications, "2024-03-07-00000000", tenant="default")
+    coming = bundle_folder(shop.publications, "2024-03-09-00000000", tenant="default")
+    for folder in (abandoned, coming):
+        folder.mkdir()
+    flip_version.main(shop, run)
+    assert (abandoned.exists(), coming.exists()) == (False, True)
+
+
+def test_an_older_day_does_not_replace_a_newer_one_unless_told_to(
+    shop: Environment, champions: list, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newer, newer_version = publish(shop, 9)
+    older, older_version = publish(shop, 8)
+    for run in (newer, older):
+        verify_publication.main(shop, run)
+    flip_version.main(shop, newer)
+    flip_version.main(shop, older)
+    assert f"not flipped to {older_version}: {newer_version} went live meanwhile" in capsys.readouterr().out
+    assert Publication(shop.redis_online_url).served_version() == newer_version
+    flip_version.main(shop, make_run(shop, older.as_of_day, params={"publish": "always"}))
+    assert Publication(shop.redis_online_url).served_version() == older_version
+
+
+def test_a_run_that_publishes_nothing_says_why(environment: Environment, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither Redis nor MLflow is needed."""
+    run = make_run(environment, "2024-03-08", publishes=False, why="2024-03-09 is served")
+    verify_publication.main(environment, run)
+    flip_version.main(environment, run)
+    assert capsys.readouterr().out.splitlines() == [
+        "nothing to verify: 2024-03-09 is served",
+        "nothing to flip: 2024-03-09 is served",
+    ]
