@@ -1,0 +1,52 @@
+"""The gate's report as a page for people (Markdown), made from what gate.json and evaluation.json say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from spark_jobs.evaluation.split import SLICES
+
+TITLES = {
+    "publish": "published: a personal model won",
+    "baseline": "baseline: no personal model passed",
+    "refused": "refused: nothing is published",
+}
+COLUMNS = ("recall_at_20", "ndcg_at_20", "hit_rate_at_20", "mrr_at_20", "recall_at_10", "ndcg_at_10")
+
+
+def report_markdown(gate: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    """Verdict, reasons, quality by model and slice, comparisons with 95 % intervals, every check."""
+    lines = [f"# Gate, as_of {gate['as_of']}: {TITLES[gate['verdict']]}", ""]
+    lines += [f"- {reason}" for reason in gate["reasons"]]
+    test = evaluation["test"]
+    lines += [
+        "",
+        f"Test window: {test['days']} days from {test['start']}, {test['users']:,} persons. {test['note']}".rstrip(),
+    ]
+    lines += ["", "## Quality", "", _row("model", "slice", "persons", *COLUMNS), _row(*["---"] * (3 + len(COLUMNS)))]
+    for name, model in evaluation["models"].items():
+        for part in (s for s in SLICES if s in model["metrics"]):
+            values = (f"{model['metrics'][part][c]:.4f}" for c in COLUMNS)
+            lines.append(_row(name, part, f"{test['users_by_slice'][part]:,}", *values))
+    lines += ["", "## Differences in NDCG@20, paired, 95 % intervals", ""]
+    lines += [_row("model", "against", "slice", "persons", "difference", "relative"), _row(*["---"] * 6)]
+    for c in gate["comparisons"]:
+        lines.append(
+            _row(c["model"], c["against"], c["slice"], f"{c['users']:,}", _span(c["difference"], "{:+.4f}"),
+                 _span(c["relative"], "{:+.1%}"))
+        )  # fmt: skip
+    lines += ["", "## Checks", "", _row("", "check", "model", "found"), _row(*["---"] * 4)]
+    for check in gate["checks"]:
+        lines.append(_row("yes" if check["passed"] else "NO", check["name"], check["model"] or "", check["words"]))
+    return "\n".join(lines) + "\n"
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _span(interval: Mapping[str, float] | None, form: str) -> str:
+    if interval is None:
+        return "-"
+    return f"{form} ({form} to {form})".format(interval["mean"], interval["lower"], interval["upper"])
