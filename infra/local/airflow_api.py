@@ -21,7 +21,8 @@ class AirflowApi:
         self.url = url
         self._login = {"username": user, "password": password}
         self._token: str | None = None
-        self._client = httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS)
+        is_local = httpx.URL(url).host in ("127.0.0.1", "localhost")
+        self._client = httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS, trust_env=not is_local)
 
     def __enter__(self) -> AirflowApi:
         return self
@@ -43,6 +44,11 @@ class AirflowApi:
         """The DAG as the scheduler knows it, or None while it was not parsed."""
         response = self._send("GET", f"/api/v2/dags/{dag_id}", accept=(200, 404))
         return None if response.status_code == 404 else response.json()
+
+    def params(self, dag_id: str) -> dict[str, Any]:
+        """Name -> default of each parameter of a DAG."""
+        details = self._send("GET", f"/api/v2/dags/{dag_id}/details").json()
+        return {name: spec.get("value") for name, spec in (details.get("params") or {}).items()}
 
     def import_errors(self) -> list[str]:
         """What the DAG processor could not read, one text per file."""

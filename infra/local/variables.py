@@ -67,6 +67,8 @@ def stack_variables(variables: Mapping[str, str] | None = None) -> dict[str, str
     if programs not in child.get("PATH", "").split(os.pathsep):
         child["PATH"] = os.pathsep.join(filter(None, [programs, child.get("PATH", os.defpath)]))
     child[names.HOME] = environment.home
+    for name in ("NO_PROXY", "no_proxy"):  # the parts of the stack talk to one another directly
+        child[name] = ",".join(filter(None, [child.get(name), "127.0.0.1,localhost"]))
     child["PYSPARK_PYTHON"] = child["PYSPARK_DRIVER_PYTHON"] = sys.executable
     child.setdefault(SPARK_CONNECTION, json.dumps({"conn_type": "spark", "host": "local[*]"}))
     return child

@@ -1,0 +1,94 @@
+"""`nightjar run nightly`: trigger the night through Airflow, watch it, say what went wrong."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from feature_repo.contracts.errors import DataError, GateRefusedError
+from infra.cli.output import RunFailedError, emit, err, out
+
+if TYPE_CHECKING:
+    from infra.local.night import Night
+
+GATE_TASK = "judge_models"
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `nightjar`."""
+    group = typer.Typer(help="Start a DAG run through Airflow.", no_args_is_help=True)
+    group.command("nightly")(nightly)
+    app.add_typer(group, name="run")
+
+
+def nightly(
+    as_of: Annotated[
+        str | None, typer.Option("--as-of", help="Day (UTC), YYYY-MM-DD. Default: the day after the last event.")
+    ] = None,
+    publish: Annotated[str, typer.Option("--publish", help="auto, never or always.")] = "auto",
+    param: Annotated[
+        list[str] | None, typer.Option("--param", help="A parameter of the run, NAME=VALUE; may be repeated.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Watch the run to its end.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Run the night: from events to published recommendations. Exit code 4: the gate refused; 5: the run failed."""
+    from infra.local.night import run_nightly
+
+    night = run_nightly(
+        as_of, publish=publish, params=parse_params(param or []), wait=wait, on_progress=None if as_json else show_task
+    )
+
+    def render() -> None:
+        if wait and night["state"] == "success":
+            out.print(f"[bold green]done[/] {night['dag_run_id']} in {night['seconds']:.0f} s")
+        elif not wait:
+            out.print(f"{night['dag_run_id']} is {night['state']}; `nightjar status` shows how it goes")
+
+    emit(night, as_json=as_json, render=render)
+    raise_if_failed(night)
+
+
+def raise_if_failed(night: Night) -> None:
+    """Raises GateRefusedError when the gate refused, RunFailedError when anything else failed; with the task's words."""
+    if night["state"] != "failed":
+        return
+    words = "\n".join(night["errors"]) or "its log holds no error line: see the task in Airflow"
+    if night["failed_task"] == GATE_TASK and any("GateRefusedError" in line for line in night["errors"]):
+        raise GateRefusedError(words.removeprefix("error GateRefusedError: "))
+    where = night["failed_task"] or "before any task"
+    raise RunFailedError(f"{night['dag_run_id']} failed in {where}:\n{words}")
+
+
+def show_task(task_id: str, state: str, seconds: float | None, tries: int) -> None:
+    """One line on stderr for each change that a person wants to see."""
+    again = f" (try {tries})" if tries > 1 else ""
+    if state == "running":
+        err.print(f"  [dim]{task_id}{again} ...[/]")
+    elif state == "success":
+        err.print(f"  [green]{task_id}[/]{again} {seconds or 0:.1f} s")
+    elif state in ("failed", "up_for_retry"):
+        err.print(f"  [red]{task_id}[/]{again} {state.replace('_', ' ')} after {seconds or 0:.1f} s")
+
+
+def parse_params(texts: list[str]) -> dict[str, Any]:
+    """`NAME=VALUE` texts as a mapping; a value that reads as JSON is that value, anything else is text.
+
+    Raises DataError on a text without `=` or a name given twice.
+    """
+    params: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise DataError(f"--param takes NAME=VALUE, got {text!r}", field="param")
+        if name in params:
+            raise DataError(f"--param {name} is given twice", field=name)
+        try:
+            params[name] = json.loads(value)
+        except ValueError:
+            params[name] = value
+    return params
