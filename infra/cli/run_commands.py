@@ -54,7 +54,7 @@ def nightly(
 
 
 def raise_if_failed(night: Night) -> None:
-    """Raises GateRefusedError when the gate refused, RunFailedError when anything else failed; with the task's words."""
+    """Raises GateRefusedError when the gate refused, RunFailedError when something failed; with the task's words."""
     if night["state"] != "failed":
         return
     words = "\n".join(night["errors"]) or "its log holds no error line: see the task in Airflow"
