@@ -1,0 +1,436 @@
+"""The pipeline, stage by stage, with numbers worked out by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from feature_repo.contracts.errors import RequestError
+from feature_repo.contracts.packing import (
+    FLAG_PERSONALIZE_DENIED,
+    ItemMark,
+    PackedCandidate,
+    SessionEvent,
+    SessionState,
+    Source,
+    session_hash,
+)
+from serving.pipeline.candidates import Rung, fill_candidates, normalised
+from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.consent import allows_personalization
+from serving.pipeline.identify import session_events
+from serving.pipeline.order import order_candidates
+from serving.pipeline.score import count_votes, effective_weight, session_ballots
+from serving.pipeline.similar import similar_items
+from serving.pipeline.slate import build_slate
+from serving.pipeline.values import Candidate, Person, ScoredCandidate, Slate, SlateRequest, Tuning
+from tests.serving_builders import Shop
+
+SECOND = 1_000_000
+NOW = 1_709_900_000 * SECOND  # 2024-03-08T12:13:20Z
+S1, S2 = session_hash("s1"), session_hash("s2")
+TUNING = Tuning(
+    session_weight=3.0, session_events=20, session_gap_seconds=1800, position_decay=0.9, half_life_seconds=1800
+)
+
+KITCHEN, HOME = "Home > Kitchen", "Home"
+SHOP = Shop(
+    {
+        "mug": {"title": "Blue Mug", "category": KITCHEN, "price": 4.5},
+        "cup": {"title": "Tea Cup", "category": KITCHEN},
+        "pot": {"title": "Tea Pot", "category": KITCHEN},
+        "pan": {"title": "Frying Pan", "category": KITCHEN},
+        "lamp": {"title": "Desk Lamp", "category": HOME},
+        "rug": {"title": None, "category": HOME},
+        "sofa": {"title": "Sofa", "category": HOME, "availability": "OUT_OF_STOCK"},
+        "vase": {"title": "Vase", "category": HOME, "is_hidden": True},
+        "milk": {"title": "Milk", "category": KITCHEN, "expire_time": "2024-03-08T12:13:20Z"},  # this very instant
+        "stool": {"title": "Stool", "category": HOME, "available_quantity": 0},
+        "chair": {"title": "Chair", "category": HOME, "availability": "PREORDER", "available_quantity": 0},
+    },
+    neighbours={
+        "cup": [("pot", 0.8), ("lamp", 0.4), ("sofa", 0.4)],
+        "mug": [("cup", 0.9), ("pot", 0.4), ("rug", 0.2)],
+        "chair": [("sofa", 0.7)],
+        "pan": [("pot", 0.5), ("mug", 0.25)],
+    },
+    popular=[("sofa", 90.0), ("lamp", 60.0), ("mug", 30.0), ("pan", 30.0)],
+    by_category={"Home": [("lamp", 9.0), ("chair", 3.0)], KITCHEN: [("mug", 8.0), ("cup", 4.0)]},
+    by_region={"DE": [("rug", 5.0)]},
+    static=[("chair", 1.0), ("pan", 0.5)],
+    first_number=1,
+)
+N = SHOP.numbers
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    return SHOP.catalogue(tmp_path_factory.mktemp("publications"))
+
+
+def event(item: str, seconds_ago: float, kind: str = "view_item", session: int = S1) -> SessionEvent:
+    return SessionEvent(NOW - int(seconds_ago * SECOND), kind, session, item)
+
+
+def night(*rows: tuple[str, float], reason: str | None = None) -> list[PackedCandidate]:
+    return [PackedCandidate(N[i], s, Source.ALS, N[reason] if reason else None) for i, s in rows]
+
+
+def slate(catalogue: Catalogue, person: Person | None = None, **request: object) -> Slate:
+    ticks = itertools.count(step=5000)
+    wanted = SlateRequest(**{"num_results": 3, **request})
+    return build_slate(wanted, person or Person(), catalogue, TUNING, now_micros=NOW, timer=lambda: next(ticks))
+
+
+def ids(answer: Slate) -> list[str]:
+    return [item.item_id for item in answer.items]
+
+
+class TestIdentify:
+    EVENTS = (
+        event("a", 4000, session=S2),
+        event("b", 3000),
+        event("c", 2000, session=0),
+        event("d", 1000),
+        event("e", 100, session=S2),
+    )
+
+    def found(self, events: Sequence[SessionEvent], **given: object) -> list[str]:
+        options = {"session_id": None, "recent_events": (), "now_micros": NOW, "gap_seconds": 1800, **given}
+        return [e.item_id for e in session_events(SessionState(events=list(events)), **options)]
+
+    def test_a_named_session_has_its_events_alone_however_old(self) -> None:
+        assert self.found(self.EVENTS, session_id="s1") == ["b", "d"]
+        assert self.found(self.EVENTS, session_id="new") == []
+
+    def test_without_a_name_the_latest_session_goes_on_if_it_is_fresh(self) -> None:
+        assert self.found(self.EVENTS) == ["a", "e"]
+        assert self.found([event("d", 1800)]) == ["d"]  # exactly the gap: still on
+        assert self.found([event("d", 1800.000001)]) == []
+        assert self.found([event("ahead", -500)]) == ["ahead"]  # a client's clock that runs ahead
+
+    def test_events_without_a_session_id_belong_together_by_gaps(self) -> None:
+        events = [event("x", 6000, session=0), event("y", 4000, session=0), event("z", 2500, session=0)]
+        events += [event("other", 2400), event("w", 700, session=0)]
+        # w-z: 1800 s apart, together; z-y: 1500 s, together; y-x: 2000 s, apart. `other` has a session of its own.
+        assert self.found(events) == ["y", "z", "w"]
+
+    def test_events_of_the_request_join_in_time_order(self) -> None:
+        recent = [event("late", 50), event("early", 2900)]
+        assert self.found(self.EVENTS, session_id="s1", recent_events=recent) == ["b", "early", "d", "late"]
+
+
+class TestConsent:
+    @pytest.mark.parametrize(
+        ("asked", "session_flags", "candidates_deny", "allowed"),
+        [
+            (None, 0, False, True),
+            (True, 0, False, True),
+            (False, 0, False, False),
+            (None, FLAG_PERSONALIZE_DENIED, False, False),
+            (None, 0, True, False),
+            (True, FLAG_PERSONALIZE_DENIED, False, False),  # the strictest wins: a yes in the request undoes nothing
+            (True, 0, True, False),
+        ],
+    )
+    def test_whoever_says_no_wins(
+        self, asked: bool | None, session_flags: int, candidates_deny: bool, allowed: bool
+    ) -> None:
+        person = Person(candidates_deny=candidates_deny, session=SessionState(flags=session_flags))
+        request = SlateRequest(num_results=1, user_id="u1", personalize=asked)
+        assert allows_personalization(request, person) is allowed
+
+    def test_what_cannot_be_read_might_say_no(self) -> None:
+        unknown = Person(consent_unknown=True)
+        assert not allows_personalization(SlateRequest(num_results=1, user_id="u1"), unknown)
+        assert not allows_personalization(SlateRequest(num_results=1, anonymous_id="a1"), unknown)
+        assert allows_personalization(SlateRequest(num_results=1, user_id="u1", personalize=True), unknown)
+        assert allows_personalization(SlateRequest(num_results=1), unknown)
+
+
+class TestCandidates:
+    def test_scores_are_divided_by_the_best(self) -> None:
+        assert normalised(night(("mug", 8.0), ("cup", 4.0), ("pan", 0.002))) == [1.0, 0.5, 0.001]
+        # Down to zero or below: stretched between last and first, the last kept off zero.
+        assert normalised(night(("mug", 3.0), ("cup", 0.0), ("pan", -1.0))) == [1.0, 0.25, 0.001]
+        assert normalised(night(("mug", 0.0), ("cup", 0.0))) == [1.0, 1.0]
+        assert normalised([]) == []
+
+    def test_a_short_rung_is_topped_up_from_the_next_and_stays_above_it(self) -> None:
+        rungs = [
+            Rung("first", night(("mug", 8.0), ("cup", 4.0))),
+            Rung("second", night(("cup", 100.0), ("pan", 50.0), ("pot", 10.0))),
+            Rung("never", night(("rug", 1.0))),
+        ]
+        pool, reports = fill_candidates(iter(rungs), wanted=3, admits=lambda number: number != N["pot"])
+        # pan: 0.5 of its own list x 0.5 (worst of the first rung) x 0.999
+        assert {n: c.base for n, c in pool.items()} == {N["mug"]: 1.0, N["cup"]: 0.5, N["pan"]: pytest.approx(0.24975)}
+        assert reports == [("first", 2, 2), ("second", 3, 1)]
+
+    def test_the_first_rung_that_has_any_is_taken_whole(self) -> None:
+        rungs = [Rung("empty", night(("pot", 1.0))), Rung("long", night(("mug", 3.0), ("cup", 2.0), ("pan", 1.0)))]
+        pool, reports = fill_candidates(iter(rungs), wanted=1, admits=lambda number: number != N["pot"])
+        assert [c.base for c in pool.values()] == [1.0, pytest.approx(2 / 3), pytest.approx(1 / 3)]
+        assert [r.eligible for r in reports] == [0, 3]
+
+    @pytest.mark.parametrize(
+        ("person", "request_", "level", "reason", "items"),
+        [
+            # The list of the night has two eligible items: topped up from popular (sofa is out of stock).
+            (Person(candidates=night(("pan", 2.0), ("sofa", 1.5), ("mug", 1.0))), {}, "personal", None,
+             ["pan", "mug", "lamp"]),
+            (Person(candidates=[], segment=KITCHEN), {}, "segment", "no_eligible_candidates", ["mug", "cup", "lamp"]),
+            (Person(segment="Home > Garden > Tools"), {}, "segment", "unknown_user", ["lamp", "chair", "mug"]),
+            (Person(segment="Toys"), {"category": KITCHEN}, "category", "unknown_user", ["mug", "cup", "lamp"]),
+            (Person(), {"region": "DE"}, "region", "unknown_user", ["rug", "lamp", "mug"]),
+            (Person(), {"region": "FR"}, "popular", "unknown_user", ["lamp", "mug", "pan"]),
+            (Person(), {"user_id": None}, "popular", "no_user", ["lamp", "mug", "pan"]),
+            (Person(unavailable="store_down"), {}, "popular", "store_down", ["lamp", "mug", "pan"]),
+            (Person(), {"exclude_item_ids": frozenset({"lamp", "mug"})}, "popular", "unknown_user", ["pan", "chair"]),
+            (Person(candidates=night(("vase", 1.0))), {"exclude_item_ids": frozenset({"lamp", "mug", "pan"})},
+             "static", "no_eligible_candidates", ["chair"]),
+            (Person(), {"exclude_item_ids": frozenset(SHOP.items)}, "none", "unknown_user", []),
+        ],
+    )  # fmt: skip
+    def test_the_ladder(
+        self, catalogue: Catalogue, person: Person, request_: dict, level: str, reason: str | None, items: list[str]
+    ) -> None:
+        answer = slate(catalogue, person, **{"user_id": "u1", **request_})
+        assert (answer.fallback_level, answer.fallback_reason, ids(answer)) == (level, reason, items)
+
+    def test_sources_and_words_of_the_rungs(self, catalogue: Catalogue) -> None:
+        def first(person: Person, **request: object) -> tuple[Source, str | None, str]:
+            item = slate(catalogue, person, num_results=1, **request).items[0]
+            assert len(item.reasons) == 1
+            return item.source, item.reasons[0].item_id, item.reasons[0].text
+
+        told = Person(candidates=night(("pan", 1.0), reason="rug"))
+        assert first(told) == (Source.ALS, "rug", "because of your interest in rug")  # no title: its id
+        assert first(Person(segment="Home > Garden")) == (Source.SEGMENT, None, "popular in Home, where you look most")
+        assert first(Person(), category=KITCHEN) == (Source.CATEGORY, None, "popular in Home > Kitchen")
+        assert first(Person(), region="DE") == (Source.REGION, None, "popular in DE")
+        assert first(Person()) == (Source.POPULARITY, None, "popular with everybody")
+
+    def test_a_past_item_that_left_the_catalogue_is_not_named(self, catalogue: Catalogue) -> None:
+        rows = [PackedCandidate(N["pan"], 1.0, Source.ALS, 0, 4_000_000)]  # number 0 is a gap
+        reasons = slate(catalogue, Person(candidates=rows), num_results=1).items[0].reasons
+        assert [(r.item_id, r.text) for r in reasons] == [(None, "similar to what you and others like you chose")]
+
+
+class TestFilters:
+    def test_every_filter_counts_distinct_items(self, catalogue: Catalogue) -> None:
+        state = SessionState(
+            events=[event("lamp", 60)],
+            bought=[ItemMark(1, "mug"), ItemMark(2, "gone from the shop")],
+            dismissed=[ItemMark(1, "cup"), ItemMark(3, "mug")],  # mug: both; counted as bought
+        )
+        rows = night(*((item, 20.0 - i) for i, item in enumerate(SHOP.items)))
+        rows.append(PackedCandidate(999, 0.5, Source.ALS))
+        answer = slate(
+            catalogue,
+            Person(candidates=rows, session=state),
+            num_results=10,
+            user_id="u1",
+            session_id="s1",
+            exclude_item_ids=frozenset({"rug", "nobody knows"}),
+        )
+        assert sorted(ids(answer)) == ["chair", "pan", "pot"]
+        assert answer.filtered == {
+            "bought": 1,
+            "dismissed": 1,
+            "excluded": 1,
+            "expired": 1,
+            "hidden": 1,
+            "not_in_bundle": 1,
+            "out_of_stock": 2,
+            "seen_in_session": 1,
+        }
+
+    def test_bought_and_dismissed_stay_away_in_every_session_but_seen_only_in_its_own(
+        self, catalogue: Catalogue
+    ) -> None:
+        state = SessionState(
+            events=[event("pan", 10), event("lamp", 5, "impression")],
+            bought=[ItemMark(1, "mug")],
+            dismissed=[ItemMark(1, "cup")],
+        )
+        person = Person(candidates=night(("mug", 4), ("cup", 3), ("pan", 2), ("lamp", 1)), session=state)
+        assert "pan" not in ids(slate(catalogue, person, session_id="s1"))
+        assert ids(slate(catalogue, person, session_id="another", num_results=2)) == ["pan", "lamp"]
+
+    @pytest.mark.parametrize(("kind", "name"), [("purchase", "bought"), ("not_interested", "dismissed")])
+    def test_the_requests_own_events_filter_too(self, catalogue: Catalogue, kind: str, name: str) -> None:
+        answer = slate(catalogue, recent_events=[event("lamp", 0, kind)], num_results=4)
+        assert "lamp" not in ids(answer)
+        assert answer.filtered[name] == 1
+
+
+class TestScore:
+    def test_ballots_decay_by_position_and_time(self, catalogue: Catalogue) -> None:
+        session = [
+            event("nothing like it", 9999),
+            event("mug", 1900),
+            event("lamp", 500, "impression"),  # does not vote, takes no position
+            event("cup", 100, "add_to_cart"),
+        ]
+        ballots = session_ballots(session, catalogue, TUNING)
+        # cup: cart 2.0 at position 0; mug: 1.0 x 0.9 x half for 1800 s before the newest vote
+        assert [(b.event.item_id, b.weight) for b in ballots] == [("cup", 2.0), ("mug", pytest.approx(0.45))]
+        assert effective_weight(ballots, TUNING) == pytest.approx(3 * 2.45 / 3.45)
+
+    def test_only_the_last_events_vote_and_items_without_neighbours_do_not(self, catalogue: Catalogue) -> None:
+        session = [event("mug", 40), event("lamp", 30), event("cup", 20), event("pan", 10)]
+        two = replace(TUNING, session_events=2)
+        assert [b.event.item_id for b in session_ballots(session, catalogue, two)] == ["pan", "cup"]
+
+    def test_votes_are_shares_of_the_loudest_item_that_may_be_shown(self, catalogue: Catalogue) -> None:
+        ballots = session_ballots([event("mug", 1900), event("cup", 100)], catalogue, TUNING)
+        votes = count_votes(ballots, lambda number: number != N["pot"])
+        # cup 1.0, mug 0.45: lamp 0.4, sofa 0.4, cup 0.45 x 0.9 = 0.405, rug 0.45 x 0.2 = 0.09; pot (0.98) is not shown
+        assert votes == {
+            N["cup"]: 1.0,
+            N["lamp"]: pytest.approx(0.4 / 0.405),
+            N["sofa"]: pytest.approx(0.4 / 0.405),
+            N["rug"]: pytest.approx(0.09 / 0.405),
+        }
+
+    def test_a_slate_after_two_clicks(self, catalogue: Catalogue) -> None:
+        person = Person(
+            candidates=night(("pan", 10.0), ("lamp", 5.0), ("rug", 2.0), reason="chair"),
+            session=SessionState(events=[event("mug", 1900), event("cup", 100)]),
+        )
+        answer = slate(catalogue, person, user_id="u1", session_id="s1", num_results=4)
+        # weight 3 x 1.45 / 2.45 = 1.7755; votes pot 1, lamp 0.4 / 0.98, rug 0.09 / 0.98
+        assert [(i.item_id, i.source, round(i.score, 6)) for i in answer.items] == [
+            ("pot", Source.SESSION, 0.639706),  # 1.7755 / 2.7755, new
+            ("lamp", Source.SESSION, 0.441252),  # (0.5 + 1.7755 x 0.408163) / 2.7755: votes outweigh the base
+            ("pan", Source.ALS, 0.360294),  # 1 / 2.7755
+            ("rug", Source.ALS, 0.130807),  # (0.2 + 0.163057) / 2.7755: the night's word is louder
+        ]
+        assert [tuple(reason.item_id for reason in item.reasons) for item in answer.items] == [
+            ("cup", "mug"), ("cup",), ("chair",), ("chair",),
+        ]  # fmt: skip
+        assert answer.items[0].reasons[0].text == "because you viewed Tea Cup"
+        assert answer.session_weight == pytest.approx(1.7755102)
+
+    def test_an_item_that_the_votes_lifted_into_the_slate_names_them(self, catalogue: Catalogue) -> None:
+        person = Person(
+            candidates=night(("pan", 10.0), ("lamp", 9.9), ("rug", 9.8), reason="chair"),
+            session=SessionState(events=[event("mug", 100, "purchase")]),
+        )
+        answer = slate(catalogue, person, user_id="u1", session_id="s1", num_results=3)
+        # weight 1.5; cup 1.5 / 2.5, rug (0.98 + 1.5 x 0.2 / 0.9) / 2.5 = 0.525, pan 1 / 2.5. Without votes the slate
+        # is pan, lamp, rug: rug was there before, and its base is louder than its votes, so the night owns it.
+        assert [(i.item_id, i.source) for i in answer.items] == [
+            ("cup", Source.SESSION),
+            ("rug", Source.ALS),
+            ("pan", Source.ALS),
+        ]
+        assert answer.items[0].reasons[0].text == "because you bought Blue Mug"
+        # Of two places it would have had none: the votes own it.
+        one = slate(catalogue, person, user_id="u1", session_id="s1", num_results=2)
+        assert [(i.item_id, i.source) for i in one.items] == [("cup", Source.SESSION), ("rug", Source.SESSION)]
+
+    def test_events_on_one_item_add_up_and_speak_with_the_loudest_ones_words(self, catalogue: Catalogue) -> None:
+        session = [event("mug", 3, "add_to_cart"), event("mug", 2), event("cup", 1)]
+        answer = slate(catalogue, Person(session=SessionState(events=session)), session_id="s1", num_results=1)
+        # For the pot: cup 1 x 0.8 = 0.8; mug (0.9 x 1 + 0.81 x 2) x 0.4 = 1.008: the mug is louder
+        assert [(r.item_id, r.text) for r in answer.items[0].reasons] == [
+            ("mug", "because you put Blue Mug in your cart"),
+            ("cup", "because you viewed Tea Cup"),
+        ]
+
+    def test_dismissed_items_do_not_vote(self, catalogue: Catalogue) -> None:
+        state = SessionState(events=[event("mug", 5)], dismissed=[ItemMark(NOW, "mug")])
+        assert slate(catalogue, Person(session=state), session_id="s1").session_weight == 0
+
+    def test_a_stranger_gets_session_votes_over_popular(self, catalogue: Catalogue) -> None:
+        answer = slate(catalogue, session_id="s1", recent_events=[event("cup", 0)])
+        assert (answer.fallback_level, answer.fallback_reason) == ("popular", "no_user")
+        assert [(i.item_id, i.source) for i in answer.items] == [
+            ("pot", Source.SESSION),  # 1.5 / 2.5 = 0.6
+            ("lamp", Source.SESSION),  # base 60 / 90, half a vote: (0.667 + 1.5 x 0.5) / 2.5 = 0.567
+            ("mug", Source.POPULARITY),  # base 30 / 90, tied with pan: by id
+        ]
+
+    def test_a_session_of_nothing_but_neighbours(self, catalogue: Catalogue) -> None:
+        answer = slate(
+            catalogue, recent_events=[event("cup", 0)], exclude_item_ids=frozenset({"lamp", "mug", "pan", "chair"})
+        )
+        assert (answer.fallback_level, ids(answer)) == ("session", ["pot"])
+
+
+class TestConsentInTheSlate:
+    def test_without_consent_person_and_session_do_not_exist(self, catalogue: Catalogue) -> None:
+        state = SessionState(events=[event("cup", 5)], bought=[ItemMark(1, "lamp")], flags=FLAG_PERSONALIZE_DENIED)
+        person = Person(candidates=night(("pan", 1.0)), session=state, segment=KITCHEN)
+        denied = slate(catalogue, person, user_id="u1", session_id="s1", recent_events=[event("mug", 0)])
+        nobody = slate(catalogue)
+        assert denied.items == nobody.items
+        assert (denied.fallback_level, denied.fallback_reason) == ("popular", "consent")
+        assert (denied.personalized, denied.session, denied.session_weight) == (False, [], 0.0)
+
+    def test_place_still_counts(self, catalogue: Catalogue) -> None:
+        answer = slate(catalogue, Person(segment=HOME), user_id="u1", personalize=False, category=KITCHEN)
+        assert (answer.fallback_level, answer.fallback_reason, ids(answer)[0]) == ("category", "consent", "mug")
+
+
+class TestOrder:
+    def scored(self, item: str, score: float) -> ScoredCandidate:
+        return ScoredCandidate(Candidate(N[item], score, Source.ALS, None, None), item, score, 0.0)
+
+    def test_ties_break_by_item_id_and_scores_that_are_no_numbers_leave(self) -> None:
+        given = [
+            self.scored(i, s)
+            for i, s in (("pot", 1.0), ("mug", 1.0), ("cup", math.nan), ("pan", 2.0), ("rug", math.inf))
+        ]
+        assert [c.item_id for c in order_candidates(given, 2)] == ["pan", "mug"]
+        assert [c.item_id for c in order_candidates(given, 9)] == ["pan", "mug", "pot"]
+
+    def test_a_slate_has_a_size(self) -> None:
+        with pytest.raises(RequestError, match="got 0"):
+            order_candidates([], 0)
+
+
+class TestSlate:
+    def test_undoing_the_clicks_restores_the_first_slate(self, catalogue: Catalogue) -> None:
+        person = Person(candidates=night(("pan", 10.0), ("lamp", 5.0), ("mug", 2.0), reason="cup"))
+        before = slate(catalogue, person, user_id="u1", session_id="s0")
+        clicked = replace(person, session=SessionState(events=[event("cup", 5)]))
+        during = slate(catalogue, clicked, user_id="u1", session_id="s1")
+        after = slate(catalogue, clicked, user_id="u1", session_id="s2")
+        assert ids(during) != ids(before)
+        assert after.items == before.items
+
+    def test_stage_times_come_from_the_timer(self, catalogue: Catalogue) -> None:
+        stages = {"consent": 5, "identify": 5, "candidates": 5, "score": 5, "order": 5, "explain": 5}
+        assert slate(catalogue).stage_micros == stages
+
+
+class TestSimilar:
+    def ask(self, catalogue: Catalogue, item: str, count: int, *excluded: str) -> tuple[list[str], str, dict[str, int]]:
+        items, level, filtered, _ = similar_items(
+            N[item], catalogue, num_results=count, exclude_item_ids=frozenset(excluded), now_micros=NOW
+        )
+        return [i.item_id for i in items], level, filtered
+
+    def test_neighbours_first_then_the_category_then_everybody(self, catalogue: Catalogue) -> None:
+        assert self.ask(catalogue, "cup", 2) == (["pot", "lamp"], "similar", {"out_of_stock": 1})
+        assert self.ask(catalogue, "cup", 4, "lamp") == (
+            ["pot", "mug", "pan", "chair"],
+            "similar",
+            {"excluded": 1, "out_of_stock": 1},
+        )
+        assert self.ask(catalogue, "chair", 2)[:2] == (["lamp", "mug"], "category")  # its one neighbour is out of stock
+
+    def test_reasons_name_the_asked_item_only_where_it_is_the_reason(self, catalogue: Catalogue) -> None:
+        items, *_ = similar_items(N["cup"], catalogue, num_results=3, exclude_item_ids=frozenset(), now_micros=NOW)
+        assert [(i.item_id, i.reasons[0].item_id, i.reasons[0].text) for i in items] == [
+            ("pot", "cup", "similar to Tea Cup"),
+            ("lamp", "cup", "similar to Tea Cup"),
+            ("mug", None, "popular in Home > Kitchen"),
+        ]
