@@ -225,7 +225,7 @@ def compare_with_truth(env: Environment, window: ShopWindow, as_of: str, shop: P
     from feature_repo.contracts.tables import table_path
     from feature_repo.contracts.times import parse_as_of
     from infra.demo.shop_window import user_histories
-    from infra.simulator import load_truth, true_preference
+    from infra.simulator.truth import load_truth, true_preference
 
     truth = load_truth(shop)
     table = DeltaTable(table_path(env.lakehouse, "gold.candidates", tenant=env.tenant))
