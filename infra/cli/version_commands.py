@@ -33,12 +33,14 @@ def versions(as_json: AsJson = False) -> None:
     listed = publication.list_versions()
 
     def render() -> None:
-        from rich.table import Table
+        from rich.table import Column, Table
 
         if not listed:
             out.print("Nothing is published yet: `nightjar run nightly` publishes the first version.")
             return
-        table = Table("version", "", "model", "users", "items", "published", "last event")
+        table = Table(
+            Column("version", no_wrap=True), "", "model", "users", "items", "published", "last event", box=None
+        )
         for version in listed:
             manifest = version.manifest
             table.add_row(
@@ -121,14 +123,9 @@ def hash_everything(
     answer = {"as_of": as_of, "version": version.version if version else None, "hashes": lines, "hash": whole}
 
     def render() -> None:
-        from rich.table import Table
-
-        table = Table("what", "hash", box=None)
-        for name, value in lines.items():
-            table.add_row(name, value)
-        out.print(table)
-        out.print(f"version {answer['version'] or 'none'}")
-        out.print(f"hash    {whole}")
+        width = max(map(len, lines))
+        for name, value in {**lines, "version": answer["version"] or "none", "hash": whole}.items():
+            out.print(f"{name:<{width}}  {value}", soft_wrap=True)
 
     emit(answer, as_json=as_json, render=render)
 
