@@ -1,0 +1,203 @@
+"""Bundles, versions in memory, Feast's bytes and settings."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import threading
+from pathlib import Path
+
+import pytest
+
+from feature_repo.contracts.errors import ContractError, DataError, DependencyError
+from feature_repo.contracts.publication import ITEMS_FILE, MANIFEST_FILE, NEIGHBOURS_FILE
+from serving.adapters.bundle import load_catalogue
+from serving.adapters.feast_online import (
+    entity_key,
+    feature_field,
+    murmur3_32,
+    read_string_value,
+    read_timestamp_micros,
+)
+from serving.adapters.json_bytes import decode_json, encode_json
+from serving.adapters.shelf import RETRY_SECONDS, VersionShelf
+from serving.pipeline.catalogue import Catalogue
+from serving.settings import ServingSettings
+from tests.serving_builders import TENANT, Shop
+
+SHOP = Shop(
+    {
+        "i1": {"title": "One", "category": "A > B", "price": 1.5, "expire_time": "2024-03-09T00:00:00Z"},
+        "i2": {"availability": "BACKORDER", "available_quantity": 0},
+    },
+    neighbours={"i2": [("i1", 0.5)]},
+    popular=[("i1", 2.0)],
+    by_category={"A": [("i1", 2.0)]},
+    first_number=3,
+)
+
+
+class TestBundle:
+    def test_a_bundle_becomes_a_catalogue(self, tmp_path: Path) -> None:
+        found = SHOP.catalogue(tmp_path)
+        assert found.numbers == {"i1": 3, "i2": 4}
+        assert found.item_ids == [None, None, None, "i1", "i2"]
+        assert found.attributes[3] == {"title": "One", "category": "A > B", "price": 1.5}
+        assert (found.neighbours(4), found.neighbours(3), found.neighbours(77)) == ([(3, 0.5)], [], [])
+        assert (found.popular_in_category("A > B > C"), found.popular_in_category("B")) == (("A", [(3, 2.0)]), None)
+        midnight = 1_709_942_400_000_000  # 2024-03-09T00:00:00Z
+        assert [found.refusal(3, midnight - 1), found.refusal(3, midnight), found.refusal(4, 0)] == [
+            None, "expired", None,
+        ]  # fmt: skip
+        assert (found.refusal(0, 0), found.refusal(99, 0), found.refusal(-1, 0)) == ("not_in_bundle",) * 3
+        day = 86_400_000_000
+        assert found.as_of_micros == midnight - day
+        assert found.last_event_micros == midnight - day - 2 * 3_600_000_000
+        assert found.published_micros == midnight - day + 3 * 3_600_000_000
+
+    @pytest.mark.parametrize("name", [ITEMS_FILE, NEIGHBOURS_FILE])
+    def test_a_damaged_file_is_refused_by_its_hash(self, tmp_path: Path, name: str) -> None:
+        version = SHOP.write(tmp_path)
+        path = tmp_path / TENANT / version / name
+        path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+        with pytest.raises(ContractError, match=name):
+            load_catalogue(str(tmp_path), version, tenant=TENANT)
+
+    def test_a_manifest_of_another_version_is_refused(self, tmp_path: Path) -> None:
+        version = SHOP.write(tmp_path)
+        folder = tmp_path / TENANT / version
+        manifest = (folder / MANIFEST_FILE).read_text().replace('"model": "als"', '"model": "knn"')
+        (folder / MANIFEST_FILE).write_text(manifest)
+        with pytest.raises(ContractError, match="describes 2024-03-08-"):
+            load_catalogue(str(tmp_path), version, tenant=TENANT)
+
+    def test_a_missing_bundle_is_a_dependency_that_fails(self, tmp_path: Path) -> None:
+        with pytest.raises(DependencyError, match="2024-03-08-00000000"):
+            load_catalogue(str(tmp_path), "2024-03-08-00000000", tenant=TENANT)
+
+
+class TestShelf:
+    """`loads` records what was loaded; the catalogue itself does not matter here."""
+
+    def shelf(self, tmp_path: Path, **options: object) -> tuple[VersionShelf, list[str]]:
+        loads: list[str] = []
+        made = SHOP.catalogue(tmp_path)
+
+        def load(version: str) -> Catalogue:
+            loads.append(version)
+            if version.startswith("bad"):
+                raise ContractError(version)
+            return made
+
+        return VersionShelf(load, **options), loads
+
+    async def test_the_last_three_stay_loaded(self, tmp_path: Path) -> None:
+        shelf, loads = self.shelf(tmp_path)
+        for version in ("v1", "v2", "v3", "v1", "v4", "v2"):
+            await shelf.switch_to(version)
+        # v1 was used again before v4 came, so v2 had to go and is loaded a second time.
+        assert loads == ["v1", "v2", "v3", "v4", "v2"]
+        assert shelf.versions() == ["v1", "v4", "v2"]
+
+    async def test_a_version_is_loaded_once_however_many_ask_and_off_the_loop(self, tmp_path: Path) -> None:
+        threads: list[int] = []
+        release = threading.Event()
+        made = SHOP.catalogue(tmp_path)
+
+        def load(_: str) -> Catalogue:
+            threads.append(threading.get_ident())
+            assert release.wait(5)
+            return made
+
+        shelf = VersionShelf(load)
+        first, second = asyncio.create_task(shelf.switch_to("v1")), asyncio.create_task(shelf.switch_to("v1"))
+        await asyncio.sleep(0.05)
+        first.cancel()  # a caller that gives up does not stop the loading
+        release.set()
+        assert await second is made
+        assert len(threads) == 1
+        assert threads[0] != threading.get_ident()
+
+    async def test_a_broken_version_leaves_the_current_one_and_is_not_tried_at_once(self, tmp_path: Path) -> None:
+        now = [100.0]
+        shelf, loads = self.shelf(tmp_path, timer=lambda: now[0])
+        current = await shelf.switch_to("v1")
+        for later in (0.0, RETRY_SECONDS - 0.1, 0.2):
+            now[0] += later
+            with pytest.raises(ContractError, match="bad"):
+                await shelf.switch_to("bad")
+        assert loads == ["v1", "bad", "bad"]  # the second try was refused without loading
+        assert shelf.current is current
+
+
+class TestFeastBytes:
+    def test_murmur3_matches_the_published_vectors(self) -> None:
+        vectors = [(b"", 0, 0), (b"", 1, 0x514E28B7), (b"test", 0, 0xBA6BD213), (b"Hello, world!", 0, 0xC0363E43)]
+        vectors += [
+            (b"\xff\xff\xff\xff", 0, 0x76293B50),
+            (b"\x21\x43\x65", 0, 0x7E4A8634),
+            (b"aaaa", 0x9747B28C, 0x5A97808A),
+        ]
+        assert [murmur3_32(data, seed) for data, seed, _ in vectors] == [expected for *_, expected in vectors]
+
+    def test_equal_to_feasts_own_encoding(self) -> None:
+        from feast.infra.online_stores.helpers import _mmh3, _redis_key
+        from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+        from feast.protos.feast.types.Value_pb2 import Value
+        from google.protobuf.timestamp_pb2 import Timestamp
+
+        for user in ("u1", "ü user", ""):
+            key = EntityKey(join_keys=["user_id"], entity_values=[Value(string_val=user)])
+            assert entity_key("user_id", user) == _redis_key("nightjar", key, entity_key_serialization_version=3)
+        names = ("user_features:user_top_category_90d", "user_features:a", "ü:b")
+        assert [feature_field(*name.split(":")) for name in names] == [_mmh3(name) for name in names]
+        text = "Haus > Küche" * 30
+        values = [Value(string_val=text), Value(string_val=""), Value(), Value(int64_val=-1), Value(double_val=2.5)]
+        read = [read_string_value(value.SerializeToString()) for value in values]
+        assert read == [text, "", None, None, None]
+        for seconds, nanos in ((1_709_899_200, 123_456_000), (0, 0), (-1, 500_000_000)):
+            stamp = Timestamp(seconds=seconds, nanos=nanos).SerializeToString()
+            assert read_timestamp_micros(stamp) == seconds * 1_000_000 + nanos // 1000
+
+    @pytest.mark.parametrize("damaged", [b"\x12\x05abc", b"\x12", b"\x80", b"\x0b", b"\x12\x02\xff\xfe"])
+    def test_bytes_that_are_no_value_are_refused(self, damaged: bytes) -> None:
+        with pytest.raises(ContractError):
+            read_string_value(damaged)
+
+    def test_a_timestamp_of_another_shape_is_refused(self) -> None:
+        with pytest.raises(ContractError):
+            read_timestamp_micros(b"\x0a" + struct.pack("B", 1) + b"x")
+
+
+class TestJsonBytes:
+    @pytest.mark.parametrize("value", [{"a": "ü"}, {"a": "\ud800"}, [2**70, 1.5], None])
+    def test_whatever_json_can_say_survives(self, value: object) -> None:
+        assert decode_json(encode_json(value)) == value
+
+    @pytest.mark.parametrize("data", [b"", b"{", b"[NaN]", b"[1e", b"\xff", b"[" * 100_000])
+    def test_what_is_no_json_is_refused(self, data: bytes) -> None:
+        with pytest.raises(ValueError, match=r"."):
+            decode_json(data)
+
+
+class TestSettings:
+    def test_defaults_and_given_values(self) -> None:
+        given = {"NIGHTJAR_SERVING_SESSION_WEIGHT": "0", "NIGHTJAR_SERVING_MAX_EVENTS": "5", "OTHER": "x"}
+        settings = ServingSettings.from_mapping(given)
+        assert (settings.session_weight, settings.max_events, settings.online_timeout_ms) == (0.0, 5, 50.0)
+        assert settings.tuning().session_weight == 0.0
+
+    @pytest.mark.parametrize(
+        ("name", "value", "words"),
+        [
+            ("SESION_WEIGHT", "1", "did you mean 'NIGHTJAR_SERVING_SESSION_WEIGHT'"),
+            ("SESSION_WEIGHT", "much", "must be a number such as 3.0, got 'much'"),
+            ("MAX_EVENTS", "1.5", "must be a whole number such as 1000, got '1.5'"),
+            ("MAX_EVENTS", "0", "must be a positive number"),
+            ("SESSION_WEIGHT", "nan", "must be a positive number"),
+            ("POSITION_DECAY", "1.1", r"\(0, 1\], got 1.1"),
+        ],
+    )
+    def test_a_wrong_setting_is_named_with_what_it_says_and_may_say(self, name: str, value: str, words: str) -> None:
+        with pytest.raises(DataError, match=words):
+            ServingSettings.from_mapping({f"NIGHTJAR_SERVING_{name}": value})
