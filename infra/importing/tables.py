@@ -65,13 +65,17 @@ def replace_sources(env: Environment, name: str, sources: Sequence[str], batches
         raise DependencyError(f"{name} could not be written: {error}") from error
 
 
-def upsert(env: Environment, name: str, key: str, rows: pa.Table) -> None:
-    """Rows with a known `key` replace the old ones, others are added, in one commit. Keys are unique in `rows`."""
+def upsert(env: Environment, name: str, key: str, rows: pa.Table, *, update: Sequence[str] = ()) -> None:
+    """Rows with a known `key` replace the old ones, others are added, in one commit. Keys are unique in `rows`.
+
+    `update`: the columns that a known row takes over (default: all); the others keep what they had.
+    """
+    taken = {column: f"s.{column}" for column in update or rows.column_names}
     delta = _created(env, name)
     try:
         (
             delta.merge(rows.cast(bronze_schema(name)), f"t.{key} = s.{key}", source_alias="s", target_alias="t")
-            .when_matched_update_all()
+            .when_matched_update(taken)
             .when_not_matched_insert_all()
             .execute()
         )

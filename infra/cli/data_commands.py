@@ -1,0 +1,198 @@
+"""`nightjar simulate` and `nightjar import ...`: make data, take data, and say what became of every line."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from feature_repo.contracts.environment import Environment
+from infra.cli.output import emit, err, out
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from infra.importing.report import ImportReport
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Mapped = Annotated[
+    list[str] | None,
+    typer.Option("--map", help="field=column, or a constant as field=:value; may be repeated.", metavar="FIELD=COLUMN"),
+]
+Input = Annotated[Path, typer.Argument(help="A .csv, .jsonl, .ndjson or .parquet file (text also .gz), or a folder.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `nightjar`."""
+    app.command("simulate")(simulate)
+    group = typer.Typer(name="import", help="Take data into the lakehouse.", no_args_is_help=True)
+    group.command("events")(take_events)
+    group.command("items")(take_items)
+    group.command("users")(take_users)
+    group.command("shop")(take_shop)
+    group.command("online-retail")(take_online_retail)
+    app.add_typer(group)
+
+
+def simulate(
+    folder: Annotated[Path, typer.Option("--out", help="A new or empty folder, or an older simulated shop.")],
+    event_count: Annotated[int, typer.Option("--events", help="Event lines to aim at.")] = 120_000,
+    user_count: Annotated[int, typer.Option("--users")] = 2_000,
+    item_count: Annotated[int, typer.Option("--items")] = 800,
+    days: Annotated[int, typer.Option("--days", help="Days of history.")] = 60,
+    seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal shops.")] = 7,
+    end_day: Annotated[
+        datetime, typer.Option("--end-day", formats=["%Y-%m-%d"], help="The day after the history (UTC).")
+    ] = datetime(2025, 7, 1),  # noqa: DTZ001 - typer parses days as naive datetimes
+    as_json: AsJson = False,
+) -> None:
+    """Make a shop with known tastes: `nightjar import shop DIR` takes it."""
+    from infra.simulator.shop import ShopConfig, simulate_shop
+
+    config = ShopConfig(
+        seed=seed, user_count=user_count, item_count=item_count, event_count=event_count, days=days,
+        end_day=end_day.date(),
+    )  # fmt: skip
+    started = time.perf_counter()
+    with _bar("simulating", quiet=as_json) as move:
+        summary = simulate_shop(config, folder, progress=lambda done, total: move(done, total, f"day {done}"))
+    seconds = time.perf_counter() - started
+
+    def render() -> None:
+        out.print(
+            f"[bold]{folder}[/]: {summary.lines:,} event lines of {summary.users:,} users on {summary.items:,} items "
+            f"over {days} days, in {seconds:.1f} s",
+            soft_wrap=True,
+        )
+        table = _table("what", "lines")
+        for event_type, count in summary.by_type.items():
+            table.add_row(event_type, f"{count:,}")
+        table.add_section()
+        for what, count in (
+            ("delivered twice", summary.repeated), ("delivered late", summary.late),
+            ("from crawlers", summary.bot_lines), ("without a user", summary.anonymous_lines),
+            ("not to be stored (consent)", summary.not_stored), ("malformed", sum(summary.malformed.values())),
+        ):  # fmt: skip
+            table.add_row(what, f"{count:,}")
+        out.print(table)
+
+    document = {"folder": str(folder), "seconds": round(seconds, 3), "config": config.to_mapping()}
+    emit({**document, "counts": asdict(summary)}, as_json=as_json, render=render)
+
+
+def take_events(path: Input, mapping: Mapped = None, as_json: AsJson = False) -> None:
+    """Take events. Every line is accepted, quarantined with its reason, or counted as not to be stored."""
+    from infra.importing.events import import_events
+    from infra.importing.mapping import ColumnMap
+
+    column_map = ColumnMap.parse(mapping or [])
+    with _bar("importing", quiet=as_json) as move:
+        report = import_events(path, _environment(), column_map, progress=lambda n, source: move(n, None, source))
+    _show([report], as_json=as_json)
+
+
+def take_items(path: Input, mapping: Mapped = None, as_json: AsJson = False) -> None:
+    """Take items; an item_id that is known is replaced."""
+    from infra.importing.catalogue import ITEM_FIELDS, import_items
+    from infra.importing.mapping import ColumnMap
+
+    column_map = ColumnMap.parse(mapping or [], ITEM_FIELDS)
+    with _bar("importing items", quiet=as_json):
+        report = import_items(path, _environment(), column_map)
+    _show([report], as_json=as_json)
+
+
+def take_users(path: Input, mapping: Mapped = None, as_json: AsJson = False) -> None:
+    """Take users and what they consent to; a user_id that is known is replaced."""
+    from infra.importing.catalogue import USER_FIELDS, import_users
+    from infra.importing.mapping import ColumnMap
+
+    column_map = ColumnMap.parse(mapping or [], USER_FIELDS)
+    with _bar("importing users", quiet=as_json):
+        report = import_users(path, _environment(), column_map)
+    _show([report], as_json=as_json)
+
+
+def take_shop(
+    folder: Annotated[Path, typer.Argument(help="A folder that `nightjar simulate` made.")], as_json: AsJson = False
+) -> None:
+    """Take a simulated shop: users, items and events."""
+    from infra.importing.shop import import_shop
+
+    with _bar("importing", quiet=as_json) as move:
+        reports = import_shop(folder, _environment(), progress=lambda n, source: move(n, None, source))
+    _show(reports, as_json=as_json)
+
+
+def take_online_retail(
+    path: Annotated[Path, typer.Argument(help="The UCI file as .csv or .csv.gz.")], as_json: AsJson = False
+) -> None:
+    """Take the Online Retail file (UCI 352): events, and users and a catalogue derived from them."""
+    from infra.importing.online_retail import import_online_retail
+
+    with _bar("importing", quiet=as_json) as move:
+        reports = import_online_retail(path, _environment(), progress=lambda n, source: move(n, None, source))
+    _show(reports, as_json=as_json)
+
+
+def _environment() -> Environment:
+    return Environment.from_mapping(os.environ)
+
+
+def _show(reports: Sequence[ImportReport], *, as_json: bool) -> None:
+    def render() -> None:
+        for report in reports:
+            print_report(report)
+
+    emit({report.kind: report.to_mapping() for report in reports}, as_json=as_json, render=render)
+
+
+def print_report(report: ImportReport) -> None:
+    """The counts of one import as a table: read = accepted + quarantined by reason + not stored."""
+    table = _table(f"{report.kind}: {_named(report.sources)}", "lines")
+    table.add_row("read", f"{report.read:,}", style="bold")
+    table.add_row("accepted", f"{report.accepted:,}", style="green")
+    for reason, count in sorted(report.quarantined.items()):
+        table.add_row(f"quarantined: {reason}", f"{count:,}", style="yellow")
+    if report.not_stored:
+        table.add_row("not stored (consent)", f"{report.not_stored:,}", style="yellow")
+    table.add_section()
+    table.add_row("rows written", f"{report.rows_written:,}")
+    if report.repeated:
+        table.add_row("accepted with an id that came before", f"{report.repeated:,}")
+    for note, count in report.notes.items():
+        table.add_row(note, f"{count:,}")
+    out.print(table)
+
+
+def _named(sources: Sequence[str]) -> str:
+    return sources[0] if len(sources) == 1 else f"{len(sources)} files, {sources[0]} ..."
+
+
+def _table(title: str, unit: str) -> Table:
+    from rich.table import Column, Table
+
+    return Table(Column(title, no_wrap=True), Column(unit, justify="right"), box=None)
+
+
+@contextmanager
+def _bar(title: str, *, quiet: bool) -> Iterator[Callable[[int, int | None, str], None]]:
+    """A progress line on stderr, told (done, total or None, what); silent when not a terminal or `quiet`."""
+    if quiet or not err.is_terminal:
+        yield lambda _done, _total, _what: None
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,}"))
+    with Progress(*columns, TimeElapsedColumn(), console=err, transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total, what: progress.update(
+            task, completed=done, total=total, description=f"{title} {what}"
+        )
