@@ -132,7 +132,8 @@ class MemoryEventLog:
         for entry in entries:
             partition = partition_of(entry.subject)
             mark = dedup_key(partition, entry.event_id, self._tenant)
-            is_new.append(self.marks.setdefault(mark, entry.nonce) == entry.nonce)
+            is_new.append(mark not in self.marks)
+            self.marks.setdefault(mark, entry.nonce)
             self.streams.setdefault(stream_key(partition, self._tenant), []).append((entry.event, entry.nonce))
         self.quarantined += quarantined
         return is_new
