@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +54,7 @@ def load_truth(folder: str | Path) -> Truth:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return Truth(**{name: arrays[name] for name in ("user_ids", "item_ids", "user_factors", "item_factors")})
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, BadZipFile) as error:
         raise DataError(f"no truth in {folder}: {TRUTH_FILE} is not there or damaged ({error})") from error
 
 
