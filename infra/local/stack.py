@@ -6,6 +6,7 @@ orphaned processes are cleared away, half-made databases are made anew, unfinish
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import threading
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+import httpx
 
 from feature_repo.contracts.environment import AIRFLOW_URL, Environment
 from feature_repo.contracts.errors import DependencyError, NightjarError
@@ -96,6 +99,8 @@ def up(variables: Mapping[str, str] | None = None, *, on_progress: Progress | No
         outdated = {n for n in running if stack.pids.fingerprint(n) != services[n].fingerprint()}
         stack.pids.stop(_in_stopping_order(outdated), grace_seconds=STOP_GRACE_SECONDS)
         _Start(stack, services, running - outdated, report, began).all()
+        if "airflow-api" not in running - outdated:
+            _warm_up(book[AIRFLOW_URL])
     return book
 
 
@@ -272,6 +277,12 @@ class _Start:
         if name == "airflow-api":
             with airflow_api(stack.variables) as api:
                 api.ensure_pool(SPARK_POOL, 1, "one Spark task at a time on one machine")
+
+
+def _warm_up(airflow_url: str) -> None:
+    """Have Airflow build its execution API now, in the background: the first task would wait 3-6 s for it."""
+    with contextlib.suppress(httpx.HTTPError):
+        httpx.get(f"{airflow_url}/execution/health", timeout=0.3, trust_env=False)
 
 
 def _as_failure(name: str, error: Exception) -> NightjarError:
