@@ -21,6 +21,7 @@ _FLOAT_SCALE = 1e5
 _BATCH_ROWS = 65_536
 _NULL = pa.scalar(b"-", pa.large_binary())
 _COLON = pa.scalar(b":", pa.large_binary())
+_COMMA = pa.scalar(b",", pa.large_binary())
 _NOTHING = pa.scalar(b"", pa.large_binary())
 _DIGEST_BYTES = 16
 
@@ -82,7 +83,7 @@ def _as_bytes(values: pa.Array) -> pa.Array:
         # flatten() skips what null lists cover, so offsets are built from the lengths
         lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
         offsets = pa.array(np.concatenate(([0], np.cumsum(lengths))), pa.int64())
-        joined = pc.binary_join(pa.LargeListArray.from_arrays(offsets, elements), b",")
+        joined = pc.binary_join(pa.LargeListArray.from_arrays(offsets, elements), _COMMA)
         return pc.if_else(pc.is_null(values), pa.scalar(None, pa.large_binary()), joined)
     if pa.types.is_floating(kind):
         return pa.array(_rounded(values), pa.large_binary())

@@ -199,6 +199,18 @@ def test_hash_is_of_the_tables_and_of_the_lists_in_redis(shop: Environment) -> N
     assert [name for name in after["hashes"] if after["hashes"][name] != again["hashes"][name]] == ["gold.item_ids"]
 
 
+def test_hash_sees_what_is_inside_a_list(shop: Environment) -> None:
+    seen = []
+    for numbers, reasons in (([1, 2], [None, 3]), ([2, 1], [None, 3]), ([1, 2], [3, None]), ([1, 2], [None, 3])):
+        row = {"user_id": "u1", "item_numbers": numbers, "first_reasons": reasons, "scores": [0.5, 0.25]}
+        write_rows(
+            shop, "gold.candidates", [{**row, "as_of": datetime(2024, 3, 8, tzinfo=UTC).date()}], mode="overwrite"
+        )
+        seen.append(run("hash", "--as-of", "2024-03-08", "--json")["hashes"]["gold.candidates"])
+    assert len(set(seen[:3])) == 3
+    assert seen[3] == seen[0]
+
+
 def test_redis_down_names_the_address(shop: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(names.REDIS_ONLINE_URL, "redis://127.0.0.1:1/0")
     for command in ("versions", "rollback"):
