@@ -41,12 +41,12 @@ def ranking_metrics(
     found: dict[str, NDArray[np.float64]] = {}
     for k in ks:
         top = hits[:, :k]
-        any_hit: NDArray[np.bool_] = top.any(axis=1)
+        any_hit = np.logical_or.reduce(top, axis=1)
         first = top.argmax(axis=1) if top.shape[1] else np.zeros(len(hits), np.int64)
         found[metric_name("recall", k)] = top.sum(axis=1) / relevant_counts
         gained: NDArray[np.float64] = (top * gains[: top.shape[1]]).sum(axis=1)
         found[metric_name("ndcg", k)] = gained / ideal[np.minimum(relevant_counts, k)]
-        found[metric_name("hit_rate", k)] = any_hit.astype(np.float64)
+        found[metric_name("hit_rate", k)] = np.asarray(any_hit, np.float64)
         found[metric_name("mrr", k)] = np.where(any_hit, 1.0 / (first + 1), 0.0)
     return found
 
