@@ -1,0 +1,586 @@
+"""The API over HTTP, in process, on stores in memory: answers, consent, errors, degraded answers, events."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.keys import candidates_key, partition_of, pointer_key, session_key, stream_key
+from feature_repo.contracts.packing import (
+    FLAG_PERSONALIZE_DENIED,
+    ItemMark,
+    PackedCandidate,
+    SessionEvent,
+    SessionState,
+    Source,
+    pack_candidates,
+    pack_session,
+    session_hash,
+)
+from serving.adapters.event_log import MemoryEventLog
+from serving.adapters.feast_online import entity_key
+from serving.adapters.online import SEGMENT_FIELD, SEGMENT_TIME_FIELD, MemoryOnlineStore
+from serving.api import schemas
+from serving.main import create_app
+from serving.settings import ServingSettings
+from tests.serving_builders import TENANT, Shop
+
+SECOND = 1_000_000
+NOW = 1_709_902_800 * SECOND  # 2024-03-08T13:00:00Z
+SHELVES = ("Home > Kitchen", "Garden", "Toys")
+ITEMS = [f"i{number:02d}" for number in range(60)]
+
+
+def shelf_of(item: str) -> str:
+    return SHELVES[int(item[1:]) // 20]
+
+
+def shop(model: str = "als") -> Shop:
+    """Sixty items on three shelves; an item's neighbours are the ten that follow it on its shelf."""
+    near = {
+        item: [
+            (other, 1.0 / (1 + n)) for n, other in enumerate(ITEMS[i + 1 : i + 11]) if shelf_of(other) == shelf_of(item)
+        ]
+        for i, item in enumerate(ITEMS)
+    }
+    return Shop(
+        {item: {"title": f"Item {item}", "category": shelf_of(item), "price": 2.5} for item in ITEMS},
+        neighbours=near,
+        popular=[(item, 100.0 - n) for n, item in enumerate(ITEMS[::-1])],
+        by_category={name: [(i, 50.0) for i in ITEMS if shelf_of(i) == name] for name in SHELVES},
+        static=[("i00", 1.0)],
+        model=model,
+    )
+
+
+class Installation:
+    """An app on twins, with what the night would have written for user u1: thirty items, all but toys."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.store = MemoryOnlineStore(tenant=TENANT)
+        self.log = MemoryEventLog(tenant=TENANT)
+        self.now = NOW
+        numbers, ticks = itertools.count(1), itertools.count(step=1_000_000)
+        self.app: FastAPI = create_app(
+            environment,
+            ServingSettings(max_events=3, max_body_bytes=5000),
+            store=self.store,
+            log=self.log,
+            wall_micros=lambda: self.now,
+            timer=lambda: next(ticks),
+            new_id=lambda: f"id{next(numbers)}",
+        )
+        self.client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(self.app, raise_app_exceptions=False), base_url="http://api"
+        )
+
+    def publish(self, published: Shop, **options: int) -> str:
+        """Bundle, candidates and pointer of a version."""
+        version = published.write(self.environment.publications)
+        rows = [PackedCandidate(published.numbers[i], 3.0 - n / 10, Source.ALS, 5) for n, i in enumerate(ITEMS[10:40])]
+        self.store.strings[candidates_key(version, "u1")] = pack_candidates(version, rows, **options)
+        self.store.strings[pointer_key()] = version.encode()
+        return version
+
+    def remember(self, *clicked: str, session_id: str = "s1", subject: str = "u:u1", **state: Any) -> None:
+        """A session record: clicks one minute apart, the last one a minute ago."""
+        ago = [(len(clicked) - n) * 60 for n in range(len(clicked))]
+        events = [
+            SessionEvent(NOW - seconds * SECOND, "view_item", session_hash(session_id), item)
+            for seconds, item in zip(ago, clicked, strict=True)
+        ]
+        self.store.strings[session_key(subject)] = pack_session(SessionState(events=events, **state))
+
+    async def ask(self, **question: Any) -> dict[str, Any]:
+        response = await self.client.post("/v1/recommendations", json=question)
+        assert response.status_code == 200, response.text
+        return dict(response.json())
+
+
+@pytest.fixture
+async def shop_floor(environment: Environment) -> AsyncIterator[Installation]:
+    installation = Installation(environment)
+    yield installation
+    await installation.client.aclose()
+
+
+@pytest.fixture
+async def api(shop_floor: Installation) -> Installation:
+    shop_floor.publish(shop())
+    return shop_floor
+
+
+def ids(answer: dict[str, Any]) -> list[str]:
+    return [item["item_id"] for item in answer["items"]]
+
+
+class TestRecommendations:
+    async def test_an_answer_from_end_to_end(self, api: Installation) -> None:
+        response = await api.client.post("/v1/recommendations", json={"user_id": "u1", "num_results": 2})
+        version = api.store.strings[pointer_key()].decode()
+        assert response.json() == {
+            "recommendation_id": "id2",
+            "placement": "default",
+            "items": [
+                {
+                    "item_id": item,
+                    "score": score,
+                    "rank": rank,
+                    "source": "als",
+                    "reasons": [
+                        {"item_id": "i05", "title": "Item i05", "text": "because of your interest in Item i05"}
+                    ],
+                    "attributes": {"title": f"Item {item}", "category": "Home > Kitchen", "price": 2.5},
+                }
+                for rank, item, score in ((1, "i10", 1.0), (2, "i11", 0.966667))
+            ],
+            "model_version": version,
+            "took_ms": response.json()["took_ms"],
+            "fallback_level": "personal",
+            "fallback_reason": None,
+            "degraded": False,
+            "freshness": {"model": 46800.0, "data": 54000.0, "candidates": 36000.0, "features": None, "session": None},
+            "experiments": [],
+        }
+        assert response.json()["took_ms"] > 0
+        assert response.headers["x-request-id"] == "id1"
+        assert response.headers["content-type"] == "application/json"
+
+    async def test_answers_follow_the_declared_schema(self, api: Installation) -> None:
+        api.remember("i41")
+        questions: list[dict[str, Any]] = [
+            {"user_id": "u1"},
+            {"user_id": "u1", "session_id": "s1", "explain": True, "num_results": 100},
+            {"consent": {"personalize": False}, "context": {"category": "Toys"}},
+        ]
+        for question in questions:
+            schemas.RecommendationResponse.model_validate(await api.ask(**question))
+        similar = await api.client.post("/v1/similar", json={"item_id": "i59", "explain": True})
+        schemas.RecommendationResponse.model_validate(similar.json())
+
+    async def test_three_clicks_in_a_category_change_the_slate_and_say_why(self, api: Installation) -> None:
+        clicks = ["i40", "i45", "i50"]  # toys: not one of u1's thirty candidates
+        before = await api.ask(user_id="u1", session_id="s0")
+        api.remember(*clicks)
+        during = await api.ask(user_id="u1", session_id="s1")
+        new = [item for item in during["items"] if item["item_id"] not in ids(before)]
+        assert len(new) >= 3
+        assert all(item["source"] == "session" for item in new)
+        assert {reason["item_id"] for item in new for reason in item["reasons"]} <= set(clicks)
+        assert new[0]["reasons"][0]["text"].startswith("because you viewed Item i")
+        assert not set(ids(during)) & set(clicks)
+        # A new session restores the first slate; somebody else never noticed.
+        after = await api.ask(user_id="u1", session_id="s2")
+        assert json.dumps(after["items"]) == json.dumps(before["items"])
+
+    async def test_the_request_may_bring_the_session_itself(self, api: Installation) -> None:
+        stored = Installation.remember
+        stored(api, "i40", "i45")
+        by_store = await api.ask(user_id="u1", session_id="s1")
+        del api.store.strings[session_key("u:u1")]
+        brought = [
+            {"event_type": "detail-page-view", "item_id": "i40", "timestamp": "2024-03-08T12:58:00Z"},
+            {"event_type": "view_item", "item_id": "i45", "timestamp": "2024-03-08T12:59:00Z"},
+        ]
+        by_request = await api.ask(user_id="u1", session_id="s1", recent_events=brought)
+        assert by_request["items"] == by_store["items"]
+        short = await api.ask(user_id="u1", session_items=["i40", "i45"], explain=True)
+        assert [event["item_id"] for event in short["trace"]["session"]] == ["i40", "i45"]
+        assert short["freshness"]["session"] == 0.0
+
+    async def test_an_anonymous_visitors_session_is_their_own(self, api: Installation) -> None:
+        api.remember("i40", subject="a:visitor")
+        theirs = await api.ask(anonymous_id="visitor", num_results=3)
+        assert (theirs["items"][0]["item_id"], theirs["items"][0]["source"]) == ("i41", "session")
+        assert theirs["freshness"]["session"] == 60.0
+        known = await api.ask(anonymous_id="visitor", user_id="u1", num_results=3)  # a user is a user
+        assert known["fallback_level"] == "personal"
+        assert known["freshness"]["session"] is None
+
+    async def test_get_asks_the_same(self, api: Installation) -> None:
+        await api.ask()  # the version is loaded
+        api.remember("i40")
+        query = (
+            "user_id=u1&session_id=s1&num_results=4&category=Toys&region=DE&session_items=i41&session_items=i45"
+            "&exclude_item_ids=i42&explain=true&placement=home&personalize=1"
+        )
+        got = (await api.client.get(f"/v1/recommendations?{query}")).json()
+        posted = await api.ask(
+            user_id="u1", session_id="s1", num_results=4, context={"category": "Toys", "region": "DE"},
+            session_items=["i41", "i45"], exclude_item_ids=["i42"], explain=True, placement="home",
+            consent={"personalize": True},
+        )  # fmt: skip
+        for volatile in ("recommendation_id", "took_ms"):
+            got.pop(volatile), posted.pop(volatile)
+        assert got == posted
+        assert len(got["items"]) == 4
+
+    async def test_a_short_answer_counts_what_was_filtered(self, api: Installation) -> None:
+        answer = await api.ask(user_id="u1", num_results=5, exclude_item_ids=ITEMS[2:])
+        assert sorted(ids(answer)) == ["i00", "i01"]
+        assert answer["filtered"] == {"excluded": 58}
+        assert "trace" not in answer
+        assert "filtered" not in await api.ask(user_id="u1", num_results=5)
+
+    async def test_explain_shows_the_way(self, api: Installation) -> None:
+        api.remember("i40")
+        trace = (await api.ask(user_id="u1", session_id="s1", num_results=2, explain=True))["trace"]
+        assert list(trace["stages_ms"]) == ["consent", "identify", "candidates", "score", "order", "explain"]
+        assert trace["rungs"] == [{"rung": "personal", "offered": 30, "eligible": 30}]
+        assert trace["session"] == [{"event_type": "view_item", "item_id": "i40", "age_seconds": 60.0}]
+        assert (trace["session_weight"], trace["personalized"]) == (1.5, True)
+        assert trace["scores"]["i41"] == {"base": 0.0, "vote": 1.0}
+
+    async def test_the_segment_comes_from_feast_unless_it_is_too_old(self, api: Installation) -> None:
+        def feature(category: bytes, as_of_day: int) -> None:
+            stamp = (1_709_856_000 + (as_of_day - 8) * 86_400).to_bytes(5, "little")
+            seconds = int.from_bytes(stamp, "little")
+            varint = bytes([(seconds >> s & 0x7F) | 0x80 for s in (0, 7, 14, 21)] + [seconds >> 28])
+            api.store.hashes[entity_key("user_id", "u2")] = {
+                SEGMENT_FIELD: b"\x12" + bytes([len(category)]) + category,
+                SEGMENT_TIME_FIELD: b"\x08" + varint,
+            }
+
+        feature(b"Toys", as_of_day=8)
+        answer = await api.ask(user_id="u2", num_results=2)
+        assert (answer["fallback_level"], ids(answer)) == ("segment", ["i40", "i41"])
+        assert answer["items"][0]["source"] == "segment"
+        assert answer["freshness"]["features"] == 46800.0
+        feature(b"Toys", as_of_day=1)  # exactly seven days before the version's as_of: still good
+        assert (await api.ask(user_id="u2"))["fallback_level"] == "segment"
+        feature(b"Toys", as_of_day=0)
+        assert (await api.ask(user_id="u2"))["fallback_level"] == "popular"
+
+
+class TestConsent:
+    """personalize=false, from wherever it comes: the non-personal rung, in the same shape."""
+
+    @pytest.mark.parametrize("where", ["request", "session record", "candidates record"])
+    async def test_personalize_false_gets_the_popular_slate(self, api: Installation, where: str) -> None:
+        nobody = await api.ask()
+        shape = await api.ask(user_id="u1", session_id="s1")
+        question: dict[str, Any] = {"user_id": "u1", "session_id": "s1", "session_items": ["i41"]}
+        flags = FLAG_PERSONALIZE_DENIED if where == "session record" else 0
+        api.remember("i40", flags=flags, bought=[ItemMark(1, "i59")])
+        if where == "request":
+            question["consent"] = {"personalize": False}
+        elif where == "candidates record":
+            version = api.store.strings[pointer_key()].decode()
+            record = pack_candidates(version, [], flags=FLAG_PERSONALIZE_DENIED)
+            api.store.strings[candidates_key(version, "u1")] = record
+        answer = await api.ask(**question)
+        assert answer["items"] == nobody["items"]  # i59, bought, leads it: the person does not exist here
+        assert (answer["fallback_level"], answer["fallback_reason"]) == ("popular", "consent")
+        assert answer["freshness"]["session"] is None
+        assert set(answer) == set(shape)
+
+    async def test_a_yes_in_the_request_does_not_overrule_a_stored_no(self, api: Installation) -> None:
+        api.remember("i40", flags=FLAG_PERSONALIZE_DENIED)
+        answer = await api.ask(user_id="u1", consent={"personalize": True})
+        assert answer["fallback_reason"] == "consent"
+
+    async def test_a_no_in_the_request_reads_nothing_personal(self, api: Installation, monkeypatch: Any) -> None:
+        await api.ask()
+        asked: list[Any] = []
+        read = api.store.read
+
+        async def watched(**who: Any) -> Any:
+            asked.append((who["user_id"], who["anonymous_id"]))
+            return await read(**who)
+
+        monkeypatch.setattr(api.store, "read", watched)
+        await api.ask(user_id="u1", anonymous_id="a1", consent={"personalize": False})
+        assert asked == [(None, None)]
+
+    async def test_store_false_is_only_counted(self, api: Installation) -> None:
+        before = await metric(api, "nightjar_events_not_stored_total")
+        events = [
+            click("e1", consent={"store": False}),
+            {**click("e2"), "event_type": "?", "consent": {"store": False}},
+        ]
+        response = await api.client.post("/v1/events", json=events)
+        results = response.json()["results"]
+        assert results[0] == {"index": 0, "event_id": "e1", "status": "accepted", "stored": False}
+        assert (results[1]["status"], results[1]["stored"]) == ("quarantined", False)
+        assert (api.log.streams, api.log.marks, api.log.quarantined) == ({}, {}, [])
+        assert await metric(api, "nightjar_events_not_stored_total") == before + 2
+
+
+class TestVersions:
+    async def test_nothing_published_yet(self, shop_floor: Installation) -> None:
+        for method, path, body in (
+            ("POST", "/v1/recommendations", {}),
+            ("POST", "/v1/similar", {"item_id": "i1"}),
+            ("GET", "/health/ready", None),
+        ):
+            response = await shop_floor.client.request(method, path, json=body)
+            assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+            assert response.headers["content-type"] == "application/problem+json"
+            assert "run the night" in response.json()["detail"]
+        assert (await shop_floor.client.get("/health/live")).status_code == 200
+
+    async def test_a_moved_pointer_costs_one_second_read_and_answers_never_mix(self, api: Installation) -> None:
+        first = await api.ask(user_id="u1")
+        api.store.reads = 0
+        assert (await api.ask(user_id="u1", explain=True))["trace"]["online_reads"] == 1
+        assert api.store.reads == 1
+        second_version = api.publish(shop(model="knn"))
+        moved = await api.ask(user_id="u1", explain=True)
+        assert (moved["model_version"], moved["trace"]["online_reads"]) == (second_version, 2)
+        assert (await api.ask(user_id="u1", explain=True))["trace"]["online_reads"] == 1
+        api.store.strings[pointer_key()] = first["model_version"].encode()  # a rollback: the very next answer
+        assert (await api.ask(user_id="u1"))["model_version"] == first["model_version"]
+
+    async def test_a_record_of_another_version_is_refused(self, api: Installation) -> None:
+        version = api.store.strings[pointer_key()].decode()
+        stranger = pack_candidates("2024-03-08-00000001", [PackedCandidate(1, 1.0, Source.ALS)])
+        api.store.strings[candidates_key(version, "u1")] = stranger
+        answer = await api.ask(user_id="u1")
+        assert (answer["fallback_level"], answer["fallback_reason"]) == ("popular", "candidates_of_another_version")
+        assert (answer["degraded"], answer["degraded_reasons"]) == (True, ["candidates_of_another_version"])
+
+    @pytest.mark.parametrize("damaged", ["candidates", "session"])
+    async def test_a_damaged_record_degrades_to_the_popular_slate(self, api: Installation, damaged: str) -> None:
+        """It might have said no to personalization, so nothing personal is used."""
+        version = api.store.strings[pointer_key()].decode()
+        key = candidates_key(version, "u1") if damaged == "candidates" else session_key("u:u1")
+        api.store.strings[key] = b"\x01\x00\x09"
+        answer = await api.ask(user_id="u1", session_items=["i40"])
+        assert answer["items"] == (await api.ask())["items"]
+        assert answer["degraded_reasons"] == [f"{damaged}_damaged"]
+        assert answer["fallback_reason"] == f"{damaged}_damaged"
+
+    async def test_a_bundle_that_cannot_be_loaded_leaves_the_old_version_serving(self, api: Installation) -> None:
+        before = await api.ask(user_id="u1")
+        api.store.strings[pointer_key()] = b"2024-03-09-00000000"
+        answer = await api.ask(user_id="u1")
+        assert (answer["items"], answer["model_version"]) == (before["items"], before["model_version"])
+        assert answer["degraded_reasons"] == ["published_version_not_loaded"]
+
+    async def test_the_store_goes_down_and_comes_back(self, api: Installation) -> None:
+        personal = await api.ask(user_id="u1")
+        api.store.is_down = True
+        answer = await api.ask(user_id="u1", session_items=["i40"])
+        assert answer["items"][0]["item_id"] == "i59"  # what everybody gets: consent cannot be read either
+        assert (answer["fallback_level"], answer["fallback_reason"]) == ("popular", "online_store_unavailable")
+        assert (answer["degraded"], answer["degraded_reasons"]) == (True, ["online_store_unavailable"])
+        ready = await api.client.get("/health/ready")
+        assert (ready.status_code, ready.json()["degraded"]) == (200, True)
+        willing = await api.ask(user_id="u1", session_items=["i40"], consent={"personalize": True})
+        assert "i41" in ids(willing)
+        assert (await api.client.get("/metrics")).status_code == 200
+        api.store.is_down = False
+        assert (await api.ask(user_id="u1"))["items"] == personal["items"]
+
+
+def problem_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert body["request_id"] == response.headers["x-request-id"]
+    assert body["status"] == status
+    schemas.Problem.model_validate(body)
+    return dict(body)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("body", "field", "seen", "expected"),
+        [
+            ({"user": "u1"}, "user", "user", "did you mean 'user_id'"),
+            ({"context": {"categry": "x"}}, "context.categry", "categry", "did you mean 'category'"),
+            ({"consent": {"personalise": True}}, "consent.personalise", "personalise", "did you mean 'personalize'"),
+            ({"recent_events": [{"event_type": "view_item", "item": "x", "item_id": "x"}]}, "recent_events.0.item",
+             "item", "did you mean 'item_id'"),
+            ({"num_results": 0}, "num_results", 0, "greater than or equal to 1"),
+            ({"num_results": 101}, "num_results", 101, "less than or equal to 100"),
+            ({"num_results": "10"}, "num_results", "10", "valid integer"),
+            ({"user_id": ""}, "user_id", "", "1 to 256 bytes"),
+            ({"user_id": "ü" * 129}, "user_id", "ü" * 80, "1 to 256 bytes"),
+            ({"session_items": "i1"}, "session_items", "i1", "valid array"),
+            ({"consent": {"personalize": "no"}}, "consent.personalize", "no", "valid boolean"),
+            ({"recent_events": [{"event_type": "veiw_item", "item_id": "x"}]}, "recent_events.0.event_type",
+             "veiw_item", "did you mean 'view_item'"),
+            ({"recent_events": [{"event_type": "view_item", "item_id": "x", "timestamp": "noon"}]},
+             "recent_events.0.timestamp", "noon", "RFC 3339"),
+        ],
+    )  # fmt: skip
+    async def test_a_wrong_field_is_named_with_what_was_seen_and_expected(
+        self, api: Installation, body: dict, field: str, seen: object, expected: str
+    ) -> None:
+        found = problem_of(await api.client.post("/v1/recommendations", json=body), 422)
+        assert len(found["errors"]) == 1
+        assert (found["errors"][0]["field"], found["errors"][0]["seen"]) == (field, seen)
+        assert expected in found["errors"][0]["expected"]
+
+    async def test_all_wrong_fields_are_named_at_once(self, api: Installation) -> None:
+        found = problem_of(await api.client.get("/v1/recommendations?num_results=-1&user=u&explain=maybe"), 422)
+        assert sorted(error["field"] for error in found["errors"]) == ["explain", "num_results", "user"]
+        nested = problem_of(await api.client.get("/v1/recommendations?recent_events=[]"), 422)
+        assert nested["errors"][0]["expected"] == "only in the body of the POST form"
+
+    async def test_other_errors_are_problems_too(self, api: Installation) -> None:
+        post = api.client.post
+        problem_of(await post("/v1/recommendations", content=b"{"), 400)
+        problem_of(await post("/v1/recommendations", content=b"x" * 5001), 413)
+        assert "i99" in problem_of(await post("/v1/similar", json={"item_id": "i99"}), 404)["detail"]
+        misspelt = problem_of(await api.client.get("/v1/recomendations"), 404)
+        assert "did you mean '/v1/recommendations'" in misspelt["detail"]
+        problem_of(await api.client.delete("/v1/events"), 405)
+
+    async def test_a_bug_is_a_500_that_gives_nothing_away(self, api: Installation, monkeypatch: Any) -> None:
+        async def broken(**_: Any) -> None:
+            raise ZeroDivisionError("the secret")
+
+        monkeypatch.setattr(api.store, "read", broken)
+        response = await api.client.post("/v1/recommendations", json={}, headers={"X-Request-Id": "mine-1"})
+        assert problem_of(response, 500)["request_id"] == "mine-1"
+        assert "secret" not in response.text
+
+    async def test_a_strange_request_id_is_replaced(self, api: Installation) -> None:
+        response = await api.client.get("/health/live", headers={"X-Request-Id": 'a b"<script>'})
+        assert response.headers["x-request-id"].startswith("id")
+
+
+def click(event_id: str | None, item: str = "i41", **more: Any) -> dict[str, Any]:
+    event = {"event_type": "view_item", "user_id": "u1", "item_id": item, "timestamp": "2024-03-08T12:59:00Z", **more}
+    return event if event_id is None else {"event_id": event_id, **event}
+
+
+async def metric(api: Installation, sample: str) -> float:
+    text = (await api.client.get("/metrics")).text
+    values = [float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(sample)]
+    return sum(values)
+
+
+class TestEvents:
+    async def test_each_event_gets_its_own_status_in_order(self, api: Installation) -> None:
+        bad = {"event_id": "e2", "event_type": "veiw_item", "user_id": "u1"}
+        response = await api.client.post("/v1/events", json={"events": [click("e1"), bad, click("e1", "i42")]})
+        assert response.status_code == 202
+        assert response.json() == {
+            "results": [
+                {"index": 0, "event_id": "e1", "status": "accepted"},
+                {
+                    "index": 1,
+                    "event_id": "e2",
+                    "status": "quarantined",
+                    "reason": "unknown_event_type",
+                    "field": "event_type",
+                    "detail": "unknown event_type 'veiw_item'; did you mean 'view_item'?",
+                },
+                {"index": 2, "event_id": "e1", "status": "duplicate"},
+            ]
+        }
+        schemas.EventsResponse.model_validate(response.json())
+        stream = api.log.streams[stream_key(partition_of("u:u1"))]
+        assert [json.loads(event)["item_id"] for event, _ in stream] == ["i41", "i42"]
+        assert len({nonce for _, nonce in stream}) == 2
+        assert json.loads(stream[0][0])["timestamp"] == "2024-03-08T12:59:00Z"
+        assert [json.loads(event.raw) for event in api.log.quarantined] == [bad]
+
+    @pytest.mark.parametrize("form", ["object", "list", "envelope"])
+    async def test_three_forms_of_a_body(self, api: Installation, form: str) -> None:
+        one = click("e1")
+        body = {"object": one, "list": [one], "envelope": {"events": [one]}}[form]
+        response = await api.client.post("/v1/events", json=body)
+        assert response.json()["results"] == [{"index": 0, "event_id": "e1", "status": "accepted"}]
+
+    async def test_a_missing_id_is_derived_and_a_retry_is_a_duplicate(self, api: Installation) -> None:
+        results = [(await api.client.post("/v1/events", json=click(None))).json()["results"][0] for _ in range(2)]
+        assert [result["status"] for result in results] == ["accepted", "duplicate"]
+        assert results[0]["event_id"] == results[1]["event_id"]
+        assert results[0]["event_id"].startswith("h-")
+
+    async def test_an_event_of_a_known_user_goes_with_the_user(self, api: Installation) -> None:
+        await api.client.post("/v1/events", json=click("e1", anonymous_id="somebody else"))
+        assert list(api.log.streams) == [stream_key(partition_of("u:u1"))]
+
+    async def test_a_single_events_own_bytes_are_quarantined(self, api: Installation) -> None:
+        raw = b'{ "event_type":"veiw_item",\n "event_id":"\\ud800"}'
+        response = await api.client.post("/v1/events", content=raw)
+        assert response.status_code == 202
+        assert response.json()["results"][0]["event_id"] is None  # it has no UTF-8
+        assert [(event.raw, event.reason) for event in api.log.quarantined] == [(raw, "unknown_event_type")]
+
+    async def test_a_time_in_the_future_is_judged_by_the_clock(self, api: Installation) -> None:
+        api.now = NOW - 25 * 3600 * SECOND
+        response = await api.client.post("/v1/events", json=click("e1"))
+        assert response.json()["results"][0]["reason"] == "timestamp_in_future"
+
+    @pytest.mark.parametrize(
+        "body", [b"", b"{", b"17", b'"text"', b"[]", b'{"events": []}', b'{"events": 5}', b'[{"price": NaN}]', b"\xff"]
+    )
+    async def test_400_only_when_the_body_cannot_be_parsed(self, api: Installation, body: bytes) -> None:
+        problem_of(await api.client.post("/v1/events", content=body), 400)
+        assert (api.log.streams, api.log.quarantined) == ({}, [])
+
+    async def test_what_is_no_object_is_quarantined_beside_its_neighbours(self, api: Installation) -> None:
+        response = await api.client.post("/v1/events", json=[17, click("e1")])
+        assert [result["status"] for result in response.json()["results"]] == ["quarantined", "accepted"]
+        assert [(event.raw, event.reason) for event in api.log.quarantined] == [(b"17", "unreadable")]
+
+    async def test_too_much_at_once(self, api: Installation) -> None:
+        four = [click(f"e{number}") for number in range(4)]
+        assert "at most 3 events" in problem_of(await api.client.post("/v1/events", json=four), 413)["detail"]
+        problem_of(await api.client.post("/v1/events", content=b" " * 5001), 413)
+        assert api.log.streams == {}
+
+    async def test_a_log_that_is_down_promises_nothing(self, api: Installation) -> None:
+        api.log.is_down = True
+        response = await api.client.post("/v1/events", json=click("e1"))
+        problem_of(response, 503)
+        assert response.headers["retry-after"] == "1"
+        # Reading goes on, and the same event can be sent again.
+        assert (await api.ask(user_id="u1"))["degraded"] is False
+        api.log.is_down = False
+        again = await api.client.post("/v1/events", json=click("e1"))
+        assert again.json()["results"][0]["status"] == "accepted"
+
+
+class TestDocs:
+    async def test_the_document_describes_every_route_with_bodies_and_answers(self, api: Installation) -> None:
+        document = (await api.client.get("/openapi.json")).json()
+        assert set(document["paths"]) == {
+            "/v1/recommendations", "/v1/similar", "/v1/events", "/health/live", "/health/ready", "/metrics",
+        }  # fmt: skip
+        text = json.dumps(document)
+        names = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
+        assert names >= {"RecommendationRequest", "RecommendationResponse", "SimilarRequest", "Problem", "Context"}
+        assert names <= set(document["components"]["schemas"])  # no reference leads nowhere
+
+    async def test_the_examples_work(self, api: Installation) -> None:
+        examples = schemas.RecommendationRequest.model_config["json_schema_extra"]["examples"]
+        assert len(examples) == 2
+        for example in examples:
+            assert (await api.client.post("/v1/recommendations", json=example)).status_code == 200
+        assert len(schemas.EVENT_EXAMPLES) == 2
+        for example in schemas.EVENT_EXAMPLES.values():
+            results = (await api.client.post("/v1/events", json=example["value"])).json()["results"]
+            assert {result["status"] for result in results} == {"accepted"}
+
+    async def test_the_page_needs_nothing_from_elsewhere(self, api: Installation) -> None:
+        page = (await api.client.get("/docs")).text
+        assert "openapi.json" in page
+        assert "://" not in page
+
+
+async def test_metrics_tell_what_happened(api: Installation, tmp_path: Path) -> None:
+    names = (
+        'nightjar_requests_total{route="/v1/recommendations",status="200"}',
+        'nightjar_slates_total{fallback_level="personal"}',
+    )
+    before = [await metric(api, name) for name in names]
+    await api.ask(user_id="u1")
+    assert [await metric(api, name) for name in names] == [value + 1 for value in before]
+    api.store.hashes["nj:default:speed:counters"] = {b"applied": b"5", b"duplicate": b"2"}
+    assert await metric(api, 'nightjar_consumer_entries_total{outcome="applied"}') == 5
