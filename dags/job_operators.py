@@ -67,6 +67,7 @@ class PythonJobOperator(BaseOperator):
         self.job = job
         self.run_key = run_key
         self.arguments = list(arguments)
+        self._process: subprocess.Popen[str] | None = None
 
     def execute(self, context: Any) -> None:  # noqa: ARG002
         """Raises AirflowFailException when the job says that no retry can help, AirflowException on other failures."""
@@ -79,6 +80,7 @@ class PythonJobOperator(BaseOperator):
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace",
         ) as process:  # fmt: skip
+            self._process = process
             assert process.stdout is not None
             for line in process.stdout:
                 self.log.info("%s", line.rstrip())
@@ -90,20 +92,30 @@ class PythonJobOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """Stop the job."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
         stop_leftovers(f"spark_jobs.jobs.{self.job}", self.run_key)
 
 
 def stop_leftovers(program: str, run_key: str) -> None:
-    """Kill every process of this installation that still runs `program` for this run: what an earlier try left."""
+    """Kill every process of this installation that still runs `program` for this run: what an earlier try left.
+
+    Only processes of this user, whose command line has both as whole words and whose NIGHTJAR_HOME is this task's;
+    never this process or one it descends from. Without a NIGHTJAR_HOME nothing is killed.
+    """
     import psutil
 
     home = os.environ.get("NIGHTJAR_HOME")
+    if not home or not program or not run_key:
+        return
+    spared = {1, os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     found = []
     for process in psutil.process_iter():
         try:
             words = process.cmdline()
-            is_ours = program in words and run_key in words and process.environ().get("NIGHTJAR_HOME") == home
-            if is_ours and process.pid != os.getpid():
+            if process.pid in spared or program not in words or run_key not in words:
+                continue
+            if process.uids().real == os.getuid() and process.environ().get("NIGHTJAR_HOME") == home:
                 process.kill()
                 found.append(process)
         except (psutil.Error, OSError):  # gone, or not ours to ask

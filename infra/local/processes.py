@@ -2,7 +2,8 @@
 
 Every process of a stack carries two environment variables, NIGHTJAR_STACK (the NIGHTJAR_HOME it belongs to) and
 NIGHTJAR_SERVICE, which its children inherit. A pid file holds the pid and the start time. A process is ours only when
-pid, start time and those variables agree; what a killed run left behind is found by the variables alone.
+pid, start time and those variables agree; what a killed run left behind is found by the variables alone. Finding and
+ending are guarded apart: `end` looks again, by itself, before it kills anything.
 
 A pid file also holds a fingerprint of how the service was started, so that a changed setting is noticed.
 """
@@ -96,8 +97,13 @@ class PidFolder:
 
     def leftovers(self, service: str | None = None) -> list[psutil.Process]:
         """Every live process of this stack (of one service), children included, whatever the pid files say."""
-        mine = os.getpid()
-        return [p for p in psutil.process_iter() if p.pid != mine and belongs_to(p, self.home, service) and is_alive(p)]
+        return [p for p in psutil.process_iter() if belongs_to(p, self.home, service) and is_alive(p)]
+
+    def end_leftovers(self, service: str) -> list[psutil.Process]:
+        """SIGKILL to whatever a service left behind; the processes that were ended."""
+        ended = [process for process in self.leftovers(service) if end(process)]
+        wait_gone(ended, 5)
+        return ended
 
     def stop(self, services: Iterable[str], *, grace_seconds: float) -> list[str]:
         """SIGTERM to the process groups, SIGKILL to whatever is left after the grace; names of what was running."""
@@ -108,18 +114,30 @@ class PidFolder:
         wait_gone(found.values(), grace_seconds)
         stopped = list(found)
         for name in services:
-            left = self.leftovers(name)
-            for process in left:
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
-            wait_gone(left, 5)
-            if left and name not in stopped:
+            if self.end_leftovers(name) and name not in stopped:
                 stopped.append(name)
             self.forget(name)
         return stopped
 
     def _path(self, service: str) -> Path:
         return self.folder / f"{service}.pid"
+
+
+def end(process: psutil.Process) -> bool:
+    """SIGKILL one process of a stack; False when it was left alone.
+
+    The last look before a kill, whoever asks: never pid 1, this process or one it descends from, another user's
+    process, or one that does not carry a stack's variables.
+    """
+    try:
+        spared = {1, os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+        variables = process.environ()
+        if process.pid in spared or process.uids().real != os.getuid() or not {STACK, SERVICE} <= variables.keys():
+            return False
+        process.kill()
+    except (psutil.Error, OSError):
+        return False
+    return True
 
 
 def belongs_to(process: psutil.Process, home: str, service: str | None) -> bool:

@@ -205,8 +205,7 @@ class _Start:
                 variables = self._services["airflow-api"].variables
                 airflow.prepare_database(variables, self._stack.log(AIRFLOW_DATABASE))
             if "scheduler" not in self._running:
-                for process in self._stack.pids.leftovers("scheduler"):
-                    process.kill()
+                self._stack.pids.end_leftovers("scheduler")
                 airflow.close_unfinished_runs()
         except Exception as error:
             self._fail(AIRFLOW_DATABASE, _as_failure(AIRFLOW_DATABASE, error))
@@ -253,8 +252,7 @@ class _Start:
 
     def _start(self, service: Service) -> None:
         stack, name = self._stack, service.name
-        for process in stack.pids.leftovers(name):
-            process.kill()
+        stack.pids.end_leftovers(name)
         if service.before is not None:
             service.before()
         log = stack.log(name)
