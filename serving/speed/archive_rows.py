@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC
 from typing import Any
 
-from feature_repo.contracts.errors import NightjarError
-from feature_repo.contracts.events import Reason, expand_items, subject_key
-from feature_repo.contracts.times import from_micros, parse_timestamp
-from serving.adapters.json_bytes import decode_json
+from feature_repo.contracts.errors import DataError
+from feature_repo.contracts.events import Reason, expand_items
+from feature_repo.contracts.times import from_micros
+from serving.speed.entries import read_event
 from serving.speed.positions import position_number, receipt_micros
 
 _ALSO_IN_PROPERTIES = ("context", "page_view_id", "sent_at")
@@ -27,11 +26,10 @@ def event_rows(stream_id: str, fields: Mapping[bytes, bytes], *, source: str) ->
     """
     raw = fields.get(b"event", b"")
     try:
-        event = decode_json(raw)
-        subject_key(event.get("user_id"), event.get("anonymous_id"))
-        return [_event_row(line, stream_id, source) for line in expand_items(event)], []
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, NightjarError) as error:
-        return [], [_quarantine_row(raw, Reason.UNREADABLE.value, None, repr(error), stream_id, source)]
+        event = read_event(stream_id, raw)
+    except DataError as error:
+        return [], [_quarantine_row(raw, Reason.UNREADABLE.value, error.field, str(error), stream_id, source)]
+    return [_event_row(line, stream_id, source) for line in expand_items(event)], []
 
 
 def quarantine_rows(stream_id: str, fields: Mapping[bytes, bytes], *, source: str) -> list[Row]:
@@ -43,7 +41,7 @@ def quarantine_rows(stream_id: str, fields: Mapping[bytes, bytes], *, source: st
 
 
 def _event_row(event: Mapping[str, Any], stream_id: str, source: str) -> Row:
-    moment = parse_timestamp(event["timestamp"])
+    moment = event["timestamp"]
     consent = event.get("consent", {})
     extra = {name: event[name] for name in _ALSO_IN_PROPERTIES if name in event}
     properties = {**event.get("properties", {}), **extra}
@@ -68,7 +66,7 @@ def _event_row(event: Mapping[str, Any], stream_id: str, source: str) -> Row:
         "properties": json.dumps(properties, sort_keys=True) if properties else None,
         "source": source,
         "source_position": position_number(stream_id),
-        "event_date": moment.astimezone(UTC).date(),
+        "event_date": moment.date(),
     }
 
 

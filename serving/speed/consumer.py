@@ -23,7 +23,7 @@ import redis
 from redis.exceptions import WatchError
 
 from feature_repo.contracts.environment import Environment
-from feature_repo.contracts.errors import ContractError, NightjarError
+from feature_repo.contracts.errors import ContractError, DataError, NightjarError
 from feature_repo.contracts.events import subject_key
 from feature_repo.contracts.keys import (
     EVENT_PARTITIONS,
@@ -36,8 +36,8 @@ from feature_repo.contracts.keys import (
     stream_key,
 )
 from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED, SessionState, pack_session, unpack_session
-from serving.adapters.json_bytes import decode_json
 from serving.settings import ServingSettings
+from serving.speed.entries import read_event
 from serving.speed.positions import START
 from serving.speed.roles import Lease, run_role
 from serving.speed.session_state import apply_event
@@ -48,9 +48,6 @@ BLOCK_MS = 1000
 MAX_DEAD_LETTERS = 10_000
 
 APPLIED, DUPLICATE, DEAD, DAMAGED_SESSION = "applied", "duplicate", "dead_lettered", "damaged_session"
-
-_POISON = (KeyError, TypeError, ValueError, AttributeError, OverflowError, NightjarError)
-"""What an entry that is no checked event can raise; bugs of other kinds stop the process."""
 
 
 class Entry(NamedTuple):
@@ -112,17 +109,12 @@ class Consumer:
             states = {
                 subject: self._state(record, counts) for subject, record in zip(subjects, stored[1:], strict=True)
             }
-            dead = [entry for entry in entries if entry.problem is not None]
+            counts[APPLIED] += len(live)
             for entry in live:
                 assert entry.event is not None
                 assert entry.subject is not None
-                try:
-                    states[entry.subject] = apply_event(states[entry.subject], entry.event)
-                    counts[APPLIED] += 1
-                except _POISON as error:
-                    dead.append(entry._replace(problem=repr(error)))
-            self._bury(partition, dead)
-            counts[DEAD] += len(dead)
+                states[entry.subject] = apply_event(states[entry.subject], entry.event)
+            counts[DEAD] += self._bury(partition, [entry for entry in entries if entry.problem is not None])
             pipe.multi()
             for subject, state in states.items():
                 pipe.set(session_key(subject, self._tenant), pack_session(state), ex=self._ttl)
@@ -143,7 +135,7 @@ class Consumer:
         readable = [entry for entry in entries if entry.event is not None]
         if not readable:
             return []
-        keys = [dedup_key(partition, str(e.event["event_id"]), self._tenant) for e in readable if e.event is not None]
+        keys = [dedup_key(partition, e.event["event_id"], self._tenant) for e in readable if e.event is not None]
         marks: Sequence[bytes | None] = self._log.mget(keys)  # type: ignore[assignment]
         live = [e for e, mark in zip(readable, marks, strict=True) if mark is None or mark == e.nonce]
         counts[DUPLICATE] += len(readable) - len(live)
@@ -159,7 +151,7 @@ class Consumer:
             counts[DAMAGED_SESSION] += 1
             return SessionState(flags=FLAG_PERSONALIZE_DENIED)
 
-    def _bury(self, partition: int, dead: Sequence[Entry]) -> None:
+    def _bury(self, partition: int, dead: Sequence[Entry]) -> int:
         for entry in dead:
             logger.warning("partition %d: entry %s cannot be applied: %s", partition, entry.stream_id, entry.problem)
             letter: Any = {
@@ -169,18 +161,16 @@ class Consumer:
                 "error": entry.problem or "",
             }
             self._log.xadd(dead_letter_stream_key(self._tenant), letter, maxlen=MAX_DEAD_LETTERS)
+        return len(dead)
 
 
 def _read_entry(stream_id: str, fields: Mapping[bytes, bytes]) -> Entry:
     raw, nonce = fields.get(b"event", b""), fields.get(b"nonce", b"")
     try:
-        event = decode_json(raw)
-        subject = subject_key(event.get("user_id"), event.get("anonymous_id"))
-        session_key(subject)
-        str(event["event_id"]).encode("utf-8")
-    except _POISON as error:
-        return Entry(stream_id, raw, nonce, None, None, repr(error))
-    return Entry(stream_id, raw, nonce, event, subject)
+        event = read_event(stream_id, raw)
+    except DataError as error:
+        return Entry(stream_id, raw, nonce, None, None, str(error))
+    return Entry(stream_id, raw, nonce, event, subject_key(event.get("user_id"), event.get("anonymous_id")))
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ from feature_repo.contracts.packing import (
     SessionState,
     session_hash,
 )
-from feature_repo.contracts.times import parse_timestamp, to_micros
+from feature_repo.contracts.times import to_micros
 from serving.pipeline.identify import BUYING_TYPES, TOUCHING_TYPES
 
 MAX_EVENTS = 50
@@ -22,15 +22,14 @@ MAX_MARKS = 200
 
 
 def apply_event(state: SessionState, event: Mapping[str, Any]) -> SessionState:
-    """The state after one checked event (`events.check_event`; its `timestamp` may be a text again).
+    """The state after one checked event (`events.check_event`).
 
     Kept are the newest 50 events that touched an item, the 200 items bought and the 200 dismissed last (each with its
     newest time), and the newest word about personalization; two opposite words of one instant are a no. So the result
     depends on the set of events alone: not on their order, and not on how often one is delivered. An order counts
     line by line. The argument stays as it is.
     """
-    moment = event["timestamp"]
-    micros = to_micros(parse_timestamp(moment) if isinstance(moment, str | int | float) else moment)
+    micros = to_micros(event["timestamp"])
     hashed = session_hash(event.get("session_id"))
     kind = event["event_type"]
     item_ids = [line["item_id"] for line in expand_items(event) if "item_id" in line]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from datetime import UTC, datetime
 from functools import reduce
 from typing import Any
 
@@ -28,7 +29,7 @@ NOON = 1_709_899_200 * SECOND  # 2024-03-08T12:00:00Z
 
 def event(kind: str, second: int, item: str | None = None, **more: Any) -> dict[str, Any]:
     base = {"event_id": f"{kind}{second}{item}", "event_type": kind, "user_id": "u1"}
-    moment = f"2024-03-08T12:{second // 60:02d}:{second % 60:02d}Z"
+    moment = datetime(2024, 3, 8, 12, second // 60, second % 60, tzinfo=UTC)
     return {**base, "timestamp": moment, **({"item_id": item} if item else {}), **more}
 
 
