@@ -40,6 +40,7 @@ _ISO = (
     r"^(19|20)[0-9]{2}-[01][0-9]-[0-3][0-9][T ][0-2][0-9]:[0-5][0-9]:[0-5][0-9](\.[0-9]{3}([0-9]{3})?)?"
     r"(Z|[+-](0[0-9]|1[0-4]):[0-5][0-9])?$"
 )
+_ZONE = r"(Z|[+-][0-9]{2}:[0-9]{2})$"
 
 
 def plainly_good(
@@ -131,7 +132,9 @@ def _moments(array: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     if not pa.types.is_string(array.type):
         return np.zeros(len(array), np.int64), np.zeros(len(array), bool)
     is_plain = _true(pc.match_substring_regex(array, _ISO))
-    texts = pc.if_else(pa.array(is_plain), array, pa.scalar(None, pa.string())).to_pandas()
+    # Every text gets a zone: pandas reads one without as if it had the zone of an earlier row.
+    zoned = pc.if_else(pc.match_substring_regex(array, _ZONE), array, pc.binary_join_element_wise(array, "Z", ""))
+    texts = pc.if_else(pa.array(is_plain), zoned, pa.scalar(None, pa.string())).to_pandas()
     moments = pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce").astype("datetime64[us, UTC]")
     return moments.astype("int64").to_numpy(), is_plain & moments.notna().to_numpy()
 
