@@ -26,6 +26,7 @@ SERVICE = "NIGHTJAR_SERVICE"
 
 LOG_ROTATE_BYTES = 10_000_000
 _START_TIME_TOLERANCE_SECONDS = 2.0
+_ENVIRONMENT_TIMEOUT_SECONDS = 2.0
 
 _children: list[subprocess.Popen[bytes]] = []
 """Kept so that a program that starts a stack and lives on (a demo, a test) can reap them."""
@@ -62,6 +63,9 @@ class PidFolder:
             )  # fmt: skip
         _children.append(child)
         process = psutil.Process(child.pid)
+        deadline = time.monotonic() + _ENVIRONMENT_TIMEOUT_SECONDS
+        while not belongs_to(process, self.home, service) and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)  # for an instant after the start, the system shows no environment yet
         record = {"pid": child.pid, "started": process.create_time(), "fingerprint": fingerprint}
         partial = self.folder / f".{service}.pid"
         partial.write_text(json.dumps(record))
