@@ -76,7 +76,7 @@ def read_table(
 
 
 def days_by_row_count(environment: Environment, name: str, version: int | None = None) -> dict[date, int]:
-    """Day -> rows, from the log alone, of a table partitioned by event_date. Rows without a day count under NO_DAY.
+    """Day -> rows, from the log alone, of a table partitioned by one day column. Rows without a day count under NO_DAY.
 
     Raises DataError when a file was written without statistics.
     """
@@ -89,7 +89,7 @@ def days_by_row_count(environment: Environment, name: str, version: int | None =
 
 
 def days_changed_between(environment: Environment, name: str, v_old: int, v_new: int) -> set[date]:
-    """Days whose files differ between two versions (-1: before the table existed), by partition event_date.
+    """Days (partitions) whose files differ between two versions; -1 is before the table existed.
 
     A compaction counts as a change: it costs a derivation, never a wrong result. Rows without a day count as NO_DAY.
     Raises DataError when a version is gone; then every day must be derived.
@@ -116,10 +116,11 @@ def _files(environment: Environment, name: str, version: int | None) -> dict[tup
     found = open_table(environment, name, version)
     if found is None:
         return {}
+    (day_column,) = table(name).partition_by
     actions = pa.table(found.get_add_actions(flatten=True))
     if not actions.num_rows:
         return {}
-    days = (day or NO_DAY for day in actions["partition.event_date"].to_pylist())
+    days = (day or NO_DAY for day in actions[f"partition.{day_column}"].to_pylist())
     return dict(
         zip(zip(actions["path"].to_pylist(), days, strict=True), actions["num_records"].to_pylist(), strict=True)
     )

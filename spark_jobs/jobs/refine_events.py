@@ -1,0 +1,270 @@
+"""Bronze to silver: check, deduplicate and flag events; make sessions and interactions.
+
+Reads   run.json; bronze.events, bronze.events_import, bronze.users at their pinned versions; silver as it stands
+Writes  silver.quarantine, silver.sessions, silver.interactions, silver.events; refine.json
+        (in this order: the last commit carries the state, so a run killed in between is simply derived again)
+
+A run derives the event days that changed since the last one, or every day. Both ways give the same tables.
+Raises DataError, with silver untouched, when too much was refused or nothing is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import ContractError, DataError
+from feature_repo.contracts.run import REFINE_FILE, Run
+from feature_repo.contracts.tables import table
+from spark_jobs.io.delta import overwrite_partitions, read_table
+from spark_jobs.io.light_delta import NO_DAY, days_by_row_count
+from spark_jobs.io.refine_state import EVENT_TABLES, read_state, state_after
+from spark_jobs.io.run_store import write_report
+from spark_jobs.jobs.entry import run_job
+from spark_jobs.session import get_session
+from spark_jobs.transforms.consent import users_denying, users_who_changed
+from spark_jobs.transforms.events import (
+    check_deliveries,
+    find_bots,
+    first_deliveries,
+    flag_bots,
+    quarantine_rows,
+    rejection_reason,
+    subject_key,
+)
+from spark_jobs.transforms.interactions import select_interactions
+from spark_jobs.transforms.sessions import assign_sessions, summarise_sessions
+
+DEFAULT_MAX_QUARANTINED_SHARE = 0.2
+"""Parameter max_quarantined_share. Raising it lets a feed through of which more is broken."""
+
+_SHOWN_REASONS = 3
+_EVENT_DATE = "event_date"
+_SESSION_COLUMNS = ("event_id", "event_type", "user_id", "item_id", "session_id", "subject_key", "event_timestamp",
+                    "quantity", "price", "consent_train", "is_bot", "event_date")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What one derivation covers. `days` None means every day before as_of, and every subject.
+
+    subjects  one column, subject_key: everybody whose sessions or interactions may change
+    """
+
+    days: frozenset[date] | None
+    subjects: DataFrame | None
+
+
+def main(environment: Environment, run: Run) -> None:
+    spark = get_session("refine_events")
+    try:
+        report = refine_events(spark, environment, run)
+        words = ", ".join(f"{count:,} {name}" for name, count in report["total"].items())
+        print(f"{run.run_key}: {words}; {report['sessions']:,} sessions, {report['interactions']:,} interactions")
+    finally:
+        spark.stop()
+
+
+def refine_events(spark: SparkSession, environment: Environment, run: Run) -> dict[str, Any]:
+    """Derive silver for `run`; returns what it wrote to refine.json."""
+    users = read_table(spark, environment, "bronze.users", run.pins["bronze.users"])
+    state = read_state(environment)
+    deliveries = _read_deliveries(spark, environment, run)
+    if run.derive_days is None:
+        scope = Scope(None, None)
+    else:
+        before = users
+        if state is not None and state.pins["bronze.users"] != run.pins["bronze.users"]:
+            before = read_table(spark, environment, "bronze.users", state.pins["bronze.users"])
+        scope, deliveries = _narrow(run, deliveries, before, users)
+
+    withheld = users_denying(users, "store").withColumn("is_withheld", F.lit(True))
+    # Nothing is filtered before this is cached: the optimizer would drag the rules through every later filter.
+    marked = (
+        first_deliveries(check_deliveries(deliveries))
+        .join(F.broadcast(withheld), on="user_id", how="left")
+        .withColumn("is_withheld", F.coalesce(F.col("is_withheld"), F.lit(False)))
+        .withColumn("subject_key", subject_key())
+        .persist()
+    )
+    in_scope = marked if scope.days is None else marked.filter(_day().isin(sorted(scope.days)))
+    report = _count(environment, run, scope, in_scope)
+    write_report(environment, run.run_key, REFINE_FILE, report)
+    _refuse_if_broken(run, report)
+
+    kept = in_scope.filter(F.col("is_first") & ~F.col("is_withheld"))
+    bots = find_bots(kept).persist()
+    events = flag_bots(kept, bots).select(*table("silver.events").columns)
+    history = _unchanged_events(spark, environment, run, scope).unionByName(events.select(*_SESSION_COLUMNS))
+    assigned = assign_sessions(history).persist()
+
+    rejected = in_scope.filter(F.col("broken_rule").isNotNull())
+    quarantine = quarantine_rows(rejected, columns=list(table("bronze.events").columns), no_day=NO_DAY)
+    before_as_of = f"`{_EVENT_DATE}` < DATE'{run.as_of}'" if scope.days is None else {_EVENT_DATE: scope.days}
+    overwrite_partitions(quarantine, environment, "silver.quarantine", before_as_of)
+    _replace_subjects(environment, "silver.sessions", summarise_sessions(assigned), scope)
+    interactions = select_interactions(assigned, users_denying(users, "train"))
+    _replace_subjects(environment, "silver.interactions", interactions, scope)
+    overwrite_partitions(events, environment, "silver.events", before_as_of, user_metadata=state_after(state, run))
+
+    report |= {
+        "bots": bots.count(),
+        "bot_events": events.filter("is_bot").count(),
+        **{name: _rows_before(environment, f"silver.{name}", run) for name in ("events", "sessions", "interactions")},
+    }
+    for frame in (assigned, bots, marked):
+        frame.unpersist()
+    write_report(environment, run.run_key, REFINE_FILE, report)
+    return report
+
+
+def _day() -> Column:
+    """The day a delivery lies under, NO_DAY when it has none."""
+    return F.coalesce(F.col(_EVENT_DATE), F.lit(NO_DAY))
+
+
+def _read_deliveries(spark: SparkSession, environment: Environment, run: Run) -> DataFrame:
+    """Every pinned delivery of a day before as_of; `table` names where it comes from."""
+    sources = [
+        read_table(spark, environment, name, run.pins[name]).withColumn("table", F.lit(name)) for name in EVENT_TABLES
+    ]
+    return sources[0].unionByName(sources[1]).filter(_day() < F.lit(run.as_of_day))
+
+
+def _narrow(run: Run, deliveries: DataFrame, users_before: DataFrame, users: DataFrame) -> tuple[Scope, DataFrame]:
+    """What an incremental run must derive, and the deliveries it needs for that.
+
+    Days: those that changed; those of users who gave or withdrew consent to storing; and those that share an event_id
+    with them, because a first delivery that appears on one day makes a duplicate on another.
+    Deliveries: those days', and any delivery elsewhere of the same events.
+    Subjects: everybody with a delivery on those days, and users who gave or withdrew consent to training.
+    """
+    days = {date.fromisoformat(day) for day in run.derive_days or ()}
+    if users_before is not users:
+        stored = users_who_changed(users_before, users, ("store",))
+        days |= _days_of(deliveries.join(stored, on="user_id", how="left_semi"))
+    in_days = _day().isin(sorted(days))
+    shared = deliveries.filter(in_days).select("event_id").distinct()
+    days |= _days_of(deliveries.select("event_id", _EVENT_DATE).join(shared, on="event_id", how="left_semi"))
+
+    in_days = _day().isin(sorted(days))
+    inside = deliveries.filter(in_days)
+    elsewhere = deliveries.filter(~in_days).join(inside.select("event_id").distinct(), on="event_id", how="left_semi")
+    subjects = inside.select(subject_key().alias("subject_key")).filter(F.col("subject_key").isNotNull())
+    if users_before is not users:
+        changed = users_who_changed(users_before, users, ("train",))
+        subjects = subjects.union(changed.select(F.concat(F.lit("u:"), "user_id")))
+    return Scope(frozenset(days), subjects.distinct().persist()), inside.unionByName(elsewhere)
+
+
+def _days_of(deliveries: DataFrame) -> set[date]:
+    return {row[0] for row in deliveries.select(_day()).distinct().collect()}
+
+
+def _count(environment: Environment, run: Run, scope: Scope, marked: DataFrame) -> dict[str, Any]:
+    """Where every delivery went: read = kept + duplicates + quarantined + withheld + outside, by table and in total.
+
+    `read` comes from the Delta log alone, so the sum is a check. Of an incremental run only its days are counted.
+    """
+    sources: dict[str, dict[str, int]] = {}
+    for name in EVENT_TABLES:
+        rows = days_by_row_count(environment, name, run.pins[name])
+        outside = sum(count for day, count in rows.items() if day >= run.as_of_day)
+        inside = sum(
+            count for day, count in rows.items() if day < run.as_of_day and (scope.days is None or day in scope.days)
+        )
+        counts = dict.fromkeys(("kept", "duplicates", "quarantined", "withheld"), 0)
+        sources[name] = {"read": inside + outside, **counts, "outside": outside}
+    outcome = (
+        F.when(F.col("broken_rule").isNotNull(), "quarantined")
+        .when(~F.col("is_first"), "duplicates")
+        .when(F.col("is_withheld"), "withheld")
+        .otherwise("kept")
+    )
+    reasons: dict[str, int] = {}
+    for row in marked.groupBy("table", outcome.alias("outcome"), rejection_reason().alias("reason")).count().collect():
+        sources[row["table"]][row["outcome"]] += row["count"]
+        if row["reason"] is not None:
+            reasons[row["reason"]] = reasons.get(row["reason"], 0) + row["count"]
+    total = {key: sum(counts[key] for counts in sources.values()) for key in next(iter(sources.values()))}
+    for name, counts in (*sources.items(), ("total", total)):
+        if counts["read"] != sum(count for key, count in counts.items() if key != "read"):
+            raise ContractError(f"the counts of {name} do not add up: {counts}")
+    return {
+        "as_of": run.as_of,
+        "days_derived": "all" if scope.days is None else len(scope.days),
+        "sources": sources,
+        "total": total,
+        "quarantined_by_reason": dict(sorted(reasons.items())),
+    }
+
+
+def _refuse_if_broken(run: Run, report: dict[str, Any]) -> None:
+    total = report["total"]
+    inside = total["read"] - total["outside"]
+    limit = float(run.params.get("max_quarantined_share", DEFAULT_MAX_QUARANTINED_SHARE))
+    by_count = sorted(report["quarantined_by_reason"].items(), key=lambda pair: (-pair[1], pair[0]))
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in by_count[:_SHOWN_REASONS])
+    if inside and total["quarantined"] / inside > limit:
+        raise DataError(
+            f"{total['quarantined']:,} of {inside:,} deliveries before {run.as_of} break a rule ({reasons}); "
+            f"the limit is {limit:.0%} (parameter max_quarantined_share). Silver was left as it was",
+            field="max_quarantined_share",
+        )
+    if run.derive_days is None and not total["kept"]:
+        raise DataError(
+            f"no event before {run.as_of} is left of {inside:,} deliveries: {total['quarantined']:,} break a rule"
+            f"{f' ({reasons})' if reasons else ''}, {total['withheld']:,} belong to users who do not allow storing",
+            field="as_of",
+        )
+
+
+def _unchanged_events(spark: SparkSession, environment: Environment, run: Run, scope: Scope) -> DataFrame:
+    """Silver events of the days that are not derived, of the subjects in scope: the rest of their sessions."""
+    stored = read_table(spark, environment, "silver.events").select(*_SESSION_COLUMNS)
+    if scope.days is None:
+        return stored.filter(F.col(_EVENT_DATE) >= F.lit(run.as_of_day))
+    assert scope.subjects is not None
+    others = stored.filter(~F.col(_EVENT_DATE).isin(sorted(scope.days)))
+    return others.join(scope.subjects, on="subject_key", how="left_semi").select(*_SESSION_COLUMNS)
+
+
+def _replace_subjects(environment: Environment, name: str, rows: DataFrame, scope: Scope) -> None:
+    """Make `rows` all that a table says about the subjects in scope; days on which nothing changes are not written."""
+    if scope.subjects is None:
+        overwrite_partitions(rows, environment, name, None)
+        return
+    (day_column,) = table(name).partition_by
+    rows = rows.select(*table(name).columns)
+    stored = read_table(rows.sparkSession, environment, name)
+    replaced = stored.join(scope.subjects, on="subject_key", how="left_semi").select(*rows.columns)
+    days = _days_that_differ(replaced, rows, day_column)
+    in_days = F.col(day_column).isin(sorted(days))
+    others = stored.filter(in_days).join(scope.subjects, on="subject_key", how="left_anti")
+    overwrite_partitions(others.unionByName(rows.filter(in_days)), environment, name, {day_column: days})
+
+
+def _days_that_differ(old: DataFrame, new: DataFrame, day_column: str) -> Collection[date]:
+    """Days whose rows are not the same multiset, by count and sum of 64-bit row hashes."""
+
+    def fingerprints(frame: DataFrame) -> dict[date, tuple[int, int]]:
+        hashed = frame.select(day_column, F.xxhash64(*frame.columns).cast("decimal(38,0)").alias("row_hash"))
+        days = hashed.groupBy(day_column).agg(F.count(F.lit(1)), F.sum("row_hash")).collect()
+        return {row[0]: (row[1], int(row[2])) for row in days}
+
+    before, after = fingerprints(old), fingerprints(new)
+    return sorted(day for day in before.keys() | after.keys() if before.get(day) != after.get(day))
+
+
+def _rows_before(environment: Environment, name: str, run: Run) -> int:
+    return sum(count for day, count in days_by_row_count(environment, name).items() if day < run.as_of_day)
+
+
+if __name__ == "__main__":
+    run_job(main)

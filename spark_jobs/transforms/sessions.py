@@ -1,0 +1,77 @@
+"""Sessions: what one subject did in one go."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F  # noqa: N812
+
+from feature_repo.contracts.events import EventType
+
+SESSION_GAP = timedelta(minutes=30)
+"""Without a client's session_id: a pause of this length, or longer, ends the session."""
+
+CLIENT_SESSION_GAP = timedelta(hours=24)
+"""With one: the same id after a pause of this length, or longer, is another session. Later is not reopened."""
+
+
+def assign_sessions(events: DataFrame) -> DataFrame:
+    """Each event with the session it belongs to.
+
+    Grain: one row per input row (bots left out first). The client's session_id wins: a subject's events with one id
+    are one session. Events without an id make sessions of their own, split where the subject paused for 30 minutes.
+    Event time decides, not arrival; events at the same instant are ordered by event_id. A session may cross midnight
+    and belongs to the day of its first event. A subject that logs in becomes another subject, so another session.
+
+    Adds: session_key string (32 hex; made of subject, client id and first instant), session_started_at timestamp.
+    """
+    people = events.filter(~F.col("is_bot"))
+    rows = Window.partitionBy("subject_key", "session_id").orderBy("event_timestamp", "event_id")
+    previous = F.lag("event_timestamp").over(rows)
+    gap = F.unix_micros(F.col("event_timestamp")) - F.unix_micros(previous)
+    limit = F.when(F.col("session_id").isNull(), _micros(SESSION_GAP)).otherwise(_micros(CLIENT_SESSION_GAP))
+    starts = people.withColumn("_start", F.when(previous.isNull() | (gap >= limit), F.col("event_timestamp")))
+    so_far = rows.rowsBetween(Window.unboundedPreceding, Window.currentRow)
+    started_at = F.last("_start", ignorenulls=True).over(so_far)
+    return starts.withColumn("session_started_at", started_at).withColumn("session_key", _session_key()).drop("_start")
+
+
+def summarise_sessions(assigned: DataFrame) -> DataFrame:
+    """Rows of silver.sessions from events with sessions (`assign_sessions`).
+
+    Grain: one row per session_key. duration_seconds is last minus first event, 0.0 for one event; item_count counts
+    distinct items; user_id is null for anonymous subjects; session_date is the UTC day of the first event.
+    """
+    is_purchase = F.col("event_type") == EventType.PURCHASE.value
+    sessions = assigned.groupBy("session_key", "subject_key", "session_id", "session_started_at").agg(
+        F.max("event_timestamp").alias("ended_at"),
+        F.count(F.lit(1)).alias("event_count"),
+        F.countDistinct("item_id").alias("item_count"),
+        F.max(is_purchase).alias("has_purchase"),
+    )
+    duration = (F.unix_micros("ended_at") - F.unix_micros("session_started_at")) / F.lit(1e6)
+    return sessions.select(
+        "session_key",
+        "subject_key",
+        F.when(
+            F.col("subject_key").startswith("u:"), F.col("subject_key").substr(F.lit(3), F.length("subject_key"))
+        ).alias("user_id"),
+        "session_id",
+        F.col("session_started_at").alias("started_at"),
+        "ended_at",
+        "event_count",
+        "item_count",
+        duration.alias("duration_seconds"),
+        "has_purchase",
+        F.to_date("session_started_at").alias("session_date"),
+    )
+
+
+def _session_key() -> Column:
+    parts = (F.col("subject_key"), F.coalesce(F.col("session_id"), F.lit("")), F.unix_micros("session_started_at"))
+    return F.substring(F.sha2(F.concat_ws("\x00", *(part.cast("string") for part in parts)), 256), 1, 32)
+
+
+def _micros(length: timedelta) -> Column:
+    return F.lit(length // timedelta(microseconds=1))
