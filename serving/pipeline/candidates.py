@@ -20,16 +20,17 @@ class Rung(NamedTuple):
     rows: Sequence[PackedCandidate]
 
 
-def ladder(catalogue: Catalogue, request: SlateRequest, person: Person, *, personalized: bool) -> Iterator[Rung]:
+def ladder(catalogue: Catalogue, request: SlateRequest, person: Person) -> Iterator[Rung]:
     """The rungs in the order they are tried; a rung without a list is left out.
 
     personal (the night's list) -> segment (popular in the user's top category) -> popular in the category, then in the
-    region, of the request -> popular -> the static list of the version. Without consent the first two do not exist.
+    region, of the request -> popular -> the static list of the version. Without consent the person is empty, and so the
+    first two rungs are not there.
     A category without a list of its own stands for its nearest ancestor that has one.
     """
-    if personalized and person.candidates:
+    if person.candidates:
         yield Rung("personal", person.candidates)
-    if personalized and person.segment and (found := catalogue.popular_in_category(person.segment)):
+    if person.segment and (found := catalogue.popular_in_category(person.segment)):
         yield Rung("segment", _rows(found[1], Source.SEGMENT))
     if found := catalogue.popular_in_category(request.category):
         yield Rung("category", _rows(found[1], Source.CATEGORY))

@@ -75,7 +75,7 @@ def build_slate(
     )
     eligible = SlateFilter(catalogue, taken_out=exclusions, now_micros=now_micros)
     pool, rungs = fill_candidates(
-        ladder(catalogue, request, person, personalized=personalized),
+        ladder(catalogue, request, person),
         wanted=request.num_results,
         admits=eligible.admits,
     )

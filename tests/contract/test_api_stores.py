@@ -208,6 +208,20 @@ async def test_a_mark_lives_for_a_day(redis_url: str) -> None:
         assert 86_390 < client.ttl(dedup_key(partition_of("u:1"), "e1", TENANT)) <= 86_400
 
 
+async def test_mark_and_entry_are_one_transaction_of_one_round_trip_per_partition(redis_url: str) -> None:
+    """A crash between the two would be an event that is a duplicate of nothing, or one that is applied twice."""
+    store = RedisEventLog(redis_url, tenant=TENANT, timeout_seconds=1, max_connections=8)
+    subjects = [f"u:{number}" for number in range(20)]
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_resetstat()
+        await store.append([LogEntry(subject, f"id {subject}", "n", b"{}") for subject in subjects])
+        calls = {name: stats["calls"] for name, stats in client.info("commandstats").items()}
+    await store.close()
+    assert {name: calls[f"cmdstat_{name}"] for name in ("multi", "exec", "set", "xadd")} == {
+        "multi": 4, "exec": 4, "set": 20, "xadd": 20,
+    }  # fmt: skip
+
+
 async def test_a_log_that_is_down_or_full_says_so(redis_url: str) -> None:
     twin = MemoryEventLog(tenant=TENANT)
     twin.is_down = True
