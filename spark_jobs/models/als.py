@@ -27,6 +27,9 @@ from spark_jobs.models.ranking import top_items, two_best
 ENGINES = ("native", "mllib")
 USERS_PER_BLOCK = 512
 
+KERNEL_THREADS = 0
+"""Threads of the native kernel; 0 means all cores. Each row is solved on its own, so no number changes the result."""
+
 
 class Als:
     """score(u, i) = x_u . y_i, where x_u is the exact solution for u's history given all y.
@@ -146,8 +149,7 @@ class Als:
 
 
 def _fit_native(matrix: InteractionMatrix, params: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Item vectors from the `implicit` kernel. Each row of a sweep is solved on its own, so the number of threads does
-    not change the result; BLAS is held to one thread."""
+    """Item vectors from the `implicit` kernel, BLAS held to one thread; items without interactions get zeros."""
     from implicit.cpu.als import AlternatingLeastSquares
     from threadpoolctl import threadpool_limits
 
@@ -160,6 +162,7 @@ def _fit_native(matrix: InteractionMatrix, params: Mapping[str, Any]) -> NDArray
             iterations=int(params["iterations"]),
             random_state=int(params["seed"]),
             dtype=np.float32,
+            num_threads=KERNEL_THREADS,
         )
         kernel.fit(confidence, show_progress=False)
     factors = np.array(kernel.item_factors)
