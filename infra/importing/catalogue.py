@@ -25,7 +25,7 @@ from feature_repo.contracts.events import CONSENT_PURPOSES, MAX_ID_BYTES, Reason
 from feature_repo.contracts.times import parse_timestamp, require_utc
 from infra.importing.checking import QUARANTINE, Tally, quarantine_batches
 from infra.importing.mapping import ColumnMap
-from infra.importing.reading import Unreadable, column_names, find_files, read_batches
+from infra.importing.reading import COLUMNAR, Unreadable, column_names, find_files, read_batches
 from infra.importing.report import ImportReport
 from infra.importing.tables import bronze_schema, replace_sources, upsert
 from infra.importing.values import event_of_row, plain_types
@@ -77,11 +77,14 @@ def _import(
 ) -> ImportReport:
     moment = require_utc(received_at or datetime.now(UTC), "received_at")
     mapped = column_map or ColumnMap()
-    files = [file._replace(source=f"{kind.name}:{file.source}") for file in find_files(path)]
+    files = find_files(path)
     for file in files:
         names = column_names(file)
         mapped.check(file.source, names)
-        mapped.require(file.source, names, [kind.key])
+        if file.form in COLUMNAR:
+            mapped.require(file.source, names, [kind.key])
+    # Prefixed, so that an events file of the same name keeps its quarantined lines.
+    files = [file._replace(source=f"{kind.name}:{file.source}") for file in files]
 
     tally = Tally()
     by_id: dict[str, dict[str, Any]] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.times import require_utc
 from infra.importing.checking import EVENTS, QUARANTINE, EventChecker, Tally, quarantine_batches
 from infra.importing.mapping import ColumnMap
-from infra.importing.reading import Batch, column_names, find_files, read_batches
+from infra.importing.reading import COLUMNAR, column_names, find_files, read_batches
 from infra.importing.report import ImportReport
 from infra.importing.tables import replace_sources, users_who_refuse_storage
 
@@ -46,34 +46,31 @@ def import_events(
     for file in files:
         names = column_names(file)
         mapped.check(file.source, names)
-        if file.form in (".csv", ".parquet"):
+        if file.form in COLUMNAR:
             mapped.require(file.source, names, _REQUIRED)
     checker = EventChecker(
         mapped, users_who_refuse_storage(env), require_utc(received_at or datetime.now(UTC), "received_at")
     )
-    batches = (batch for file in files for batch in read_batches(file))
-    return write_events(env, [f.source for f in files], checker, batches, progress)
-
-
-def write_events(
-    env: Environment,
-    sources: Sequence[str],
-    checker: EventChecker,
-    batches: Iterator[Batch],
-    progress: Progress | None = None,
-) -> ImportReport:
-    """Check and write batches as the whole content of `sources`, and account for every line."""
     tally = Tally()
 
     def checked() -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            good = checker.check(batch, tally)
-            if progress is not None:
-                progress(tally.read, batch.file.source)
-            if good.num_rows:
-                yield good
+        for file in files:
+            for batch in read_batches(file):
+                yield checker.check(batch, tally)
+                if progress is not None:
+                    progress(tally.read, file.source)
 
-    replace_sources(env, EVENTS, sources, checked())
+    return write_events(env, [file.source for file in files], tally, checked())
+
+
+def write_events(
+    env: Environment, sources: Sequence[str], tally: Tally, good: Iterable[pa.RecordBatch]
+) -> ImportReport:
+    """Write checked rows as the whole content of `sources`, and account for every line of `tally`.
+
+    `tally` may still be filled while `good` is consumed.
+    """
+    replace_sources(env, EVENTS, sources, (batch for batch in good if batch.num_rows))
     replace_sources(env, QUARANTINE, sources, quarantine_batches(tally))
     return ImportReport(
         kind="events",

@@ -30,7 +30,7 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError, nearest
 from feature_repo.contracts.events import Reason, Rejection
 from feature_repo.contracts.times import require_utc
-from infra.importing.checking import EventChecker
+from infra.importing.checking import EventChecker, Tally
 from infra.importing.events import Progress, write_events
 from infra.importing.mapping import ColumnMap
 from infra.importing.reading import Batch, ImportFile, Unreadable, column_names, find_files, read_batches
@@ -63,21 +63,26 @@ def import_online_retail(
 
     Raises DataError, before writing, when it cannot be read or lacks one of COLUMNS.
     """
-    (file,) = _the_file(path)
-    moment = require_utc(received_at or datetime.now(UTC), "received_at")
+    file = _the_file(path)
     batch = _whole(file)
     lines = _lines(batch)
     events, rejections = _events(lines)
-    accepted = lines[~lines.index.isin(rejections) & lines["moment"].notna()]
-    items = items_of(accepted, lines)
-    users = users_of(lines)
+    refusing = users_who_refuse_storage(env)
+    moment = require_utc(received_at or datetime.now(UTC), "received_at")
+    checker = EventChecker(ColumnMap(), refusing, moment, shop_rule=lambda _: rejections)
+    tally = Tally()
+    canonical = Batch(file, batch.positions, batch.raw, events, is_text=True, unreadable=batch.unreadable)
+    good = checker.check(canonical, tally)
+    if progress is not None:
+        progress(tally.read, file.source)
 
+    accepted = np.searchsorted(batch.positions, good["source_position"].to_numpy())
+    items = items_of(lines.iloc[accepted], lines)
+    users = users_of(lines[~lines["CustomerID"].isin(refusing.to_pylist())])
     user_rows = _rows(users, "bronze.users", file.source)
     upsert(env, "bronze.users", "user_id", user_rows, update=("region", "created_at", "source"))
     upsert(env, "bronze.items", "item_id", _rows(items, "bronze.items", file.source))
-    checker = EventChecker(ColumnMap(), users_who_refuse_storage(env), moment, shop_rule=lambda _: rejections)
-    canonical = Batch(file, batch.positions, batch.raw, events, is_text=True, unreadable=batch.unreadable)
-    report = write_events(env, [file.source], checker, iter([canonical]), progress)
+    report = write_events(env, [file.source], tally, [good])
     notes = {
         "lines without customer (anonymous)": int((lines["CustomerID"] == "").sum()),
         "lines of cancelled invoices (refund)": int(lines["is_refund"].sum()),
@@ -94,7 +99,7 @@ def import_online_retail(
     )
 
 
-def _the_file(path: str | Path) -> list[ImportFile]:
+def _the_file(path: str | Path) -> ImportFile:
     files = find_files(path)
     if len(files) != 1 or files[0].form != ".csv":
         raise DataError(f"online-retail is one .csv or .csv.gz file, got {path}")
@@ -105,7 +110,7 @@ def _the_file(path: str | Path) -> list[ImportFile]:
             raise DataError(
                 f"{files[0].source} has no column {column!r}; it has {', '.join(names)}{hint}", field=column
             )
-    return files
+    return files[0]
 
 
 def _whole(file: ImportFile) -> Batch:

@@ -25,6 +25,7 @@ from feature_repo.contracts.errors import DataError, nearest
 
 TEXT_FORMATS = (".csv", ".jsonl", ".ndjson")
 FORMATS = (*TEXT_FORMATS, ".parquet")
+COLUMNAR = (".csv", ".parquet")
 BATCH_ROWS = 250_000
 
 

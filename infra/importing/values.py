@@ -60,12 +60,10 @@ def _plain(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def event_of_row(row: Mapping[str, Any], *, is_text: bool) -> dict[str, Any]:
     """One row of plain columns as an event for `check_event`: nulls absent, consent_* columns folded into consent{}."""
-    event = {name: value for name, value in row.items() if value is not None}
+    event = {name: without_nulls(value) for name, value in row.items() if value is not None}
     for name in OBJECT_FIELDS:
         if isinstance(event.get(name), str):
             event[name] = _object(event[name])
-        elif isinstance(event.get(name), list | dict):
-            event[name] = without_nulls(event[name])
     if is_text:
         for name in NUMBER_FIELDS:
             if isinstance(event.get(name), str) and _NUMBER.fullmatch(event[name]):
