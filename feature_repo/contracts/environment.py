@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from feature_repo.contracts.keys import DEFAULT_TENANT, check_tenant
 
@@ -24,6 +25,7 @@ JARS = "NIGHTJAR_JARS"
 MLFLOW_URI = "MLFLOW_TRACKING_URI"
 AIRFLOW_URL = "NIGHTJAR_AIRFLOW_URL"
 CODE_VERSION = "NIGHTJAR_CODE_VERSION"
+FEAST_REDIS = "NIGHTJAR_FEAST_REDIS"
 
 
 class Environment(NamedTuple):
@@ -62,3 +64,16 @@ class Environment(NamedTuple):
             mlflow_uri=variables.get(MLFLOW_URI, "http://127.0.0.1:5000"),
             code_version=variables.get(CODE_VERSION, "unknown"),
         )
+
+
+def feast_connection(redis_url: str) -> str:
+    """A Redis URL in the form that feature_store.yaml wants: `host:port,db=0[,password=...][,ssl=true]`."""
+    url = urlsplit(redis_url)
+    parts = [f"{url.hostname or '127.0.0.1'}:{url.port or 6379}", f"db={url.path.strip('/') or '0'}"]
+    if url.username:
+        parts.append(f"username={unquote(url.username)}")
+    if url.password:
+        parts.append(f"password={unquote(url.password)}")
+    if url.scheme == "rediss":
+        parts.append("ssl=true")
+    return ",".join(parts)

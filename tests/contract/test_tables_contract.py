@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 import pytest
 
 from feature_repo.contracts import tables, times
-from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.environment import Environment, feast_connection
 from feature_repo.contracts.errors import ContractError, DataError
 from feature_repo.contracts.run import Run, run_folder, run_key
 
@@ -80,3 +80,10 @@ def test_everything_lies_under_home_unless_moved(tmp_path) -> None:
     assert (env.lakehouse, env.runs, env.tenant) == ("s3://lake", f"{tmp_path}/runs", "default")
     with pytest.raises(ContractError, match="lower-case name"):
         Environment.from_mapping({"NIGHTJAR_TENANT": "A B"})
+
+
+def test_feast_gets_the_same_redis() -> None:
+    assert feast_connection("redis://127.0.0.1:7001/2") == "127.0.0.1:7001,db=2"
+    assert feast_connection("redis://localhost") == "localhost:6379,db=0"
+    secured = "rediss://nightjar:p%40ss@redis.shop:6390"
+    assert feast_connection(secured) == "redis.shop:6390,db=0,username=nightjar,password=p@ss,ssl=true"
