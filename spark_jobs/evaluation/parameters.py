@@ -10,6 +10,7 @@ from feature_repo.contracts.errors import DataError
 
 Options = TypeVar("Options")
 
+_KINDS = {bool: "a bool", int: "an int", float: "a float", str: "a text", tuple: "a list of words"}
 _WORDS = {"true": True, "false": False}
 
 
@@ -28,7 +29,7 @@ def read_parameters(kind: type[Options], params: Mapping[str, Any]) -> Options:
 
 
 def _read(name: str, value: Any, wanted: type) -> Any:
-    error = DataError(f"parameter {name} is a {wanted.__name__}, got {value!r}", field=name)
+    error = DataError(f"parameter {name} must be {_KINDS[wanted]}, got {value!r}", field=name)
     if wanted is bool:
         found = value if isinstance(value, bool) else _WORDS.get(str(value).lower())
         if found is None:

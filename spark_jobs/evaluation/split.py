@@ -126,7 +126,7 @@ def _affordable_days(first: datetime, cut_off: datetime, wanted: int) -> tuple[i
     history = f"the history is {history_days:.1f} days long"
     if days == 0:
         return 0, f"{history}: too short to hold back even one day, so nothing can be tested"
-    return days, f"{history}, so the test window is {days} days, not {wanted}"
+    return days, f"{history}, so the test window is {days} day{'s' if days > 1 else ''}, not {wanted}"
 
 
 def _pattern(rows: NDArray[np.integer], columns: NDArray[np.integer], shape: tuple[int, int]) -> sparse.csr_matrix:
