@@ -30,6 +30,7 @@ def write_spark_conf(folder: Path, jars_folder: Path, *, driver_memory: str = "3
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.log.level": "WARN",
+        "spark.sql.debug.maxToStringFields": "200",
         "spark.sql.warehouse.dir": str((folder / "warehouse").absolute()),
         # One machine, small tables: a task costs more than the rows in it.
         "spark.sql.shuffle.partitions": "4",
