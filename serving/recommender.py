@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from feature_repo.contracts.errors import ContractError, DependencyError, MixedVersionError, NightjarError
+from feature_repo.contracts.errors import ContractError, DependencyError, NightjarError
 from feature_repo.contracts.packing import (
+    CANDIDATE_ROW,
+    CANDIDATES_HEADER_BYTES,
     FLAG_PERSONALIZE_DENIED,
-    PackedCandidate,
     SessionState,
     read_candidates_header,
-    unpack_candidates,
     unpack_session,
 )
 from serving.adapters.feast_online import read_string_value, read_timestamp_micros
@@ -143,14 +143,16 @@ class Recommender:
         records = settled.records
         if records is None:
             return Person(unavailable=STORE_DOWN, consent_unknown=True), None
-        candidates: list[PackedCandidate] | None = None
+        candidates: list[Any] | None = None
         flags, unavailable, consent_unknown = 0, None, False
         if records.candidates is not None:
             try:
-                candidates, flags = unpack_candidates(records.candidates, expected_version=settled.catalogue.version)
-            except MixedVersionError:
-                unavailable = _refuse(MIXED_VERSION, degraded)
-                flags = read_candidates_header(records.candidates)[1]
+                version, flags, _ = read_candidates_header(records.candidates)
+                if version == settled.catalogue.version:
+                    rows = memoryview(records.candidates)[CANDIDATES_HEADER_BYTES:]
+                    candidates = list(CANDIDATE_ROW.iter_unpack(rows))
+                else:
+                    unavailable = _refuse(MIXED_VERSION, degraded)
             except ContractError:
                 unavailable, consent_unknown = _refuse(DAMAGED_CANDIDATES, degraded), True
         session = SessionState()

@@ -271,6 +271,7 @@ def slate_request(wanted: schemas.RecommendationRequest, now_micros: int) -> Sla
         recent_events=recent,
         exclude_item_ids=frozenset(wanted.exclude_item_ids),
         personalize=wanted.consent.personalize,
+        explain=wanted.explain,
     )
 
 

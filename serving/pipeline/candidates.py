@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from feature_repo.contracts.packing import PackedCandidate, Source
-from serving.pipeline.catalogue import Catalogue, PopularList
-from serving.pipeline.values import Candidate, Person, RungReport, SlateRequest
+from feature_repo.contracts.packing import NO_REASON, Source
+from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.values import Person, Pool, RungReport, SlateRequest
 
 BELOW = 0.999
 """A rung's best item scores this share of the worst item of the rung above, so rungs never mix by themselves."""
@@ -16,8 +16,11 @@ FLOOR = 0.001
 
 
 class Rung(NamedTuple):
+    """Rows are sorted best first and begin with item number and score. With `source` None they are whole `Row`s."""
+
     name: str
-    rows: Sequence[PackedCandidate]
+    rows: Sequence[Sequence[Any]]
+    source: Source | None = None
 
 
 def ladder(catalogue: Catalogue, request: SlateRequest, person: Person) -> Iterator[Rung]:
@@ -31,59 +34,62 @@ def ladder(catalogue: Catalogue, request: SlateRequest, person: Person) -> Itera
     if person.candidates:
         yield Rung("personal", person.candidates)
     if person.segment and (found := catalogue.popular_in_category(person.segment)):
-        yield Rung("segment", _rows(found[1], Source.SEGMENT))
+        yield Rung("segment", found[1], Source.SEGMENT)
     if found := catalogue.popular_in_category(request.category):
-        yield Rung("category", _rows(found[1], Source.CATEGORY))
+        yield Rung("category", found[1], Source.CATEGORY)
     if request.region and request.region in catalogue.popular_by_region:
-        yield Rung("region", _rows(catalogue.popular_by_region[request.region], Source.REGION))
+        yield Rung("region", catalogue.popular_by_region[request.region], Source.REGION)
     if catalogue.popular:
-        yield Rung("popular", _rows(catalogue.popular, Source.POPULARITY))
+        yield Rung("popular", catalogue.popular, Source.POPULARITY)
     if catalogue.static:
-        yield Rung("static", _rows(catalogue.static, Source.STATIC))
-
-
-def _rows(popular: PopularList, source: Source) -> list[PackedCandidate]:
-    return [PackedCandidate(number, score, source) for number, score in popular]
+        yield Rung("static", catalogue.static, Source.STATIC)
 
 
 def fill_candidates(
-    rungs: Iterator[Rung], *, wanted: int, admits: Callable[[int], bool]
-) -> tuple[dict[int, Candidate], list[RungReport]]:
-    """Eligible candidates by item number, from the first rung and, while fewer than `wanted`, from the next ones.
+    rungs: Iterator[Rung], *, wanted: int, admits: Callable[[int], bool], whole: bool
+) -> tuple[Pool, list[RungReport]]:
+    """Eligible candidates from the first rung that has any and, while fewer than `wanted`, from the next ones.
 
-    The first rung that has any is taken whole: its tail is what the session may lift. Base scores lie in [0, 1]; every
-    item of a later rung scores below every item of an earlier one. An item that two rungs offer belongs to the first.
+    With `whole` a rung is taken to its end: its tail is what a session may lift. Otherwise it is left where nothing
+    behind can be among the best `wanted` any more (ties are kept, so that the item id decides between them).
+    Every item of a later rung scores below every item of an earlier one; an item that two rungs offer belongs to the
+    first. A row whose score is no number is not eligible.
     """
-    pool: dict[int, Candidate] = {}
-    reports: list[RungReport] = []
+    pool, reports = Pool(), []
+    bases, origins = pool.bases, pool.origins
     ceiling = 1.0
     for rung in rungs:
-        eligible, lowest = 0, 1.0
-        for row, base in zip(rung.rows, normalised(rung.rows), strict=True):
-            number = row.item_number
-            if number not in pool and admits(number):
-                pool[number] = Candidate(
-                    number, ceiling * base, Source(row.source), row.first_reason, row.second_reason
-                )
-                eligible, lowest = eligible + 1, base
-        reports.append(RungReport(rung.name, len(rung.rows), eligible))
-        if eligible:
-            ceiling *= lowest * BELOW
-        if len(pool) >= wanted:
+        if not rung.rows:
+            reports.append(RungReport(rung.name, 0, 0))
+            continue
+        scale = normaliser(rung.rows[0][1], rung.rows[-1][1])
+        origin = None if rung.source is None else (int(rung.source), NO_REASON, NO_REASON)
+        before, lowest = len(bases), ceiling
+        for row in rung.rows:
+            base = ceiling * scale(row[1])
+            if not whole and base < lowest and len(bases) >= wanted:
+                break
+            number = row[0]
+            if base > 0 and number not in bases and admits(number):
+                bases[number] = lowest = base
+                origins[number] = origin or (row[2], row[3], row[4])
+        reports.append(RungReport(rung.name, len(rung.rows), len(bases) - before))
+        if len(bases) >= wanted:
             break
+        if len(bases) > before:
+            ceiling = lowest * BELOW
     return pool, reports
 
 
-def normalised(rows: Sequence[PackedCandidate]) -> list[float]:
-    """Scores of rows that are sorted best first, divided by the best one; in [FLOOR, 1].
+def normaliser(top: float, last: float) -> Callable[[float], float]:
+    """Scores of a list from `top` down to `last`, divided by the best one; in [FLOOR, 1].
 
     A list that goes down to zero or below is stretched between its last and its first score instead, so that its order
     survives; when all are equal, all are 1.
     """
-    if not rows:
-        return []
-    top, last = rows[0].score, rows[-1].score
     if last > 0:
-        return [max(row.score / top, FLOOR) for row in rows]
+        return lambda score: max(score / top, FLOOR)
     span = top - last
-    return [max((row.score - last) / span, FLOOR) if span > 0 else 1.0 for row in rows]
+    if span > 0:
+        return lambda score: max((score - last) / span, FLOOR)
+    return lambda _: 1.0

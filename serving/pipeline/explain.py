@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from feature_repo.contracts.events import EventType
 from feature_repo.contracts.packing import Source
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.score import Ballot
-from serving.pipeline.values import Person, Reason, ScoredCandidate, SlateItem, SlateRequest
+from serving.pipeline.values import Origin, Person, Pool, Reason, SlateItem, SlateRequest
 
 MAX_REASONS = 2
 
@@ -22,12 +22,12 @@ _DEEDS = {
 }
 _VIEWED = "because you viewed {title}"
 
+_WORDS: Mapping[int, str] = {Source.POPULARITY: "popular with everybody", Source.STATIC: "chosen by the shop"}
 
-def is_owed_to_session(scored: ScoredCandidate, weight: float, base_slate: Collection[int]) -> bool:
+
+def is_owed_to_session(item_number: int, base: float, vote: float, weight: float, base_slate: Collection[int]) -> bool:
     """True when the item would not be in the slate without the session's votes, or owes them most of its score."""
-    if not scored.vote:
-        return False
-    return scored.candidate.item_number not in base_slate or weight * scored.vote > scored.candidate.base
+    return vote > 0 and (item_number not in base_slate or weight * vote > base)
 
 
 def session_reasons(item_number: int, ballots: Sequence[Ballot], catalogue: Catalogue) -> tuple[Reason, ...]:
@@ -52,25 +52,25 @@ def session_reasons(item_number: int, ballots: Sequence[Ballot], catalogue: Cata
     return tuple(reasons)
 
 
-def base_reasons(
-    scored: ScoredCandidate, catalogue: Catalogue, request: SlateRequest, person: Person
-) -> tuple[Reason, ...]:
+def base_reasons(origin: Origin, catalogue: Catalogue, request: SlateRequest, person: Person) -> tuple[Reason, ...]:
     """Why the night, or a rung of the ladder, offered the item. A past item that left the catalogue is not named."""
-    candidate = scored.candidate
+    source, *past_items = origin
     named = []
-    for number in (candidate.first_reason, candidate.second_reason):
-        if number is not None and number < len(catalogue.item_ids) and catalogue.item_ids[number] is not None:
+    for number in past_items:
+        if number < len(catalogue.item_ids) and catalogue.item_ids[number] is not None:
             title = catalogue.title(number)
             named.append(Reason(catalogue.item_id(number), title, f"because of your interest in {title}"))
     if named:
         return tuple(named)
-    text = {
-        Source.SEGMENT: f"popular in {_listed(catalogue, person.segment)}, where you look most",
-        Source.CATEGORY: f"popular in {_listed(catalogue, request.category)}",
-        Source.REGION: f"popular in {request.region}",
-        Source.POPULARITY: "popular with everybody",
-        Source.STATIC: "chosen by the shop",
-    }.get(candidate.source, "similar to what you and others like you chose")
+    match source:
+        case Source.SEGMENT:
+            text = f"popular in {_listed(catalogue, person.segment)}, where you look most"
+        case Source.CATEGORY:
+            text = f"popular in {_listed(catalogue, request.category)}"
+        case Source.REGION:
+            text = f"popular in {request.region}"
+        case _:
+            text = _WORDS.get(source, "similar to what you and others like you chose")
     return (Reason(None, None, text),)
 
 
@@ -81,8 +81,11 @@ def _listed(catalogue: Catalogue, category: str | None) -> str:
 
 
 def explain_slate(
-    slate: Sequence[ScoredCandidate],
+    slate: Sequence[int],
     *,
+    scores: Mapping[int, float],
+    votes: Mapping[int, float],
+    pool: Pool,
     ballots: Sequence[Ballot],
     weight: float,
     base_slate: Collection[int],
@@ -90,15 +93,17 @@ def explain_slate(
     request: SlateRequest,
     person: Person,
 ) -> list[SlateItem]:
-    """The slate with source and reasons of each item. `base_slate` has the item numbers of the slate without votes."""
+    """The slate (item numbers, best first) with source and reasons of each item.
+
+    `base_slate` has the item numbers of the slate as it would be without votes.
+    """
     items = []
-    for scored in slate:
-        candidate = scored.candidate
-        if is_owed_to_session(scored, weight, base_slate):
-            source, reasons = Source.SESSION, session_reasons(candidate.item_number, ballots, catalogue)
+    for number in slate:
+        base, vote = pool.bases.get(number, 0.0), votes.get(number, 0.0)
+        if is_owed_to_session(number, base, vote, weight, base_slate):
+            source, reasons = Source.SESSION, session_reasons(number, ballots, catalogue)
         else:
-            source, reasons = candidate.source, base_reasons(scored, catalogue, request, person)
-        items.append(
-            SlateItem(candidate.item_number, scored.item_id, scored.score, candidate.base, scored.vote, source, reasons)
-        )
+            origin = pool.origins[number]
+            source, reasons = Source(origin[0]), base_reasons(origin, catalogue, request, person)
+        items.append(SlateItem(number, catalogue.item_id(number), scores[number], base, vote, source, reasons))
     return items

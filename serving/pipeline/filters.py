@@ -20,12 +20,21 @@ class SlateFilter:
 
     def __init__(self, catalogue: Catalogue, *, taken_out: Mapping[int, str], now_micros: int) -> None:
         self._catalogue = catalogue
+        self._refusals = catalogue.refusals
+        self._expire_micros = catalogue.expire_micros
         self._taken_out = taken_out
         self._now_micros = now_micros
         self._refused: dict[int, str] = {}
 
     def admits(self, item_number: int) -> bool:
-        """True when the item may be shown."""
+        """True when the item may be shown. `item_number` >= 0."""
+        if (
+            item_number < len(self._refusals)
+            and self._refusals[item_number] is None
+            and item_number not in self._taken_out
+            and item_number not in self._expire_micros
+        ):
+            return True
         refusal = self._taken_out.get(item_number) or self._catalogue.refusal(item_number, self._now_micros)
         if refusal is None:
             return True

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 
 from feature_repo.contracts.errors import RequestError
-from serving.pipeline.values import ScoredCandidate
 
 
-def order_candidates(scored: Iterable[ScoredCandidate], slate_size: int) -> list[ScoredCandidate]:
-    """Best first, at most `slate_size`. Ties break by item_id, so equal inputs give equal slates.
-    Candidates whose score is not finite are left out."""
+def order_candidates(scores: Mapping[int, float], slate_size: int, item_ids: Sequence[str | None]) -> list[int]:
+    """The item numbers with the best scores, best first, at most `slate_size`.
+
+    Ties break by item_id, so equal inputs give equal slates. Candidates whose score is not finite are left out.
+    """
     if slate_size <= 0:
         raise RequestError(f"slate_size must be positive, got {slate_size}", field="num_results")
-    finite = (candidate for candidate in scored if math.isfinite(candidate.score))
-    return heapq.nsmallest(slate_size, finite, key=lambda candidate: (-candidate.score, candidate.item_id))
+    best = sorted(filter(math.isfinite, scores.values()), reverse=True)[:slate_size]
+    if not best:
+        return []
+    # Only what reaches the last place's score is compared by id: sorting floats is much cheaper than sorting pairs.
+    reach = [number for number, score in scores.items() if best[0] >= score >= best[-1]]
+    return sorted(reach, key=lambda number: (-scores[number], item_ids[number]))[:slate_size]

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from feature_repo.contracts.events import DISMISSING_TYPES, SESSION_VOTE_WEIGHTS
-from feature_repo.contracts.packing import SessionEvent, Source
+from feature_repo.contracts.packing import SessionEvent
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.identify import MICROS
-from serving.pipeline.values import Candidate, ScoredCandidate, Tuning
+from serving.pipeline.values import Tuning
 
 
 class Ballot(NamedTuple):
@@ -78,22 +78,15 @@ def effective_weight(ballots: Sequence[Ballot], tuning: Tuning) -> float:
     return tuning.session_weight * total / (total + 1)
 
 
-def score_candidates(
-    pool: Mapping[int, Candidate], votes: Mapping[int, float], weight: float, catalogue: Catalogue
-) -> list[ScoredCandidate]:
-    """Every candidate of the pool, and every voted item that was not in it, with score (base + weight x vote) /
-    (1 + weight). With weight 0 the score is the base score itself."""
-    scored = [
-        ScoredCandidate(
-            candidate,
-            catalogue.item_id(number),
-            (candidate.base + weight * (vote := votes.get(number, 0.0))) / (1 + weight),
-            vote,
-        )
-        for number, candidate in pool.items()
-    ]
+def score_candidates(bases: Mapping[int, float], votes: Mapping[int, float], weight: float) -> Mapping[int, float]:
+    """The score of every candidate, and of every voted item that was none: (base + weight x vote) / (1 + weight).
+
+    Without votes the scores are the base scores themselves.
+    """
+    if not votes:
+        return bases
+    scores = {number: (base + weight * votes.get(number, 0.0)) / (1 + weight) for number, base in bases.items()}
     for number, vote in votes.items():
-        if number not in pool:
-            newcomer = Candidate(number, 0.0, Source.SESSION, None, None)
-            scored.append(ScoredCandidate(newcomer, catalogue.item_id(number), weight * vote / (1 + weight), vote))
-    return scored
+        if number not in bases:
+            scores[number] = weight * vote / (1 + weight)
+    return scores

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from feature_repo.contracts.packing import PackedCandidate, Source
+from feature_repo.contracts.packing import Source
 from serving.pipeline.candidates import Rung, fill_candidates
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.filters import SlateFilter
 from serving.pipeline.order import order_candidates
-from serving.pipeline.score import score_candidates
 from serving.pipeline.slate import fallback_level
 from serving.pipeline.values import Reason, RungReport, SlateItem
 
@@ -23,8 +22,10 @@ def similar_items(
     """
     excluded = {catalogue.numbers[i]: "excluded" for i in exclude_item_ids if i in catalogue.numbers}
     eligible = SlateFilter(catalogue, taken_out={**excluded, item_number: "asked_item"}, now_micros=now_micros)
-    pool, rungs = fill_candidates(_rungs(item_number, catalogue), wanted=num_results, admits=eligible.admits)
-    ordered = order_candidates(score_candidates(pool, {}, 0.0, catalogue), num_results)
+    pool, rungs = fill_candidates(
+        _rungs(item_number, catalogue), wanted=num_results, admits=eligible.admits, whole=True
+    )
+    ordered = order_candidates(pool.bases, num_results, catalogue.item_ids)
     title = catalogue.title(item_number)
     like_it = Reason(catalogue.item_id(item_number), title, f"similar to {title}")
     texts = {
@@ -33,32 +34,22 @@ def similar_items(
         Source.STATIC: "chosen by the shop",
     }
     items = []
-    for scored in ordered:
-        candidate = scored.candidate
-        text = texts.get(candidate.source)
+    for number in ordered:
+        base, source = pool.bases[number], Source(pool.origins[number][0])
+        text = texts.get(source)
         reason = Reason(None, None, text) if text else like_it
-        items.append(
-            SlateItem(
-                candidate.item_number,
-                scored.item_id,
-                scored.score,
-                candidate.base,
-                0.0,
-                candidate.source,
-                (reason,),
-            )
-        )
+        items.append(SlateItem(number, catalogue.item_id(number), base, base, 0.0, source, (reason,)))
     counts = {name: count for name, count in eligible.counts().items() if name != "asked_item"}
     return items, fallback_level(rungs, items), counts, rungs
 
 
 def _rungs(item_number: int, catalogue: Catalogue) -> Iterator[Rung]:
-    near = [PackedCandidate(n, s, Source.ITEM_KNN) for n, s in catalogue.neighbours(item_number)]
+    near = catalogue.neighbours(item_number)
     if near:
-        yield Rung("similar", near)
+        yield Rung("similar", near, Source.ITEM_KNN)
     for name, source, popular in _popular_lists(item_number, catalogue):
         if popular:
-            yield Rung(name, [PackedCandidate(n, s, source) for n, s in popular])
+            yield Rung(name, popular, source)
 
 
 def _popular_lists(item_number: int, catalogue: Catalogue) -> list[tuple[str, Source, Sequence[tuple[int, float]]]]:

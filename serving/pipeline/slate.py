@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from feature_repo.contracts.packing import SessionState
+from feature_repo.contracts.packing import SessionEvent, SessionState
 from serving.pipeline.candidates import fill_candidates, ladder
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.consent import allows_personalization
@@ -23,7 +23,6 @@ from serving.pipeline.score import (
 from serving.pipeline.values import (
     Person,
     RungReport,
-    ScoredCandidate,
     Slate,
     SlateItem,
     SlateRequest,
@@ -74,29 +73,35 @@ def build_slate(
         catalogue, state=person.session, session=session, exclude_item_ids=request.exclude_item_ids
     )
     eligible = SlateFilter(catalogue, taken_out=exclusions, now_micros=now_micros)
+    silenced = silenced_items(session, [mark.item_id for mark in person.session.dismissed], catalogue)
+    ballots = session_ballots(session, catalogue, tuning, silenced=silenced)
+    clock.done("session")
+
     pool, rungs = fill_candidates(
         ladder(catalogue, request, person),
         wanted=request.num_results,
         admits=eligible.admits,
+        whole=request.explain or bool(ballots),
     )
     clock.done("candidates")
 
-    silenced = silenced_items(session, [mark.item_id for mark in person.session.dismissed], catalogue)
-    ballots = session_ballots(session, catalogue, tuning, silenced=silenced)
     votes = count_votes(ballots, eligible.admits)
     weight = effective_weight(ballots, tuning) if votes else 0.0
-    scored = score_candidates(pool, votes, weight, catalogue)
+    scores = score_candidates(pool.bases, votes, weight)
     clock.done("score")
 
-    ordered = order_candidates(scored, request.num_results)
-    base_slate = frozenset(_base_slate(scored, request.num_results)) if votes else frozenset()
+    ordered = order_candidates(scores, request.num_results, catalogue.item_ids)
+    without_votes = order_candidates(pool.bases, request.num_results, catalogue.item_ids) if votes else ()
     clock.done("order")
 
     items = explain_slate(
         ordered,
+        scores=scores,
+        votes=votes,
+        pool=pool,
         ballots=ballots,
         weight=weight,
-        base_slate=base_slate,
+        base_slate=frozenset(without_votes),
         catalogue=catalogue,
         request=request,
         person=person,
@@ -116,7 +121,7 @@ def build_slate(
     )
 
 
-def _session_of(request: SlateRequest, state: SessionState, now_micros: int, tuning: Tuning) -> list:
+def _session_of(request: SlateRequest, state: SessionState, now_micros: int, tuning: Tuning) -> list[SessionEvent]:
     return session_events(
         state,
         session_id=request.session_id,
@@ -124,12 +129,6 @@ def _session_of(request: SlateRequest, state: SessionState, now_micros: int, tun
         now_micros=now_micros,
         gap_seconds=tuning.session_gap_seconds,
     )
-
-
-def _base_slate(scored: Sequence[ScoredCandidate], slate_size: int) -> list[int]:
-    """Item numbers of the slate as it would be if the session had not voted."""
-    unvoted = [entry._replace(score=entry.candidate.base) for entry in scored if entry.candidate.base > 0]
-    return [entry.candidate.item_number for entry in order_candidates(unvoted, slate_size)]
 
 
 def fallback_level(rungs: Sequence[RungReport], items: Sequence[SlateItem]) -> str:

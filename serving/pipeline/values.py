@@ -6,7 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from feature_repo.contracts.packing import PackedCandidate, SessionEvent, SessionState, Source
+from feature_repo.contracts.packing import SessionEvent, SessionState, Source
+
+Row = tuple[int, float, int, int, int]
+"""One candidate as `packing.CANDIDATE_ROW` unpacks it: item number, score, source, two reasons (NO_REASON for none)."""
+
+Origin = tuple[int, int, int]
+"""What a row says of where it comes from: source and two reasons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +20,7 @@ class SlateRequest:
     """One question. `num_results` >= 1. `personalize` is what the request says about consent: None says nothing.
 
     recent_events  events that the request itself brings, oldest first; they belong to the asked session
+    explain        look at every candidate of a rung, also at those that cannot get in, so that all counts are whole
     """
 
     num_results: int
@@ -25,17 +32,18 @@ class SlateRequest:
     recent_events: Sequence[SessionEvent] = ()
     exclude_item_ids: frozenset[str] = frozenset()
     personalize: bool | None = None
+    explain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """What the stores know of who asks. `candidates` is None when the night knew nobody of that name.
+    """What the stores know of who asks. `candidates` (best first) is None when the night knew nobody of that name.
 
     unavailable      why records could not be read or used although they may exist, or None
     consent_unknown  a record that might say no to personalization could not be read
     """
 
-    candidates: Sequence[PackedCandidate] | None = None
+    candidates: Sequence[Row] | None = None
     candidates_deny: bool = False
     session: SessionState = field(default_factory=SessionState)
     segment: str | None = None
@@ -54,23 +62,13 @@ class Tuning:
     half_life_seconds: float = 1800.0
 
 
-class Candidate(NamedTuple):
-    """An eligible item with its score in [0, 1] before the session speaks."""
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The eligible candidates by item number: their scores in (0, 1] before the session speaks, and where each comes
+    from. A hot request holds hundreds of them: plain numbers in dicts, values only for those that are answered."""
 
-    item_number: int
-    base: float
-    source: Source
-    first_reason: int | None
-    second_reason: int | None
-
-
-class ScoredCandidate(NamedTuple):
-    """`score` = (base + weight x vote) / (1 + weight); `vote` in [0, 1] is 0 without a session."""
-
-    candidate: Candidate
-    item_id: str
-    score: float
-    vote: float
+    bases: dict[int, float] = field(default_factory=dict)
+    origins: dict[int, Origin] = field(default_factory=dict)
 
 
 class Reason(NamedTuple):
@@ -94,7 +92,8 @@ class SlateItem(NamedTuple):
 
 
 class RungReport(NamedTuple):
-    """One rung of the ladder that was tried: how many candidates it offered and how many could be used."""
+    """One rung of the ladder that was tried: how many candidates it offered, and how many of those that were looked
+    at could be used (all are looked at when a session votes, when the answer is short, and with explain)."""
 
     rung: str
     offered: int

@@ -234,7 +234,7 @@ class TestRecommendations:
     async def test_explain_shows_the_way(self, api: Installation) -> None:
         api.remember("i40")
         trace = (await api.ask(user_id="u1", session_id="s1", num_results=2, explain=True))["trace"]
-        assert list(trace["stages_ms"]) == ["consent", "identify", "candidates", "score", "order", "explain"]
+        assert list(trace["stages_ms"]) == ["consent", "identify", "session", "candidates", "score", "order", "explain"]
         assert trace["rungs"] == [{"rung": "personal", "offered": 30, "eligible": 30}]
         assert trace["session"] == [{"event_type": "view_item", "item_id": "i40", "age_seconds": 60.0}]
         assert (trace["session_weight"], trace["personalized"]) == (1.5, True)

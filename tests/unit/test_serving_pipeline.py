@@ -12,14 +12,14 @@ import pytest
 from feature_repo.contracts.errors import RequestError
 from feature_repo.contracts.packing import (
     FLAG_PERSONALIZE_DENIED,
+    NO_REASON,
     ItemMark,
-    PackedCandidate,
     SessionEvent,
     SessionState,
     Source,
     session_hash,
 )
-from serving.pipeline.candidates import Rung, fill_candidates, normalised
+from serving.pipeline.candidates import Rung, fill_candidates, normaliser
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.consent import allows_personalization
 from serving.pipeline.identify import session_events
@@ -27,7 +27,7 @@ from serving.pipeline.order import order_candidates
 from serving.pipeline.score import count_votes, effective_weight, session_ballots
 from serving.pipeline.similar import similar_items
 from serving.pipeline.slate import build_slate
-from serving.pipeline.values import Candidate, Person, ScoredCandidate, Slate, SlateRequest, Tuning
+from serving.pipeline.values import Person, Row, Slate, SlateRequest, Tuning
 from tests.serving_builders import Shop
 
 SECOND = 1_000_000
@@ -76,8 +76,8 @@ def event(item: str, seconds_ago: float, kind: str = "view_item", session: int =
     return SessionEvent(NOW - int(seconds_ago * SECOND), kind, session, item)
 
 
-def night(*rows: tuple[str, float], reason: str | None = None) -> list[PackedCandidate]:
-    return [PackedCandidate(N[i], s, Source.ALS, N[reason] if reason else None) for i, s in rows]
+def night(*rows: tuple[str, float], reason: str | None = None) -> list[Row]:
+    return [(N[i], s, int(Source.ALS), N[reason] if reason else NO_REASON, NO_REASON) for i, s in rows]
 
 
 def slate(catalogue: Catalogue, person: Person | None = None, **request: object) -> Slate:
@@ -154,11 +154,10 @@ class TestConsent:
 
 class TestCandidates:
     def test_scores_are_divided_by_the_best(self) -> None:
-        assert normalised(night(("mug", 8.0), ("cup", 4.0), ("pan", 0.002))) == [1.0, 0.5, 0.001]
+        assert [normaliser(8.0, 0.002)(score) for score in (8.0, 4.0, 0.002)] == [1.0, 0.5, 0.001]
         # Down to zero or below: stretched between last and first, the last kept off zero.
-        assert normalised(night(("mug", 3.0), ("cup", 0.0), ("pan", -1.0))) == [1.0, 0.25, 0.001]
-        assert normalised(night(("mug", 0.0), ("cup", 0.0))) == [1.0, 1.0]
-        assert normalised([]) == []
+        assert [normaliser(3.0, -1.0)(score) for score in (3.0, 0.0, -1.0)] == [1.0, 0.25, 0.001]
+        assert normaliser(0.0, 0.0)(0.0) == 1.0
 
     def test_a_short_rung_is_topped_up_from_the_next_and_stays_above_it(self) -> None:
         rungs = [
@@ -166,16 +165,33 @@ class TestCandidates:
             Rung("second", night(("cup", 100.0), ("pan", 50.0), ("pot", 10.0))),
             Rung("never", night(("rug", 1.0))),
         ]
-        pool, reports = fill_candidates(iter(rungs), wanted=3, admits=lambda number: number != N["pot"])
+        pool, reports = fill_candidates(iter(rungs), wanted=3, admits=lambda n: n != N["pot"], whole=True)
         # pan: 0.5 of its own list x 0.5 (worst of the first rung) x 0.999
-        assert {n: c.base for n, c in pool.items()} == {N["mug"]: 1.0, N["cup"]: 0.5, N["pan"]: pytest.approx(0.24975)}
+        assert pool.bases == {N["mug"]: 1.0, N["cup"]: 0.5, N["pan"]: pytest.approx(0.24975)}
         assert reports == [("first", 2, 2), ("second", 3, 1)]
 
-    def test_the_first_rung_that_has_any_is_taken_whole(self) -> None:
-        rungs = [Rung("empty", night(("pot", 1.0))), Rung("long", night(("mug", 3.0), ("cup", 2.0), ("pan", 1.0)))]
-        pool, reports = fill_candidates(iter(rungs), wanted=1, admits=lambda number: number != N["pot"])
-        assert [c.base for c in pool.values()] == [1.0, pytest.approx(2 / 3), pytest.approx(1 / 3)]
-        assert [r.eligible for r in reports] == [0, 3]
+    LONG = (("mug", 4.0), ("cup", 3.0), ("rug", 3.0), ("pan", 2.0), ("lamp", 1.0))
+
+    @pytest.mark.parametrize(("whole", "bases"), [(True, [1.0, 0.75, 0.75, 0.5, 0.25]), (False, [1.0, 0.75, 0.75])])
+    def test_a_rung_is_taken_whole_or_as_far_as_ties_with_the_last_place_reach(
+        self, whole: bool, bases: list[float]
+    ) -> None:
+        rungs = [Rung("nothing", []), Rung("refused", night(("pot", 1.0))), Rung("long", night(*self.LONG))]
+        pool, reports = fill_candidates(iter(rungs), wanted=2, admits=lambda n: n != N["pot"], whole=whole)
+        assert list(pool.bases.values()) == bases
+        assert [(r.offered, r.eligible) for r in reports] == [(0, 0), (1, 0), (5, len(bases))]
+
+    def test_looking_at_everything_changes_no_answer(self, catalogue: Catalogue) -> None:
+        person = Person(candidates=night(*self.LONG))
+        for size in range(1, 8):
+            brief = slate(catalogue, person, user_id="u1", num_results=size)
+            assert brief.items == slate(catalogue, person, user_id="u1", num_results=size, explain=True).items
+            assert len(brief.items) == min(size, 6)
+
+    def test_a_score_that_is_no_number_is_no_candidate(self) -> None:
+        rows = night(("mug", 4.0), ("cup", math.nan), ("pan", 2.0))
+        pool, _ = fill_candidates(iter([Rung("night", rows)]), wanted=3, admits=lambda _: True, whole=True)
+        assert pool.bases == {N["mug"]: 1.0, N["pan"]: 0.5}
 
     @pytest.mark.parametrize(
         ("person", "request_", "level", "reason", "items"),
@@ -216,7 +232,7 @@ class TestCandidates:
         assert first(Person()) == (Source.POPULARITY, None, "popular with everybody")
 
     def test_a_past_item_that_left_the_catalogue_is_not_named(self, catalogue: Catalogue) -> None:
-        rows = [PackedCandidate(N["pan"], 1.0, Source.ALS, 0, 4_000_000)]  # number 0 is a gap
+        rows = [(N["pan"], 1.0, int(Source.ALS), 0, 4_000_000)]  # number 0 is a gap
         reasons = slate(catalogue, Person(candidates=rows), num_results=1).items[0].reasons
         assert [(r.item_id, r.text) for r in reasons] == [(None, "similar to what you and others like you chose")]
 
@@ -229,7 +245,7 @@ class TestFilters:
             dismissed=[ItemMark(1, "cup"), ItemMark(3, "mug")],  # mug: both; counted as bought
         )
         rows = night(*((item, 20.0 - i) for i, item in enumerate(SHOP.items)))
-        rows.append(PackedCandidate(999, 0.5, Source.ALS))
+        rows.append((999, 0.5, int(Source.ALS), NO_REASON, NO_REASON))
         answer = slate(
             catalogue,
             Person(candidates=rows, session=state),
@@ -380,20 +396,17 @@ class TestConsentInTheSlate:
 
 
 class TestOrder:
-    def scored(self, item: str, score: float) -> ScoredCandidate:
-        return ScoredCandidate(Candidate(N[item], score, Source.ALS, None, None), item, score, 0.0)
-
     def test_ties_break_by_item_id_and_scores_that_are_no_numbers_leave(self) -> None:
-        given = [
-            self.scored(i, s)
-            for i, s in (("pot", 1.0), ("mug", 1.0), ("cup", math.nan), ("pan", 2.0), ("rug", math.inf))
-        ]
-        assert [c.item_id for c in order_candidates(given, 2)] == ["pan", "mug"]
-        assert [c.item_id for c in order_candidates(given, 9)] == ["pan", "mug", "pot"]
+        item_ids = ["pot", "mug", "cup", "pan", "rug", "lamp"]
+        scores = dict(enumerate([1.0, 1.0, math.nan, 2.0, math.inf, -math.inf]))
+        assert order_candidates(scores, 2, item_ids) == [3, 1]
+        assert order_candidates(scores, 9, item_ids) == [3, 1, 0]
+        assert order_candidates({2: math.nan}, 9, item_ids) == []
+        assert order_candidates({}, 9, item_ids) == []
 
     def test_a_slate_has_a_size(self) -> None:
         with pytest.raises(RequestError, match="got 0"):
-            order_candidates([], 0)
+            order_candidates({}, 0, [])
 
 
 class TestSlate:
@@ -407,8 +420,8 @@ class TestSlate:
         assert after.items == before.items
 
     def test_stage_times_come_from_the_timer(self, catalogue: Catalogue) -> None:
-        stages = {"consent": 5, "identify": 5, "candidates": 5, "score": 5, "order": 5, "explain": 5}
-        assert slate(catalogue).stage_micros == stages
+        stages = ["consent", "identify", "session", "candidates", "score", "order", "explain"]
+        assert slate(catalogue).stage_micros == dict.fromkeys(stages, 5)
 
 
 class TestSimilar:
