@@ -239,6 +239,10 @@ class TestRecommendations:
         assert trace["session"] == [{"event_type": "view_item", "item_id": "i40", "age_seconds": 60.0}]
         assert (trace["session_weight"], trace["personalized"]) == (1.5, True)
         assert trace["scores"]["i41"] == {"base": 0.0, "vote": 1.0}
+        # Without a session two candidates would have been enough to look at; who asks for the way sees all of it.
+        calm = await api.ask(user_id="u1", session_id="s9", num_results=2, explain=True, exclude_item_ids=["i39"])
+        assert calm["trace"]["rungs"] == [{"rung": "personal", "offered": 30, "eligible": 29}]
+        assert calm["filtered"] == {"excluded": 1}
 
     async def test_the_segment_comes_from_feast_unless_it_is_too_old(self, api: Installation) -> None:
         def feature(category: bytes, as_of_day: int) -> None:

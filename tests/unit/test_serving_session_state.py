@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feature_repo.contracts.errors import ContractError
+from feature_repo.contracts.errors import ContractError, DataError
 from feature_repo.contracts.packing import (
     FLAG_PERSONALIZE_DENIED,
     ItemMark,
@@ -20,6 +20,7 @@ from feature_repo.contracts.packing import (
     session_hash,
     unpack_session,
 )
+from serving.speed.entries import read_event
 from serving.speed.positions import after, position_number, receipt_micros, stream_id_of
 from serving.speed.session_state import MAX_EVENTS, MAX_MARKS, apply_event
 
@@ -130,6 +131,15 @@ def test_positions_are_numbers_that_grow_as_positions_grow() -> None:
     assert numbers[-1] < 2**63
     assert after("1709899200000-7") == "1709899200000-8"
     assert receipt_micros("1709899200000-7") == NOON
+
+
+def test_the_logs_clock_may_lag_behind_the_apis_by_a_day() -> None:
+    taken_at = "1709899200000-0"  # noon of the 8th, by the log's clock
+    text = '{"event_id":"e","event_type":"page_view","user_id":"u1","timestamp":"%s"}'
+    event = read_event(taken_at, (text % "2024-03-10T12:00:00Z").encode())
+    assert event["timestamp"] == datetime(2024, 3, 10, 12, tzinfo=UTC)
+    with pytest.raises(DataError, match="timestamp_in_future"):
+        read_event(taken_at, (text % "2024-03-10T12:00:01Z").encode())
 
 
 @pytest.mark.parametrize("wrong", ["", "17", "x-1", "1-x", "1-1048576", "-1-2", f"{2**43}-0"])
