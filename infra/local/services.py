@@ -175,7 +175,7 @@ def _mlflow(home: Path, port: int, variables: Mapping[str, str]) -> Service:
 def _get(url: str) -> httpx.Response | None:
     """The answer when it is a 200, else None."""
     try:
-        response = httpx.get(url, timeout=5, trust_env=False)  # our own loopback: never through a proxy
+        response = httpx.get(url, timeout=10, trust_env=False)  # our own loopback: never through a proxy
     except httpx.HTTPError:
         return None
     return response if response.status_code == 200 else None
