@@ -17,6 +17,7 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DataError, DependencyError
 from feature_repo.contracts.tables import table, table_path
 from infra.importing import events as events_module
+from infra.importing import reading
 from infra.importing.catalogue import import_users
 from infra.importing.events import import_events
 from infra.importing.mapping import ColumnMap
@@ -164,6 +165,26 @@ def test_a_basket_is_one_line_and_several_rows(tmp_path: Path, environment: Envi
         ("e1", "i1", 2),
         ("e1:0", "i1", 1),
         ("e1:1", "i2", 1),
+    ]
+
+
+def test_positions_run_on_across_batches(
+    tmp_path: Path, environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "BATCH_ROWS", 2)
+    events = [{**VIEW, "event_id": f"e{n}", "price": -1.0 if n == 4 else 1.0} for n in range(1, 6)]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_lines(folder / "a.jsonl", *events[:3], "", *events[3:])  # the empty line is nothing, but it has a number
+    pq.write_table(pa.Table.from_pylist(events), folder / "b.parquet")
+    report = import_events(folder, environment, received_at=RECEIVED)
+    assert (report.read, report.accepted, report.repeated) == (10, 8, 4)
+    assert [(r["source_position"], r["event_id"]) for r in good(environment)] == [
+        (1, "e1"), (2, "e2"), (3, "e3"), (6, "e5"), (1, "e1"), (2, "e2"), (3, "e3"), (5, "e5"),
+    ]  # fmt: skip
+    assert [(r["source_position"], json.loads(r["raw"])["event_id"]) for r in bad(environment)] == [
+        (5, "e4"),
+        (4, "e4"),
     ]
 
 

@@ -29,10 +29,10 @@ LINES = (
     "100,22001,RED MUG,6,2011-01-10 08:26:00,2.50,17,United Kingdom\n"  # an exact duplicate: kept, another line
     "100,POST,POSTAGE,1,2011-01-10 08:27:00,5.00,17,United Kingdom\n"
     "102,22001,mug,1,2011-02-01 09:00:00,3.50,,Germany\n"  # nobody: an anonymous event of its invoice
-    "C103,22001, RED MUG ,-2,2011-02-02 09:00:00,2.00,17,Spain\n"  # a cancellation
+    "C103,22001, RED MUG ,-2,2011-02-02 09:00:00,9.00,17,Spain\n"  # a cancellation
     "104,22002,check,-5,2011-01-01 09:00:00,0,,France\n"  # quantity and price: the quantity is named
     "105,22002,,3,2011-01-01 09:00:00,0.0,,France\n"
-    "A106,22002,adjust,1,2011-01-01 09:00:00,-11.5,,France\n"
+    "A106,22002,TEA POT,1,2011-01-01 09:00:00,-11.5,,France\n"
     "C107,22003,LOST,-1,2011-03-01 09:00:00,4.00,17,Spain\n"  # never sold, only refunded
     "C107,22003,LOST,-1,2011-03-01 10:00:00,4.00,17,France\n"
     "108,22002,TEA POT,1,2011-13-01 09:00:00,9.00,19,France\n"  # no such month
@@ -40,6 +40,7 @@ LINES = (
     "109,22002,POT OF TEA,two,2011-02-09 09:00:00,7.00,20,Austria\n"
     ",22002,POT OF TEA,1,2011-02-09 09:00:00,7.00,20,Austria\n"
     "110,22004,broken line\n"
+    "C111,22001,RED MUG,0,2011-02-02 09:00:00,2.00,17,Spain\n"  # cancels nothing
 )
 
 
@@ -57,14 +58,14 @@ def rows(env: Environment, name: str, *keys: str) -> list[dict[str, Any]]:
 
 def test_each_line_becomes_what_the_rules_say(small: Path, environment: Environment) -> None:
     _, _, report = import_online_retail(small, environment)
-    assert (report.read, report.accepted, report.not_stored) == (16, 9, 0)
+    assert (report.read, report.accepted, report.not_stored) == (17, 9, 0)
     assert report.quarantined == {
-        "quantity_not_positive": 1, "price_not_positive": 2, "invalid_timestamp": 1, "invalid_quantity": 1,
+        "quantity_not_positive": 2, "price_not_positive": 2, "invalid_timestamp": 1, "invalid_quantity": 1,
         "missing_event_id": 1, "unreadable": 1,
     }  # fmt: skip
     assert report.notes == {
         "lines without customer (anonymous)": 5,  # the broken line has none either
-        "lines of cancelled invoices (refund)": 3,
+        "lines of cancelled invoices (refund)": 4,
         "exact duplicate lines (kept)": 1,
     }
     fields = ("event_id", "event_type", "user_id", "anonymous_id", "session_id", "item_id", "quantity", "price")
@@ -75,7 +76,7 @@ def test_each_line_becomes_what_the_rules_say(small: Path, environment: Environm
         ("100:2", "purchase", "17", None, "100", "22001", 6, 2.5),
         ("100:3", "purchase", "17", None, "100", "POST", 1, 5.0),
         ("102:1", "purchase", None, "invoice-102", "102", "22001", 1, 3.5),
-        ("C103:1", "refund", "17", None, "C103", "22001", 2, 2.0),
+        ("C103:1", "refund", "17", None, "C103", "22001", 2, 9.0),
         ("C107:1", "refund", "17", None, "C107", "22003", 1, 4.0),
         ("C107:2", "refund", "17", None, "C107", "22003", 1, 4.0),
         ("109:1", "purchase", "20", None, "109", "22002", 1, 7.0),
@@ -95,6 +96,7 @@ def test_quarantined_lines_keep_their_bytes_and_say_which_rule(small: Path, envi
         (14, "invalid_quantity", "quantity"),
         (15, "missing_event_id", "InvoiceNo"),
         (16, "unreadable", None),
+        (17, "quantity_not_positive", "Quantity"),
     ]
     assert [r["raw"] for r in kept] == [LINES.splitlines()[r["source_position"] - 1].encode() for r in kept]
 
@@ -103,7 +105,7 @@ def test_the_catalogue_is_derived_from_the_lines(small: Path, environment: Envir
     _, report, _ = import_online_retail(small, environment)
     items = rows(environment, "bronze.items", "item_id")
     assert [(r["item_id"], r["title"], r["price"], r["created_at"], r["is_hidden"]) for r in items] == [
-        # prices 2.50, 2.50, 3.50: the refund at 2.00 does not count
+        # prices 2.50, 2.50, 3.50: the refund at 9.00 does not count
         ("22001", "RED MUG", 2.5, datetime(2011, 1, 10, 8, 26, tzinfo=UTC), False),
         # TEA POT and POT OF TEA: three each with the refused lines, so the alphabet decides; prices 9, 7;
         # lines that were refused are no sale: the first one is of February
@@ -122,9 +124,9 @@ def test_users_have_their_most_frequent_country_and_keep_the_consent_they_gave(
     import_users(tmp_path / "users.jsonl", environment)
     import_online_retail(small, environment)
     users = rows(environment, "bronze.users", "user_id")
-    # 17: three lines in the United Kingdom, two in Spain, one in France; 20: two in Austria, one in France
+    # 17: three in the United Kingdom, three in Spain (so the alphabet decides), one in France; 20: Austria twice
     assert [(r["user_id"], r["region"], r["consent_train"]) for r in users] == [
-        ("17", "United Kingdom", False),
+        ("17", "Spain", False),
         ("18", "France", None),
         ("19", "France", None),
         ("20", "Austria", None),
@@ -137,7 +139,9 @@ def test_who_refuses_storage_is_only_counted(small: Path, environment: Environme
     (tmp_path / "users.jsonl").write_text('{"user_id": "17", "consent": {"store": false}}\n')
     import_users(tmp_path / "users.jsonl", environment)
     _, _, report = import_online_retail(small, environment)
-    assert (report.read, report.accepted, report.not_stored) == (16, 3, 6)
+    assert (report.read, report.accepted, report.not_stored) == (17, 3, 7)
+    refused = rows(environment, "bronze.users", "user_id")[0]
+    assert (refused["user_id"], refused["region"], refused["created_at"]) == ("17", None, None)
 
 
 def test_importing_again_changes_nothing(small: Path, environment: Environment) -> None:
@@ -146,7 +150,7 @@ def test_importing_again_changes_nothing(small: Path, environment: Environment) 
     names = (("bronze.events_import", "source_position"), ("bronze.quarantine_import", "source_position"),
              ("bronze.items", "item_id"), ("bronze.users", "user_id"))  # fmt: skip
     before = [rows(environment, *name) for name in names]
-    assert [len(found) for found in before] == [9, 7, 4, 4]
+    assert [len(found) for found in before] == [9, 8, 4, 4]
     assert import_online_retail(small, environment, received_at=moment) == first
     assert [rows(environment, *name) for name in names] == before
 
@@ -160,7 +164,7 @@ def test_invoices_and_positions_run_across_batches(
     assert [r["event_id"] for r in kept][:4] == ["100:1", "101:1", "100:2", "100:3"]
     bad = rows(environment, "bronze.quarantine_import", "source_position")
     assert [r["raw"] for r in bad] == [LINES.splitlines()[r["source_position"] - 1].encode() for r in bad]
-    assert len(bad) == 7
+    assert len(bad) == 8
 
 
 def test_the_hour_that_comes_twice_and_the_one_that_never_comes(tmp_path: Path, environment: Environment) -> None:
