@@ -1,0 +1,306 @@
+"""train_models and judge_models on a planted shop: real Spark, Delta and MLflow; taste is found, noise is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pyspark.sql import SparkSession
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import ContractError, DataError, DependencyError, GateRefusedError
+from feature_repo.contracts.run import EVALUATION_FILE, GATE_FILE, MODELS_FOLDER, USER_METRICS_FILE, Run
+from spark_jobs.io import tracking
+from spark_jobs.io.delta import read_table
+from spark_jobs.io.light_delta import read_table as read_light
+from spark_jobs.io.run_store import folder_of, read_report
+from spark_jobs.jobs import judge_models
+from spark_jobs.jobs.train_models import CHAMPION, TrainOptions, tonight, train_models
+from spark_jobs.models.factory import fit_recipe, load_model
+from spark_jobs.models.matrix import load_interactions
+from spark_jobs.models.recipes import default_recipe
+from tests.builders import make_run, utc, write_rows
+
+pytestmark = pytest.mark.spark
+
+AS_OF = "2024-03-29"
+FIRST_DAY = utc("2024-03-01")
+USERS, GROUPS, ITEMS_PER_GROUP = 80, 4, 15
+ITEMS = [f"i{n:02d}" for n in range(GROUPS * ITEMS_PER_GROUP)]
+SMALL_ALS = {"factors": 8, "iterations": 8, "regularization": 5.0}
+
+Event = tuple[str, str, str, float]
+
+
+def planted_events() -> list[Event]:
+    """(subject, item, type, days since the first day): each user looks at the items of their own group, the first of
+    the group most often, and at one of ten from anywhere. One visitor is anonymous."""
+    rng = np.random.default_rng(11)
+    share = 1.0 / np.arange(1, ITEMS_PER_GROUP + 1) ** 0.7
+    events: list[Event] = []
+    for user in range(USERS):
+        for _ in range(24):
+            place = rng.choice(ITEMS_PER_GROUP, p=share / share.sum())
+            item = place * GROUPS + user % GROUPS if rng.random() < 0.9 else rng.integers(len(ITEMS))
+            kind = "purchase" if rng.random() < 0.15 else "view_item"
+            subject = f"u:{user:03d}" if user else "a:guest"
+            events.append((subject, ITEMS[int(item)], kind, float(rng.random() * 28)))
+    return events
+
+
+def shuffled(events: list[Event]) -> list[Event]:
+    """The same events with their items dealt out anew: as popular as before, and nobody's taste."""
+    items = np.random.default_rng(5).permutation([e[1] for e in events])
+    return [(s, str(item), kind, day) for (s, _, kind, day), item in zip(events, items, strict=True)]
+
+
+def write_shop(environment: Environment, events: list[Event]) -> None:
+    rows = []
+    for number, (subject, item, kind, day) in enumerate(events):
+        moment = FIRST_DAY + timedelta(days=day)
+        rows.append(
+            {"event_id": f"e{number}", "subject_key": subject, "item_id": item, "event_type": kind,
+             "event_timestamp": moment, "event_date": moment.date()}
+        )  # fmt: skip
+    write_rows(environment, "silver.interactions", rows, mode="overwrite")
+    numbers = [{"item_id": item, "item_number": n, "first_as_of": FIRST_DAY.date()} for n, item in enumerate(ITEMS)]
+    write_rows(environment, "gold.item_ids", numbers, mode="overwrite")
+
+
+@pytest.fixture(scope="module")
+def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture
+def shop(
+    environment: Environment,
+    mlflow_store: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Environment:
+    """An installation whose MLflow is a database (shared, a tenant for each test); als is as small as the shop."""
+    monkeypatch.chdir(tmp_path)
+    recipes = {name: default_recipe(name) for name in ("popularity", "item_knn", "als")}
+    recipes["als"]["params"].update(SMALL_ALS)
+    monkeypatch.setattr("spark_jobs.models.recipes.RECIPES", recipes)
+    return environment._replace(mlflow_uri=mlflow_store, tenant=request.node.name.replace("test_", "")[:40])
+
+
+def open_run(environment: Environment, run_key: str = "r1", **other: object) -> Run:
+    parent = tracking.start_night(environment, run_key=run_key, as_of=AS_OF, tags={})
+    return make_run(environment, AS_OF, run_key=run_key, mlflow_run_id=parent, **other)
+
+
+def night(spark: SparkSession, environment: Environment, run_key: str = "r1", **other: object) -> dict[str, object]:
+    """Train and judge, then flip as the publication does; returns the gate's report."""
+    run = open_run(environment, run_key, **other)
+    train_models(spark, environment, run)
+    report = judge_models.main(environment, run)
+    tracking.set_champion(environment, published_version=f"{AS_OF}-{run_key * 4:.8s}", run_key=run_key)
+    return report
+
+
+def test_a_night_from_events_to_a_challenger(spark: SparkSession, shop: Environment) -> None:
+    write_shop(shop, planted_events())
+    run = open_run(shop)
+    evaluation = train_models(spark, shop, run)
+    assert evaluation == read_report(shop, run.run_key, EVALUATION_FILE)
+    test = evaluation["test"]
+    assert (test["days"], test["start"], test["item_count"]) == (7, "2024-03-22T00:00:00Z", len(ITEMS))
+    assert 60 <= test["users"] <= USERS - 1, "the anonymous visitor is not judged"
+    assert sum(n for name, n in test["users_by_slice"].items() if name != "all") == test["users"]
+    assert evaluation["champion"] is None
+
+    ndcg = {name: model["metrics"]["all"]["ndcg_at_20"] for name, model in evaluation["models"].items()}
+    assert list(ndcg) == ["popularity", "item_knn", "als"]
+    assert ndcg["item_knn"] > 1.5 * ndcg["popularity"]
+    assert ndcg["als"] > 1.5 * ndcg["popularity"]
+
+    # gold.evaluations says what evaluation.json says
+    rows = read_light(shop, "gold.evaluations").to_pylist()
+    assert {(r["as_of"], r["run_key"]) for r in rows} == {(run.as_of_day, "r1")}
+    stored = {r["model"]: r["value"] for r in rows if (r["slice"], r["metric"], r["k"]) == ("all", "ndcg", 20)}
+    assert stored == ndcg
+    assert len([r for r in rows if r["metric"] == "coverage"]) == 2 * 3
+
+    # so does the file that the gate's intervals are made of
+    persons = pq.read_table(folder_of(shop, "r1") / USER_METRICS_FILE).to_pandas()
+    assert persons.groupby("contestant")["ndcg_at_20"].mean().to_dict() == pytest.approx(ndcg)
+    assert len(persons) == 3 * test["users"]
+
+    report = judge_models.main(shop, run)
+    best = max(ndcg, key=lambda name: ndcg[name])
+    assert (report["verdict"], report["model"]) == ("publish", best)
+    assert report["recipe"] == default_recipe(best)
+    assert report == read_report(shop, "r1", GATE_FILE)
+
+    # MLflow
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=shop.mlflow_uri, registry_uri=shop.mlflow_uri)
+    nested = client.get_run(evaluation["models"]["als"]["mlflow_run_id"])
+    assert nested.data.tags["mlflow.parentRunId"] == run.mlflow_run_id
+    assert nested.data.params["factors"] == "8"
+    assert nested.data.metrics["ndcg_at_20"] == pytest.approx(ndcg["als"])
+    by_slice = evaluation["models"]["als"]["metrics"]["5-20"]["recall_at_20"]
+    assert nested.data.metrics["recall_at_20__5to20"] == pytest.approx(by_slice)
+    inputs = {i.dataset.name: json.loads(i.dataset.source)["delta_table_version"] for i in nested.inputs.dataset_inputs}
+    assert inputs == {"silver.interactions": 0, "gold.item_ids": 0}
+    files = {a.path for a in client.list_artifacts(nested.info.run_id, "model")}
+    assert files == {"model/item_factors.npy", "model/manifest.json", "model/user_factors.npy"}
+    parent = client.get_run(run.mlflow_run_id)
+    assert parent.data.tags["verdict"] == "publish"
+    page = Path(client.download_artifacts(run.mlflow_run_id, "gate/gate.md")).read_text()
+    assert f"{best} wins with NDCG@20" in page
+    challenger = client.get_model_version_by_alias(tracking.registered_name(shop), "challenger")
+    assert json.loads(challenger.tags["recipe"]) == report["recipe"]
+
+
+def test_a_retry_makes_the_same(spark: SparkSession, shop: Environment) -> None:
+    write_shop(shop, planted_events())
+    run = open_run(shop)
+    by_key = [(column, "ascending") for column in ("model", "slice", "metric", "k")]
+    first = train_models(spark, shop, run)
+    rows = read_light(shop, "gold.evaluations").sort_by(by_key)
+    second = train_models(spark, shop, run)
+    again = read_light(shop, "gold.evaluations").sort_by(by_key)
+    assert rows.num_rows > 50
+    assert rows.equals(again)
+    digests = {name: model["manifest_sha256"] for name, model in first["models"].items()}
+    assert digests == {name: model["manifest_sha256"] for name, model in second["models"].items()}
+    assert len(digests) == 3
+    model = load_model(folder_of(shop, "r1") / MODELS_FOLDER / "als")
+    assert model.params["factors"] == 8
+
+
+def test_shuffled_interactions_are_refused(spark: SparkSession, shop: Environment) -> None:
+    """Where there is no taste to find: a personal champion stays, a first night gets what it is, a baseline."""
+    write_shop(shop, planted_events())
+    assert night(spark, shop)["verdict"] == "publish"
+    write_shop(shop, shuffled(planted_events()))
+
+    with pytest.raises(GateRefusedError, match="the served version stays") as refusal:
+        night(spark, shop, "r2")
+    for name in ("item_knn", "als"):
+        assert f"{name} does not beat popularity" in str(refusal.value)
+    assert read_report(shop, "r2", GATE_FILE)["verdict"] == "refused"
+    assert read_report(shop, "r2", GATE_FILE)["recipe"] is None
+    assert tracking.champion(shop).published_version == f"{AS_OF}-r1r1r1r1"
+
+    nobody = shop._replace(tenant=f"{shop.tenant[:30]}-first")
+    write_shop(nobody, shuffled(planted_events()))
+    report = night(spark, nobody)
+    assert (report["verdict"], report["model"]) == ("baseline", "popularity")
+    assert report["reasons"][0].startswith("no personal model passed")
+    with pytest.raises(GateRefusedError, match="the run asks for a personal model"):
+        night(spark, nobody, "r3", params={"require_personal": "true"})
+
+
+def test_the_champions_recipe_competes_on_tonights_split(spark: SparkSession, shop: Environment) -> None:
+    write_shop(shop, planted_events())
+    night(spark, shop, params={"models": "item_knn"})
+    assert tracking.champion(shop).model == "item_knn"
+
+    # The same recipe is among tonight's: it is trained once.
+    evaluation = train_models(spark, shop, open_run(shop, "r2"))
+    assert evaluation["champion"] == {
+        "contestant": "item_knn",
+        "version": "1",
+        "published_version": f"{AS_OF}-r1r1r1r1",
+    }
+    assert list(evaluation["models"]) == ["popularity", "item_knn", "als"]
+
+    # It is not: it is refitted beside them, under a name of its own.
+    evaluation = train_models(spark, shop, open_run(shop, "r3", params={"models": ["als"]}))
+    assert evaluation["champion"]["contestant"] == CHAMPION
+    assert list(evaluation["models"]) == ["popularity", "als", CHAMPION]
+    assert evaluation["models"][CHAMPION]["recipe"] == default_recipe("item_knn")
+
+
+def test_a_first_night_with_two_days_of_data_publishes_a_baseline(spark: SparkSession, shop: Environment) -> None:
+    write_shop(shop, [(s, i, k, 26 + day / 14) for s, i, k, day in planted_events()])
+    report = night(spark, shop)
+    assert (report["verdict"], report["model"]) == ("baseline", "popularity")
+    assert "0 test persons (at least 20): too few to judge any model" in report["reasons"]
+    assert "too short to hold back even one day" in report["reasons"][2]
+    assert tracking.champion(shop).model == "popularity"
+
+
+def test_files_that_changed_after_the_evaluation_are_not_published(spark: SparkSession, shop: Environment) -> None:
+    write_shop(shop, planted_events())
+    run = open_run(shop)
+    train_models(spark, shop, run)
+    for folder in (folder_of(shop, "r1") / MODELS_FOLDER).iterdir():
+        path = next(folder.glob("*.npy"))
+        path.write_bytes(path.read_bytes()[:-4] + b"\x00\x00\x80\x3f")
+    with pytest.raises(ContractError, match="has SHA-256"):
+        judge_models.main(shop, run)
+    assert not (folder_of(shop, "r1") / GATE_FILE).exists()
+
+
+def test_errors_name_what_is_missing(spark: SparkSession, shop: Environment, environment: Environment) -> None:
+    run = open_run(shop)
+    with pytest.raises(DataError, match=r"no evaluation\.json yet"):
+        judge_models.main(shop, run)
+    with pytest.raises(DataError, match="no interactions before 2024-03-29"):
+        train_models(spark, shop, run)
+    with pytest.raises(DataError, match=r"no model 'alss'.*did you mean 'als'"):
+        train_models(spark, shop, replace(run, params={"models": "alss"}))
+    with pytest.raises(DependencyError, match="MLflow does not answer"):
+        train_models(spark, environment, run)
+    write_shop(shop, [*planted_events(), ("u:001", "i-unnumbered", "view_item", 3.0)])
+    with pytest.raises(DataError, match="1 of 1,921 interactions are about items without a number"):
+        train_models(spark, shop, run)
+
+
+def test_interactions_end_at_the_cut_off(spark: SparkSession, shop: Environment) -> None:
+    write_shop(
+        shop, [("u:1", "i01", "view_item", 27.999), ("u:1", "i02", "view_item", 28.0), ("u:0", "i00", "like", 3.0)]
+    )
+    events, item_ids = (read_table(spark, shop, name) for name in ("silver.interactions", "gold.item_ids"))
+    found = load_interactions(events, item_ids, cut_off=utc(AS_OF)).to_pylist()
+    assert [(r["subject_key"], r["item_number"], r["event_type"]) for r in found] == [
+        ("u:0", 0, "like"), ("u:1", 1, "view_item"),
+    ]  # fmt: skip
+    assert found[0]["micros"] == int((FIRST_DAY + timedelta(days=3)).timestamp()) * 1_000_000
+
+
+def test_both_engines_of_als_find_the_same_taste(spark: SparkSession, shop: Environment) -> None:
+    write_shop(shop, planted_events())
+    quality, shapes = {}, {}
+    for engine in ("native", "mllib"):
+        recipe = default_recipe("als", engine=engine)
+        evaluation = train_models(spark, shop, open_run(shop, engine, params={"models": "als", "als_engine": engine}))
+        assert evaluation["models"]["als"]["recipe"] == recipe
+        quality[engine] = evaluation["models"]["als"]["metrics"]["all"]["ndcg_at_20"]
+        quality["popularity"] = evaluation["models"]["popularity"]["metrics"]["all"]["ndcg_at_20"]
+        model = load_model(folder_of(shop, engine) / MODELS_FOLDER / "als")
+        shapes[engine] = (model.item_factors.shape, model.user_factors.shape)
+    assert shapes["native"] == shapes["mllib"]
+    assert quality["mllib"] == pytest.approx(quality["native"], rel=0.15)
+    assert min(quality["mllib"], quality["native"]) > 1.5 * quality["popularity"]
+
+    table = load_interactions(
+        read_table(spark, shop, "silver.interactions"), read_table(spark, shop, "gold.item_ids"), cut_off=utc(AS_OF)
+    )
+    first, matrix = fit_recipe(recipe, table, item_count=len(ITEMS), cut_off=utc(AS_OF))
+    again, _ = fit_recipe(recipe, table, item_count=len(ITEMS), cut_off=utc(AS_OF))
+    assert first.item_factors.tobytes() == again.item_factors.tobytes()
+    terms = first.contributions(matrix.preference[0], [3])
+    assert terms.sum() == pytest.approx(first.score_block(matrix.preference[:1], np.array([0]))[0, 3], abs=1e-5)
+
+
+def test_tonight_always_has_the_baseline() -> None:
+    recipes, champion = tonight(TrainOptions(models=("als",)), None)
+    assert (list(recipes), champion) == (["popularity", "als"], None)
+    odd = {**default_recipe("als"), "half_life_days": 1.0}
+    recipes, champion = tonight(TrainOptions(), odd)
+    assert (list(recipes), champion) == (["popularity", "item_knn", "als", CHAMPION], CHAMPION)
+    assert tonight(TrainOptions(), default_recipe("item_knn"))[1] == "item_knn"
