@@ -4,8 +4,8 @@ Reads    publication.json; the pointer and the versions in Redis `online`
 Writes   the pointer; the alias `champion` in MLflow; removes rows and bundles of versions beyond the warm ones
 
 The pointer is the truth. When MLflow does not answer after the flip, the flip stands, the task fails and says so, and
-its retry sets the alias. When a newer as_of went live since the run was pinned, nothing is flipped, unless the run was
-told to publish anyway (param `publish` = `always`).
+its retry sets the alias. When a version of a later day went live after the lists were made, nothing is flipped: pin_run
+decided that this run publishes, but not over that one.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ def main(environment: Environment, run: Run) -> None:
     if not run.publishes:
         print(f"nothing to flip: {run.why}", flush=True)
         return
-    version = read_report(environment, run.run_key, PUBLICATION_FILE)["version"]
+    report = read_report(environment, run.run_key, PUBLICATION_FILE)
+    version = report["version"]
     publication = Publication(environment.redis_online_url, environment.tenant)
     served = publication.served_version()
-    if served is not None and parse_version(served)[0] > run.as_of_day and run.params.get("publish") != "always":
+    if served is not None and served != report["served_before"] and parse_version(served)[0] > run.as_of_day:
         print(f"not flipped to {version}: {served} went live meanwhile, and is of a later day", flush=True)
         return
     done = publication.flip(version)

@@ -80,7 +80,9 @@ def main(environment: Environment, run: Run) -> None:
 
 def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict[str, Any]:
     """The whole job in a given session; returns what publication.json says."""
-    recipe = read_report(environment, run.run_key, GATE_FILE)["recipe"]
+    recipe = read_report(environment, run.run_key, GATE_FILE).get("recipe")
+    if not recipe:
+        raise DataError(f"{GATE_FILE} of run {run.run_key!r} lets no recipe through: there is nothing to publish")
     policy = seen_policy(run.params)
     if run.publishes:
         Publication(environment.redis_online_url, environment.tenant).served_version()  # fail now, not in an hour
@@ -220,7 +222,9 @@ def publish(
             "published_at": format_timestamp(datetime.now(UTC).replace(microsecond=0)),
         },
     )
-    version = Publication(environment.redis_online_url, environment.tenant).announce(manifest)
+    publication = Publication(environment.redis_online_url, environment.tenant)
+    served_before = publication.served_version()
+    version = publication.announce(manifest)
     folder = write_bundle(environment.publications, manifest, files, tenant=environment.tenant)
     put = candidates.mapInArrow(
         _put_rows(environment.redis_online_url, environment.tenant, version), "user_count bigint, error string"
@@ -231,6 +235,7 @@ def publish(
     return {
         "published": True,
         "version": version,
+        "served_before": served_before,
         "why": run.why,
         "as_of": run.as_of,
         "model": manifest.model,

@@ -39,7 +39,7 @@ def champions(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return told
 
 
-def publish(environment: Environment, day: int, **run_values: Any) -> tuple[Run, str]:
+def publish(environment: Environment, day: int) -> tuple[Run, str]:
     """What score_users leaves: rows in gold.candidates, records and manifest in Redis, a bundle, publication.json."""
     as_of = date(2024, 3, day)
     write_rows(environment, "gold.candidates", [{"user_id": user, "as_of": as_of} for user in USERS])
@@ -53,8 +53,9 @@ def publish(environment: Environment, day: int, **run_values: Any) -> tuple[Run,
     version = publication.announce(manifest)
     publication.put_records(version, [(user, pack_candidates(version, [])) for user in USERS])
     write_bundle(environment.publications, manifest, FILES, tenant="default")
-    run = make_run(environment, as_of, **run_values)
-    write_report(environment, run.run_key, PUBLICATION_FILE, {"version": version})
+    run = make_run(environment, as_of)
+    report = {"version": version, "served_before": publication.served_version()}
+    write_report(environment, run.run_key, PUBLICATION_FILE, report)
     return run, version
 
 
@@ -125,7 +126,7 @@ def test_old_bundles_leave_with_their_versions(shop: Environment, champions: lis
     assert (abandoned.exists(), coming.exists()) == (False, True)
 
 
-def test_an_older_day_does_not_replace_a_newer_one_unless_told_to(
+def test_an_older_day_does_not_replace_a_newer_one_that_went_live_meanwhile(
     shop: Environment, champions: list, capsys: pytest.CaptureFixture[str]
 ) -> None:
     newer, newer_version = publish(shop, 9)
@@ -136,8 +137,19 @@ def test_an_older_day_does_not_replace_a_newer_one_unless_told_to(
     flip_version.main(shop, older)
     assert f"not flipped to {older_version}: {newer_version} went live meanwhile" in capsys.readouterr().out
     assert Publication(shop.redis_online_url).served_version() == newer_version
-    flip_version.main(shop, make_run(shop, older.as_of_day, params={"publish": "always"}))
-    assert Publication(shop.redis_online_url).served_version() == older_version
+    assert len(champions) == 1
+
+
+def test_an_older_day_goes_live_when_it_was_made_to_replace_a_newer_one(shop: Environment, champions: list) -> None:
+    """`publish` = `always`: pin_run let it through although a later day was served, and still is."""
+    newer, newer_version = publish(shop, 9)
+    verify_publication.main(shop, newer)
+    flip_version.main(shop, newer)
+    older, older_version = publish(shop, 8)
+    verify_publication.main(shop, older)
+    flip_version.main(shop, older)
+    publication = Publication(shop.redis_online_url)
+    assert (publication.served_version(), publication.previous_version()) == (older_version, newer_version)
 
 
 def test_a_run_that_publishes_nothing_says_why(environment: Environment, capsys: pytest.CaptureFixture[str]) -> None:
