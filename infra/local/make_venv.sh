@@ -21,6 +21,12 @@ choose_python() {
     exit 3
 }
 
+# two at once would take the folder from under each other's feet; the system drops the lock of one that was killed
+if [ -z "${NIGHTJAR_SETUP_LOCKED:-}" ] && command -v flock >/dev/null 2>&1; then
+    mkdir -p .nightjar
+    NIGHTJAR_SETUP_LOCKED=yes exec flock .nightjar/setup.lock sh "$0" "$@"
+fi
+
 unset PYTHONDONTWRITEBYTECODE PYTHONHOME VIRTUAL_ENV
 if [ -e "$unfinished" ] || ! "$venv/bin/python" -c 'import pip' 2>/dev/null; then
     python=$(choose_python)
