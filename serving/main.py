@@ -78,14 +78,15 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with contextlib.suppress(DependencyError):
             await recommender.settle()
-        watcher = asyncio.create_task(_watch_pointer(recommender, settings.pointer_poll_ms / 1000))
+        stopping = asyncio.Event()
+        watcher = asyncio.create_task(_watch_pointer(recommender, settings.pointer_poll_ms / 1000, stopping))
         # Everything loaded so far lives as long as the process: out of the collector's sight.
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 50, 1000)
         yield
-        watcher.cancel()
-        await asyncio.gather(watcher, return_exceptions=True)
+        stopping.set()
+        await watcher
         await store.close()
         await log.close()
 
@@ -111,10 +112,17 @@ def app_from_environment() -> FastAPI:
     return create_app(Environment.from_mapping(os.environ), ServingSettings.from_mapping(os.environ))
 
 
-async def _watch_pointer(recommender: Recommender, seconds: float) -> None:
-    """Load a new version soon after its flip, so that the first request after it need not wait."""
-    while True:
-        await asyncio.sleep(seconds)
+async def _watch_pointer(recommender: Recommender, seconds: float, stopping: asyncio.Event) -> None:
+    """Load a new version soon after its flip, so that the first request after it need not wait.
+
+    It is asked to stop, not cancelled: a client library that is busy with a timeout of its own can lose a cancellation,
+    and the process would never end.
+    """
+    while not stopping.is_set():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await stopping.wait()
+                return
         with contextlib.suppress(DependencyError):
             await recommender.settle()
 

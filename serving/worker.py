@@ -12,12 +12,14 @@ import signal
 import socket
 import sys
 import threading
+import time
 
 import uvicorn
 
 from serving.main import app_from_environment
 
 BACKLOG = 2048
+LONGEST_GOODBYE_SECONDS = 15.0
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -32,8 +34,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _end_with_parent() -> None:
+    """In a thread: when the parent is gone, end in good order, and without one if that takes too long."""
     sys.stdin.buffer.read()
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(LONGEST_GOODBYE_SECONDS)
+    os._exit(1)
 
 
 def run_worker(host: str, port: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import json
 from collections.abc import AsyncIterator
@@ -13,6 +15,7 @@ import pytest
 from fastapi import FastAPI
 
 from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.keys import candidates_key, partition_of, pointer_key, session_key, stream_key
 from feature_repo.contracts.packing import (
     FLAG_PERSONALIZE_DENIED,
@@ -384,6 +387,25 @@ class TestVersions:
         assert (await api.client.get("/metrics")).status_code == 200
         api.store.is_down = False
         assert (await api.ask(user_id="u1"))["items"] == personal["items"]
+
+
+async def test_the_app_ends_although_its_store_loses_cancellations(environment: Environment) -> None:
+    class Stubborn(MemoryOnlineStore):
+        async def read(self, **_: Any) -> Any:
+            for _ in range(20):
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0.02)
+            raise DependencyError("late")
+
+    settings = ServingSettings(pointer_poll_ms=1)
+    app = create_app(environment, settings, store=Stubborn(tenant=TENANT), log=MemoryEventLog(tenant=TENANT))
+
+    async def live_and_end() -> None:
+        async with app.router.lifespan_context(app):
+            await asyncio.sleep(0.1)  # the watcher is in the middle of a read
+
+    ended, _ = await asyncio.wait([asyncio.create_task(live_and_end())], timeout=5)
+    assert len(ended) == 1
 
 
 def problem_of(response: httpx.Response, status: int) -> dict[str, Any]:
