@@ -165,9 +165,7 @@ def _fit_native(matrix: InteractionMatrix, params: Mapping[str, Any]) -> NDArray
             num_threads=KERNEL_THREADS,
         )
         kernel.fit(confidence, show_progress=False)
-    factors = np.array(kernel.item_factors)
-    factors[np.diff(confidence.tocsc().indptr) == 0] = 0.0
-    return factors
+    return np.array(kernel.item_factors)
 
 
 def _fit_mllib(matrix: InteractionMatrix, params: Mapping[str, Any]) -> NDArray[np.float32]:

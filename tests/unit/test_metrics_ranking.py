@@ -38,7 +38,7 @@ def test_metrics_by_hand() -> None:
 
 
 def test_more_relevant_items_than_places_can_still_be_perfect() -> None:
-    found = ranking_metrics(hits("xx"), np.array([7]), ks=(2,))
+    found = ranking_metrics(hits("xx.."), np.array([7]), ks=(2,))
     assert (found["ndcg_at_2"][0], found["recall_at_2"][0]) == (1.0, 2 / 7)
 
 

@@ -88,9 +88,10 @@ def test_pandas_and_dictionaries_are_the_same() -> None:
 
 
 def test_sorted_by_subject_item_time_and_type() -> None:
-    ordered = sort_interactions(table(ROWS)).to_pydict()
+    rows = [*ROWS, ("u:a", 1, "purchase", "2024-03-05")]  # as old as two views of the same pair
+    ordered = sort_interactions(table(rows)).to_pydict()
     keys = list(zip(*(ordered[c] for c in ("subject_key", "item_number", "micros", "event_type")), strict=True))
-    assert len(keys) == len(ROWS)
+    assert len(keys) == len(rows)
     assert keys == sorted(keys)
 
 

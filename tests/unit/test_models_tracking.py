@@ -110,6 +110,10 @@ def test_champion_and_challenger(mlflow_environment: Environment) -> None:
     tracking.set_champion(mlflow_environment, published_version="2024-03-09-bbbbbbbb", run_key="r2")
     assert tracking.champion(mlflow_environment).model == "item_knn"
 
+    # The gate changed its mind about r1: a version of its own, and the newest of the run goes live.
+    assert register(knn_run, "r1", KNN) == "3"
+    assert tracking.set_champion(mlflow_environment, published_version="2024-03-08-dddddddd", run_key="r1") == "3"
+
     # A rollback knows only the name of the publication.
     assert tracking.set_champion(mlflow_environment, published_version="2024-03-08-aaaaaaaa") == "1"
     assert tracking.champion(mlflow_environment).recipe == ALS
