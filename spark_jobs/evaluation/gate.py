@@ -15,7 +15,7 @@ same training split and asked for the same persons' test items. In this order:
    otherwise popularity is published as what it is, a baseline. That is how a first night with little data, or with
    interactions that hold no taste (shuffled ones), ends: every challenger refused, and said so.
 
-A run that does not publish (a backfill) has nothing to protect: there case 5 and 2 give the baseline, never a refusal.
+A run that does not publish (a backfill) has nothing to protect: there, cases 2 and 5 give the baseline.
 """
 
 from __future__ import annotations
