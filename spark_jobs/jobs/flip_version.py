@@ -1,7 +1,8 @@
 """Make the night's version live: move the pointer, drop what nothing can return to, tell MLflow.
 
 Reads    publication.json; the pointer and the versions in Redis `online`
-Writes   the pointer; the alias `champion` in MLflow; removes rows and bundles of versions beyond the warm ones
+Writes   the pointer; the alias `champion` and the end of the night's run in MLflow; removes rows and bundles of
+         versions beyond the warm ones
 
 The pointer is the truth. When MLflow does not answer after the flip, the flip stands, the task fails and says so, and
 its retry sets the alias. When a version of a later day went live after the lists were made, nothing is flipped: pin_run
@@ -17,15 +18,20 @@ from feature_repo.contracts.run import PUBLICATION_FILE, Run
 from spark_jobs.io.bundle import list_bundles, remove_bundles
 from spark_jobs.io.publication import Publication
 from spark_jobs.io.run_store import read_report
-from spark_jobs.io.tracking import set_champion
+from spark_jobs.io.tracking import end_night, set_champion
 from spark_jobs.jobs.entry import run_job
 
 
 def main(environment: Environment, run: Run) -> None:
     """Raises DataError when the version is not verified, DependencyError when Redis or MLflow does not answer."""
-    if not run.publishes:
+    if run.publishes:
+        _flip(environment, run)
+    else:
         print(f"nothing to flip: {run.why}", flush=True)
-        return
+    end_night(environment, run.mlflow_run_id, "FINISHED")
+
+
+def _flip(environment: Environment, run: Run) -> None:
     report = read_report(environment, run.run_key, PUBLICATION_FILE)
     version = report["version"]
     publication = Publication(environment.redis_online_url, environment.tenant)
@@ -45,7 +51,7 @@ def main(environment: Environment, run: Run) -> None:
         set_champion(environment, published_version=version, run_key=run.run_key)
     except DependencyError as error:
         raise DependencyError(
-            f"{version} is served, but MLflow still names another champion: {error}. Run this task again"
+            f"{version} is served, but MLflow was not told and may still name another champion: {error}. Run this task again"
         ) from error
 
 

@@ -47,6 +47,7 @@ def main(environment: Environment, run: Run) -> dict[str, Any]:
     texts = {"gate/gate.json": json.dumps(report, indent=1, sort_keys=True), "gate/gate.md": page}
     tracking.log_report(environment, run.mlflow_run_id, files=texts, tags=tags, metrics=metrics)
     if verdict.verdict == REFUSED:
+        tracking.end_night(environment, run.mlflow_run_id, "FAILED")
         raise GateRefusedError("; ".join(verdict.reasons))
     if run.publishes and verdict.contestant is not None and verdict.recipe is not None:
         tracking.register_version(

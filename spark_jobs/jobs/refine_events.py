@@ -36,6 +36,7 @@ from spark_jobs.transforms.events import (
     flag_bots,
     quarantine_rows,
     rejection_reason,
+    repeated_ids,
     subject_key,
 )
 from spark_jobs.transforms.interactions import select_interactions
@@ -84,30 +85,24 @@ def refine_events(spark: SparkSession, environment: Environment, run: Run) -> di
             before = read_table(spark, environment, "bronze.users", state.pins["bronze.users"])
         scope, deliveries = _narrow(run, deliveries, before, users)
 
-    withheld = users_denying(users, "store").withColumn("is_withheld", F.lit(True))
-    # Nothing is filtered before this is cached: the optimizer would drag the rules through every later filter.
-    marked = (
-        first_deliveries(check_deliveries(deliveries))
-        .join(F.broadcast(withheld), on="user_id", how="left")
-        .withColumn("is_withheld", F.coalesce(F.col("is_withheld"), F.lit(False)))
-        .withColumn("subject_key", subject_key())
-        .persist()
-    )
+    repeated = repeated_ids(deliveries).persist()
+    marked = _mark(deliveries, repeated, users_denying(users, "store")).persist()
     in_scope = marked if scope.days is None else marked.filter(_day().isin(sorted(scope.days)))
     report = _count(environment, run, scope, in_scope)
     write_report(environment, run.run_key, REFINE_FILE, report)
     _refuse_if_broken(run, report)
 
     kept = in_scope.filter(F.col("is_first") & ~F.col("is_withheld"))
-    bots = find_bots(kept).persist()
+    bots = _local(find_bots(kept))
     events = flag_bots(kept, bots).select(*table("silver.events").columns)
     history = _unchanged_events(spark, environment, run, scope).unionByName(events.select(*_SESSION_COLUMNS))
     assigned = assign_sessions(history).persist()
 
-    rejected = in_scope.filter(F.col("broken_rule").isNotNull())
-    quarantine = quarantine_rows(rejected, columns=list(table("bronze.events").columns), no_day=NO_DAY)
     before_as_of = f"`{_EVENT_DATE}` < DATE'{run.as_of}'" if scope.days is None else {_EVENT_DATE: scope.days}
-    overwrite_partitions(quarantine, environment, "silver.quarantine", before_as_of)
+    if report["total"]["quarantined"] or _rows_before(environment, "silver.quarantine", run):
+        rejected = in_scope.filter(F.col("broken_rule").isNotNull())
+        quarantine = quarantine_rows(rejected, columns=list(table("bronze.events").columns), no_day=NO_DAY)
+        overwrite_partitions(quarantine, environment, "silver.quarantine", before_as_of)
     _replace_subjects(environment, "silver.sessions", summarise_sessions(assigned), scope)
     interactions = select_interactions(assigned, users_denying(users, "train"))
     _replace_subjects(environment, "silver.interactions", interactions, scope)
@@ -118,7 +113,7 @@ def refine_events(spark: SparkSession, environment: Environment, run: Run) -> di
         "bot_events": events.filter("is_bot").count(),
         **{name: _rows_before(environment, f"silver.{name}", run) for name in ("events", "sessions", "interactions")},
     }
-    for frame in (assigned, bots, marked):
+    for frame in (assigned, marked, repeated):
         frame.unpersist()
     write_report(environment, run.run_key, REFINE_FILE, report)
     return report
@@ -161,6 +156,26 @@ def _narrow(run: Run, deliveries: DataFrame, users_before: DataFrame, users: Dat
         changed = users_who_changed(users_before, users, ("train",))
         subjects = subjects.union(changed.select(F.concat(F.lit("u:"), "user_id")))
     return Scope(frozenset(days), subjects.distinct().persist()), inside.unionByName(elsewhere)
+
+
+def _mark(deliveries: DataFrame, repeated: DataFrame, denying: DataFrame) -> DataFrame:
+    """Each delivery with broken_rule, is_first, is_withheld (its user does not allow storing) and subject_key.
+
+    Only ids with several deliveries (`repeated`) are sorted out by a window; the rest needs no shuffle. Nothing may be
+    filtered here: the optimizer would drag the rules through the filter, and take minutes.
+    """
+    single = check_deliveries(deliveries.join(repeated, on="event_id", how="left_anti"))
+    several = check_deliveries(deliveries.join(repeated, on="event_id", how="left_semi"))
+    checked = single.withColumn("is_first", F.col("broken_rule").isNull()).unionByName(first_deliveries(several))
+    withheld = denying.withColumn("is_withheld", F.lit(True))
+    joined = checked.join(F.broadcast(withheld), on="user_id", how="left")
+    is_withheld = F.coalesce(F.col("is_withheld"), F.lit(False))
+    return joined.withColumn("is_withheld", is_withheld).withColumn("subject_key", subject_key())
+
+
+def _local(frame: DataFrame) -> DataFrame:
+    """The same rows, computed once and kept by the driver: for a few rows that many queries join."""
+    return frame.sparkSession.createDataFrame(frame.collect(), frame.schema)
 
 
 def _days_of(deliveries: DataFrame) -> set[date]:

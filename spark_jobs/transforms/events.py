@@ -75,6 +75,12 @@ def rejection_reason() -> Column:
     return F.get(words, F.col("broken_rule"))
 
 
+def repeated_ids(deliveries: DataFrame) -> DataFrame:
+    """Ids that more than one delivery has. Returns: event_id string, distinct, not null."""
+    counts = deliveries.groupBy("event_id").agg(F.count(F.lit(1)).alias("delivery_count"))
+    return counts.filter(F.col("event_id").isNotNull() & (F.col("delivery_count") > 1)).select("event_id")
+
+
 def first_deliveries(checked: DataFrame) -> DataFrame:
     """Which delivery of each event counts, among those that break no rule (`check_deliveries`).
 

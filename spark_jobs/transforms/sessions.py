@@ -21,18 +21,18 @@ def assign_sessions(events: DataFrame) -> DataFrame:
 
     Grain: one row per input row (bots left out first). The client's session_id wins: a subject's events with one id
     are one session. Events without an id make sessions of their own, split where the subject paused for 30 minutes.
-    Event time decides, not arrival; events at the same instant are ordered by event_id. A session may cross midnight
-    and belongs to the day of its first event. A subject that logs in becomes another subject, so another session.
+    Event time decides, not arrival; events at one instant are in one session. A session may cross midnight and
+    belongs to the day of its first event. A subject that logs in becomes another subject, so another session.
 
     Adds: session_key string (32 hex; made of subject, client id and first instant), session_started_at timestamp.
     """
     people = events.filter(~F.col("is_bot"))
-    rows = Window.partitionBy("subject_key", "session_id").orderBy("event_timestamp", "event_id")
+    rows = Window.partitionBy("subject_key", "session_id").orderBy("event_timestamp")
     previous = F.lag("event_timestamp").over(rows)
     gap = F.unix_micros(F.col("event_timestamp")) - F.unix_micros(previous)
     limit = F.when(F.col("session_id").isNull(), _micros(SESSION_GAP)).otherwise(_micros(CLIENT_SESSION_GAP))
     starts = people.withColumn("_start", F.when(previous.isNull() | (gap >= limit), F.col("event_timestamp")))
-    so_far = rows.rowsBetween(Window.unboundedPreceding, Window.currentRow)
+    so_far = rows.rangeBetween(Window.unboundedPreceding, Window.currentRow)
     started_at = F.last("_start", ignorenulls=True).over(so_far)
     return starts.withColumn("session_started_at", started_at).withColumn("session_key", _session_key()).drop("_start")
 
@@ -44,7 +44,8 @@ def summarise_sessions(assigned: DataFrame) -> DataFrame:
     distinct items; user_id is null for anonymous subjects; session_date is the UTC day of the first event.
     """
     is_purchase = F.col("event_type") == EventType.PURCHASE.value
-    sessions = assigned.groupBy("session_key", "subject_key", "session_id", "session_started_at").agg(
+    # Grouped by what `assign_sessions` partitioned by, so that nothing is shuffled again; the key follows from it.
+    sessions = assigned.groupBy("subject_key", "session_id", "session_started_at").agg(
         F.max("event_timestamp").alias("ended_at"),
         F.count(F.lit(1)).alias("event_count"),
         F.countDistinct("item_id").alias("item_count"),
@@ -52,7 +53,7 @@ def summarise_sessions(assigned: DataFrame) -> DataFrame:
     )
     duration = (F.unix_micros("ended_at") - F.unix_micros("session_started_at")) / F.lit(1e6)
     return sessions.select(
-        "session_key",
+        _session_key().alias("session_key"),
         "subject_key",
         F.when(
             F.col("subject_key").startswith("u:"), F.col("subject_key").substr(F.lit(3), F.length("subject_key"))
