@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from infra.demo.shop_window import ShopWindow
 from infra.demo.story import Check, Clicked
 
 HISTORY_ROWS = 8
+NIGHT_STEP = "night"
+SLICES = ("all", "<5", "5-20", ">20")
+NDCG = "ndcg_at_20"
+
+
+def _table(title: str, *columns: str, right: Collection[str] = ()) -> Table:
+    table = Table(
+        title=f"\n[bold]{title}[/]", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style=""
+    )
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
 
 
 def show_counts(console: Console, imports: Sequence[Mapping[str, Any]], refine: Mapping[str, Any]) -> None:
     """What was read, and what became of it; each line adds up."""
-    table = Table(title="Data: every line accounted for", title_justify="left")
-    for column in ("", "read", "accepted", "quarantined", "not stored", "by reason"):
-        table.add_column(column, justify="left" if column in ("", "by reason") else "right")
+    counts = ("read", "accepted", "quarantined", "not stored")
+    table = _table("Data: every line accounted for", "", *counts, right=counts)
     for report in imports:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in report["quarantined"].items())
-        notes = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in report["notes"].items())
-        counts = [report["read"], report["accepted"], report["quarantined_total"], report["not_stored"]]
-        table.add_row(report["kind"], *(f"{n:,}" for n in counts), "; ".join(t for t in (reasons, notes) if t))
+        numbers = [report["read"], report["accepted"], report["quarantined_total"], report["not_stored"]]
+        table.add_row(report["kind"], *(f"{n:,}" for n in numbers))
     console.print(table)
+    for report in imports:
+        by_count = sorted(report["quarantined"].items(), key=lambda pair: (-pair[1], pair[0]))
+        for label, pairs in (("quarantined", by_count), ("of them", report["notes"].items())):
+            if pairs:
+                console.print(f"{report['kind']} {label}: {', '.join(f'{name} {count:,}' for name, count in pairs)}")
     console.print(refine_line(refine))
 
 
@@ -40,27 +57,23 @@ def refine_line(refine: Mapping[str, Any]) -> str:
 
 
 def show_models(console: Console, evaluation: Mapping[str, Any], gate: Mapping[str, Any]) -> None:
-    """Every model on every slice, the winner marked, and the gate's words."""
+    """Every model on every slice, best first, the winner marked, and the gate's words."""
     test = evaluation["test"]
-    table = Table(
-        title=f"Models: NDCG@20 on the last {test['days']} days, all items ranked, {test['users']:,} users",
-        title_justify="left",
-    )
-    table.add_column("model")
-    for name, users in test["users_by_slice"].items():
-        table.add_column(f"{name} ({users:,})" if name != "all" else "all", justify="right")
-    for column in ("Recall@20", "HitRate@20", "MRR@20", "coverage", "fit"):
-        table.add_column(column, justify="right")
-    for name, model in evaluation["models"].items():
+    users = {name: test["users_by_slice"][name] for name in SLICES}
+    heads = [f"{name}\n{count:,} users" for name, count in users.items()]
+    others = ("R@20", "HR@20", "MRR@20", "coverage", "fit s")
+    title = f"Models: NDCG@20 by slice, all items ranked, on the last {test['days']} days"
+    table = _table(title, "model", *heads, *others, right=(*heads, *others))
+    models = sorted(evaluation["models"].items(), key=lambda pair: -pair[1]["metrics"].get("all", {}).get(NDCG, 0.0))
+    for name, model in models:
         metrics, won = model["metrics"], name == gate.get("contestant")
-        slices = [_figure(metrics.get(part, {}), "ndcg_at_20") for part in test["users_by_slice"]]
-        whole = metrics.get("all", {})
-        rest = [_figure(whole, f"{metric}_at_20") for metric in ("recall", "hit_rate", "mrr")]
+        slices = [_figure(metrics.get(part, {}), NDCG) for part in users]
+        rest = [_figure(metrics.get("all", {}), f"{metric}_at_20") for metric in ("recall", "hit_rate", "mrr")]
         coverage = _figure(model["beyond_accuracy"], "coverage_at_20")
         label = f"[bold green]{name} *[/]" if won else name
-        table.add_row(label, *slices, *rest, coverage, f"{model['fit_seconds']:.1f} s")
+        table.add_row(label, *slices, *rest, coverage, f"{model['fit_seconds']:.1f}")
     console.print(table)
-    console.print(f"Gate: [bold]{gate['verdict']}[/].", end=" ")
+    console.print(f"The gate says [bold]{gate['verdict']}[/]:")
     for reason in gate["reasons"]:
         console.print(f"- {reason}", markup=False)
 
@@ -74,42 +87,36 @@ def show_history(console: Console, window: ShopWindow, clicked: Clicked) -> None
     by_item: dict[str, list[Mapping[str, Any]]] = {}
     for row in clicked.cast.history:
         by_item.setdefault(row["item_id"], []).append(row)
-    table = Table(title=f"User {clicked.cast.user_id}: history (newest first)", title_justify="left")
-    for column in ("when", "what", "category", "how"):
-        table.add_column(column)
+    title = f"User {clicked.cast.user_id}: the newest of {len(by_item)} items they know"
+    table = _table(title, "when", "item", "category", "what they did")
     for item_id, rows in list(by_item.items())[:HISTORY_ROWS]:
-        kinds = {row["event_type"] for row in rows}
-        how = f"{', '.join(sorted(kinds))} x{len(rows)}" if len(rows) > 1 else rows[0]["event_type"]
+        kinds = Counter(row["event_type"] for row in rows)
+        did = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
         day = rows[0]["event_timestamp"].date().isoformat()
-        table.add_row(day, window.title(item_id), window.category(item_id), how)
+        table.add_row(day, escape(window.title(item_id)), escape(window.category(item_id)), did)
     console.print(table)
-    if len(by_item) > HISTORY_ROWS:
-        console.print(f"[dim]... and {len(by_item) - HISTORY_ROWS} more items[/]")
 
 
 def show_slate(console: Console, window: ShopWindow, answer: Mapping[str, Any], title: str) -> None:
-    """A slate with the reason of each item."""
-    table = Table(title=title, title_justify="left")
-    for column in ("", "item", "category", "score", "source", "why"):
-        table.add_column(column, justify="right" if column in ("", "score") else "left")
+    """A slate, the reason of each item below its title."""
+    table = _table(title, "", "item", "category", "score", "source", right=("", "score"))
     for item in answer["items"]:
-        table.add_row(*_item_cells(window, item))
+        table.add_row(str(item["rank"]), *_item_cells(window, item))
     console.print(table)
 
 
 def show_move(console: Console, window: ShopWindow, clicked: Clicked) -> None:
     """The slate after the clicks: what moved, from where, and why."""
-    titles = ", ".join(window.title(item_id) for item_id in clicked.cast.clicks)
-    console.print(f"\nThree clicks in [bold]{clicked.cast.category}[/]: {titles}")
+    titles = ", ".join(escape(window.title(item_id)) for item_id in clicked.cast.clicks)
+    console.print(f"\n[bold]Three clicks in {escape(clicked.cast.category)}:[/] {titles}")
     old = {item["item_id"]: item["rank"] for item in clicked.before["items"]}
-    table = Table(title="The slate after the clicks", title_justify="left")
-    for column in ("", "moved", "item", "category", "score", "source", "why"):
-        table.add_column(column, justify="right" if column in ("", "score") else "left")
+    table = _table(
+        "The slate after the clicks", "", "moved", "item", "category", "score", "source", right=("", "score")
+    )
     for item in clicked.after["items"]:
-        rank, *rest = _item_cells(window, item)
         before = old.get(item["item_id"])
         moved = "[green]new[/]" if before is None else _arrow(before - item["rank"])
-        table.add_row(rank, moved, *rest)
+        table.add_row(str(item["rank"]), moved, *_item_cells(window, item))
     console.print(table)
 
 
@@ -118,16 +125,15 @@ def _arrow(places: int) -> str:
 
 
 def _item_cells(window: ShopWindow, item: Mapping[str, Any]) -> list[str]:
-    why = "; ".join(reason["text"] for reason in item["reasons"])
-    category = window.category(item["item_id"])
-    return [str(item["rank"]), window.title(item["item_id"]), category, f"{item['score']:.3f}", item["source"], why]
+    first, *others = item["reasons"]
+    why = " and ".join([first["text"], *(reason["title"] or reason["text"] for reason in others)])
+    title = f"{escape(window.title(item['item_id']))}\n[dim]{escape(why)}[/]"
+    return [title, escape(window.category(item["item_id"])), f"{item['score']:.3f}", item["source"]]
 
 
 def show_checks(console: Console, checks: Sequence[Check]) -> None:
     """Each claim with its measurement."""
-    table = Table(title="What this run has shown", title_justify="left")
-    for column in ("", "claim", "measured"):
-        table.add_column(column)
+    table = _table("What this run has shown", "", "claim", "measured")
     for check in checks:
         table.add_row("[green]yes[/]" if check.held else "[bold red]NO[/]", check.claim, check.measured)
     console.print(table)
@@ -135,12 +141,10 @@ def show_checks(console: Console, checks: Sequence[Check]) -> None:
 
 def show_times(console: Console, steps: Mapping[str, float], tasks: Mapping[str, float]) -> None:
     """Wall seconds by step, the night's tasks below it."""
-    table = Table(title="Time", title_justify="left")
-    table.add_column("step")
-    table.add_column("seconds", justify="right")
+    table = _table("Time", "step", "seconds", right=("seconds",))
     for name, seconds in steps.items():
         table.add_row(name, f"{seconds:.1f}")
-        if name == "night":
+        if name == NIGHT_STEP:
             for task, task_seconds in tasks.items():
                 table.add_row(f"[dim]  {task}[/]", f"[dim]{task_seconds:.1f}[/]")
     table.add_row("[bold]all[/]", f"[bold]{sum(steps.values()):.1f}[/]")
@@ -150,9 +154,7 @@ def show_times(console: Console, steps: Mapping[str, float], tasks: Mapping[str,
 def show_addresses(console: Console, described: Mapping[str, Any]) -> None:
     """Where to look further, with logins."""
     airflow = described["airflow"]
-    table = Table(title="Look around", title_justify="left")
-    for column in ("what", "address", "login"):
-        table.add_column(column)
+    table = _table("Look around", "what", "address", "login")
     table.add_row("Airflow", airflow["url"], f"{airflow['user']} / {airflow['password']}" if "user" in airflow else "")
     table.add_row("MLflow", described["mlflow"]["url"], "none")
     table.add_row("API docs", described["api"]["docs"], "none")
