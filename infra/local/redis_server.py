@@ -23,7 +23,8 @@ MAX_MEMORY: Mapping[str, str] = {"log": "1gb", "online": "2gb"}
 
 _DURABILITY: Mapping[str, list[str]] = {
     "log": ["--appendonly", "yes", "--appendfsync", "always", "--save", ""],
-    "online": ["--appendonly", "no", "--save", ""],
+    # Snapshots, also on a clean stop: `down` and `up` keep what is served. What a crash loses is rebuilt, not mourned.
+    "online": ["--appendonly", "no", "--save", "300", "1"],
 }
 
 
