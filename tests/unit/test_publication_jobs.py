@@ -105,7 +105,7 @@ def test_the_flip_stands_when_mlflow_is_down(shop: Environment) -> None:
     """The environment's MLflow address is one that nothing listens on."""
     run, version = publish(shop, 8)
     verify_publication.main(shop, run)
-    with pytest.raises(DependencyError, match=f"{version} is served, but MLflow still names another champion"):
+    with pytest.raises(DependencyError, match=f"{version} is served, but MLflow was not told"):
         flip_version.main(shop, run)
     assert Publication(shop.redis_online_url).served_version() == version
 
