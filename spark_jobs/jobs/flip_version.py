@@ -51,7 +51,7 @@ def _flip(environment: Environment, run: Run) -> None:
         set_champion(environment, published_version=version, run_key=run.run_key)
     except DependencyError as error:
         raise DependencyError(
-            f"{version} is served, but MLflow was not told and may still name another champion: {error}. Run this task again"
+            f"{version} is served, but MLflow was not told and may name another champion: {error}. Run this task again"
         ) from error
 
 

@@ -32,11 +32,19 @@ def shop(environment: Environment, redis_url: str) -> Environment:
 
 
 @pytest.fixture
-def champions(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What flip_version tells MLflow."""
+def champions(monkeypatch: pytest.MonkeyPatch, ended_nights: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The champions that flip_version tells MLflow of."""
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(flip_version, "set_champion", lambda _, **what: told.append(what))
     return told
+
+
+@pytest.fixture
+def ended_nights(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """(MLflow run, status) of the nights that flip_version closes."""
+    ended: list[tuple[str, str]] = []
+    monkeypatch.setattr(flip_version, "end_night", lambda _, run_id, status: ended.append((run_id, status)))
+    return ended
 
 
 def publish(environment: Environment, day: int) -> tuple[Run, str]:
@@ -60,7 +68,7 @@ def publish(environment: Environment, day: int) -> tuple[Run, str]:
 
 
 def test_a_whole_publication_is_verified_and_goes_live(
-    shop: Environment, champions: list, capsys: pytest.CaptureFixture[str]
+    shop: Environment, champions: list, ended_nights: list, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, version = publish(shop, 8)
     with pytest.raises(DataError, match="not verified"):
@@ -70,6 +78,7 @@ def test_a_whole_publication_is_verified_and_goes_live(
     flip_version.main(shop, run)
     assert Publication(shop.redis_online_url).served_version() == version
     assert champions == [{"published_version": version, "run_key": run.run_key}]
+    assert ended_nights == [(run.mlflow_run_id, "FINISHED")]
     assert f"serving {version} (the first one)" in capsys.readouterr().out
 
 
@@ -152,8 +161,10 @@ def test_an_older_day_goes_live_when_it_was_made_to_replace_a_newer_one(shop: En
     assert (publication.served_version(), publication.previous_version()) == (older_version, newer_version)
 
 
-def test_a_run_that_publishes_nothing_says_why(environment: Environment, capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither Redis nor MLflow is needed."""
+def test_a_run_that_publishes_nothing_says_why_and_ends_its_night(
+    environment: Environment, ended_nights: list, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Redis is not needed: the environment's address is one that nothing listens on."""
     run = make_run(environment, "2024-03-08", publishes=False, why="2024-03-09 is served")
     verify_publication.main(environment, run)
     flip_version.main(environment, run)
@@ -161,3 +172,4 @@ def test_a_run_that_publishes_nothing_says_why(environment: Environment, capsys:
         "nothing to verify: 2024-03-09 is served",
         "nothing to flip: 2024-03-09 is served",
     ]
+    assert ended_nights == [(run.mlflow_run_id, "FINISHED")]
