@@ -22,7 +22,7 @@ TASKS = (
 )  # fmt: skip
 """In the order in which they run (a test holds this to the DAG)."""
 
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 1.0
 _PATIENCE_SECONDS = 30.0
 _SCHEDULER_SILENCE_SECONDS = 60.0
 
