@@ -46,11 +46,14 @@ def spark(jars_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     folder = tmp_path_factory.mktemp("spark")
     os.environ["SPARK_CONF_DIR"] = str(write_spark_conf(folder, jars_folder, driver_memory="2g"))
     os.environ["PYSPARK_PYTHON"] = sys.executable
-    # A test's queries are small and each is new: compiling them lightly takes a third less time.
-    light = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
-    os.environ["PYSPARK_SUBMIT_ARGS"] = (
-        f'--master local[2] --conf "spark.driver.defaultJavaOptions={light}" pyspark-shell'
-    )
+    # A test's queries are many, small and each new: compiling them would take longer than running them.
+    light = {
+        "spark.driver.defaultJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+        "spark.sql.codegen.wholeStage": "false",
+        "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+    }
+    settings = " ".join(f'--conf "{name}={value}"' for name, value in light.items())
+    os.environ["PYSPARK_SUBMIT_ARGS"] = f"--master local[2] {settings} pyspark-shell"
     session = get_session("nightjar-tests")
     yield session
     session.stop()
