@@ -43,6 +43,7 @@ FIRST_NIGHT = [
 IMPORTED = [
     ("e1", "u1", "view_item", "2024-03-01T10:00:00", "i1", {"source": "zz"}),  # also in bronze.events: "test" < "zz"
     ("m1", "u7", "purchase", "2024-02-28T10:00:00", "i9", {"price": 1.0}),
+    ("m0", "u9", "view_item", "2024-02-20T10:00:00", "i9"),  # nothing will ever happen to this day again
 ]
 LATER = [
     ("n1", "u1", "view_item", "2024-03-02T00:05:00", "i4"),  # late, a day that stands: joins e4's session of 1 March
@@ -54,6 +55,7 @@ LATER = [
         "i2",
         {"session_id": "s1"},
     ),  # e6 again, a day earlier: moves there
+    ("m1", "u7", "purchase", "2024-02-27T10:00:00", "i9"),  # moves too; 28 February gained nothing but must lose it
     ("n2", "u8", "view_item", "2024-03-03T10:00:00", "i1"),
     ("e14", "u6", "view_item", "2024-03-03T08:00:00", "i5"),  # e14 again, a day later: a duplicate
 ]
@@ -112,16 +114,16 @@ def test_the_first_night_derives_every_day(shop: Environment) -> None:
     assert report["days_derived"] == "all"
     assert report["sources"] == {
         "bronze.events": {"read": 15, "kept": 11, "duplicates": 1, "quarantined": 1, "withheld": 1, "outside": 1},
-        "bronze.events_import": {"read": 2, "kept": 1, "duplicates": 1, "quarantined": 0, "withheld": 0, "outside": 0},
+        "bronze.events_import": {"read": 3, "kept": 2, "duplicates": 1, "quarantined": 0, "withheld": 0, "outside": 0},
     }
-    assert report["total"]["read"] == 17
+    assert report["total"]["read"] == 18
     assert report["quarantined_by_reason"] == {"invalid_quantity": 1}
-    assert (report["events"], report["sessions"], report["interactions"], report["bots"]) == (12, 8, 9, 0)
+    assert (report["events"], report["sessions"], report["interactions"], report["bots"]) == (13, 9, 10, 0)
     assert rows(shop, "silver.events", "event_id", "source") == sorted(
-        [(f"e{n}", "test") for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 14)] + [("m1", "test")]
+        [(f"e{n}", "test") for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 14)] + [("m0", "test"), ("m1", "test")]
     )
     learned = [event_id for (event_id,) in rows(shop, "silver.interactions", "event_id")]
-    assert learned == ["e1", "e14", "e2", "e3", "e4", "e5", "e6", "e7", "m1"]
+    assert learned == ["e1", "e14", "e2", "e3", "e4", "e5", "e6", "e7", "m0", "m1"]
     assert rows(shop, "silver.sessions", "subject_key", "event_count", "duration_seconds", "has_purchase") == [
         ("a:a1", 1, 0.0, False),
         ("u:denier", 1, 0.0, False),
@@ -131,17 +133,18 @@ def test_the_first_night_derives_every_day(shop: Environment) -> None:
         ("u:u3", 1, 0.0, False),
         ("u:u6", 1, 0.0, False),
         ("u:u7", 1, 0.0, True),
+        ("u:u9", 1, 0.0, False),
     ]
     [(raw, reason, day)] = rows(shop, "silver.quarantine", "raw", "reason", "event_date")
     assert (json.loads(raw)["event_id"], reason, day) == ("e12", "invalid_quantity", date(2024, 3, 2))
 
 
 def test_a_night_killed_at_every_table_ends_as_a_full_one(spark, shop, monkeypatch, tmp_path) -> None:
-    untouched = day_files(shop, "silver.events", date(2024, 2, 28))
+    untouched = day_files(shop, "silver.events", date(2024, 2, 20))
     assert len(untouched) == 1
     bring_later(shop)
     run = pinned(shop, "2024-03-04")
-    assert run.derive_days == ("2024-03-01", "2024-03-02", "2024-03-03")
+    assert run.derive_days == ("2024-02-27", "2024-03-01", "2024-03-02", "2024-03-03")
     write = job.overwrite_partitions
     for dies_before in ("silver.sessions", "silver.interactions", "silver.events"):
 
@@ -161,7 +164,7 @@ def test_a_night_killed_at_every_table_ends_as_a_full_one(spark, shop, monkeypat
 
     report = job.refine_events(spark, shop, run)
 
-    assert (report["days_derived"], read_state(shop).as_of) == (3, "2024-03-04")
+    assert (report["days_derived"], read_state(shop).as_of) == (5, "2024-03-04")
     assert rows(shop, "silver.sessions", "subject_key", "session_date", "event_count") == [
         ("a:a1", date(2024, 3, 1), 1),
         ("u:denier", date(2024, 3, 2), 1),
@@ -172,12 +175,13 @@ def test_a_night_killed_at_every_table_ends_as_a_full_one(spark, shop, monkeypat
         ("u:u2", date(2024, 3, 2), 2),  # ... 27 hours before e7: another session
         ("u:u3", date(2024, 3, 2), 1),
         ("u:u6", date(2024, 3, 2), 1),
-        ("u:u7", date(2024, 2, 28), 1),
+        ("u:u7", date(2024, 2, 27), 1),
         ("u:u8", date(2024, 3, 3), 1),
+        ("u:u9", date(2024, 2, 20), 1),
     ]
     learned = {event_id for (event_id,) in rows(shop, "silver.interactions", "event_id")}
-    assert learned == {"e1", "e2", "e3", "e4", "e5", "e6", "e7", "e10", "e11", "e14", "n1", "n2"}
-    assert day_files(shop, "silver.events", date(2024, 2, 28)) == untouched
+    assert learned == {"e1", "e2", "e3", "e4", "e5", "e6", "e7", "e10", "e11", "e14", "m0", "n1", "n2"}
+    assert day_files(shop, "silver.events", date(2024, 2, 20)) == untouched
 
     at_once = shop._replace(lakehouse=str(tmp_path / "at-once"))
     bring_first(at_once)
@@ -196,7 +200,7 @@ def test_consent_to_storing_moves_days_that_gained_no_event(spark, shop) -> None
 
     assert (report["days_derived"], report["total"]["withheld"]) == (1, 2)
     kept = {event_id for (event_id,) in rows(shop, "silver.events", "event_id")}
-    assert kept == {"e1", "e2", "e3", "e4", "e5", "e6", "e7", "e8", "e9", "e10", "m1"}
+    assert kept == {"e1", "e2", "e3", "e4", "e5", "e6", "e7", "e8", "e9", "e10", "m0", "m1"}
     assert not {"u:u6"} & {subject for (subject,) in rows(shop, "silver.sessions", "subject_key")}
 
 
@@ -220,7 +224,7 @@ def test_nothing_new_writes_nothing(spark, shop) -> None:
 
     report = job.refine_events(spark, shop, run)
 
-    assert (report["days_derived"], report["total"]["kept"], report["events"]) == (0, 0, 12)
+    assert (report["days_derived"], report["total"]["kept"], report["events"]) == (0, 0, 13)
     assert [light_delta.version(shop, name) for name in names] == versions
 
 
