@@ -139,6 +139,7 @@ def test_the_first_night_derives_every_day(shop: Environment) -> None:
     assert (json.loads(raw)["event_id"], reason, day) == ("e12", "invalid_quantity", date(2024, 3, 2))
 
 
+@pytest.mark.soak
 def test_a_night_killed_at_every_table_ends_as_a_full_one(spark, shop, monkeypatch, tmp_path) -> None:
     untouched = day_files(shop, "silver.events", date(2024, 2, 20))
     assert len(untouched) == 1
