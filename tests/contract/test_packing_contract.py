@@ -90,7 +90,7 @@ def test_a_session_record_cut_anywhere_is_refused() -> None:
     record = pack_session(SESSION)
     assert len(record) == 16 + (19 + 2) + (19 + 256) + (10 + 256) + (10 + 2) == 590
     for cut in range(590):
-        with pytest.raises(ContractError, match="cut short or damaged|ends at byte"):
+        with pytest.raises(ContractError, match=r"cut short or damaged|ends at byte"):
             unpack_session(record[:cut])
 
 
