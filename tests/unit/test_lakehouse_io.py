@@ -55,6 +55,14 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(environment: Environ
     assert read_report(environment, "k", "gate.json") == {"verdict": "old"}
 
 
+def test_a_write_that_fails_leaves_nothing_behind(environment: Environment) -> None:
+    in_the_way = folder_of(environment, "k") / "gate.json"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(OSError, match=r"gate\.json"):
+        write_report(environment, "k", "gate.json", {"verdict": "new"})
+    assert [path.name for path in in_the_way.parent.iterdir()] == ["gate.json"]
+
+
 def test_runs_in_an_object_store_are_refused(environment: Environment) -> None:
     with pytest.raises(DataError, match=r"NIGHTJAR_RUNS must be a folder.*'s3://runs'"):
         folder_of(environment._replace(runs="s3://runs"), "k")
@@ -151,12 +159,16 @@ def candidates(scores: list[float | None] | None, *, user: str = "u1", as_of: da
 
 
 def test_layout_order_and_noise_do_not_change_a_hash(environment: Environment, tmp_path: Any) -> None:
-    other = environment._replace(lakehouse=str(tmp_path / "other"))
     first, second = candidates([0.5, 0.25]), candidates([-0.0, 1.0], user="u2")
-    write_rows(environment, "gold.candidates", [first, second])
-    write_rows(other, "gold.candidates", [candidates([0.0, 1.0000001], user="u2")])
-    write_rows(other, "gold.candidates", [candidates([0.5, 0.2500001])])
-    assert hash_table(environment, "gold.candidates") == hash_table(other, "gold.candidates")
+    noisy = candidates([0.0, 1.0000001], user="u2")
+    layouts = [[[first, second]], [[second, first]], [[first], [noisy]], [[noisy], [first]]]
+    hashes = set()
+    for number, commits in enumerate(layouts):
+        place = environment._replace(lakehouse=str(tmp_path / str(number)))
+        for rows in commits:
+            write_rows(place, "gold.candidates", rows)
+        hashes.add(hash_table(place, "gold.candidates"))
+    assert len(hashes) == 1
 
 
 @pytest.mark.parametrize(
