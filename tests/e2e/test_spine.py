@@ -310,7 +310,9 @@ class Killer(threading.Thread):
 def stop(installation: Installation, service: str) -> None:
     pid = next(s.pid for s in status(installation.variables) if s.name == service)
     assert pid is not None
-    psutil.Process(pid).kill()
+    parent = psutil.Process(pid)
+    for process in [*parent.children(recursive=True), parent]:  # MLflow's server is a child of what was started
+        process.kill()
 
 
 def until(condition: Callable[[], Any], seconds: float) -> Any:
