@@ -48,7 +48,7 @@ def spark(jars_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     os.environ["PYSPARK_PYTHON"] = sys.executable
     # A test's queries are many, small and each new: compiling them would take longer than running them.
     light = {
-        "spark.driver.defaultJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+        "spark.driver.defaultJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xss4m",
         "spark.sql.codegen.wholeStage": "false",
         "spark.sql.codegen.factoryMode": "NO_CODEGEN",
     }

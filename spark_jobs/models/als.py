@@ -193,6 +193,7 @@ def _fit_mllib(matrix: InteractionMatrix, params: Mapping[str, Any]) -> NDArray[
         seed=int(params["seed"]),
         numUserBlocks=4,
         numItemBlocks=4,
+        checkpointInterval=5,
     )
     fitted = estimator.fit(spark.createDataFrame(ratings))
     learned = fitted.itemFactors.toArrow().sort_by("id")

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
+from scipy import sparse
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DataError, DependencyError, GateRefusedError
@@ -21,7 +22,8 @@ from spark_jobs.io.light_delta import read_table as read_light
 from spark_jobs.io.run_store import folder_of, read_report
 from spark_jobs.jobs import judge_models
 from spark_jobs.jobs.train_models import CHAMPION, TrainOptions, tonight, train_models
-from spark_jobs.models.factory import fit_recipe, load_model
+from spark_jobs.models.base import InteractionMatrix
+from spark_jobs.models.factory import build_model, fit_recipe, load_model
 from spark_jobs.models.matrix import load_interactions
 from spark_jobs.models.recipes import default_recipe
 from tests.builders import make_run, utc, write_rows
@@ -304,3 +306,17 @@ def test_tonight_always_has_the_baseline() -> None:
     recipes, champion = tonight(TrainOptions(), odd)
     assert (list(recipes), champion) == (["popularity", "item_knn", "als", CHAMPION], CHAMPION)
     assert tonight(TrainOptions(), default_recipe("item_knn"))[1] == "item_knn"
+
+
+def test_many_iterations_do_not_outgrow_the_stack(spark: SparkSession) -> None:
+    """A fit's lineage is cut at checkpoints; without them so many iterations overflow the stack of an executor."""
+    rng = np.random.default_rng(5)
+    preference = sparse.csr_matrix(rng.integers(0, 2, (40, 25)).astype(np.float32))
+    subjects = np.array([f"u:{number:02d}" for number in range(40)])
+    matrix = InteractionMatrix(subjects, preference, np.zeros(preference.nnz, np.int64))
+    params = default_recipe("als", engine="mllib")["params"]
+    model = build_model("als", {**params, "factors": 4, "iterations": 40})
+    model.fit(matrix)
+    assert spark.sparkContext.getCheckpointDir() is not None
+    assert model.item_factors.shape == (25, 4)
+    assert np.isfinite(model.item_factors).all()

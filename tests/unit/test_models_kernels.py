@@ -352,7 +352,7 @@ def test_the_engine_brings_its_own_ridge() -> None:
     assert default_recipe("popularity", engine="mllib") == default_recipe("popularity")
 
 
-def test_unknown_names_get_the_nearest() -> None:
+def test_unknown_names_get_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"no model 'item_kn'.*did you mean 'item_knn'\?"):
         default_recipe("item_kn")
     with pytest.raises(DataError, match=r"did you mean 'als'\?"):
@@ -361,5 +361,6 @@ def test_unknown_names_get_the_nearest() -> None:
         build_model("als", {"factor": 3})
     with pytest.raises(DataError, match=r"als engine 'nativ', .*did you mean 'native'\?"):
         build_model("als", {"engine": "nativ"})
+    monkeypatch.setattr("pyspark.sql.SparkSession.getActiveSession", lambda: None)
     with pytest.raises(DataError, match="runs inside a Spark job"):
         fitted("als", planted(), engine="mllib")
