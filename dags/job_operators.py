@@ -16,23 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
-from airflow.sdk import BaseOperator
+from airflow.sdk import Asset, AssetAlias, BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 JOBS_FOLDER = Path(__file__).resolve().parents[1] / "spark_jobs" / "jobs"
 NEVER_RETRY_EXIT_CODE = 2
+CHANGED = "changed"
 _LAST_LINES = 20
 
 
 class SparkJobOperator(SparkSubmitOperator):
-    """Submit spark_jobs/jobs/<job>.py with `--run-key`. The connection alone says where Spark is."""
+    """Submit spark_jobs/jobs/<job>.py with `--run-key KEY [arguments]`. The connection alone says where Spark is."""
 
     template_fields: Sequence[str] = (*SparkSubmitOperator.template_fields, "run_key")
 
-    def __init__(self, *, job: str, run_key: str, **options: Any) -> None:
+    def __init__(self, *, job: str, run_key: str, arguments: Sequence[str] = (), **options: Any) -> None:
         super().__init__(
             application=str(JOBS_FOLDER / f"{job}.py"),
-            application_args=["--run-key", run_key],
+            application_args=["--run-key", run_key, *arguments],
             name=f"nightjar-{job}",
             **options,
         )
@@ -57,25 +58,43 @@ class SparkJobOperator(SparkSubmitOperator):
         stop_leftovers(self.application, self.run_key)
 
 
-class PythonJobOperator(BaseOperator):
-    """Run `python -m spark_jobs.jobs.<job> --run-key KEY [arguments]` and log what it prints."""
+class ProgramOperator(BaseOperator):
+    """Run `python -m <module> <arguments>` and log what it prints.
 
-    template_fields: Sequence[str] = ("run_key", "arguments")
+    A line `changed <name>` on its output adds an event to the asset of that name, when the task has `may_change` it: a
+    program that found nothing to do says nothing, and wakes nobody.
 
-    def __init__(self, *, job: str, run_key: str, arguments: Sequence[str] = (), **options: Any) -> None:
-        super().__init__(**options)
-        self.job = job
-        self.run_key = run_key
+    marker   a word of its command line that, with the module, tells what an earlier try of this task left
+    """
+
+    template_fields: Sequence[str] = ("arguments", "marker")
+
+    def __init__(
+        self,
+        *,
+        module: str,
+        arguments: Sequence[str] = (),
+        marker: str,
+        may_change: Sequence[Asset] = (),
+        **options: Any,
+    ) -> None:
+        self.assets = {asset.name: asset for asset in may_change}
+        aliases = [AssetAlias(f"{name}-changed") for name in self.assets]
+        super().__init__(outlets=[*options.pop("outlets", []), *aliases], **options)
+        self.module = module
         self.arguments = list(arguments)
+        self.marker = marker
         self._process: subprocess.Popen[str] | None = None
 
-    def execute(self, context: Any) -> None:  # noqa: ARG002
-        """Raises AirflowFailException when the job says that no retry can help, AirflowException on other failures."""
-        module = f"spark_jobs.jobs.{self.job}"
-        stop_leftovers(module, self.run_key)
-        command = [sys.executable, "-m", module, "--run-key", self.run_key, *self.arguments]
+    def execute(self, context: Any) -> None:
+        """Raises AirflowFailException when the program says that no retry can help, AirflowException on other
+        failures."""
+        name = self.module.rpartition(".")[2]
+        stop_leftovers(self.module, self.marker)
+        command = [sys.executable, "-m", self.module, *self.arguments]
         self.log.info("Running %s", subprocess.list2cmdline(command))
         last: list[str] = []
+        changed: set[str] = set()
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace",
@@ -85,16 +104,29 @@ class PythonJobOperator(BaseOperator):
             for line in process.stdout:
                 self.log.info("%s", line.rstrip())
                 last = [*last[1 - _LAST_LINES :], line.rstrip()]
+                changed |= {asset for asset in self.assets if line.rstrip() == f"{CHANGED} {asset}"}
         if process.returncode == NEVER_RETRY_EXIT_CODE:
-            raise AirflowFailException(f"{self.job} refuses; no retry can help: {_reason(last)}")
+            raise AirflowFailException(f"{name} refuses; no retry can help: {_reason(last)}")
         if process.returncode != 0:
-            raise AirflowException(f"{self.job} ended with exit code {process.returncode}: {_reason(last)}")
+            raise AirflowException(f"{name} ended with exit code {process.returncode}: {_reason(last)}")
+        for asset in sorted(changed):
+            context["outlet_events"][AssetAlias(f"{asset}-changed")].add(self.assets[asset])
 
     def on_kill(self) -> None:
-        """Stop the job."""
+        """Stop the program."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
-        stop_leftovers(f"spark_jobs.jobs.{self.job}", self.run_key)
+        stop_leftovers(self.module, self.marker)
+
+
+class PythonJobOperator(ProgramOperator):
+    """Run `python -m spark_jobs.jobs.<job> --run-key KEY [arguments]`."""
+
+    def __init__(self, *, job: str, run_key: str, arguments: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(
+            module=f"spark_jobs.jobs.{job}", arguments=["--run-key", run_key, *arguments], marker=run_key, **options
+        )
+        self.job = job
 
 
 def stop_leftovers(program: str, run_key: str) -> None:

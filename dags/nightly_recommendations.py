@@ -11,6 +11,7 @@ the publications folder, features in Feast. The pointer flips last; until then y
 
 **Schedule.** Daily at midnight UTC; the run of an interval [day, next day) has `as_of` = next day. A manual run without
 `as_of` takes the day after the last event. The embedded stack starts no scheduled runs unless NIGHTJAR_SCHEDULE=on.
+A scheduled night that has not published by 06:00 UTC raises one alert (log, file, webhook: infra/docs/operations.md).
 
 **Normal duration.** 4-5 minutes on two cores for a first night over 100,000 events, mostly the start of Spark task by
 task; 6 minutes for 540,000. Later nights derive only the days that changed.
@@ -39,11 +40,9 @@ from typing import Any
 
 from airflow.sdk import DAG, CronDataIntervalTimetable, Param, chain
 
-from dags.job_operators import PythonJobOperator, SparkJobOperator
-from feature_repo.contracts.run import run_key
-
-RUN_KEY = "{{ run_key(dag_run.run_id) }}"
-SPARK_POOL = "spark"
+from dags.assets import CATALOGUE, GOLD_FEATURES, NIGHT_TABLES, RECOMMENDATIONS
+from dags.deadlines import FRESH_BY_SIX
+from dags.job_tasks import DEFAULT_ARGS, MACROS, python_job, spark_job
 
 PARAMS = {
     "as_of": Param(
@@ -105,37 +104,26 @@ def started_on(dag_run: Any) -> str:
     return (dag_run.start_date or dag_run.run_after).astimezone(UTC).date().isoformat()
 
 
-def spark_job(name: str, hours: int = 2) -> SparkJobOperator:
-    """A task that submits spark_jobs/jobs/<name>.py."""
-    return SparkJobOperator(
-        task_id=name, job=name, run_key=RUN_KEY, pool=SPARK_POOL, execution_timeout=timedelta(hours=hours)
-    )
-
-
-def python_job(name: str, *arguments: str) -> PythonJobOperator:
-    """A task that runs spark_jobs.jobs.<name> without a JVM."""
-    return PythonJobOperator(
-        task_id=name, job=name, run_key=RUN_KEY, arguments=arguments, execution_timeout=timedelta(minutes=30)
-    )
-
-
 with DAG(
     dag_id="nightly_recommendations",
+    description="From events to published recommendations: refine, train, judge, score, publish, flip.",
     doc_md=__doc__,
     schedule=CronDataIntervalTimetable("0 0 * * *", timezone="UTC"),
     start_date=datetime(2009, 1, 1, tzinfo=UTC),  # before the first event of any shop that may be backfilled
     catchup=False,
     max_active_runs=1,
     params=PARAMS,
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
+    dagrun_timeout=timedelta(hours=6),
+    deadline=FRESH_BY_SIX,
+    default_args=DEFAULT_ARGS,
     user_defined_macros={
-        "run_key": run_key,
+        **MACROS,
         "job_params": job_params,
         "job_run_type": job_run_type,
         "interval_end": interval_end,
         "started_on": started_on,
     },
-    tags=["nightjar"],
+    tags=["nightjar", "nightly", "publishes"],
 ) as dag:
     chain(
         python_job(
@@ -147,13 +135,14 @@ with DAG(
             "--publish={{ params.publish }}",
             "--today={{ started_on(dag_run) }}",
             "--params={{ job_params(params) }}",
+            inlets=[CATALOGUE],
         ),
         spark_job("refine_events"),
-        spark_job("build_features"),
+        spark_job("build_features", outlets=[GOLD_FEATURES]),
         spark_job("train_models"),
         python_job("judge_models"),
         spark_job("score_users"),
         python_job("materialize_features"),
         python_job("verify_publication"),
-        python_job("flip_version"),
+        python_job("flip_version", may_change=[NIGHT_TABLES, RECOMMENDATIONS]),
     )

@@ -1,4 +1,4 @@
-"""The DAG folder as Airflow reads it: exact DAGs, exact tasks in order, parameters, run books, nothing heavy."""
+"""The night as Airflow reads it, and how its tasks start jobs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,31 +14,10 @@ from typing import Any
 
 import pytest
 
-from infra.local.night import DAG_ID, TASKS
+from infra.local.night import TASKS
 
 ROOT = Path(__file__).parents[2]
 SPARK_TASKS = {"refine_events", "build_features", "train_models", "score_users"}
-
-READ_THE_FOLDER = """
-import json, sys, time
-from airflow.dag_processing.dagbag import DagBag
-began = time.monotonic()
-bag = DagBag(sys.argv[1])
-seconds = time.monotonic() - began
-heavy = [m for m in ("pyspark", "pandas", "numpy", "mlflow", "feast", "deltalake", "redis") if m in sys.modules]
-print(json.dumps({"ids": sorted(bag.dags), "errors": bag.import_errors, "heavy": heavy, "seconds": seconds}))
-"""
-
-
-@pytest.fixture(scope="module")
-def airflow_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Airflow's settings in a folder of their own, before anything imports it."""
-    home = tmp_path_factory.mktemp("airflow")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("AIRFLOW_HOME", str(home))
-    patch.setenv("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
-    yield home
-    patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -58,22 +36,6 @@ def dag(module: Any) -> Any:
 def dag_run(run_type: str, **values: Any) -> SimpleNamespace:
     empty = {"data_interval_end": None, "start_date": None, "run_after": datetime(2024, 3, 8, 1, tzinfo=UTC)}
     return SimpleNamespace(run_type=run_type, **{**empty, **values})
-
-
-def test_the_folder_holds_exactly_this_dag_and_imports_nothing_heavy(airflow_home: Path, record_property: Any) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", READ_THE_FOLDER, str(ROOT / "dags")],
-        env={**os.environ, "AIRFLOW_HOME": str(airflow_home)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    record_property("parse_seconds", found["seconds"])
-    assert found["errors"] == {}
-    assert found["ids"] == [DAG_ID]
-    assert found["heavy"] == []
 
 
 def test_tasks_run_one_after_another_in_this_order(dag: Any) -> None:
@@ -109,11 +71,6 @@ def test_the_interval_is_a_day_that_ends_at_midnight_utc(dag: Any) -> None:
     assert type(timetable).__name__ == "CronDataIntervalTimetable"
     assert timetable.expression == "0 0 * * *"
     assert str(timetable.timezone) == "UTC"
-
-
-def test_the_run_book_has_its_parts(dag: Any) -> None:
-    for part in ("Purpose", "Inputs", "Outputs", "Normal duration", "When it fails", "Backfill", "Rollback"):
-        assert f"**{part}.**" in dag.doc_md
 
 
 @pytest.mark.parametrize(
@@ -158,8 +115,9 @@ def test_a_manual_run_without_dates_renders(dag: Any) -> None:
     run = dag_run("manual", run_id="manual__2024-03-08T01:02:03+00:00", start_date=datetime(2024, 3, 8, 1, tzinfo=UTC))
     context = {"dag_run": run, "params": {"as_of": None, "publish": "never", "test_days": 3}, **dag.user_defined_macros}
     environment = dag.get_template_env()
-    rendered = [environment.from_string(text).render(context) for text in (task.run_key, *task.arguments)]
+    rendered = [environment.from_string(text).render(context) for text in task.arguments]
     assert rendered == [
+        "--run-key",
         "manual__2024-03-08T01-02-03-00-00",
         "--dag-run-id=manual__2024-03-08T01:02:03+00:00",
         "--run-type=manual",
@@ -191,7 +149,7 @@ def test_a_backfill_renders_the_end_of_its_interval(dag: Any) -> None:
 def python_job(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes the task of a job whose program is given: a package of jobs in the child's working folder."""
 
-    def make(program: str) -> Any:
+    def make(program: str, **options: Any) -> Any:
         from dags.job_operators import PythonJobOperator
 
         package = tmp_path / "spark_jobs" / "jobs"
@@ -201,7 +159,7 @@ def python_job(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (package / "some_job.py").write_text(program)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("NIGHTJAR_HOME", str(tmp_path))
-        return PythonJobOperator(task_id="some_job", job="some_job", run_key="k1", arguments=["--x=1"])
+        return PythonJobOperator(task_id="some_job", job="some_job", run_key="k1", arguments=["--x=1"], **options)
 
     return make
 
@@ -220,6 +178,20 @@ def test_exit_code_two_is_never_retried(python_job: Any, code: int, never_retrie
     with pytest.raises(AirflowException, match="error DataError: no items") as caught:
         task.execute({})
     assert isinstance(caught.value, AirflowFailException) is never_retried
+
+
+@pytest.mark.parametrize(("printed", "changed"), [("changed shelf", ["shelf"]), ("unchanged shelf", [])])
+def test_a_job_says_which_assets_it_changed(
+    python_job: Any, monkeypatch: pytest.MonkeyPatch, printed: str, changed: list[str]
+) -> None:
+    from airflow.sdk import Asset
+
+    events: list[str] = []
+    task = python_job(f"print({printed!r}); print('changed other')", may_change=[Asset(name="shelf", uri="x-test://a")])
+    recorder = SimpleNamespace(add=lambda asset: events.append(asset.name))
+    task.execute({"outlet_events": dict.fromkeys(task.outlets, recorder)})
+    assert events == changed
+    assert len(task.outlets) == 1
 
 
 def test_what_an_earlier_try_left_is_stopped_and_nobody_else(

@@ -1,0 +1,67 @@
+"""Run book of `promote`.
+
+**Purpose.** Makes a version that a person has chosen the one that is served, and the champion of the next nights,
+whatever the gate thought of it.
+
+**Inputs.** The verified versions in Redis `online` with their bundles; the registered models in MLflow.
+
+**Outputs.** The pointer; MLflow's alias `champion`, and tags on the registered version: who was replaced and why.
+
+**Schedule.** None: started by hand, or with `nightjar promote VERSION`, which does the same at once.
+
+**Normal duration.** Ten seconds, most of it the start of MLflow's client.
+
+**When it fails.**
+- `error DataError`: there is no such version, or it was never verified. The message lists those there are. Nothing was
+  changed.
+- `error DependencyError`: Redis or MLflow does not answer; retried twice. Running again for the same version changes
+  nothing more.
+
+**Backfill.** None.
+
+**Rollback.** `rollback_recommendations`, or promote the version that was served before.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from airflow.sdk import DAG, Param
+
+from dags.assets import RECOMMENDATIONS
+from dags.job_tasks import DEFAULT_ARGS, MACROS, python_job
+
+PARAMS = {
+    "version": Param(
+        type="string",
+        pattern=r"^\d{4}-\d{2}-\d{2}-[0-9a-f]{8}$",
+        description="The version to serve, as `nightjar versions` lists it.",
+    ),
+    "reason": Param(
+        type="string",
+        minLength=3,
+        maxLength=500,
+        description="Why this version: it is kept with the model in MLflow.",
+    ),
+}
+
+with DAG(
+    dag_id="promote",
+    description="Serve a version that a person has chosen, and make it the champion.",
+    doc_md=__doc__,
+    schedule=None,
+    start_date=datetime(2024, 1, 1, tzinfo=UTC),
+    catchup=False,
+    max_active_runs=1,
+    dagrun_timeout=timedelta(minutes=30),
+    params=PARAMS,
+    default_args=DEFAULT_ARGS,
+    user_defined_macros=MACROS,
+    tags=["nightjar", "publishes", "by-hand"],
+) as dag:
+    python_job(
+        "promote_version",
+        "--version={{ params.version }}",
+        "--reason={{ params.reason }}",
+        may_change=[RECOMMENDATIONS],
+    )
