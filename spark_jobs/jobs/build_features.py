@@ -9,14 +9,17 @@ Running it again for the same as_of replaces the same partitions with the same r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.run import FEATURES_FILE, Run
+from feature_repo.contracts.times import start_of_day
 from spark_jobs.io.delta import overwrite_partitions, read_table
 from spark_jobs.io.light_delta import days_by_row_count
 from spark_jobs.io.run_store import write_report
@@ -27,6 +30,9 @@ from spark_jobs.transforms.features import item_features, number_items, user_fea
 
 _EVENT_COLUMNS = ("event_type", "user_id", "subject_key", "session_id", "item_id", "event_id", "event_timestamp",
                   "quantity", "price", "value", "consent_personalize", "is_bot", "event_date")  # fmt: skip
+
+FEATURE_TABLES = {"users": "gold.user_features", "items": "gold.item_features"}
+"""What features.json calls the rows of each feature table."""
 
 
 def main(environment: Environment, run: Run) -> None:
@@ -42,34 +48,70 @@ def main(environment: Environment, run: Run) -> None:
 def build_features(spark: SparkSession, environment: Environment, run: Run) -> dict[str, Any]:
     """Build gold for `run`; returns what it wrote to features.json. Raises DataError when silver has nothing for it."""
     as_of = run.as_of_day
-    silver = read_table(spark, environment, "silver.events").select(*_EVENT_COLUMNS)
-    events = silver.filter(F.col("event_date") < F.lit(as_of)).persist()
-    items = read_table(spark, environment, "bronze.items", run.pins["bronze.items"])
-    users = read_table(spark, environment, "bronze.users", run.pins["bronze.users"])
-    if events.isEmpty():
-        raise DataError(f"silver.events has nothing before {as_of}: refine_events has not run for it", field="as_of")
+    _require_events(environment, as_of, run.pins)
+    new_count = append_item_ids(spark, environment, as_of=as_of, versions=run.pins)
+    report = {
+        "as_of": run.as_of,
+        "items_new": new_count,
+        **build_feature_tables(spark, environment, as_of=as_of, versions=run.pins),
+    }
+    write_report(environment, run.run_key, FEATURES_FILE, report)
+    return report
 
+
+def append_item_ids(
+    spark: SparkSession, environment: Environment, *, as_of: date, versions: Mapping[str, int] | None = None
+) -> int:
+    """Number the items known before `as_of` that have no number in gold.item_ids yet; returns how many."""
     known = read_table(spark, environment, "gold.item_ids")
-    new = number_items(known, items, events, as_of=as_of).persist()
+    items = _read(spark, environment, "bronze.items", versions)
+    new = number_items(known, items, _events_before(spark, environment, as_of, versions), as_of=as_of).persist()
     new_count = new.count()
     if new_count:
         overwrite_partitions(known.unionByName(new), environment, "gold.item_ids", None)
-    denied = denied_users(users, events, cut_off=run.cut_off)
+    new.unpersist()
+    return new_count
+
+
+def build_feature_tables(
+    spark: SparkSession, environment: Environment, *, as_of: date, versions: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Replace the partition `as_of` of every feature table; nothing else is written. Twice gives the same rows.
+
+    versions  table -> Delta version of silver.events, bronze.items, bronze.users; one not named is read at its newest
+
+    Returns rows written: `users`, `items`. Raises DataError when silver has no event before `as_of`; then nothing is
+    written.
+    """
+    _require_events(environment, as_of, versions)
+    events = _events_before(spark, environment, as_of, versions).persist()
+    items = _read(spark, environment, "bronze.items", versions)
+    users = _read(spark, environment, "bronze.users", versions)
+
+    denied = denied_users(users, events, cut_off=start_of_day(as_of))
     of_users = user_features(events, items, denied, as_of=as_of)
     overwrite_partitions(of_users, environment, "gold.user_features", {"as_of": [as_of]})
     of_items = item_features(events, items, as_of=as_of)
     overwrite_partitions(of_items, environment, "gold.item_features", {"as_of": [as_of]})
-    for frame in (new, events):
-        frame.unpersist()
+    events.unpersist()
+    return {name: days_by_row_count(environment, table).get(as_of, 0) for name, table in FEATURE_TABLES.items()}
 
-    report = {
-        "as_of": run.as_of,
-        "items_new": new_count,
-        "users": days_by_row_count(environment, "gold.user_features").get(as_of, 0),
-        "items": days_by_row_count(environment, "gold.item_features").get(as_of, 0),
-    }
-    write_report(environment, run.run_key, FEATURES_FILE, report)
-    return report
+
+def _require_events(environment: Environment, as_of: date, versions: Mapping[str, int] | None) -> None:
+    days = days_by_row_count(environment, "silver.events", (versions or {}).get("silver.events"))
+    if not any(day < as_of and count for day, count in days.items()):
+        raise DataError(f"silver.events has nothing before {as_of}: refine_events has not run for it", field="as_of")
+
+
+def _events_before(
+    spark: SparkSession, environment: Environment, as_of: date, versions: Mapping[str, int] | None
+) -> DataFrame:
+    silver = _read(spark, environment, "silver.events", versions).select(*_EVENT_COLUMNS)
+    return silver.filter(F.col("event_date") < F.lit(as_of))
+
+
+def _read(spark: SparkSession, environment: Environment, name: str, versions: Mapping[str, int] | None) -> DataFrame:
+    return read_table(spark, environment, name, (versions or {}).get(name))
 
 
 if __name__ == "__main__":
