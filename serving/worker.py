@@ -17,6 +17,7 @@ import time
 import uvicorn
 
 from serving.main import app_from_environment
+from serving.observability import WORKER_STARTS
 
 BACKLOG = 2048
 LONGEST_GOODBYE_SECONDS = 15.0
@@ -55,6 +56,7 @@ def run_worker(host: str, port: int) -> None:
         timeout_graceful_shutdown=5,
     )
     listener = listen(host, port)
+    WORKER_STARTS.inc()
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(uvicorn.Server(config).serve(sockets=[listener]))
 

@@ -138,8 +138,14 @@ def follow(airflow: AirflowApi, dag_run_id: str, on_progress: Progress | None = 
 def last_night(variables: Mapping[str, str] | None = None) -> Night | None:
     """The run that was started last, or None when there was none yet."""
     with airflow_api(os.environ if variables is None else variables) as airflow:
-        run = airflow.last_run(DAG_ID)
-        return None if run is None else _with_errors(airflow, _describe(airflow, run["dag_run_id"]))
+        night = last_night_of(airflow)
+        return None if night is None else _with_errors(airflow, night)
+
+
+def last_night_of(airflow: AirflowApi) -> Night | None:
+    """The same, asked of a given Airflow and without the errors."""
+    run = airflow.last_run(DAG_ID)
+    return None if run is None else _describe(airflow, run["dag_run_id"])
 
 
 def _describe(airflow: AirflowApi, dag_run_id: str) -> Night:

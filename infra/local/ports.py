@@ -15,6 +15,9 @@ USUAL_PORTS: Mapping[str, int] = {
     "mlflow": 5000,
     "redis-log": 6380,
     "redis-online": 6379,
+    "consumer": 9101,
+    "archiver": 9102,
+    "exporter": 9103,
 }
 _SEARCH_RANGE = 500
 

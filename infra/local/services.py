@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -19,7 +20,7 @@ from infra.local.airflow_home import AirflowHome
 from infra.local.redis_server import Role, answers, find_server, server_command
 
 STEADY_SECONDS = 1.5
-"""A service without an address counts as well when it has lived this long."""
+"""How long a service must have lived before it counts as well: one that dies at once is not."""
 
 
 class Service(NamedTuple):
@@ -52,6 +53,7 @@ class Service(NamedTuple):
 
 NAMES = (
     "redis-log", "redis-online", "mlflow", "airflow-api", "scheduler", "dag-processor", "api", "consumer", "archiver",
+    "exporter",
 )  # fmt: skip
 """In the order in which they are shown; stopped in reverse."""
 
@@ -60,7 +62,7 @@ AIRFLOW_DATABASE = "airflow-db"
 
 PORT_OF: Mapping[str, str] = {
     "redis-log": "redis-log", "redis-online": "redis-online", "mlflow": "mlflow", "airflow-api": "airflow",
-    "api": "api",
+    "api": "api", "consumer": "consumer", "archiver": "archiver", "exporter": "exporter",
 }  # fmt: skip
 """Service -> the name of its port."""
 
@@ -108,12 +110,21 @@ def build_services(home: Path, ports: Mapping[str, int], variables: Mapping[str,
         *(
             Service(
                 name,
-                [python, "-m", f"serving.speed.{name}"],
+                [python, "-m", f"serving.speed.{name}", "--metrics-port", str(ports[name])],
                 variables,
-                lambda since: since >= STEADY_SECONDS,
+                partial(_shows_metrics, ports[name]),
                 needs=("redis-log", "redis-online"),
+                url=f"http://127.0.0.1:{ports[name]}/metrics",
             )
             for name in ("consumer", "archiver")
+        ),
+        Service(
+            "exporter",
+            [python, "-m", "infra.exporter", "--port", str(ports["exporter"])],
+            variables,
+            partial(_shows_metrics, ports["exporter"]),
+            needs=("redis-online",),
+            url=f"http://127.0.0.1:{ports['exporter']}/metrics",
         ),
     ]
     return {service.name: service for service in services}
@@ -170,6 +181,11 @@ def _mlflow(home: Path, port: int, variables: Mapping[str, str]) -> Service:
         setting=names.MLFLOW_URI,
         runs_our_code=False,
     )
+
+
+def _shows_metrics(port: int, since: float) -> bool:
+    """Whether it lived for a moment and shows its metrics."""
+    return since >= STEADY_SECONDS and _get(f"http://127.0.0.1:{port}/metrics") is not None
 
 
 def _get(url: str) -> httpx.Response | None:

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.events import subject_key
-from feature_repo.contracts.keys import candidates_key, pointer_key, session_key, speed_counters_key
+from feature_repo.contracts.keys import candidates_key, pointer_key, session_key
 from serving.adapters.feast_online import (
     SEGMENT_FEATURE,
     USER_JOIN_KEY,
@@ -48,9 +48,6 @@ class OnlineStore(Protocol):
 
         Without a user there are no candidates and no segment; without anybody only the pointer is read.
         """
-
-    async def counters(self) -> Mapping[str, int]:
-        """What the stream consumer counted."""
 
     async def close(self) -> None:
         """Give the connections back."""
@@ -96,14 +93,6 @@ class RedisOnlineStore:
         candidates = next(values, None)
         return OnlineRecords(pointer.decode() if pointer else None, candidates, session, segment, segment_time)
 
-    async def counters(self) -> Mapping[str, int]:
-        try:
-            async with asyncio.timeout(2 * self._timeout):
-                found = await self._redis.execute_command("HGETALL", speed_counters_key(self._tenant))
-        except (RedisError, OSError, TimeoutError) as error:
-            raise DependencyError(f"the online store does not answer: {type(error).__name__}") from error
-        return {name.decode(): int(count) for name, count in found.items()}
-
     async def close(self) -> None:
         await self._redis.aclose()
         await self._redis.connection_pool.disconnect()
@@ -141,12 +130,6 @@ class MemoryOnlineStore:
             features.get(SEGMENT_FIELD),
             features.get(SEGMENT_TIME_FIELD),
         )
-
-    async def counters(self) -> Mapping[str, int]:
-        self._check()
-        return {
-            name.decode(): int(count) for name, count in self.hashes.get(speed_counters_key(self._tenant), {}).items()
-        }
 
     async def close(self) -> None:
         """Nothing to give back."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.packing import SessionEvent, session_hash
 from feature_repo.contracts.times import from_micros
 from serving.adapters.event_log import EventLog
@@ -232,12 +231,8 @@ def build_router(services: Services) -> APIRouter:
 
     @router.get("/metrics", tags=["health"], summary="Prometheus metrics of all workers", response_model=None)
     async def metrics() -> Response:
-        """Counters are summed over workers; those of the stream consumer are left out while the store is down."""
-        try:
-            consumer: Mapping[str, int] = await services.store.counters()
-        except DependencyError:
-            consumer = {}
-        return Response(render_metrics(consumer), media_type="text/plain; version=0.0.4; charset=utf-8")
+        """Counters are summed over the workers of this server; consumer and archiver have ports of their own."""
+        return Response(render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router
 

@@ -30,6 +30,7 @@ from feature_repo.contracts.keys import (
 from serving.settings import ServingSettings
 from serving.speed.archive_rows import Row, event_rows, quarantine_rows
 from serving.speed.delta_archive import DeltaArchive
+from serving.speed.metrics import ArchiverMetrics, StreamPositions, metrics_port, show_metrics, timed
 from serving.speed.positions import START, after, position_number
 from serving.speed.roles import Lease, run_role
 
@@ -53,11 +54,18 @@ class Archiver:
         tenant: str,
         max_entries: int,
         may_write: Callable[[], bool],
+        metrics: ArchiverMetrics | None = None,
     ) -> None:
         self._log = log
         self._online = online
         self._may_write = may_write
-        self._tables = {name: DeltaArchive(lakehouse, name, tenant=tenant) for name in (EVENTS_TABLE, QUARANTINE_TABLE)}
+        self._metrics = metrics or ArchiverMetrics()
+        self._tables = {
+            name: DeltaArchive(
+                lakehouse, name, tenant=tenant, on_synced=self._metrics.fsync_seconds.labels(name).observe
+            )
+            for name in (EVENTS_TABLE, QUARANTINE_TABLE)
+        }
         self._applied_keys: dict[str, str | None] = {
             stream_key(p, tenant): applied_key(p, tenant) for p in range(EVENT_PARTITIONS)
         }
@@ -86,7 +94,10 @@ class Archiver:
             if moves[name]:
                 if not self._may_write():
                     raise DependencyError("the archiver's role was lost before a commit")
-                archive.append(rows[name], moves[name])
+                with timed(self._metrics.commit_seconds.labels(name).observe):
+                    archive.append(rows[name], moves[name])
+                self._metrics.batch_rows.labels(name).observe(len(rows[name]))
+                self._metrics.rows.labels(name).inc(len(rows[name]))
         for stream, end in ends.items():
             self._log.set(archived_key(stream), end)
         self._trim()
@@ -133,10 +144,14 @@ class Archiver:
 
 def main() -> int:
     """Entry point; the exit code."""
+    host, port = metrics_port()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     try:
         environment = Environment.from_mapping(os.environ)
         settings = ServingSettings.from_mapping(os.environ)
+        metrics = ArchiverMetrics()
+        metrics.registry.register(StreamPositions.from_environment("archiver", environment))
+        show_metrics(metrics.registry, host, port)
     except NightjarError as error:
         print(f"error {type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -150,13 +165,14 @@ def main() -> int:
         tenant=environment.tenant,
         max_entries=settings.archive_events,
         may_write=lease.hold,
+        metrics=metrics,
     )
 
     def step(stopping: threading.Event) -> None:
         if archiver.archive() < archiver.stream_share:
             _rest(stopping, lease, settings.archive_seconds, settings.lease_seconds / 3)
 
-    return run_role("archiver", lease, resume=archiver.resume, step=step)
+    return run_role("archiver", lease, resume=archiver.resume, step=step, metrics=metrics)
 
 
 def _rest(stopping: threading.Event, lease: Lease, seconds: float, pause: float) -> None:

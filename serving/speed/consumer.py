@@ -38,6 +38,7 @@ from feature_repo.contracts.keys import (
 from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED, SessionState, pack_session, unpack_session
 from serving.settings import ServingSettings
 from serving.speed.entries import read_event
+from serving.speed.metrics import ConsumerMetrics, StreamPositions, metrics_port, show_metrics, timed
 from serving.speed.positions import START
 from serving.speed.roles import Lease, run_role
 from serving.speed.session_state import apply_event
@@ -65,13 +66,21 @@ class Consumer:
     """Owns all partitions of one tenant."""
 
     def __init__(
-        self, log: redis.Redis, online: redis.Redis, *, tenant: str, batch: int, session_ttl_seconds: int
+        self,
+        log: redis.Redis,
+        online: redis.Redis,
+        *,
+        tenant: str,
+        batch: int,
+        session_ttl_seconds: int,
+        metrics: ConsumerMetrics | None = None,
     ) -> None:
         self._log = log
         self._online = online
         self._tenant = tenant
         self._batch = batch
         self._ttl = session_ttl_seconds
+        self._metrics = metrics or ConsumerMetrics()
         self._applied: dict[int, str] = {}
 
     def resume(self) -> None:
@@ -90,7 +99,9 @@ class Consumer:
             partition = streams[stream.decode()]
             entries = [_read_entry(stream_id.decode(), fields) for stream_id, fields in rows if fields is not None]
             if entries:
-                self._apply(partition, entries)
+                with timed(self._metrics.apply_seconds.observe):
+                    self._apply(partition, entries)
+                self._metrics.batch_entries.observe(len(entries))
                 handled += len(entries)
         return handled
 
@@ -175,10 +186,14 @@ def _read_entry(stream_id: str, fields: Mapping[bytes, bytes]) -> Entry:
 
 def main() -> int:
     """Entry point; the exit code."""
+    host, port = metrics_port()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     try:
         environment = Environment.from_mapping(os.environ)
         settings = ServingSettings.from_mapping(os.environ)
+        metrics = ConsumerMetrics()
+        metrics.registry.register(StreamPositions.from_environment("consumer", environment))
+        show_metrics(metrics.registry, host, port)
     except NightjarError as error:
         print(f"error {type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -186,14 +201,19 @@ def main() -> int:
     log = redis.Redis.from_url(environment.redis_log_url, socket_timeout=BLOCK_MS / 1000 + 5)
     online = redis.Redis.from_url(environment.redis_online_url, socket_timeout=5)
     consumer = Consumer(
-        log, online, tenant=tenant, batch=settings.consumer_batch, session_ttl_seconds=settings.session_ttl_seconds
+        log,
+        online,
+        tenant=tenant,
+        batch=settings.consumer_batch,
+        session_ttl_seconds=settings.session_ttl_seconds,
+        metrics=metrics,
     )
     lease = Lease(online, lease_key("consumer", tenant), seconds=settings.lease_seconds)
 
     def step(_: threading.Event) -> None:
         consumer.consume(block_ms=BLOCK_MS)
 
-    return run_role("consumer", lease, resume=consumer.resume, step=step)
+    return run_role("consumer", lease, resume=consumer.resume, step=step, metrics=metrics)
 
 
 if __name__ == "__main__":

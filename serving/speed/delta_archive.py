@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 from urllib.parse import unquote
 
@@ -29,12 +30,16 @@ class DeltaArchive:
     """One bronze table. This process is its only writer (deltalake records transaction versions, it does not enforce
     them; `position` is what makes a repeated append harmless)."""
 
-    def __init__(self, lakehouse: str, name: str, *, tenant: str) -> None:
+    def __init__(
+        self, lakehouse: str, name: str, *, tenant: str, on_synced: Callable[[float], None] = lambda _: None
+    ) -> None:
+        """`on_synced` hears how many seconds each append waited for the disk."""
         spec = table(name)
         self._schema = pa.schema([pa.field(column, _ARROW[kind]) for column, kind in spec.columns.items()])
         self._partition_by = list(spec.partition_by)
         self._path = table_path(lakehouse, name, tenant=tenant)
         self._name = name
+        self._on_synced = on_synced
         self._delta: DeltaTable | None = None
 
     def open(self) -> None:
@@ -79,7 +84,9 @@ class DeltaArchive:
             )
         except (DeltaError, OSError) as error:
             raise DependencyError(f"{self._name} cannot be written: {error}") from error
+        began = perf_counter()
         self._sync_newest_commit()
+        self._on_synced(perf_counter() - began)
 
     def _opened(self) -> DeltaTable:
         assert self._delta is not None, "open() comes first"

@@ -13,6 +13,7 @@ import redis
 from redis.exceptions import RedisError, WatchError
 
 from feature_repo.contracts.errors import NightjarError
+from serving.speed.metrics import RoleMetrics
 
 logger = logging.getLogger("nightjar.speed")
 
@@ -64,7 +65,14 @@ class Lease:
         return True
 
 
-def run_role(name: str, lease: Lease, *, resume: Callable[[], None], step: Callable[[threading.Event], None]) -> int:
+def run_role(
+    name: str,
+    lease: Lease,
+    *,
+    resume: Callable[[], None],
+    step: Callable[[threading.Event], None],
+    metrics: RoleMetrics,
+) -> int:
     """Wait for the role, then `resume` once and `step` for ever, until SIGTERM or SIGINT; the exit code.
 
     A store that does not answer, or a step that fails, is logged and tried again; the role is resumed anew after it.
@@ -79,15 +87,20 @@ def run_role(name: str, lease: Lease, *, resume: Callable[[], None], step: Calla
                 if not was_waiting:
                     logger.warning("%s: another process has the role; waiting", name)
                 has_resumed, was_waiting = False, True
+                metrics.role_held.set(0)
                 stopping.wait(RETRY_SECONDS)
                 continue
             if not has_resumed:
                 resume()
                 has_resumed, was_waiting = True, False
+                metrics.role_held.set(1)
+                metrics.takeovers.inc()
                 logger.warning("%s: running", name)
             step(stopping)
+            metrics.step_done()
         except (RedisError, OSError, NightjarError) as error:
             has_resumed = False
+            metrics.failures.inc()
             logger.warning("%s: %s: %s; trying again", name, type(error).__name__, error)
             stopping.wait(RETRY_SECONDS)
     try:

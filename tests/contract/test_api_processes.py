@@ -19,7 +19,7 @@ from deltalake import DeltaTable
 
 from feature_repo.contracts import environment as names
 from feature_repo.contracts.environment import Environment
-from feature_repo.contracts.keys import candidates_key, partition_of, pointer_key, stream_key
+from feature_repo.contracts.keys import candidates_key, partition_of, pointer_key, speed_counters_key, stream_key
 from feature_repo.contracts.packing import PackedCandidate, Source, pack_candidates
 from feature_repo.contracts.tables import table_path
 from infra.local.redis_server import RunningServer
@@ -179,9 +179,8 @@ def test_a_click_travels_to_the_next_slate_and_to_the_archive_whatever_dies(stac
     assert [event["item_id"] for event in shown["trace"]["session"]] == ["i0", "i1"]
     with redis.Redis.from_url(stack.log.url) as client:
         wait_for(lambda: client.xlen(stream_key(partition_of("u:u1"))) == 0, "the stream is trimmed")
-    metrics = stack.client.get("/metrics").text
-    assert 'nightjar_consumer_entries_total{outcome="applied"} 2.0' in metrics
-    assert 'nightjar_consumer_entries_total{outcome="duplicate"} 1.0' in metrics
+    with redis.Redis.from_url(stack.online.url) as client:  # exact, although the consumer was killed in between
+        assert client.hgetall(speed_counters_key()) == {b"applied": b"2", b"duplicate": b"1"}
 
     # A second consumer waits for its turn.
     second = stack.start("second", "serving.speed.consumer")
@@ -204,9 +203,10 @@ def test_the_server_outlives_its_stores_and_its_workers(stack: Stack) -> None:
     for _ in range(10):
         with httpx.Client(base_url=stack.url, timeout=5) as fresh:  # a new connection each: any worker
             assert fresh.post("/v1/recommendations", json={"user_id": "u1"}).status_code == 200
-    line = 'nightjar_requests_total{route="/v1/recommendations",status="200"}'
-    counts = [text for text in stack.client.get("/metrics").text.splitlines() if text.startswith(line)]
-    assert [float(text.rpartition(" ")[2]) for text in counts] == [11.0]
+    line = 'nightjar_api_requests_total{route="/v1/recommendations",status="200"}'
+    metrics = stack.client.get("/metrics").text.splitlines()
+    assert [float(text.rpartition(" ")[2]) for text in metrics if text.startswith(line)] == [11.0]
+    assert "nightjar_api_worker_starts_total 3.0" in metrics
 
     # Redis hangs, then is gone: degraded answers, quickly; still ready. Events are refused, not lost in silence.
     stack.online.process.send_signal(signal.SIGSTOP)

@@ -18,7 +18,6 @@ from feature_repo.contracts.keys import (
     pointer_key,
     quarantine_stream_key,
     session_key,
-    speed_counters_key,
     stream_key,
 )
 from serving.adapters.event_log import EventLog, LogEntry, MemoryEventLog, QuarantinedEvent, RedisEventLog
@@ -59,7 +58,6 @@ class TestOnlineStore:
         store, _, _ = online
         assert await store.read(version=V1, user_id="u1", anonymous_id=None) == OnlineRecords(None)
         assert await store.read(version=None, user_id=None, anonymous_id=None) == OnlineRecords(None)
-        assert await store.counters() == {}
 
     async def test_one_read_brings_all_of_one_person(self, online: tuple[OnlineStore, Put, PutHash]) -> None:
         store, put, put_hash = online
@@ -71,7 +69,6 @@ class TestOnlineStore:
         put_hash(
             entity_key("user_id", "u 1"), {SEGMENT_FIELD: b"\x12\x01A", SEGMENT_TIME_FIELD: b"\x08\x05", b"other": b"o"}
         )
-        put_hash(speed_counters_key(TENANT), {b"applied": b"7"})
 
         read = await store.read(version=V1, user_id="u 1", anonymous_id="x")
         assert read == OnlineRecords(V2, b"first", b"session of the user", b"\x12\x01A", b"\x08\x05")
@@ -83,7 +80,6 @@ class TestOnlineStore:
             V2, None, b"session of the user", b"\x12\x01A", b"\x08\x05"
         )
         assert await store.read(version=V1, user_id="u 2", anonymous_id=None) == OnlineRecords(V2)
-        assert await store.counters() == {"applied": 7}
 
     async def test_many_readers_at_once_each_get_their_own(self, online: tuple[OnlineStore, Put, PutHash]) -> None:
         store, put, _ = online
@@ -99,8 +95,6 @@ async def test_an_online_store_that_is_down_says_so() -> None:
     for store in (twin, RedisOnlineStore(NOBODY_LISTENS, tenant=TENANT, timeout_seconds=0.05, max_connections=1)):
         with pytest.raises(DependencyError, match="online store does not answer"):
             await store.read(version=None, user_id="u1", anonymous_id=None)
-        with pytest.raises(DependencyError, match="online store does not answer"):
-            await store.counters()
 
 
 async def test_a_redis_that_hangs_costs_no_more_than_the_timeout() -> None:
