@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
 import httpx
@@ -78,6 +79,40 @@ class AirflowApi:
         if response.status_code in (400, 422):
             raise DataError(f"Airflow refuses these parameters: {_detail(response)}")
         return str(response.json()["dag_run_id"])
+
+    def backfill(self, dag_id: str, first: date, last: date) -> int:
+        """Start a run for each data interval [day, next day) from `first` to `last`, oldest first; returns its id.
+
+        Days that have run already run again. Raises DataError with Airflow's words when it refuses, for example while
+        another backfill of the DAG is under way.
+        """
+        body = {
+            "dag_id": dag_id,
+            "from_date": f"{first}T00:00:00Z",
+            "to_date": f"{last}T00:00:00Z",
+            "run_backwards": False,
+            "dag_run_conf": {},
+            "reprocess_behavior": "completed",
+            "max_active_runs": 1,
+        }
+        response = self._send("POST", "/api/v2/backfills", json=body, accept=(200, 201, 400, 409, 422))
+        if response.status_code >= 400:
+            raise DataError(f"Airflow refuses the backfill of {dag_id} from {first} to {last}: {_detail(response)}")
+        return int(response.json()["id"])
+
+    def backfill_has_ended(self, backfill_id: int) -> bool:
+        """Whether every run of the backfill has come to its end, well or not."""
+        return self._send("GET", f"/api/v2/backfills/{backfill_id}").json()["completed_at"] is not None
+
+    def runs_between(self, dag_id: str, first: date, last: date) -> list[dict[str, Any]]:
+        """Runs with an interval that begins on a day from `first` to `last`, oldest first."""
+        query = {
+            "logical_date_gte": f"{first}T00:00:00Z",
+            "logical_date_lte": f"{last}T23:59:59Z",
+            "order_by": "logical_date",
+            "limit": "1000",
+        }
+        return self._send("GET", f"/api/v2/dags/{dag_id}/dagRuns", params=query).json()["dag_runs"]
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         """One DAG run."""

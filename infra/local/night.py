@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
-from typing import Any, TypedDict
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, TypedDict, TypeVar
 
 from feature_repo.contracts.errors import DataError, DependencyError, nearest
 from feature_repo.contracts.run import run_key
@@ -22,9 +22,15 @@ TASKS = (
 )  # fmt: skip
 """In the order in which they run (a test holds this to the DAG)."""
 
+SPARK_TASKS = frozenset({"refine_events", "build_features", "train_models", "score_users"})
+"""Those that go through spark-submit (held to the DAG by the same test); the others are plain Python."""
+
+_ONE_DAY = timedelta(days=1)
 _POLL_SECONDS = 1.0
 _PATIENCE_SECONDS = 30.0
 _SCHEDULER_SILENCE_SECONDS = 60.0
+
+_Answer = TypeVar("_Answer")
 
 Progress = Callable[[str, str, float | None, int], None]
 """Called when a task changes: (task_id, state, its seconds so far, try number)."""
@@ -93,10 +99,10 @@ def check_request(as_of: str | None, publish: str, params: Mapping[str, Any], *,
         )
     conf["publish"] = publish
     if as_of is not None:
-        day, latest = parse_as_of(as_of), today.astimezone(UTC).date() + timedelta(days=1)
+        day, latest = parse_as_of(as_of), today.astimezone(UTC).date() + _ONE_DAY
         if day > latest:
             raise DataError(
-                f"as_of {day} lies in the future: today is {latest - timedelta(days=1)} (UTC), so {latest} is the "
+                f"as_of {day} lies in the future: today is {latest - _ONE_DAY} (UTC), so {latest} is the "
                 "latest possible, and sees everything up to now",
                 field="as_of",
             )
@@ -111,10 +117,65 @@ def follow(airflow: AirflowApi, dag_run_id: str, on_progress: Progress | None = 
     """
     report = on_progress or (lambda *_: None)
     shown: dict[str, tuple[str | None, int]] = {}
+    for night in _answers(airflow, lambda: _describe(airflow, dag_run_id), dag_run_id):
+        for task in night["tasks"]:
+            now = (task["state"], task["tries"])
+            if task["state"] and shown.get(task["task_id"]) != now:
+                shown[task["task_id"]] = now
+                report(task["task_id"], task["state"], task["seconds"], task["tries"])
+        if night["state"] in TERMINAL_STATES:
+            return _with_errors(airflow, night)
+    raise AssertionError("the answers end with an exception")
+
+
+def backfill_nights(
+    first: str,
+    last: str,
+    *,
+    variables: Mapping[str, str] | None = None,
+    on_night: Callable[[Night], None] | None = None,
+) -> list[Night]:
+    """Run the nights with `as_of` from `first` to `last` (days, UTC) one after another; oldest first.
+
+    They are backfills: each rebuilds the tables of its day and publishes nothing. A day that has run before runs again
+    with what it pinned then. `on_night` is called with each night as it ends. A failed night is returned, not raised,
+    and the nights after it run. Raises DataError when the days are in the wrong order or Airflow refuses,
+    DependencyError when Airflow or its scheduler falls silent.
+    """
+    from_day, to_day = parse_as_of(first) - _ONE_DAY, parse_as_of(last) - _ONE_DAY  # as_of ends the interval
+    if to_day < from_day:
+        raise DataError(f"a backfill goes forward in time, got {first} to {last}", field="to")
+    with airflow_api(os.environ if variables is None else variables) as airflow:
+        airflow.wait_for_dag(DAG_ID)
+        airflow.unpause(DAG_ID)
+        backfill = airflow.backfill(DAG_ID, from_day, to_day)
+        told: set[str] = set()
+
+        def ask() -> tuple[bool, list[Night]]:
+            return airflow.backfill_has_ended(backfill), _backfilled(airflow, from_day, to_day)
+
+        for ended, nights in _answers(airflow, ask, f"backfill {backfill}"):
+            for night in nights:
+                if night["state"] in TERMINAL_STATES and night["dag_run_id"] not in told:
+                    told.add(night["dag_run_id"])
+                    if on_night is not None:
+                        on_night(night)
+            if ended:
+                return [_with_errors(airflow, night) for night in nights]
+    raise AssertionError("the answers end with an exception")
+
+
+def _backfilled(airflow: AirflowApi, from_day: date, to_day: date) -> list[Night]:
+    runs = airflow.runs_between(DAG_ID, from_day, to_day)
+    return [_describe(airflow, run["dag_run_id"]) for run in runs if run["run_type"] == "backfill"]
+
+
+def _answers(airflow: AirflowApi, ask: Callable[[], _Answer], what: str) -> Iterator[_Answer]:
+    """What `ask` returns, once a second and without end; silences are sat out as `follow` says."""
     last_answer = last_beat = time.monotonic()
     while True:
         try:
-            night = _describe(airflow, dag_run_id)
+            answer = ask()
             if airflow.health()["scheduler"]["status"] == "healthy":
                 last_beat = time.monotonic()
             last_answer = time.monotonic()
@@ -123,15 +184,9 @@ def follow(airflow: AirflowApi, dag_run_id: str, on_progress: Progress | None = 
                 raise
             time.sleep(_POLL_SECONDS)
             continue
-        for task in night["tasks"]:
-            now = (task["state"], task["tries"])
-            if task["state"] and shown.get(task["task_id"]) != now:
-                shown[task["task_id"]] = now
-                report(task["task_id"], task["state"], task["seconds"], task["tries"])
-        if night["state"] in TERMINAL_STATES:
-            return _with_errors(airflow, night)
+        yield answer
         if time.monotonic() - last_beat > _SCHEDULER_SILENCE_SECONDS:
-            raise DependencyError(f"Airflow's scheduler is not running, so {dag_run_id} does not go on: `nightjar up`")
+            raise DependencyError(f"Airflow's scheduler is not running, so {what} does not go on: `nightjar up`")
         time.sleep(_POLL_SECONDS)
 
 

@@ -11,7 +11,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -80,9 +80,15 @@ class _Stack:
             yield
 
 
-def up(variables: Mapping[str, str] | None = None, *, on_progress: Progress | None = None) -> dict[str, str]:
+def up(
+    variables: Mapping[str, str] | None = None,
+    *,
+    on_progress: Progress | None = None,
+    only: Collection[str] = NAMES,
+) -> dict[str, str]:
     """Start whatever is not running and wait until all is well; returns the address book.
 
+    `only` names the services to care for, and must hold what they need themselves; the others are left as they are.
     Raises DependencyError with the last log lines of the first service that did not start. What did start stays, so
     that the next `up` goes on from there.
     """
@@ -95,11 +101,13 @@ def up(variables: Mapping[str, str] | None = None, *, on_progress: Progress | No
         ports = choose_ports(read_ports(stack.ports_file), in_use_by_us={PORT_OF[n] for n in running if n in PORT_OF})
         write_ports(stack.ports_file, ports)
         book = write_book(stack.variables, ports, tools)
-        services = build_services(stack.home, ports, stack_variables(stack.variables))
+        everything = build_services(stack.home, ports, stack_variables(stack.variables))
+        services = {name: service for name, service in everything.items() if name in only}
+        running &= services.keys()
         outdated = {n for n in running if stack.pids.fingerprint(n) != services[n].fingerprint()}
         stack.pids.stop(_in_stopping_order(outdated), grace_seconds=STOP_GRACE_SECONDS)
         _Start(stack, services, running - outdated, report, began).all()
-        if "airflow-api" not in running - outdated:
+        if "airflow-api" in services.keys() - (running - outdated):
             _warm_up(book[AIRFLOW_URL])
     return book
 
@@ -179,7 +187,9 @@ class _Start:
 
     def all(self) -> None:
         """Returns when every service is well. Raises the first failure once nothing is starting any more."""
-        threads = [threading.Thread(target=self._database, daemon=True)]
+        threads = []
+        if self._services.keys() & set(AIRFLOW_NAMES):
+            threads.append(threading.Thread(target=self._database, daemon=True))
         threads += [threading.Thread(target=self._service, args=(s,), daemon=True) for s in self._services.values()]
         for thread in threads:
             thread.start()

@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 
-from infra.local.night import TASKS
+from infra.local.night import SPARK_TASKS, TASKS
 
 ROOT = Path(__file__).parents[2]
-SPARK_TASKS = {"refine_events", "build_features", "train_models", "score_users"}
 
 
 @pytest.fixture(scope="module")

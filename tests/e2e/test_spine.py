@@ -20,10 +20,10 @@ from feature_repo.contracts.run import EVALUATION_FILE, GATE_FILE, REFINE_FILE
 from feature_repo.contracts.tables import table_path
 from infra.demo.shop_window import ShopWindow, open_shop_window
 from infra.demo.story import click_through, compare_with_truth, slate_bytes
-from infra.local.night import TASKS, Night
-from infra.local.stack import airflow_api, down, status, up
+from infra.local.night import TASKS, Night, backfill_nights
+from infra.local.stack import down, status, up
 from spark_jobs.io.publication import Publication
-from spark_jobs.io.run_store import read_report
+from spark_jobs.io.run_store import read_report, read_run
 from tests.e2e.installation import AS_OF, EARLIER_AS_OF, SHOP, Installation
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -216,20 +216,9 @@ def test_rollback_is_quick_and_visible_in_the_next_answer(installation: Installa
 def test_a_backfill_rebuilds_its_day_and_publishes_nothing(installation: Installation, last_night: Night) -> None:
     past = SHOP.end_day - timedelta(days=5)
     versions = installation.cli_json("versions")
-    with airflow_api(installation.variables) as airflow:
-        # as_of is the end of the interval, so the run of `past - 1 day` has as_of = past
-        body = {
-            "dag_id": "nightly_recommendations",
-            "from_date": f"{past - timedelta(days=1)}T00:00:00Z",
-            "to_date": f"{past - timedelta(days=1)}T00:00:00Z",
-            "run_backwards": False,
-            "dag_run_conf": {},
-            "reprocess_behavior": "none",
-            "max_active_runs": 1,
-        }
-        airflow._send("POST", "/api/v2/backfills", json=body, accept=(200, 201))
-        run = until(lambda: ended_backfill(airflow), 300)
-    assert run["state"] == "success"
+    (night,) = backfill_nights(past.isoformat(), past.isoformat(), variables=installation.variables)
+    assert night["state"] == "success", night
+    assert read_run(installation.environment, night["run_key"]).as_of == past.isoformat()
     assert installation.cli_json("versions") == versions
     features = DeltaTable(path(installation, "gold.user_features"))
     days = {date.fromisoformat(p["as_of"]) for p in features.partitions()}
@@ -323,12 +312,6 @@ def until(condition: Callable[[], Any], seconds: float) -> Any:
             return found
         time.sleep(0.5)
     raise DependencyError(f"not within {seconds} s")
-
-
-def ended_backfill(airflow: Any) -> Any:
-    runs = airflow._send("GET", "/api/v2/dags/nightly_recommendations/dagRuns", params={"limit": 50}).json()["dag_runs"]
-    ended = [r for r in runs if r["run_type"] == "backfill" and r["state"] in ("success", "failed")]
-    return ended[0] if ended else None
 
 
 def parent_of(run: Any) -> str | None:

@@ -1,0 +1,75 @@
+"""The night's programs as processes of their own, in the order of the DAG, without a scheduler.
+
+A bench that kills and repeats them needs to know exactly when they run; what they do is what the DAG's tasks do.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from feature_repo.contracts.errors import NightjarError
+from infra.local.night import SPARK_TASKS, TASKS
+from infra.local.variables import REPOSITORY
+
+_POLL_SECONDS = 0.005
+_LAST_CHARACTERS = 2_000
+
+
+class Attempt(NamedTuple):
+    """One try of one task. `killed` is False when the program ended before the kill came."""
+
+    task: str
+    seconds: float
+    killed: bool
+
+
+def command_of(task: str, run_key: str, as_of: str) -> list[str]:
+    """The command line of a task, as the DAG's operators build it."""
+    if task not in SPARK_TASKS:
+        command = [sys.executable, "-m", f"spark_jobs.jobs.{task}", "--run-key", run_key]
+        return [*command, "--dag-run-id", run_key, "--as-of", as_of] if task == TASKS[0] else command
+    submit = Path(sys.executable).parent / "spark-submit"
+    program = REPOSITORY / "spark_jobs" / "jobs" / f"{task}.py"
+    return [str(submit), "--master", "local[*]", "--name", f"nightjar-{task}", str(program), "--run-key", run_key]
+
+
+def attempt(
+    task: str, run_key: str, as_of: str, *, variables: Mapping[str, str], log: Path, kill_after: float | None = None
+) -> Attempt:
+    """Run one task; with `kill_after` (seconds) SIGKILL it and all its processes at that moment of its life.
+
+    Raises NightjarError with the end of its log when it fails by itself.
+    """
+    with log.open("ab") as output:
+        began = time.monotonic()
+        process = subprocess.Popen(
+            command_of(task, run_key, as_of),
+            env=dict(variables), cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            while process.poll() is None:
+                if kill_after is not None and time.monotonic() - began >= kill_after:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+                    return Attempt(task, time.monotonic() - began, True)
+                time.sleep(_POLL_SECONDS)
+        finally:
+            if process.poll() is None:  # somebody stopped the bench
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode != 0:
+        raise NightjarError(
+            f"{task} of {run_key} ended with exit code {process.returncode}. The end of {log}:\n{_tail(log)}"
+        )
+    return Attempt(task, time.monotonic() - began, False)
+
+
+def _tail(log: Path) -> str:
+    return log.read_bytes()[-_LAST_CHARACTERS:].decode(errors="replace")

@@ -1,0 +1,111 @@
+"""`nightjar bench` and `nightjar torture`: measurements and ordeals that anybody can repeat."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import DataError
+from feature_repo.contracts.times import parse_as_of
+from infra.cli.output import ExitCode, err, out
+
+JsonOut = Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `nightjar`."""
+    bench = typer.Typer(help="Measure, on real data or on a simulated shop.", no_args_is_help=True)
+    bench.command("backfill")(backfill)
+    app.add_typer(bench, name="bench")
+    torture = typer.Typer(help="Do harm on purpose, and see that nothing is lost.", no_args_is_help=True)
+    torture.command("night")(night)
+    app.add_typer(torture, name="torture")
+
+
+def backfill(
+    data: Annotated[Path, typer.Option("--data", help="The UCI Online Retail file (.csv or .csv.gz).")],
+    days: Annotated[int, typer.Option("--days", help="How many nights, one as_of a day.")] = 30,
+    until: Annotated[
+        str | None, typer.Option("--until", help="The last as_of. Default: the day after the last event.")
+    ] = None,
+    seed: Seed = 7,
+    report_file: JsonOut = None,
+) -> None:
+    """A month of nights over real history, backfilled through Airflow; one of them twice. Takes an hour or two.
+
+    Exit code 1: a night failed, or the repeated one left other tables.
+    """
+    from infra.bench.backfill_month import backfill_month
+
+    if not data.is_file():
+        raise DataError(f"--data {data}: there is no such file")
+    last = parse_as_of(until) if until else None
+    home = _own_home("bench-backfill")
+    report = backfill_month(home, os.environ, data=data, days=days, until=last, seed=seed, say=_say)
+    _show(report, report_file)
+    rerun = report["rerun"]
+    out.print(f"partitions: {', '.join(f'{name} {count}' for name, count in report['partitions'].items())}")
+    out.print(
+        f"all succeeded: {report['all_succeeded']}; within 20 % of the median: {report['within_20_percent']:.0%}; "
+        f"as_of {rerun['as_of']} again: {_same(rerun)}"
+    )
+    if not (report["all_succeeded"] and rerun["identical"]):
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def night(
+    kills: Annotated[int, typer.Option("--kills", help="How many kills must land.")] = 50,
+    events: Annotated[int, typer.Option("--events", help="Size of the simulated shop.")] = 12_000,
+    seed: Seed = 7,
+    report_file: JsonOut = None,
+) -> None:
+    """SIGKILL a night at random points; compare tables, lists and bundle with a quiet night. Exit code 1: they differ."""
+    from infra.bench.night_kills import torture_night
+
+    home = _own_home("torture-night")
+    report = torture_night(home, os.environ, kills=kills, seed=seed, event_count=events, say=_say)
+    _show(report, report_file)
+    by_task = ", ".join(f"{task} {count}" for task, count in report["by_task"].items() if count)
+    out.print(f"{report['kills']} kills ({by_task}), {report['missed']} came too late; {_same(report)}")
+    if not report["identical"]:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _own_home(name: str) -> Path:
+    """A folder beside the installation's own state: what lies in it is the bench's and is made anew each time."""
+    return Path(Environment.from_mapping(os.environ).home) / name
+
+
+def _same(found: Mapping[str, Any]) -> str:
+    if found["identical"]:
+        return f"all {found['compared']} hashes are equal"
+    return f"[bold red]{len(found['differing'])} of {found['compared']} hashes differ:[/] {found['differing']}"
+
+
+def _say(text: str) -> None:
+    err.print(text, markup=False)
+
+
+def _show(report: Mapping[str, Any], path: Path | None) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from infra.bench.report import write_report
+
+    if path is not None:
+        write_report(report, path)
+    table = Table(title=f"{report['name']} ({report['code_version']})", box=box.SIMPLE_HEAD, title_justify="left")
+    for column in ("figure", "unit", "min", "median", "max", "baseline", "ratio"):
+        table.add_column(column, justify="left" if column in ("figure", "unit") else "right")
+    for name, found in report["figures"].items():
+        numbers = (found[key] for key in ("min", "median", "max", "baseline", "ratio"))
+        table.add_row(name, found["unit"], *("" if n is None else f"{n:g}" for n in numbers))
+    out.print(table)
+    machine = report["machine"]
+    out.print(f"on {machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}")
