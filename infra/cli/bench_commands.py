@@ -65,7 +65,7 @@ def night(
     seed: Seed = 7,
     report_file: JsonOut = None,
 ) -> None:
-    """SIGKILL a night at random points; compare tables, lists and bundle with a quiet night. Exit code 1: they differ."""
+    """SIGKILL a night at random points; compare what it leaves with a quiet night. Exit code 1: they differ."""
     from infra.bench.night_kills import torture_night
 
     home = _own_home("torture-night")

@@ -18,8 +18,12 @@ from infra.cli.output import ExitCode, err, out, step
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from infra.demo.retail_story import ColdItem, Customer, Pair
+    from infra.demo.shop_window import ShopWindow
     from infra.demo.story import Check, StepTimes
     from infra.importing.report import ImportReport
+
+    Story = tuple[list[Pair], Customer | None, tuple[int, int, list[ColdItem]]]
 
 SHOP_FOLDER = "demo-shop"
 
@@ -101,11 +105,18 @@ def _play(data: Path | None, times: StepTimes) -> Sequence[Check]:
         with times.measure("compare with the truth"):
             checks.append(compare_with_truth(env, window, as_of, shop).check())
 
+    story = None
+    if data is not None:
+        with times.measure("tell the shop's story"):
+            story = _tell(env, window, as_of)
+
     run_key = night["run_key"]
     out.rule(f"Nightjar: version {version}")
     refine = read_report(env, run_key, REFINE_FILE)
     screen.show_counts(out, [report.to_mapping() for report in reports], refine)
     screen.show_models(out, read_report(env, run_key, EVALUATION_FILE), read_report(env, run_key, GATE_FILE))
+    if story is not None:
+        _show_story(window, story)
     screen.show_history(out, window, clicked)
     screen.show_slate(out, window, clicked.before, "Their slate")
     screen.show_move(out, window, clicked)
@@ -113,6 +124,29 @@ def _play(data: Path | None, times: StepTimes) -> Sequence[Check]:
     screen.show_times(out, times.seconds, {task["task_id"]: task["seconds"] or 0.0 for task in night["tasks"]})
     screen.show_addresses(out, addresses(book))
     return checks
+
+
+def _tell(env: Environment, window: ShopWindow, as_of: str) -> Story:
+    """What a real history has to tell: pairs, one customer, cold items."""
+    from infra.demo import retail_story as story
+
+    lines = story.read_purchases(env, as_of)
+    numbers = story.read_lists(env, as_of)
+    listed = {item_id: numbers.get(number, 0) for number, item_id in window.number_to_id.items()}
+    categories = {item_id: window.category(item_id) for item_id in window.items}
+    user_id = story.choose_customer(lines)
+    customer = None if user_id is None else story.tell_customer(lines, user_id, as_of, categories)
+    return story.bought_together(lines), customer, story.cold_items(lines, as_of, listed)
+
+
+def _show_story(window: ShopWindow, story: Story) -> None:
+    from infra.demo import retail_screen
+
+    pairs, customer, cold = story
+    retail_screen.show_pairs(out, window, pairs)
+    if customer is not None:
+        retail_screen.show_customer(out, window, customer)
+    retail_screen.show_cold(out, window, cold)
 
 
 def _load(data: Path | None, shop: Path, env: Environment, times: StepTimes) -> tuple[ImportReport, ...]:

@@ -20,7 +20,8 @@ SLICES = ("all", "<5", "5-20", ">20")
 NDCG = "ndcg_at_20"
 
 
-def _table(title: str, *columns: str, right: Collection[str] = ()) -> Table:
+def small_table(title: str, *columns: str, right: Collection[str] = ()) -> Table:
+    """A table as the demo's screen has them: a bold title at the left, columns in `right` aligned to the right."""
     table = Table(
         title=f"\n[bold]{title}[/]", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style=""
     )
@@ -32,7 +33,7 @@ def _table(title: str, *columns: str, right: Collection[str] = ()) -> Table:
 def show_counts(console: Console, imports: Sequence[Mapping[str, Any]], refine: Mapping[str, Any]) -> None:
     """What was read, and what became of it; each line adds up."""
     counts = ("read", "accepted", "quarantined", "not stored")
-    table = _table("Data: every line accounted for", "", *counts, right=counts)
+    table = small_table("Data: every line accounted for", "", *counts, right=counts)
     for report in imports:
         numbers = [report["read"], report["accepted"], report["quarantined_total"], report["not_stored"]]
         table.add_row(report["kind"], *(f"{n:,}" for n in numbers))
@@ -63,7 +64,7 @@ def show_models(console: Console, evaluation: Mapping[str, Any], gate: Mapping[s
     heads = [f"{name}\n{count:,} users" for name, count in users.items()]
     others = ("R@20", "HR@20", "MRR@20", "coverage", "fit s")
     title = f"Models: NDCG@20 by slice, all items ranked, on the last {test['days']} days"
-    table = _table(title, "model", *heads, *others, right=(*heads, *others))
+    table = small_table(title, "model", *heads, *others, right=(*heads, *others))
     models = sorted(evaluation["models"].items(), key=lambda pair: -pair[1]["metrics"].get("all", {}).get(NDCG, 0.0))
     for name, model in models:
         metrics, won = model["metrics"], name == gate.get("contestant")
@@ -88,7 +89,7 @@ def show_history(console: Console, window: ShopWindow, clicked: Clicked) -> None
     for row in clicked.cast.history:
         by_item.setdefault(row["item_id"], []).append(row)
     title = f"User {clicked.cast.user_id}: the newest of {len(by_item)} items they know"
-    table = _table(title, "when", "item", "category", "what they did")
+    table = small_table(title, "when", "item", "category", "what they did")
     for item_id, rows in list(by_item.items())[:HISTORY_ROWS]:
         kinds = Counter(row["event_type"] for row in rows)
         did = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
@@ -99,7 +100,7 @@ def show_history(console: Console, window: ShopWindow, clicked: Clicked) -> None
 
 def show_slate(console: Console, window: ShopWindow, answer: Mapping[str, Any], title: str) -> None:
     """A slate, the reason of each item below its title."""
-    table = _table(title, "", "item", "category", "score", "source", right=("", "score"))
+    table = small_table(title, "", "item", "category", "score", "source", right=("", "score"))
     for item in answer["items"]:
         table.add_row(str(item["rank"]), *_item_cells(window, item))
     console.print(table)
@@ -110,7 +111,7 @@ def show_move(console: Console, window: ShopWindow, clicked: Clicked) -> None:
     titles = ", ".join(escape(window.title(item_id)) for item_id in clicked.cast.clicks)
     console.print(f"\n[bold]Three clicks in {escape(clicked.cast.category)}:[/] {titles}")
     old = {item["item_id"]: item["rank"] for item in clicked.before["items"]}
-    table = _table(
+    table = small_table(
         "The slate after the clicks", "", "moved", "item", "category", "score", "source", right=("", "score")
     )
     for item in clicked.after["items"]:
@@ -133,7 +134,7 @@ def _item_cells(window: ShopWindow, item: Mapping[str, Any]) -> list[str]:
 
 def show_checks(console: Console, checks: Sequence[Check]) -> None:
     """Each claim with its measurement."""
-    table = _table("What this run has shown", "", "claim", "measured")
+    table = small_table("What this run has shown", "", "claim", "measured")
     for check in checks:
         table.add_row("[green]yes[/]" if check.held else "[bold red]NO[/]", check.claim, check.measured)
     console.print(table)
@@ -141,7 +142,7 @@ def show_checks(console: Console, checks: Sequence[Check]) -> None:
 
 def show_times(console: Console, steps: Mapping[str, float], tasks: Mapping[str, float]) -> None:
     """Wall seconds by step, the night's tasks below it."""
-    table = _table("Time", "step", "seconds", right=("seconds",))
+    table = small_table("Time", "step", "seconds", right=("seconds",))
     for name, seconds in steps.items():
         table.add_row(name, f"{seconds:.1f}")
         if name == NIGHT_STEP:
@@ -154,7 +155,7 @@ def show_times(console: Console, steps: Mapping[str, float], tasks: Mapping[str,
 def show_addresses(console: Console, described: Mapping[str, Any]) -> None:
     """Where to look further, with logins."""
     airflow = described["airflow"]
-    table = _table("Look around", "what", "address", "login")
+    table = small_table("Look around", "what", "address", "login")
     table.add_row("Airflow", airflow["url"], f"{airflow['user']} / {airflow['password']}" if "user" in airflow else "")
     table.add_row("MLflow", described["mlflow"]["url"], "none")
     table.add_row("API docs", described["api"]["docs"], "none")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -55,13 +56,13 @@ def test_a_program_is_killed_with_its_children_and_at_its_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(30)'])"
-    monkeypatch.setattr(programs, "command_of", lambda *_: ["python3", "-c", child])
+    monkeypatch.setattr(programs, "command_of", lambda *_: [sys.executable, "-c", child])
     killed = attempt("refine_events", "r", "2025-01-01", variables={}, log=tmp_path / "log", kill_after=0.3)
     assert killed.killed
     assert 0.3 <= killed.seconds < 5
-    monkeypatch.setattr(programs, "command_of", lambda *_: ["python3", "-c", "pass"])
+    monkeypatch.setattr(programs, "command_of", lambda *_: [sys.executable, "-c", "pass"])
     assert not attempt("x", "r", "d", variables={}, log=tmp_path / "log", kill_after=20).killed
-    monkeypatch.setattr(programs, "command_of", lambda *_: ["python3", "-c", "raise SystemExit('no such day')"])
+    monkeypatch.setattr(programs, "command_of", lambda *_: [sys.executable, "-c", "raise SystemExit('no such day')"])
     with pytest.raises(NightjarError, match=r"x of r ended with exit code 1(.|\n)*no such day"):
         attempt("x", "r", "d", variables={}, log=tmp_path / "log")
 
