@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from feature_repo.contracts.bronze import bronze_row
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.events import Reason, expand_items
 from feature_repo.contracts.times import from_micros
 from serving.speed.entries import read_event
 from serving.speed.positions import position_number, receipt_micros
-
-_ALSO_IN_PROPERTIES = ("context", "page_view_id", "sent_at")
-"""Fields without a column of their own."""
 
 Row = dict[str, Any]
 
@@ -29,7 +26,9 @@ def event_rows(stream_id: str, fields: Mapping[bytes, bytes], *, source: str) ->
         event = read_event(stream_id, raw)
     except DataError as error:
         return [], [_quarantine_row(raw, Reason.UNREADABLE.value, error.field, str(error), stream_id, source)]
-    return [_event_row(line, stream_id, source) for line in expand_items(event)], []
+    position, received_at = position_number(stream_id), from_micros(receipt_micros(stream_id))
+    lines = expand_items(event)
+    return [bronze_row(line, received_at=received_at, source=source, source_position=position) for line in lines], []
 
 
 def quarantine_rows(stream_id: str, fields: Mapping[bytes, bytes], *, source: str) -> list[Row]:
@@ -38,36 +37,6 @@ def quarantine_rows(stream_id: str, fields: Mapping[bytes, bytes], *, source: st
         fields.get(name, b"").decode("utf-8", "replace") for name in (b"reason", b"field", b"detail")
     )
     return [_quarantine_row(fields.get(b"raw", b""), reason, field or None, detail, stream_id, source)]
-
-
-def _event_row(event: Mapping[str, Any], stream_id: str, source: str) -> Row:
-    moment = event["timestamp"]
-    consent = event.get("consent", {})
-    extra = {name: event[name] for name in _ALSO_IN_PROPERTIES if name in event}
-    properties = {**event.get("properties", {}), **extra}
-    return {
-        "event_id": event["event_id"],
-        "event_type": event["event_type"],
-        "user_id": event.get("user_id"),
-        "anonymous_id": event.get("anonymous_id"),
-        "session_id": event.get("session_id"),
-        "item_id": event.get("item_id"),
-        "event_timestamp": moment,
-        "received_at": from_micros(receipt_micros(stream_id)),
-        "quantity": event.get("quantity"),
-        "price": _number(event.get("price")),
-        "value": _number(event.get("value")),
-        "currency": event.get("currency"),
-        "recommendation_id": event.get("recommendation_id"),
-        "placement": event.get("placement"),
-        "channel": event.get("channel"),
-        "consent_train": consent.get("train"),
-        "consent_personalize": consent.get("personalize"),
-        "properties": json.dumps(properties, sort_keys=True) if properties else None,
-        "source": source,
-        "source_position": position_number(stream_id),
-        "event_date": moment.date(),
-    }
 
 
 def _quarantine_row(raw: bytes, reason: str, field: str | None, detail: str, stream_id: str, source: str) -> Row:
@@ -80,7 +49,3 @@ def _quarantine_row(raw: bytes, reason: str, field: str | None, detail: str, str
         "source_position": position_number(stream_id),
         "quarantined_at": from_micros(receipt_micros(stream_id)),
     }
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)

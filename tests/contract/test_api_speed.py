@@ -252,7 +252,7 @@ class TestArchiver:
     async def test_every_column_of_an_event_arrives(self, archive: Archive) -> None:
         event = click(
             "e1", "i1", 5, anonymous_id="a1", session_id="s1", quantity=2, price=3, value=6.5, currency="GBP",
-            recommendation_id="r1", placement="home", channel="web", consent={"train": False},
+            recommendation_id="r1", placement="home", channel="web", consent={"train": False, "share": True},
             properties={"b": 1, "a": "ü"}, page_view_id="p1", context={"region": "DE"},
             timestamp="2024-03-08T00:30:00+01:00",
         )  # fmt: skip
@@ -266,7 +266,9 @@ class TestArchiver:
             "2024-03-07T23:30:00+00:00",
             "2024-03-07",
         )
-        properties = {"a": "ü", "b": 1, "page_view_id": "p1", "context": {"region": "DE"}}
+        properties = {
+            "a": "ü", "b": 1, "page_view_id": "p1", "context": {"region": "DE"}, "consent": {"share": True},
+        }  # fmt: skip
         assert json.loads(row.pop("properties")) == properties
         assert row == {
             "event_id": "e1", "event_type": "view_item", "user_id": "u1", "anonymous_id": "a1", "session_id": "s1",
