@@ -26,6 +26,7 @@ MLFLOW_URI = "MLFLOW_TRACKING_URI"
 AIRFLOW_URL = "NIGHTJAR_AIRFLOW_URL"
 CODE_VERSION = "NIGHTJAR_CODE_VERSION"
 FEAST_REDIS = "NIGHTJAR_FEAST_REDIS"
+INBOX = "NIGHTJAR_INBOX"
 
 
 class Environment(NamedTuple):
@@ -35,6 +36,7 @@ class Environment(NamedTuple):
     publications  root of the published bundles, readable by every serving process
     runs          root of the run folders (pins, models, reports), readable by every task of a night
     jars          folder with the Delta jars
+    inbox         folder whose subfolders users, items and events `nightjar import sync` takes files from
     """
 
     home: str
@@ -47,6 +49,7 @@ class Environment(NamedTuple):
     redis_online_url: str
     mlflow_uri: str
     code_version: str
+    inbox: str
 
     @classmethod
     def from_mapping(cls, variables: Mapping[str, str]) -> Environment:
@@ -63,6 +66,7 @@ class Environment(NamedTuple):
             redis_online_url=variables.get(REDIS_ONLINE_URL, "redis://127.0.0.1:6379/0"),
             mlflow_uri=variables.get(MLFLOW_URI, "http://127.0.0.1:5000"),
             code_version=variables.get(CODE_VERSION, "unknown"),
+            inbox=variables.get(INBOX, f"{home}/inbox"),
         )
 
 

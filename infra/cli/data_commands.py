@@ -7,26 +7,58 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import DataError, nearest
 from infra.cli.output import emit, err, out
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from infra.importing.report import ImportReport
+    from infra.importing.inbox import SyncReport
+    from infra.importing.mapping import ColumnMap
+    from infra.importing.report import ImportReport, Options
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Mapped = Annotated[
     list[str] | None,
     typer.Option("--map", help="field=column, or a constant as field=:value; may be repeated.", metavar="FIELD=COLUMN"),
 ]
-Input = Annotated[Path, typer.Argument(help="A .csv, .jsonl, .ndjson or .parquet file (text also .gz), or a folder.")]
+Input = Annotated[
+    Path, typer.Argument(help="A .csv, .tsv, .jsonl or .parquet file (text also .gz), or a folder of them.")
+]
+ItemInput = Annotated[
+    Path,
+    typer.Argument(help="As for events; also a Google Merchant feed (.xml, .txt) or schema.org products (.json)."),
+]
+MappingFile = Annotated[
+    Path | None, typer.Option("--mapping", help="A saved mapping (.toml or .json); --map adds to it.", metavar="FILE")
+]
+SaveMapping = Annotated[
+    Path | None,
+    typer.Option("--save-mapping", help="Write the mapping that was used, guessed or given.", metavar="FILE"),
+]
+Rejects = Annotated[
+    Path | None,
+    typer.Option(
+        "--rejects",
+        help="Where refused lines go, each with its reason; mend them and import that file. "
+        "Default: below NIGHTJAR_HOME/rejects.",
+        metavar="FILE",
+    ),
+]
+InputFormat = Annotated[
+    str, typer.Option("--format", help="auto, csv, jsonl, parquet, google-merchant or schema-org.", metavar="FORMAT")
+]
+Encoding = Annotated[
+    str | None, typer.Option("--encoding", help="Of text files that are no UTF-8, such as cp1252.", metavar="NAME")
+]
+Wait = Annotated[float, typer.Option("--wait", help="How long to wait for another import to end.", metavar="SECONDS")]
 
 
 def register(app: typer.Typer) -> None:
@@ -36,6 +68,7 @@ def register(app: typer.Typer) -> None:
     group.command("events")(take_events)
     group.command("items")(take_items)
     group.command("users")(take_users)
+    group.command("sync")(sync)
     group.command("shop")(take_shop)
     group.command("online-retail")(take_online_retail)
     app.add_typer(group)
@@ -87,37 +120,106 @@ def simulate(
     emit({**document, "counts": asdict(summary)}, as_json=as_json, render=render)
 
 
-def take_events(path: Input, mapping: Mapped = None, as_json: AsJson = False) -> None:
-    """Take events. Every line is accepted, quarantined with its reason, or counted as not to be stored."""
+def take_events(
+    path: Input,
+    mapping: Mapped = None,
+    mapping_file: MappingFile = None,
+    save_mapping: SaveMapping = None,
+    rejects: Rejects = None,
+    input_format: InputFormat = "auto",
+    encoding: Encoding = None,
+    wait_seconds: Wait = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Take events. Every line is accepted, quarantined with its reason, or counted as not to be stored.
+
+    Without a mapping, columns are recognised by their names, and said."""
     from infra.importing.events import import_events
-    from infra.importing.mapping import ColumnMap
 
-    column_map = ColumnMap.parse(mapping or [])
+    column_map = _mapping("events", mapping, mapping_file)
+    options = _options("events", column_map, save_mapping, rejects, input_format, encoding, wait_seconds)
     with _bar("importing", quiet=as_json) as move:
-        report = import_events(path, _environment(), column_map, progress=lambda n, source: move(n, None, source))
+        report = import_events(
+            path, _environment(), column_map, options=options, progress=lambda n, source: move(n, None, source)
+        )
     _show([report], as_json=as_json)
 
 
-def take_items(path: Input, mapping: Mapped = None, as_json: AsJson = False) -> None:
+def take_items(
+    path: ItemInput,
+    mapping: Mapped = None,
+    mapping_file: MappingFile = None,
+    save_mapping: SaveMapping = None,
+    rejects: Rejects = None,
+    input_format: InputFormat = "auto",
+    encoding: Encoding = None,
+    full_catalogue: Annotated[
+        bool, typer.Option("--full-catalogue", help="Items that are not in PATH become out of stock and hidden.")
+    ] = False,
+    missing_limit: Annotated[
+        float,
+        typer.Option("--missing-limit", help="Share of the catalogue that may go missing that way.", min=0, max=1),
+    ] = 0.5,
+    wait_seconds: Wait = 0.0,
+    as_json: AsJson = False,
+) -> None:
     """Take items; an item_id that is known is replaced."""
-    from infra.importing.catalogue import ITEM_FIELDS, import_items
-    from infra.importing.mapping import ColumnMap
+    from infra.importing.catalogue import import_items
 
-    column_map = ColumnMap.parse(mapping or [], ITEM_FIELDS)
-    with _bar("importing items", quiet=as_json):
-        report = import_items(path, _environment(), column_map)
+    column_map = _mapping("items", mapping, mapping_file)
+    options = _options("items", column_map, save_mapping, rejects, input_format, encoding, wait_seconds)
+    with _bar("importing items", quiet=as_json) as move:
+        report = import_items(
+            path, _environment(), column_map, options=options, full_catalogue=full_catalogue,
+            missing_limit=missing_limit, progress=lambda n, source: move(n, None, source),
+        )  # fmt: skip
     _show([report], as_json=as_json)
 
 
-def take_users(path: Input, mapping: Mapped = None, as_json: AsJson = False) -> None:
+def take_users(
+    path: Input,
+    mapping: Mapped = None,
+    mapping_file: MappingFile = None,
+    save_mapping: SaveMapping = None,
+    rejects: Rejects = None,
+    input_format: InputFormat = "auto",
+    encoding: Encoding = None,
+    wait_seconds: Wait = 0.0,
+    as_json: AsJson = False,
+) -> None:
     """Take users and what they consent to; a user_id that is known is replaced."""
-    from infra.importing.catalogue import USER_FIELDS, import_users
-    from infra.importing.mapping import ColumnMap
+    from infra.importing.catalogue import import_users
 
-    column_map = ColumnMap.parse(mapping or [], USER_FIELDS)
-    with _bar("importing users", quiet=as_json):
-        report = import_users(path, _environment(), column_map)
+    column_map = _mapping("users", mapping, mapping_file)
+    options = _options("users", column_map, save_mapping, rejects, input_format, encoding, wait_seconds)
+    with _bar("importing users", quiet=as_json) as move:
+        report = import_users(
+            path, _environment(), column_map, options=options, progress=lambda n, source: move(n, None, source)
+        )
     _show([report], as_json=as_json)
+
+
+def sync(
+    settle_seconds: Annotated[
+        float, typer.Option("--settle", help="Files modified less than this ago wait.", metavar="SECONDS", min=0)
+    ] = 10.0,
+    wait_seconds: Wait = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Take what is new in the inbox (NIGHTJAR_INBOX, default NIGHTJAR_HOME/inbox): users/, items/ and events/.
+
+    Exit code 2 when a file is bad; all others are imported all the same."""
+    from infra.importing.inbox import sync_inbox
+
+    with _bar("importing", quiet=as_json) as move:
+        report = sync_inbox(
+            _environment(), now=datetime.now(UTC), settle_seconds=settle_seconds, wait_seconds=wait_seconds,
+            progress=lambda n, source: move(n, None, source),
+        )  # fmt: skip
+    emit(report.to_mapping(), as_json=as_json, render=lambda: print_sync(report))
+    if report.failed:
+        named = "; ".join(f"{source}: {error}" for source, error in report.failed.items())
+        raise DataError(f"{len(report.failed)} of the inbox could not be imported: {named}")
 
 
 def take_shop(
@@ -146,6 +248,44 @@ def _environment() -> Environment:
     return Environment.from_mapping(os.environ)
 
 
+def _mapping(kind: str, pairs: Sequence[str] | None, file: Path | None) -> ColumnMap | None:
+    """The saved mapping with --map on top; None when neither is given."""
+    from infra.importing.mapping import FIELDS_BY_KIND, ColumnMap
+
+    saved = ColumnMap.load(file, kind) if file is not None else None
+    if not pairs:
+        return saved
+    given = ColumnMap.parse(pairs, FIELDS_BY_KIND[kind])
+    return (saved or ColumnMap(kind=kind)).with_columns_of(given)
+
+
+def _options(
+    kind: str,
+    column_map: ColumnMap | None,
+    save_mapping: Path | None,
+    rejects: Path | None,
+    input_format: str,
+    encoding: str | None,
+    wait_seconds: float,
+) -> Options:
+    from infra.importing.mapping import INPUT_FORMATS, check_encoding
+    from infra.importing.report import Options
+
+    formats = ("auto", *INPUT_FORMATS) if kind == "items" else ("auto", *INPUT_FORMATS[:3])
+    if input_format not in formats:
+        hint = nearest(input_format, formats)
+        raise DataError(f"--format is one of {', '.join(formats)}, got {input_format!r}{hint}", field="format")
+    return Options(
+        input_format=None if input_format == "auto" else input_format,
+        encoding=check_encoding(encoding) if encoding else None,
+        guess=column_map is None,
+        save_mapping=save_mapping,
+        rejects=rejects,
+        rejects_folder=Path(_environment().home, "rejects", kind),
+        wait_seconds=wait_seconds,
+    )
+
+
 def _show(reports: Sequence[ImportReport], *, as_json: bool) -> None:
     def render() -> None:
         for report in reports:
@@ -170,6 +310,25 @@ def print_report(report: ImportReport) -> None:
     for note, count in report.notes.items():
         table.add_row(note, f"{count:,}")
     out.print(table)
+    if report.mapping:
+        named = ", ".join(f"{ours} = {theirs}" for ours, theirs in report.mapping.items())
+        out.print(f"columns recognised: {named}", markup=False)
+    for path in report.rejects:
+        out.print(f"rejects: {path} (mend the lines there, then import that file)", markup=False, soft_wrap=True)
+
+
+def print_sync(report: SyncReport) -> None:
+    """Each imported file with its counts, then what waits and what failed; a line when nothing was new."""
+    for done in report.imported:
+        print_report(done)
+    for title, said in (("waits", report.waiting), ("same bytes as", report.duplicates), ("failed", report.failed)):
+        for source, words in said.items():
+            out.print(f"{title}: {source}: {words}", markup=False, soft_wrap=True)
+    out.print(
+        f"{report.inbox}: {len(report.imported)} imported, {len(report.unchanged)} unchanged, "
+        f"{len(report.duplicates)} doubled, {len(report.waiting)} waiting, {len(report.failed)} failed",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def _named(sources: Sequence[str]) -> str:

@@ -18,7 +18,8 @@ from feature_repo.contracts.bronze import bronze_row
 from feature_repo.contracts.events import Reason, Rejection, check_event, expand_items
 from infra.importing.fast_path import plainly_good
 from infra.importing.mapping import ColumnMap
-from infra.importing.reading import Batch, Unreadable
+from infra.importing.reading import Batch, Unreadable, rejected_form
+from infra.importing.rejects import RejectedFile, RejectedLine
 from infra.importing.tables import bronze_schema
 from infra.importing.values import event_of_row, plain_types
 
@@ -40,6 +41,7 @@ class Tally:
     quarantined: Counter[str] = field(default_factory=Counter)
     quarantine_rows: list[dict[str, Any]] = field(default_factory=list)
     id_hashes: list[NDArray[np.uint64]] = field(default_factory=list)
+    rejected: dict[str, RejectedFile] = field(default_factory=dict)
 
     @property
     def repeated(self) -> int:
@@ -51,10 +53,13 @@ class Tally:
 
     def quarantine(self, batch: Batch, row: int, rejection: Rejection, moment: datetime) -> None:
         """Keep the original bytes of a line with the reason."""
+        raw = batch.raw(row)
+        line = RejectedLine(batch.line_number(row), str(rejection.reason), rejection.field, rejection.detail, raw)
+        self.rejects_of(batch).append(line)
         self.quarantined[str(rejection.reason)] += 1
         self.quarantine_rows.append(
             {
-                "raw": batch.raw(row),
+                "raw": raw,
                 "reason": str(rejection.reason),
                 "field": rejection.field,
                 "detail": rejection.detail,
@@ -63,6 +68,14 @@ class Tally:
                 "quarantined_at": moment,
             }
         )
+
+    def rejects_of(self, batch: Batch) -> list[RejectedLine]:
+        """The list of the refused lines of a batch's file, to be added to."""
+        source = batch.file.source
+        if source not in self.rejected:
+            extension, input_format = rejected_form(batch)
+            self.rejected[source] = RejectedFile(source, input_format, extension, batch.header, [])
+        return self.rejected[source].lines
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,8 @@ class EventChecker:
         """The good rows of a batch, with the columns of bronze.events_import, in file order; `tally` is added to."""
         tally.read += len(batch.positions)
         if batch.columns is None:
-            rows = self._one_by_one(batch, tally, enumerate(batch.objects))
+            objects = self.column_map.apply_to_objects(batch.objects)
+            rows = self._one_by_one(batch, tally, enumerate(objects))
             table = pa.Table.from_pylist(rows, bronze_schema(EVENTS))
         else:
             table = self._columns(batch, batch.columns, tally)
@@ -113,7 +127,7 @@ class EventChecker:
         records = (
             (int(row), event_of_row(values, is_text=batch.is_text)) for row, values in zip(slow_rows, some, strict=True)
         )
-        slow = pa.Table.from_pylist(self._one_by_one(batch, tally, records, is_mapped=True), bronze_schema(EVENTS))
+        slow = pa.Table.from_pylist(self._one_by_one(batch, tally, records), bronze_schema(EVENTS))
         both = pa.concat_tables([pa.Table.from_batches([fast]), slow])
         return both if not (fast.num_rows and slow.num_rows) else both.sort_by("source_position")
 
@@ -147,16 +161,11 @@ class EventChecker:
                 refused[row] = _refuses(event_of_row({name: column[int(row)].as_py()}, is_text=True))
         return refused
 
-    def _one_by_one(
-        self, batch: Batch, tally: Tally, records: Iterable[tuple[int, Any]], *, is_mapped: bool = False
-    ) -> list[dict[str, Any]]:
+    def _one_by_one(self, batch: Batch, tally: Tally, records: Iterable[tuple[int, Any]]) -> list[dict[str, Any]]:
         good_rows: list[dict[str, Any]] = []
         accepted_ids: list[str] = []
         refusing = frozenset(self.refusing.to_pylist())
-        for row, record in records:
-            event = record
-            if isinstance(record, Mapping) and not is_mapped:
-                event = self.column_map.apply_to_object(record)
+        for row, event in records:
             if isinstance(event, Mapping) and (_refuses(event) or _is_in(event.get("user_id"), refusing)):
                 tally.not_stored += 1
                 continue

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,13 +12,12 @@ import pyarrow as pa
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.times import require_utc
 from infra.importing.checking import EVENTS, QUARANTINE, EventChecker, Tally, quarantine_batches
+from infra.importing.guessing import mapping_for
+from infra.importing.lease import writer_lease
 from infra.importing.mapping import ColumnMap
 from infra.importing.reading import COLUMNAR, column_names, find_files, read_batches
-from infra.importing.report import ImportReport
+from infra.importing.report import ImportReport, Options, Progress, written_rejects
 from infra.importing.tables import replace_sources, users_who_refuse_storage
-
-Progress = Callable[[int, str], None]
-"""Is told how many lines are read, and of which file."""
 
 _REQUIRED = ("event_type", "timestamp", "user_id or anonymous_id")
 
@@ -28,7 +28,7 @@ def import_events(
     column_map: ColumnMap | None = None,
     *,
     received_at: datetime | None = None,
-    prefix: str = "",
+    options: Options | None = None,
     progress: Progress | None = None,
 ) -> ImportReport:
     """Import a file, or every file of a folder, by the rules of `contracts.events`.
@@ -39,28 +39,39 @@ def import_events(
 
     Args:
         received_at: the instant of receipt, aware; events later than this + 24 h are quarantined. Default: now.
-        prefix: put before each source name, to tell folders of the same name apart.
     """
-    files = find_files(path, prefix=prefix)
-    mapped = column_map or ColumnMap()
+    moment, asked, given = (
+        require_utc(received_at or datetime.now(UTC), "received_at"),
+        options or Options(),
+        column_map,
+    )
+    files = find_files(
+        path, prefix=asked.prefix, input_format=asked.input_format or (given.format if given else None),
+        encoding=asked.encoding or (given.encoding if given else None),
+        delimiter=asked.delimiter or (given.delimiter if given else None),
+    )  # fmt: skip
+    maps: dict[str, ColumnMap] = {}
     for file in files:
         names = column_names(file)
+        mapped = maps[file.source] = mapping_for("events", file, names, given, asked)
         mapped.check(file.source, names)
         if file.form in COLUMNAR:
             mapped.require(file.source, names, _REQUIRED)
-    checker = EventChecker(
-        mapped, users_who_refuse_storage(env), require_utc(received_at or datetime.now(UTC), "received_at")
-    )
+    asked.prepare(maps)
     tally = Tally()
 
-    def checked() -> Iterator[pa.RecordBatch]:
+    def checked(refusing: pa.Array) -> Iterator[pa.RecordBatch]:
         for file in files:
+            checker = EventChecker(maps[file.source], refusing, moment)
             for batch in read_batches(file):
                 yield checker.check(batch, tally)
                 if progress is not None:
                     progress(tally.read, file.source)
 
-    return write_events(env, [file.source for file in files], tally, checked())
+    with writer_lease(env, wait_seconds=asked.wait_seconds):
+        sources = [file.source for file in files]
+        report = write_events(env, sources, tally, checked(users_who_refuse_storage(env)))
+    return replace(report, rejects=written_rejects(asked, tally, sources), mapping=asked.mapping_words(maps))
 
 
 def write_events(

@@ -31,10 +31,11 @@ from feature_repo.contracts.errors import DataError, nearest
 from feature_repo.contracts.events import Reason, Rejection
 from feature_repo.contracts.times import require_utc
 from infra.importing.checking import EventChecker, Tally
-from infra.importing.events import Progress, write_events
+from infra.importing.events import write_events
+from infra.importing.lease import writer_lease
 from infra.importing.mapping import ColumnMap
 from infra.importing.reading import Batch, ImportFile, Unreadable, column_names, find_files, read_batches
-from infra.importing.report import ImportReport
+from infra.importing.report import ImportReport, Progress
 from infra.importing.tables import bronze_schema, upsert, users_who_refuse_storage
 
 COLUMNS = ("InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country")
@@ -80,9 +81,10 @@ def import_online_retail(
     items = items_of(lines.iloc[accepted], lines)
     users = users_of(lines[~lines["CustomerID"].isin(refusing.to_pylist())])
     user_rows = _rows(users, "bronze.users", file.source)
-    upsert(env, "bronze.users", "user_id", user_rows, update=("region", "created_at", "source"))
-    upsert(env, "bronze.items", "item_id", _rows(items, "bronze.items", file.source))
-    report = write_events(env, [file.source], tally, [good])
+    with writer_lease(env):
+        upsert(env, "bronze.users", "user_id", user_rows, update=("region", "created_at", "source"))
+        upsert(env, "bronze.items", "item_id", _rows(items, "bronze.items", file.source))
+        report = write_events(env, [file.source], tally, [good])
     notes = {
         "lines without customer (anonymous)": int((lines["CustomerID"] == "").sum()),
         "lines of cancelled invoices (refund)": int(lines["is_refund"].sum()),

@@ -8,8 +8,8 @@ from pathlib import Path
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError
 from infra.importing.catalogue import import_items, import_users
-from infra.importing.events import Progress, import_events
-from infra.importing.report import ImportReport
+from infra.importing.events import import_events
+from infra.importing.report import ImportReport, Options, Progress
 
 EVENTS_FOLDER, ITEMS_FILE, USERS_FILE = "events", "items.parquet", "users.parquet"
 
@@ -30,6 +30,10 @@ def import_shop(
     users = import_users(root / USERS_FILE, env, received_at=received_at)
     items = import_items(root / ITEMS_FILE, env, received_at=received_at)
     events = import_events(
-        root / EVENTS_FOLDER, env, received_at=received_at, prefix=f"{root.resolve().name}/", progress=progress
+        root / EVENTS_FOLDER,
+        env,
+        received_at=received_at,
+        options=Options(prefix=f"{root.resolve().name}/"),
+        progress=progress,
     )
     return users, items, events

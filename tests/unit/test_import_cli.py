@@ -82,11 +82,11 @@ def test_import_events_items_and_users_take_a_mapping(tmp_path: Path) -> None:
 
 
 def test_bad_input_is_one_clear_message_and_exit_code_2(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("user_id,event_type,time\n")
+    (tmp_path / "a.csv").write_text("user_id,event_type,zeit\n")
     cases = (
         (("import", "events", str(tmp_path / "b.csv")), f"there is no file {tmp_path}/b.csv; did you mean 'a.csv'?"),
         (("import", "events", str(tmp_path / "a.csv")), "a.csv has no column for timestamp"),
-        (("import", "users", str(tmp_path / "a.csv"), "--map", "consent_trian=time"), "did you mean 'consent_train'?"),
+        (("import", "users", str(tmp_path / "a.csv"), "--map", "consent_trian=zeit"), "did you mean 'consent_train'?"),
         (("import", "shop", str(tmp_path)), "it has no users.parquet"),
         (("import", "online-retail", str(tmp_path / "a.csv")), "a.csv has no column 'InvoiceNo'"),
         (("simulate", "--out", str(tmp_path)), "is not empty and no simulated shop"),
