@@ -62,6 +62,10 @@ class Night(NamedTuple):
         return sum(attempt.seconds for attempt in self.attempts)
 
     @property
+    def cpu_seconds(self) -> float:
+        return sum(attempt.cpu_seconds for attempt in self.attempts)
+
+    @property
     def lost(self) -> list[float]:
         """Seconds of work that each kill destroyed, its own restart being part of the next attempt."""
         return [attempt.seconds for attempt in self.attempts if attempt.killed]
@@ -72,7 +76,7 @@ def torture_night(
 ) -> dict[str, Any]:
     """Run it in `home` (made anew) and return the report.
 
-    Figures: `night_seconds` (undisturbed), `lost_seconds` (work destroyed by a kill), `time_ratio` (a night with one
+    Figures: `night_seconds` and `night_cpu_seconds` (undisturbed), `<task>_cpu_seconds`, `lost_seconds` (work destroyed by a kill), `time_ratio` (a night with one
     such kill against one without). Further keys: kills, missed, identical, differing (table -> nights).
     """
     shutil.rmtree(home, ignore_errors=True)
@@ -168,6 +172,11 @@ def _report(
         "torture night",
         {
             "night_seconds": figure("s", normal),
+            "night_cpu_seconds": figure("s", [night.cpu_seconds for night in quiet]),
+            **{
+                f"{task}_cpu_seconds": figure("s", [a.cpu_seconds for n in quiet for a in n.attempts if a.task == task])
+                for task in sorted({attempt.task for attempt in quiet[0].attempts}, key=TASKS.index)
+            },
             "lost_seconds": figure("s", lost),
             "time_ratio": figure("x", [(quiet_seconds + seconds) / quiet_seconds for seconds in lost], baseline=[1.0]),
         },

@@ -6,6 +6,7 @@ A bench that kills and repeats them needs to know exactly when they run; what th
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -23,11 +24,15 @@ _LAST_CHARACTERS = 2_000
 
 
 class Attempt(NamedTuple):
-    """One try of one task. `killed` is False when the program ended before the kill came."""
+    """One try of one task, in wall seconds and in processor seconds of all its processes.
+
+    `killed` is False when the program ended before the kill came.
+    """
 
     task: str
     seconds: float
     killed: bool
+    cpu_seconds: float = 0.0
 
 
 def command_of(task: str, run_key: str, as_of: str) -> list[str]:
@@ -48,7 +53,7 @@ def attempt(
     Raises NightjarError with the end of its log when it fails by itself.
     """
     with log.open("ab") as output:
-        began = time.monotonic()
+        began, used = time.monotonic(), _children_cpu_seconds()
         process = subprocess.Popen(
             command_of(task, run_key, as_of),
             env=dict(variables), cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
@@ -59,7 +64,7 @@ def attempt(
                 if kill_after is not None and time.monotonic() - began >= kill_after:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
-                    return Attempt(task, time.monotonic() - began, True)
+                    return Attempt(task, time.monotonic() - began, True, _children_cpu_seconds() - used)
                 time.sleep(_POLL_SECONDS)
         finally:
             if process.poll() is None:  # somebody stopped the bench
@@ -68,7 +73,13 @@ def attempt(
         raise NightjarError(
             f"{task} of {run_key} ended with exit code {process.returncode}. The end of {log}:\n{_tail(log)}"
         )
-    return Attempt(task, time.monotonic() - began, False)
+    return Attempt(task, time.monotonic() - began, False, _children_cpu_seconds() - used)
+
+
+def _children_cpu_seconds() -> float:
+    """Processor time of all children that have ended, their own children included."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _tail(log: Path) -> str:

@@ -60,6 +60,7 @@ def test_a_program_is_killed_with_its_children_and_at_its_moment(
     killed = attempt("refine_events", "r", "2025-01-01", variables={}, log=tmp_path / "log", kill_after=0.3)
     assert killed.killed
     assert 0.3 <= killed.seconds < 5
+    assert 0 < killed.cpu_seconds < killed.seconds
     monkeypatch.setattr(programs, "command_of", lambda *_: [sys.executable, "-c", "pass"])
     assert not attempt("x", "r", "d", variables={}, log=tmp_path / "log", kill_after=20).killed
     monkeypatch.setattr(programs, "command_of", lambda *_: [sys.executable, "-c", "raise SystemExit('no such day')"])
@@ -68,12 +69,13 @@ def test_a_program_is_killed_with_its_children_and_at_its_moment(
 
 
 def test_nights_that_differ_are_named() -> None:
-    quiet = [Night([Attempt("a", 10.0, False)], {"t": "1", "u": "2"}, "v")] * 2
-    same = Night([Attempt("a", 2.0, True), Attempt("a", 10.0, False)], {"u": "2", "t": "1"}, "v")
-    other = Night([Attempt("a", 5.0, True), Attempt("a", 10.0, False)], {"t": "1", "u": "3", "w": "4"}, "v")
+    quiet = [Night([Attempt("pin_run", 10.0, False, 0.5)], {"t": "1", "u": "2"}, "v")] * 2
+    same = Night([Attempt("pin_run", 2.0, True), Attempt("pin_run", 10.0, False)], {"u": "2", "t": "1"}, "v")
+    other = Night([Attempt("pin_run", 5.0, True), Attempt("pin_run", 10.0, False)], {"t": "1", "u": "3", "w": "4"}, "v")
     report = _report({}, 7, quiet, [same], 0)
     assert (report["identical"], report["differing"], report["kills"]) == (True, {}, 1)
     assert report["figures"]["time_ratio"]["max"] == 1.2
+    assert report["figures"]["pin_run_cpu_seconds"]["median"] == 0.5
     report = _report({}, 7, quiet, [same, other], 1)
     assert (report["identical"], report["differing"]) == (False, {"u": [3], "w": [3]})
     assert (report["kills"], report["missed"], report["compared"]) == (2, 1, 2)
