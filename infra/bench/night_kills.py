@@ -76,8 +76,9 @@ def torture_night(
 ) -> dict[str, Any]:
     """Run it in `home` (made anew) and return the report.
 
-    Figures: `night_seconds` and `night_cpu_seconds` (undisturbed), `<task>_cpu_seconds`, `lost_seconds` (work destroyed by a kill), `time_ratio` (a night with one
-    such kill against one without). Further keys: kills, missed, identical, differing (table -> nights).
+    Figures: `night_seconds`, `night_cpu_seconds` and `<task>_cpu_seconds` (undisturbed), `lost_seconds` (work destroyed
+    by a kill), `time_ratio` (a night with one such kill against one without). Further keys: kills, missed, identical,
+    differing (table -> nights).
     """
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
