@@ -34,6 +34,8 @@ EVALUATION_FILE = "evaluation.json"
 USER_METRICS_FILE = "user_metrics.parquet"
 GATE_FILE = "gate.json"
 PUBLICATION_FILE = "publication.json"
+ROLLBACK_FILE = "rollback.json"
+REDERIVE_FILE = "rederive.json"
 MODELS_FOLDER = "models"
 
 PINNED_TABLES = ("bronze.events", "bronze.events_import", "bronze.items", "bronze.users")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from feature_repo.contracts.environment import Environment
-from feature_repo.contracts.errors import DataError, DependencyError
 from feature_repo.contracts.times import parse_as_of
 from infra.cli.output import emit, out, step
 
@@ -58,27 +57,13 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Serve an earlier version again: one pointer moves, nothing is copied. Twice in a row changes nothing."""
-    from infra.cli.champion_alias import move_champion
-    from spark_jobs.io.bundle import bundle_folder
+    from spark_jobs.io.rollback import roll_back, tell_mlflow
 
     started = time.perf_counter()
     environment, publication = _open()
-    target = version or publication.previous_version()
-    known = {listed.version for listed in publication.list_versions()}
-    if target in known and not bundle_folder(environment.publications, target, tenant=environment.tenant).is_dir():
-        raise DataError(
-            f"version {target} has no bundle in {environment.publications}/{environment.tenant} any more: "
-            "serving could not load it",
-            field="version",
-        )
-    done = publication.rollback(version)
+    done = roll_back(environment, publication, version)
     flipped_ms = (time.perf_counter() - started) * 1000
-    try:
-        champion, disagreement = move_champion(environment, done.served), None
-        if champion is None:
-            disagreement = f"MLflow has no registered version tagged published_version={done.served}"
-    except DependencyError as error:
-        champion, disagreement = None, str(error)
+    champion, disagreement = tell_mlflow(environment, done.served)
     answer = {
         "served": done.served,
         "previous": done.previous,

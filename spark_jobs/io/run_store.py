@@ -54,6 +54,11 @@ def read_report(environment: Environment, run_key: str, file_name: str) -> dict[
         raise DataError(f"run {run_key!r} has no {file_name} yet: {path} does not exist", field=file_name) from error
 
 
+def has_report(environment: Environment, run_key: str, file_name: str) -> bool:
+    """Whether a task has written this report of a run."""
+    return (folder_of(environment, run_key) / file_name).is_file()
+
+
 def write_report(environment: Environment, run_key: str, file_name: str, report: Mapping[str, Any]) -> Path:
     """Write one report as JSON with sorted keys. Raises ValueError on a number that JSON does not have (NaN)."""
     text = json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)

@@ -224,3 +224,31 @@ def test_what_an_earlier_try_left_is_stopped_and_nobody_else(
         for child in (left, *others):
             child.kill()
             child.wait()
+
+
+def test_only_a_scheduled_night_has_an_hour_to_keep(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The callback of the deadline, as Airflow calls it; the job is a program that writes its arguments down."""
+    from dags import deadlines
+
+    (tmp_path / "seen_job.py").write_text("import sys; open('seen', 'a').write(' '.join(sys.argv[1:]) + '\\n')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(deadlines, "JOB", "seen_job")
+    run = {"dag_run_id": "r1", "state": "failed", "data_interval_end": "2024-03-09T00:00:00Z"}
+    due = {"deadline_time": "2024-03-09 06:00:00+00:00"}
+    for kind in ("backfill", "manual", "asset_triggered"):
+        deadlines.night_is_late({"dag_run": {**run, "run_type": kind}, "deadline": due})
+    assert not (tmp_path / "seen").exists()
+    deadlines.night_is_late({"dag_run": {**run, "run_type": "scheduled"}, "deadline": due})
+    assert (tmp_path / "seen").read_text() == (
+        "--dag-run-id=r1 --state=failed --data-interval-end=2024-03-09T00:00:00Z --due=2024-03-09 06:00:00+00:00\n"
+    )
+
+
+def test_the_night_is_due_at_six(dag: Any) -> None:
+    (alert,) = dag.deadline
+    assert type(alert.reference).__name__ == "DagRunLogicalDateDeadline"
+    # the logical date of the night that may start on the 9th is the 8th, 00:00
+    assert datetime(2024, 3, 8, tzinfo=UTC) + alert.interval == datetime(2024, 3, 9, 6, tzinfo=UTC)
+    assert alert.callback.path == "dags.deadlines.night_is_late"

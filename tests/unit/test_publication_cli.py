@@ -20,9 +20,12 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError, DependencyError
 from feature_repo.contracts.packing import pack_candidates
 from feature_repo.contracts.publication import Manifest, candidates_checksum
+from feature_repo.contracts.run import ROLLBACK_FILE
 from infra.cli import version_commands
 from spark_jobs.io.bundle import bundle_folder
 from spark_jobs.io.publication import Publication, candidates_digest
+from spark_jobs.io.run_store import has_report, read_report
+from spark_jobs.jobs import rollback_version
 from tests.builders import write_rows
 
 pytestmark = pytest.mark.redis
@@ -170,6 +173,38 @@ def test_rollback_refuses_a_version_whose_bundle_is_gone(shop: Environment) -> N
         with pytest.raises(DataError, match=f"{first} has no bundle"):
             run(*arguments)
     assert Publication(shop.redis_online_url).served_version() == second
+
+
+def rollback_task(environment: Environment, run_key: str, version: str = "") -> None:
+    """The task of the DAG `rollback_recommendations`."""
+    arguments = ["--run-key", run_key, "--version", version, "--reason", "too many lamps"]
+    rollback_version.main(environment, rollback_version.arguments_parser().parse_args(arguments))
+
+
+def test_a_rollback_task_that_runs_again_does_not_return(shop: Environment, registry: Registry) -> None:
+    first, second = publish(shop, 7), publish(shop, 8)
+    registry.tagged = {first: [3], second: [4]}
+    publication = Publication(shop.redis_online_url)
+    for _ in range(2):
+        rollback_task(shop, "r1")
+        assert (publication.served_version(), publication.previous_version()) == (first, second)
+    report = read_report(shop, "r1", ROLLBACK_FILE)
+    assert report == {"served": first, "previous": second, "reason": "too many lamps"}
+    assert [alias["version"] for alias in registry.aliases] == ["3", "3"]
+    rollback_task(shop, "r2")  # another run does return
+    assert publication.served_version() == second
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [("", "nothing to roll back to"), ("2024-03-07-00000000", "there are 2024-03-08-"), ("served", "already served")],
+)
+def test_a_rollback_task_that_cannot_be_leaves_nothing_behind(shop: Environment, version: str, words: str) -> None:
+    served = publish(shop, 8)
+    with pytest.raises(DataError, match=words):
+        rollback_task(shop, "r1", served if version == "served" else version)
+    assert not has_report(shop, "r1", ROLLBACK_FILE)
+    assert Publication(shop.redis_online_url).served_version() == served
 
 
 def test_rollback_with_nothing_to_return_to(shop: Environment) -> None:
