@@ -120,6 +120,8 @@ EVENT_FIELDS = (
     "quantity", "price", "currency", "items", "recommendation_id", "placement", "page_view_id", "channel", "context",
     "properties", "consent",
 )  # fmt: skip
+DERIVED_ID_FIELDS = ("event_type", "user_id", "anonymous_id", "session_id", "item_id", "timestamp", "items")
+"""What the id of an event without one is made of, in this order."""
 CONSENT_PURPOSES = ("store", "train", "personalize", "share")
 
 
@@ -155,9 +157,12 @@ def derived_event_id(event: Mapping[str, Any]) -> str:
 
     Two equal events at one instant are one event; that is the price of not sending an id.
     """
-    fields = ("event_type", "user_id", "anonymous_id", "session_id", "item_id", "timestamp", "items")
     text = json.dumps(
-        [event.get(f) for f in fields], sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str
+        [event.get(f) for f in DERIVED_ID_FIELDS],
+        sort_keys=True,
+        ensure_ascii=False,
+        separators=(",", ":"),
+        default=str,
     )
     return "h-" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 

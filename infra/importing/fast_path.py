@@ -1,11 +1,13 @@
 """The rules of `contracts.events.check_event` over whole columns, for rows that are plainly good.
 
-A row is taken here only when every field is of the plain kind handled here; every other row, good or bad, goes through
-`check_event` itself. So this file can be incomplete, but must never differ: a test compares both on random rows.
+A row is taken here only when every field is of the plain kind handled here (extra columns: text); every other row, good
+or bad, goes through `check_event` itself. So this file can be incomplete, but must never differ: a test compares both
+on random rows.
 """
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 
 import numpy as np
@@ -14,8 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from feature_repo.contracts.events import EVENT_TYPE_ALIASES, EVENT_TYPES, ITEM_REQUIRED, MAX_ID_BYTES
-from feature_repo.contracts.times import EARLIEST_EVENT, MAX_FUTURE_SKEW, to_micros
+from feature_repo.contracts.events import (
+    DERIVED_ID_FIELDS,
+    EVENT_FIELDS,
+    EVENT_TYPE_ALIASES,
+    EVENT_TYPES,
+    ITEM_REQUIRED,
+    MAX_ID_BYTES,
+    derived_event_id,
+)
+from feature_repo.contracts.times import EARLIEST_EVENT, MAX_FUTURE_SKEW, format_timestamp, to_micros
 from infra.importing.tables import bronze_schema
 
 _NAMES = {**{name: name for name in sorted(EVENT_TYPES)}, **EVENT_TYPE_ALIASES}
@@ -60,15 +70,19 @@ def plainly_good(
         chunked = columns[name] if name in columns.column_names else pa.nulls(count)
         return chunked.combine_chunks() if isinstance(chunked, pa.ChunkedArray) else chunked
 
-    for name in columns.column_names:
-        if name not in _HANDLED:
+    extras = []
+    for name in sorted(columns.column_names):
+        if name in _HANDLED:
+            continue
+        if name not in EVENT_FIELDS and not name.startswith("consent") and pa.types.is_string(column(name).type):
+            extras.append(name)
+        else:
             good &= column(name).is_null().to_numpy(zero_copy_only=False)
     for name in _TEXTS:
         out[name], is_fine = _text(column(name))
         good &= is_fine
     out["event_type"], item_required, is_fine = _event_type(column("event_type"))
     good &= is_fine
-    good &= _given(out["event_id"])
     good &= _given(out["user_id"]) | _given(out["anonymous_id"])
     good &= _given(out["item_id"]) | ~item_required
 
@@ -85,7 +99,38 @@ def plainly_good(
         out[name], is_fine = _boolean(column(name), is_text)
         good &= is_fine
     del out["consent_store"]  # has no column: whoever refuses is not among these rows
+    if extras:
+        out["properties"] = _properties({name: column(name) for name in extras})
+    without_id = np.flatnonzero(good & ~_given(out["event_id"]))
+    if len(without_id):
+        out["event_id"] = _with_derived_ids(out["event_id"], columns, without_id)
     return good, {name: out[name].cast(schema.field(name).type, safe=False) for name in out}
+
+
+def _properties(extras: dict[str, pa.Array]) -> pa.Array:
+    """The extra text columns as `bronze_row` writes them: one JSON object a row, null when it has none."""
+    entries = []
+    for name, array in extras.items():
+        encoded = array.dictionary_encode()
+        texts = [f"{json.dumps(name)}: {json.dumps(value)}, " for value in encoded.dictionary.to_pylist()]
+        entries.append(pc.fill_null(pa.array(texts, pa.string()).take(encoded.indices), ""))
+    # Not null_handling="skip": pyarrow then loses the rows in which every entry is null.
+    joined = pc.utf8_rtrim(pc.binary_join_element_wise(*entries, ""), ", ")
+    whole = pc.binary_join_element_wise("{", joined, "}", "")
+    return pc.if_else(pc.equal(joined, ""), pa.scalar(None, pa.string()), whole)
+
+
+def _with_derived_ids(ids: pa.Array, columns: pa.Table, rows: NDArray[np.int64]) -> pa.Array:
+    """`ids`, where `rows` get the id that `check_event` derives from the fields as they were given."""
+    named = [name for name in DERIVED_ID_FIELDS if name in columns.column_names]
+    given = columns.select(named).take(pa.array(rows)).to_pylist()
+    for event in given:
+        if isinstance(event.get("timestamp"), datetime):
+            event["timestamp"] = format_timestamp(event["timestamp"])
+    places = np.arange(len(ids))
+    places[rows] = len(ids) + np.arange(len(rows))
+    derived = pa.array([derived_event_id(event) for event in given], pa.string())
+    return pa.concat_arrays([ids, derived]).take(pa.array(places))
 
 
 def _given(array: pa.Array) -> NDArray[np.bool_]:

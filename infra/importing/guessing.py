@@ -15,6 +15,7 @@ from infra.importing.report import Options
 
 NEAR = 0.86
 _SHORTEST_NEAR = 5
+_NEVER_NEAR = ("items", "context", "properties", "consent", "attributes")
 
 _USER = (
     "user uid customerid customer customerno customernumber custid clientid memberid member accountid buyerid shopperid"
@@ -84,7 +85,6 @@ def guess_columns(kind: str, names: Sequence[str]) -> dict[str, str]:
     """Our field -> their column. A column is taken once, in the order of the fields; our own names are never mapped."""
     plain = {name: _plain(name) for name in names}
     free = [name for name in names if name not in FIELDS_BY_KIND[kind]]
-    open_fields = [field for field in FIELDS_BY_KIND[kind] if field not in names and not field.startswith("consent_")]
     found: dict[str, str] = {}
     for field in FIELDS_BY_KIND[kind]:
         if field in names or (field == "category" and "categories" in names):
@@ -95,10 +95,11 @@ def guess_columns(kind: str, names: Sequence[str]) -> dict[str, str]:
                 found[field] = column
                 free.remove(column)
                 break
-    for field in open_fields:
-        if field in found or field not in _ALIASES[kind]:
+    for field in FIELDS_BY_KIND[kind]:
+        if field in names or field in found or field in _NEVER_NEAR or field.startswith("consent_"):
             continue
-        wanted_names = [w for w in (_plain(field), *_ALIASES[kind][field].split()) if len(w) >= _SHORTEST_NEAR]
+        aliases = _ALIASES[kind].get(field, "").split()
+        wanted_names = [name for name in (_plain(field), *aliases) if len(name) >= _SHORTEST_NEAR]
         scored = [(max((_near(plain[name], w) for w in wanted_names), default=0.0), name) for name in free]
         best = max(scored, default=(0.0, ""), key=lambda pair: pair[0])
         if best[0] >= NEAR:

@@ -53,6 +53,7 @@ TEXT_VALUES: dict[str, list[Any]] = {
     "properties": [None] * 6 + ['{"a": 1}', "{broken", "[1]", "x"],
     "items": [None] * 6 + ['[{"item_id": "i1", "quantity": 2}, {"item_id": "i2"}]', "[]", '[{"item_id": 7}]'],
     "colour": [None, None, "red"],
+    "größe": [None, None, 'a "b", ', ", ", "\u2028"],
 }  # fmt: skip
 
 MOMENT = datetime(2024, 3, 8, 10, 0, 0, 123456, tzinfo=UTC)
