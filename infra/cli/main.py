@@ -12,6 +12,7 @@ from infra.cli.output import err, exit_code
 
 COMMAND_MODULES = (
     "infra.cli.stack_commands",
+    "infra.cli.doctor_command",
     "infra.cli.demo_command",
     "infra.cli.data_commands",
     "infra.cli.run_commands",

@@ -84,8 +84,8 @@ def write_run(runs: str, key: str, as_of: str, reports: dict[str, Any], *, at: f
 
 def fill(environment: Environment) -> None:
     """A night that ran, a version that is served with features, a table."""
-    write_run(environment.runs, "second", "2024-03-08", REPORTS, at=2_000.0)
-    write_run(environment.runs, "first", "2024-03-09", {}, at=1_000.0)  # pinned earlier, though for a later day
+    write_run(environment.runs, "a-second", "2024-03-08", REPORTS, at=2_000.0)
+    write_run(environment.runs, "b-first", "2024-03-09", {}, at=1_000.0)  # pinned earlier, though for a later day
     publication = Publication(environment.redis_online_url)
     version = publication.announce(SHOP.manifest)
     publication.mark_verified(version, at=datetime(2024, 3, 8, 4, tzinfo=UTC))
