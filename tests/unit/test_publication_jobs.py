@@ -82,6 +82,31 @@ def test_a_whole_publication_is_verified_and_goes_live(
     assert f"serving {version} (the first one)" in capsys.readouterr().out
 
 
+def test_verifying_and_flipping_twice_is_once(
+    shop: Environment, champions: list, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Redis holds byte for byte what one run leaves; only when it was verified may differ."""
+
+    def stored() -> dict[bytes, object]:
+        with redis.Redis.from_url(shop.redis_online_url) as client:
+            plain = {key: client.get(key) for key in client.scan_iter() if client.type(key) == b"string"}
+        listed = Publication(shop.redis_online_url).list_versions()
+        return {**plain, b"versions": [(v.version, v.is_served, v.is_previous, bool(v.verified_at)) for v in listed]}
+
+    for day in (7, 8):
+        run, version = publish(shop, day)
+        verify_publication.main(shop, run)
+        flip_version.main(shop, run)
+    once = stored()
+    assert len(once) == 2 * len(USERS) + 3  # the records of two versions, two pointers, the versions
+    verify_publication.main(shop, run)
+    flip_version.main(shop, run)
+    assert stored() == once
+    assert Publication(shop.redis_online_url).served_version() == version
+    assert champions[-1] == champions[-2]
+    assert "changed recommendations" in capsys.readouterr().out.splitlines()
+
+
 def test_every_difference_is_listed_and_takes_the_mark_away(shop: Environment) -> None:
     run, version = publish(shop, 8)
     verify_publication.main(shop, run)
@@ -171,5 +196,6 @@ def test_a_run_that_publishes_nothing_says_why_and_ends_its_night(
     assert capsys.readouterr().out.splitlines() == [
         "nothing to verify: 2024-03-09 is served",
         "nothing to flip: 2024-03-09 is served",
+        "changed night_tables",
     ]
     assert ended_nights == [(run.mlflow_run_id, "FINISHED")]
