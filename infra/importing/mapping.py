@@ -66,7 +66,8 @@ _TEXT_ENTRIES = (
 class ColumnMap:
     """`columns`: our field -> their column. `constants`: our field -> one value for every line. Others: see the module.
 
-    A mapped column loses its old name; a mapped field hides a column that already had that name. Order of the rules of
+    A mapped column loses its old name, and may give several fields; a mapped field hides a column that already had that
+    name. Order of the rules of
     a field: `values`, then decimal, time or category.
     """
 
@@ -203,10 +204,9 @@ class ColumnMap:
         """The table with our names and values. Constants are text columns."""
         if not self._changes_something:
             return table
-        theirs = {column: name for name, column in self.columns.items()}
-        taken = {*self.columns, *self.constants, *self.ignore}
-        arrays = {theirs[name]: table[name] for name in table.column_names if name in theirs}
-        arrays |= {n: table[n] for n in table.column_names if n not in theirs and n not in taken}
+        taken = {*self.columns.values(), *self.columns, *self.constants, *self.ignore}
+        arrays = {name: table[column] for name, column in self.columns.items() if column in table.column_names}
+        arrays |= {name: table[name] for name in table.column_names if name not in taken}
         for name in list(arrays):
             if self.time_zone and name in TIMES and pa.types.is_timestamp(arrays[name].type):
                 arrays[name] = _in_zone(arrays[name], self.time_zone)
@@ -220,15 +220,14 @@ class ColumnMap:
         stays as it is."""
         if not self._changes_something:
             return list(records)
-        theirs = {column: name for name, column in self.columns.items()}
-        taken = {*self.columns, *self.constants, *self.ignore}
+        taken = {*self.columns.values(), *self.columns, *self.constants, *self.ignore}
         named: list[Any] = []
         for record in records:
             if not isinstance(record, Mapping):
                 named.append(record)
                 continue
-            renamed = {theirs[k]: v for k, v in record.items() if k in theirs}
-            named.append({**{k: v for k, v in record.items() if k not in theirs and k not in taken}, **renamed})
+            renamed = {name: record[column] for name, column in self.columns.items() if column in record}
+            named.append({**{k: v for k, v in record.items() if k not in taken}, **renamed})
         for name in {name for record in named if isinstance(record, dict) for name in record}:
             if rules := self._rules(name):
                 having = [record for record in named if isinstance(record, dict) and name in record]

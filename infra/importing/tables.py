@@ -51,7 +51,7 @@ def replace_sources(env: Environment, name: str, sources: Sequence[str], batches
             raise
 
     delta = _created(env, name)
-    is_known = bool(set(sources) & _sources(delta))
+    is_known = _has_rows_of(delta, sources)
     listed = ", ".join("'" + source.replace("'", "''") + "'" for source in sorted(sources))
     rows = pa.RecordBatchReader.from_batches(schema, watched())
     try:
@@ -107,6 +107,7 @@ def _created(env: Environment, name: str) -> DeltaTable:
         raise DependencyError(f"{name} could not be created: {error}") from error
 
 
-def _sources(delta: DeltaTable) -> set[str]:
-    column = delta.to_pyarrow_dataset().to_table(columns=["source"])["source"]
-    return set(pc.unique(column).to_pylist())
+def _has_rows_of(delta: DeltaTable, sources: Sequence[str]) -> bool:
+    """Whether any row came from `sources`; files whose statistics rule it out are not opened."""
+    is_one = pc.field("source").isin(list(sources))
+    return bool(delta.to_pyarrow_dataset().head(1, columns=["source"], filter=is_one).num_rows)

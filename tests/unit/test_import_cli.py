@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from feature_repo.contracts.errors import NightjarError
 from infra.cli import data_commands
 from infra.cli.output import exit_code
+from infra.importing.mapping import FIELDS_BY_KIND, ColumnMap
+from infra.importing.online_retail import COLUMNS
 
 SMALL = ("--events", "3000", "--users", "60", "--items", "40", "--days", "4", "--seed", "9", "--end-day", "2024-03-08")
 
@@ -97,3 +99,43 @@ def test_bad_input_is_one_clear_message_and_exit_code_2(tmp_path: Path) -> None:
         assert (done.code, done.stdout) == (2, "")
         assert message in done.error
     assert not (tmp_path / "home").exists()
+
+
+def test_a_mapping_is_saved_used_and_wrong_options_are_named(tmp_path: Path) -> None:
+    orders, saved, rejects = tmp_path / "orders.csv", tmp_path / "events.toml", tmp_path / "bad.csv"
+    orders.write_text("customer,sku,ordered_at,n\nann,i1,2024-03-08T09:00:00Z,1\nbob,i1,2024-03-08T10:00:00Z,none\n")
+    maps = ("user_id=customer", "item_id=sku", "timestamp=ordered_at", "quantity=n", "event_type=:purchase")
+    given = [word for pair in maps for word in ("--map", pair)]
+    one = ("--save-mapping", str(saved), "--rejects", str(rejects))
+    done = nightjar(tmp_path, "import", "events", str(orders), *given, *one)
+    assert (done.code, done.error) == (0, "")
+    assert f"rejects: {rejects} (mend the lines there" in done.stdout
+    assert rejects.read_text().splitlines()[-1] == "bob,i1,2024-03-08T10:00:00Z,none"
+    first = nightjar(tmp_path, "import", "events", str(orders), "--mapping", str(saved), "--json")
+    assert json.loads(first.stdout)["events"]["quarantined"] == {"invalid_quantity": 1}
+    more = ("--map", "quantity=:7")
+    second = nightjar(tmp_path, "import", "events", str(orders), "--mapping", str(saved), *more, "--json")
+    assert json.loads(second.stdout)["events"]["accepted"] == 2
+
+    guessed = nightjar(tmp_path, "import", "items", str(orders))
+    assert "columns recognised: item_id = sku" in guessed.stdout
+    cases = (
+        (("items", str(orders), "--mapping", str(saved)), "this mapping is for events, not for items"),
+        (("events", str(orders), "--format", "jsonlines"), "got 'jsonlines'; did you mean 'jsonl'?"),
+        (("events", str(orders), "--format", "google-merchant"), "--format is one of auto, csv, jsonl, parquet"),
+        (("users", str(orders), "--encoding", "latn-1"), "there is no encoding 'latn-1'"),
+        (("users", str(orders), "--mapping", str(tmp_path / "event.toml")), "did you mean 'events.toml'?"),
+    )
+    for arguments, message in cases:
+        done = nightjar(tmp_path, "import", *arguments)
+        assert (done.code, done.stdout) == (2, "")
+        assert message in done.error
+
+
+def test_the_mappings_that_the_documentation_names_are_good() -> None:
+    folder = Path(__file__).parents[2] / "infra" / "docs" / "mappings"
+    by_kind = {kind: ColumnMap.load(folder / f"online_retail_{kind}.toml", kind) for kind in FIELDS_BY_KIND}
+    assert len(by_kind) == len(list(folder.iterdir())) == 3
+    for kind, mapping in by_kind.items():
+        mapping.check(kind, COLUMNS)
+        assert set(mapping.columns.values()) | set(mapping.ignore) == set(COLUMNS)

@@ -372,6 +372,9 @@ def test_a_mapped_column_loses_its_name_and_a_mapped_field_hides_a_column() -> N
     assert mapping.apply_to_object(record) == {"user_id": "becomes the user", "item_id": "i0", "x": 1}
     columns = pa.table({name: [value] for name, value in record.items()})
     assert mapping.apply_to_table(columns).to_pylist() == [mapping.apply_to_object(record)]
+    both = ColumnMap.parse(["user_id=x", "session_id=x"])  # one column, two fields
+    assert both.apply_to_object({"x": "1"}) == {"user_id": "1", "session_id": "1"}
+    assert both.apply_to_table(pa.table({"x": ["1"]})).to_pylist() == [{"user_id": "1", "session_id": "1"}]
 
 
 def test_a_report_that_does_not_add_up_does_not_exist() -> None:
