@@ -71,6 +71,17 @@ PARAMS = {
         maximum=1,
         description="The run stops when a larger share of the events breaks a rule. Empty: the default.",
     ),
+    "accept_quality": Param(
+        None,
+        type=["null", "string"],
+        description="Limits of the quality gate that may be broken in this run, as its message names them: "
+        "volume_high,missing_day. Empty: none.",
+    ),
+    "quality_limits": Param(
+        None,
+        type=["null", "string"],
+        description="A TOML or JSON file with limits of the quality gate. Empty: NIGHTJAR_QUALITY_LIMITS.",
+    ),
     "exclude_seen": Param(
         None,
         type=["null", "string"],

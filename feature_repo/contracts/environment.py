@@ -25,6 +25,7 @@ JARS = "NIGHTJAR_JARS"
 MLFLOW_URI = "MLFLOW_TRACKING_URI"
 AIRFLOW_URL = "NIGHTJAR_AIRFLOW_URL"
 CODE_VERSION = "NIGHTJAR_CODE_VERSION"
+QUALITY_LIMITS = "NIGHTJAR_QUALITY_LIMITS"
 FEAST_REDIS = "NIGHTJAR_FEAST_REDIS"
 INBOX = "NIGHTJAR_INBOX"
 
@@ -37,6 +38,7 @@ class Environment(NamedTuple):
     runs          root of the run folders (pins, models, reports), readable by every task of a night
     jars          folder with the Delta jars
     inbox         folder whose subfolders users, items and events `nightjar import sync` takes files from
+    quality_limits  a TOML or JSON file with limits of the quality gate; empty: the defaults
     """
 
     home: str
@@ -50,6 +52,7 @@ class Environment(NamedTuple):
     mlflow_uri: str
     code_version: str
     inbox: str
+    quality_limits: str = ""
 
     @classmethod
     def from_mapping(cls, variables: Mapping[str, str]) -> Environment:
@@ -67,6 +70,7 @@ class Environment(NamedTuple):
             mlflow_uri=variables.get(MLFLOW_URI, "http://127.0.0.1:5000"),
             code_version=variables.get(CODE_VERSION, "unknown"),
             inbox=variables.get(INBOX, f"{home}/inbox"),
+            quality_limits=variables.get(QUALITY_LIMITS, ""),
         )
 
 

@@ -6,6 +6,8 @@ task, and every retry, reads them from there.
 Run folder, `<runs>/<tenant>/<run_key>/`:
     run.json            `Run`
     refine.json         counts of bronze -> silver: read, kept, duplicates, quarantined by reason, bots
+    quality.json        the verdict on the data: what came by day, what is unusual, the limits in force
+    quality.html        the same for people
     features.json       row counts of the feature tables
     evaluation.json     metrics by model and slice
     user_metrics.parquet  per-user metrics of every model (what the gate's intervals are made of)
@@ -29,6 +31,7 @@ from feature_repo.contracts.times import parse_as_of, start_of_day
 
 RUN_FILE = "run.json"
 REFINE_FILE = "refine.json"
+QUALITY_FILE, QUALITY_PAGE = "quality.json", "quality.html"
 FEATURES_FILE = "features.json"
 EVALUATION_FILE = "evaluation.json"
 USER_METRICS_FILE = "user_metrics.parquet"
@@ -38,7 +41,10 @@ ROLLBACK_FILE = "rollback.json"
 REDERIVE_FILE = "rederive.json"
 MODELS_FOLDER = "models"
 
-PINNED_TABLES = ("bronze.events", "bronze.events_import", "bronze.items", "bronze.users")
+PINNED_TABLES = (
+    "bronze.events", "bronze.events_import", "bronze.items", "bronze.users", "bronze.quarantine",
+    "bronze.quarantine_import",
+)  # fmt: skip
 """Read by the night, written by others: pinned by version. A table that does not exist yet is pinned at -1 (empty)."""
 
 

@@ -65,6 +65,11 @@ def write_report(environment: Environment, run_key: str, file_name: str, report:
     return _write(folder_of(environment, run_key) / file_name, text)
 
 
+def write_page(environment: Environment, run_key: str, file_name: str, text: str) -> Path:
+    """Write one report for people, as it is."""
+    return _write(folder_of(environment, run_key) / file_name, text)
+
+
 def _write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

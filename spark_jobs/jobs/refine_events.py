@@ -1,16 +1,19 @@
 """Bronze to silver: check, deduplicate and flag events; make sessions and interactions.
 
-Reads   run.json; bronze.events, bronze.events_import, bronze.users at their pinned versions; silver as it stands
-Writes  silver.quarantine, silver.sessions, silver.interactions, silver.events; refine.json
+Reads   run.json; the bronze tables at their pinned versions; silver as it stands
+Writes  quality.json and quality.html (and both to MLflow);
+        silver.quarantine, silver.sessions, silver.interactions, silver.events; refine.json
         (in this order: the last commit carries the state, so a run killed in between is simply derived again)
 
 A run derives the event days that changed since the last one, or every day. Both ways give the same tables.
-Raises DataError, with silver untouched, when too much was refused or nothing is left.
+Raises DataError, with silver untouched, when the data breaks a limit of the quality gate or nothing is left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -20,13 +23,15 @@ from pyspark.sql import functions as F  # noqa: N812
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DataError
-from feature_repo.contracts.run import REFINE_FILE, Run
+from feature_repo.contracts.run import QUALITY_FILE, QUALITY_PAGE, REFINE_FILE, Run
 from feature_repo.contracts.tables import table
+from spark_jobs.io import tracking
 from spark_jobs.io.delta import overwrite_partitions, read_table
 from spark_jobs.io.light_delta import NO_DAY, days_by_row_count
 from spark_jobs.io.refine_state import EVENT_TABLES, read_state, state_after
 from spark_jobs.io.run_store import write_report
 from spark_jobs.jobs.entry import run_job
+from spark_jobs.quality.gate import QualityReport, check_quality
 from spark_jobs.session import get_session
 from spark_jobs.transforms.consent import users_denying, users_who_changed
 from spark_jobs.transforms.events import (
@@ -42,10 +47,8 @@ from spark_jobs.transforms.events import (
 from spark_jobs.transforms.interactions import select_interactions
 from spark_jobs.transforms.sessions import assign_sessions, summarise_sessions
 
-DEFAULT_MAX_QUARANTINED_SHARE = 0.2
-"""Parameter max_quarantined_share. Raising it lets a feed through of which more is broken."""
-
 _SHOWN_REASONS = 3
+_LONGEST_TAG = 4000
 _EVENT_DATE = "event_date"
 _SESSION_COLUMNS = ("event_id", "event_type", "user_id", "item_id", "session_id", "subject_key", "event_timestamp",
                     "quantity", "price", "consent_train", "is_bot", "event_date")  # fmt: skip
@@ -65,15 +68,43 @@ class Scope:
 def main(environment: Environment, run: Run) -> None:
     spark = get_session("refine_events")
     try:
-        report = refine_events(spark, environment, run)
+        with ThreadPoolExecutor(1) as beside:  # MLflow takes seconds that Spark does not need
+            told: list[Future[None]] = []
+
+            def tell(quality: QualityReport) -> None:
+                told.append(beside.submit(log_quality, environment, run, quality))
+                if quality.breach is not None:
+                    told[0].result()
+
+            report = refine_events(spark, environment, run, tell=tell)
+            told[0].result()
         words = ", ".join(f"{count:,} {name}" for name, count in report["total"].items())
         print(f"{run.run_key}: {words}; {report['sessions']:,} sessions, {report['interactions']:,} interactions")
     finally:
         spark.stop()
 
 
-def refine_events(spark: SparkSession, environment: Environment, run: Run) -> dict[str, Any]:
-    """Derive silver for `run`; returns what it wrote to refine.json."""
+def log_quality(environment: Environment, run: Run, quality: QualityReport) -> None:
+    """The quality report under `quality/` of the night's MLflow run, which ends here when a limit is broken."""
+    files = {
+        f"quality/{QUALITY_FILE}": json.dumps(quality.document, indent=1, sort_keys=True, ensure_ascii=False),
+        f"quality/{QUALITY_PAGE}": quality.page,
+    }
+    tags = {"nightjar.quality": quality.verdict.level}
+    tracking.log_report(environment, run.mlflow_run_id, files=files, tags=tags, metrics=quality.metrics)
+    if quality.breach is not None:
+        reason = {"nightjar.failed_because": quality.breach[:_LONGEST_TAG]}
+        tracking.end_night(environment, run.mlflow_run_id, "FAILED", tags=reason)
+
+
+def refine_events(
+    spark: SparkSession,
+    environment: Environment,
+    run: Run,
+    *,
+    tell: Callable[[QualityReport], None] | None = None,
+) -> dict[str, Any]:
+    """Derive silver for `run`; returns what it wrote to refine.json. `tell` gets the verdict on the data at once."""
     users = read_table(spark, environment, "bronze.users", run.pins["bronze.users"])
     state = read_state(environment)
     deliveries = _read_deliveries(spark, environment, run)
@@ -90,7 +121,27 @@ def refine_events(spark: SparkSession, environment: Environment, run: Run) -> di
     in_scope = marked if scope.days is None else marked.filter(_day().isin(sorted(scope.days)))
     report = _count(environment, run, scope, in_scope)
     write_report(environment, run.run_key, REFINE_FILE, report)
-    _refuse_if_broken(run, report)
+
+    windows: list[DataFrame] = []
+
+    def between(first: date, end: date) -> DataFrame:
+        in_window = (F.col(_EVENT_DATE) >= F.lit(first)) & (F.col(_EVENT_DATE) < F.lit(end))
+        if scope.days is None:
+            return marked.filter(in_window)
+        windows.append(check_deliveries(_read_deliveries(spark, environment, run).filter(in_window)).persist())
+        return windows[0]
+
+    quality = check_quality(
+        environment, run, deliveries_between=between, catalogue=_catalogue(spark, environment, run),
+        catalogue_version_before=state.pins.get("bronze.items") if state is not None else None, counts=report,
+    )  # fmt: skip
+    for frame in windows:
+        frame.unpersist()
+    if tell is not None:
+        tell(quality)
+    if quality.breach is not None:
+        raise DataError(quality.breach, field=quality.verdict.stopping[0].limit)
+    _refuse_if_empty(run, report)
 
     kept = in_scope.filter(F.col("is_first") & ~F.col("is_withheld"))
     bots = _local(find_bots(kept))
@@ -130,6 +181,10 @@ def _read_deliveries(spark: SparkSession, environment: Environment, run: Run) ->
         read_table(spark, environment, name, run.pins[name]).withColumn("table", F.lit(name)) for name in EVENT_TABLES
     ]
     return sources[0].unionByName(sources[1]).filter(_day() < F.lit(run.as_of_day))
+
+
+def _catalogue(spark: SparkSession, environment: Environment, run: Run) -> DataFrame:
+    return read_table(spark, environment, "bronze.items", run.pins.get("bronze.items", -1)).select("item_id", "price")
 
 
 def _narrow(run: Run, deliveries: DataFrame, users_before: DataFrame, users: DataFrame) -> tuple[Scope, DataFrame]:
@@ -220,18 +275,11 @@ def _count(environment: Environment, run: Run, scope: Scope, marked: DataFrame) 
     }
 
 
-def _refuse_if_broken(run: Run, report: dict[str, Any]) -> None:
+def _refuse_if_empty(run: Run, report: dict[str, Any]) -> None:
     total = report["total"]
     inside = total["read"] - total["outside"]
-    limit = float(run.params.get("max_quarantined_share", DEFAULT_MAX_QUARANTINED_SHARE))
     by_count = sorted(report["quarantined_by_reason"].items(), key=lambda pair: (-pair[1], pair[0]))
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in by_count[:_SHOWN_REASONS])
-    if inside and total["quarantined"] / inside > limit:
-        raise DataError(
-            f"{total['quarantined']:,} of {inside:,} deliveries before {run.as_of} break a rule ({reasons}); "
-            f"the limit is {limit:.0%} (parameter max_quarantined_share). Silver was left as it was",
-            field="max_quarantined_share",
-        )
     if run.derive_days is None and not total["kept"]:
         raise DataError(
             f"no event before {run.as_of} is left of {inside:,} deliveries: {total['quarantined']:,} break a rule"

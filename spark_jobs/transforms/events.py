@@ -113,8 +113,13 @@ def find_bots(events: DataFrame) -> DataFrame:
     per_day = per_minute.groupBy("subject_key", "event_date").agg(
         F.sum("event_count").alias("day_count"), F.max("event_count").alias("peak_count")
     )
-    is_bot = (F.col("day_count") > BOT_EVENTS_PER_DAY) & (F.col("peak_count") > BOT_EVENTS_PER_MINUTE)
+    is_bot = is_bot_like(F.col("day_count"), F.col("peak_count"))
     return per_day.filter(is_bot).select("subject_key", "event_date")
+
+
+def is_bot_like(day_count: Column, peak_count: Column) -> Column:
+    """The rule of `find_bots` on a subject's browsing events of a day and of its busiest minute."""
+    return (day_count > BOT_EVENTS_PER_DAY) & (peak_count > BOT_EVENTS_PER_MINUTE)
 
 
 def flag_bots(events: DataFrame, bots: DataFrame) -> DataFrame:
