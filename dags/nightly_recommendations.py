@@ -19,6 +19,8 @@ task; 6 minutes for 540,000. Later nights derive only the days that changed.
 **When it fails.**
 - A task that failed with `error DataError` was not retried: the data or a parameter is wrong, and the message says what
   and where. Mend it, then clear the failed task (or trigger a new run); finished tasks need not run again.
+- `refine_events` failed and names limits in brackets (`[volume_high]`): the data is not what usually comes. Read
+  `quality.html` in the run folder or under `quality/` in MLflow; mend the data, or start a run with `accept_quality`.
 - `judge_models` failed with `error GateRefusedError`: tonight's models are not good enough. Nothing was published. Read
   `gate.json` in the run folder, or the gate's report in MLflow; nothing has to be repaired.
 - `error DependencyError`, or a process that was killed: it was retried twice, ten seconds apart. See whether Redis and

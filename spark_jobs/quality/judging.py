@@ -3,7 +3,7 @@
 The judged days are compared with the other days of the window that have deliveries: the median is the usual, the
 median absolute deviation (times 1.4826, a standard deviation if days were normal) widens a bound where days differ
 much, by a quarter of it at most. Volumes, and the hour a day ends at, are compared with the same weekday when it has
-four days (three for the hour), else with all days. Below `min_history_days` only limits that need no history judge.
+three other days, else with all days. Below `min_history_days` only limits that need no history judge.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DEVIATIONS = {WARN: 4.0, STOP: 6.0}
 _MAD_TO_DEVIATION = 1.4826
 _FEW = 20
 """Deliveries by which a volume may be higher by chance alone."""
-_SAME_WEEKDAYS, _SAME_WEEKDAY_ENDS, _LEAST_WEEKDAYS = 4, 3, 2
+_SAME_WEEKDAYS, _LEAST_WEEKDAYS = 3, 2
 _LEAST_USUAL_FILLED = 0.02
 _SHOWN = 3
 
@@ -279,14 +279,14 @@ class _Judging:
         same = [d for d in self.compared if d.day.weekday() == day.weekday()]
         return bool(same) and not any(d.total.deliveries for d in same)
 
-    def _same_weekday(self, day: date, least: int = _SAME_WEEKDAYS) -> list[Day]:
+    def _same_weekday(self, day: date) -> list[Day]:
         same = [d for d in self.history if d.day.weekday() == day.weekday()]
-        return same if len(same) >= least else []
+        return same if len(same) >= _SAME_WEEKDAYS else []
 
     def _end_of_day(self, day: Day) -> None:
         if not self.knows_usual or day.total.last_second is None:
             return
-        same = self._same_weekday(day.day, _SAME_WEEKDAY_ENDS) or self.history
+        same = self._same_weekday(day.day) or self.history
         ends = [d.total.last_second / 3600 for d in same if d.total.last_second is not None]
         if not ends:
             return

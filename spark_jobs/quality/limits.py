@@ -56,17 +56,17 @@ DEFAULTS: Mapping[str, Limit] = MappingProxyType({
         "deliveries came again afterwards, or in a backfill, an empty day is told and no more."),
     "volume_high": Limit(
         "Too many deliveries", "times", 2.5, 6.0, True,
-        "Deliveries of a day over the median of its weekday (of all open days while there are fewer than four).",
+        "Deliveries of a day over the median of its weekday (of all open days while there are fewer than three).",
         "Sales and Christmas bring two or three times a normal day; a wrong loop brings ten. A shop whose days differ "
         "much gets up to half as much again."),
     "volume_low": Limit(
-        "Too few deliveries", "times", 5.0, 12.0, True,
+        "Too few deliveries", "times", 5.0, 15.0, True,
         "The same, the other way round: the usual number over that of the day.",
-        "The days before Christmas bring a small shop a tenth of a normal one; less is a feed that broke off."),
+        "The days before Christmas bring a small shop a twelfth of a normal one; less is a feed that broke off."),
     "day_cut_short": Limit(
-        "Day ends early", "hours", 4.0, 8.0, True,
+        "Day ends early", "hours", 4.0, 6.0, True,
         "Hours between the last delivery of a day and when the last one usually comes.",
-        "Half a file, in the order of time, ends at noon. Shops close early on a Sunday, not by eight hours."),
+        "Half a file, in the order of time, ends at noon. Shops close early on a Sunday, not by six hours."),
     "vanished_event_type": Limit(
         "Event type gone", "share", 0.02, 0.2, True,
         "An event type without any delivery that usually has this share of them (and at least ten a day).",

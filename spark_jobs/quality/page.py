@@ -85,7 +85,7 @@ def _summary(run: Run, evidence: Evidence, verdict: Verdict, tonight: Sequence[D
     }[verdict.level]
     after = {
         PASS: "The night goes on.",
-        WARN: "Nothing is beyond its limit (or it was accepted for this night). The night goes on.",
+        WARN: "Nothing that is not accepted breaks a limit that stops. The night goes on.",
         STOP: f"{_count(stops, 'limit is', 'limits are')} broken. Nothing was derived from this data, and the version "
         "that was being served still serves. Mend the data and start a new run; if the data is right, start one with "
         f"<code>accept_quality={','.join(dict.fromkeys(f.limit for f in verdict.stopping))}</code>.",
@@ -201,8 +201,9 @@ def _shares(evidence: Evidence, judged: set[date], history: Sequence[Day]) -> st
     figures = [
         _figure(title, told, evidence.days, of, judged, band=_spread(evidence, judged, of), as_share=True)
         for title, told, of in kinds
-        if any(of(day) is not None for day in evidence.days)
+        if any(of(day) for day in evidence.days)
     ]
+    never = [title.lower() for title, _, of in kinds if not any(of(day) for day in evidence.days)]
     for kind in ("purchase", "view_item"):
 
         def middle(day: Day, kind: str = kind) -> float | None:
@@ -213,7 +214,10 @@ def _shares(evidence: Evidence, judged: set[date], history: Sequence[Day]) -> st
             figures.append(
                 _figure("Median price", kind, evidence.days, middle, judged, band=_spread(evidence, judged, middle))
             )
-    return _section("Shares and prices", "By day; shaded is the middle 90 % of the other days.", figures)
+    said = "By day; shaded is the middle 90 % of the other days."
+    if never:
+        said += f" Nothing on any day: {', '.join(never)}."
+    return _section("Shares and prices", said, figures)
 
 
 def _spread(evidence: Evidence, judged: set[date], of: Callable[[Day], float | None]) -> Band:
