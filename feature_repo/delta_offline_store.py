@@ -180,7 +180,13 @@ def _read(
     if end is not None:
         condition &= stamp <= _instant(end)
     uri = FileSource.get_uri_for_file_path(config.repo_path, source.file_options.uri)
-    return DeltaTable(uri).to_pyarrow_table(columns=list(dict.fromkeys(columns)), filters=condition)
+    table, wanted = DeltaTable(uri), list(dict.fromkeys(columns))
+    stored = {field.name for field in table.schema().fields}
+    rows = table.to_pyarrow_table(columns=[name for name in wanted if name in stored], filters=condition)
+    for name in wanted:
+        if name not in stored:  # defined since the last night: its values come with the next one
+            rows = rows.append_column(name, pa.nulls(rows.num_rows))
+    return rows.select(wanted)
 
 
 def _instant(moment: datetime) -> pa.Scalar:

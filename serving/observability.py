@@ -21,6 +21,9 @@ REQUEST_SECONDS = Histogram("nightjar_api_request_seconds", "Time to answer, in 
 SLATES = Counter("nightjar_api_slates_total", "Slates by the rung that gave them", ["fallback_level"])
 DEGRADED = Counter("nightjar_api_degraded_total", "Degraded answers by reason", ["reason"])
 SECOND_READS = Counter("nightjar_api_second_reads_total", "Requests that read twice because the pointer had moved")
+STALE_FEATURES = Counter(
+    "nightjar_api_stale_features_total", "Features too far behind the served version to be used, by view", ["view"]
+)
 REFUSED_RECORDS = Counter("nightjar_api_refused_records_total", "Records that could not be used", ["why"])
 EVENTS = Counter("nightjar_api_events_total", "Events received, by answer", ["status"])
 QUARANTINED = Counter("nightjar_api_events_quarantined_total", "Quarantined events by reason", ["reason"])

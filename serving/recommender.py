@@ -16,10 +16,10 @@ from feature_repo.contracts.packing import (
     read_candidates_header,
     unpack_session,
 )
-from serving.adapters.feast_online import read_string_value, read_timestamp_micros
+from serving.adapters.feast_online import USER_VIEW, read_string_value, read_timestamp_micros
 from serving.adapters.online import OnlineRecords, OnlineStore
 from serving.adapters.shelf import VersionShelf
-from serving.observability import DEGRADED, REFUSED_RECORDS, SECOND_READS, SLATES
+from serving.observability import DEGRADED, REFUSED_RECORDS, SECOND_READS, SLATES, STALE_FEATURES
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.slate import build_slate
 from serving.pipeline.values import Person, Slate, SlateRequest
@@ -31,6 +31,7 @@ MIXED_VERSION = "candidates_of_another_version"
 DAMAGED_CANDIDATES = "candidates_damaged"
 DAMAGED_SESSION = "session_damaged"
 DAMAGED_FEATURE = "feature_damaged"
+STALE_FEATURE = "feature_stale"
 
 
 class NoVersionError(DependencyError):
@@ -161,10 +162,12 @@ class Recommender:
                 session = unpack_session(records.session)
             except ContractError:
                 unavailable, consent_unknown = _refuse(DAMAGED_SESSION, degraded), True
-        segment, feature_micros = self._segment(records, settled.catalogue, degraded)
+        denies = bool(flags & FLAG_PERSONALIZE_DENIED)
+        # Who said no keeps no features: what is left of them grows old, and nobody misses it.
+        segment, feature_micros = (None, None) if denies else self._segment(records, settled.catalogue, degraded)
         person = Person(
             candidates=candidates,
-            candidates_deny=bool(flags & FLAG_PERSONALIZE_DENIED),
+            candidates_deny=denies,
             session=session,
             segment=segment,
             unavailable=unavailable,
@@ -175,7 +178,8 @@ class Recommender:
     def _segment(
         self, records: OnlineRecords, catalogue: Catalogue, degraded: list[str]
     ) -> tuple[str | None, int | None]:
-        """(top category, its event time); (None, time) for a null or one that lags too far behind the version."""
+        """(top category, its event time); (None, time) for a null, and for one that lags too far behind the version:
+        that is absent, counted, and named in `degraded`. Feast itself does not apply a ttl online."""
         if records.segment is None or records.segment_time is None:
             return None, None
         try:
@@ -184,7 +188,11 @@ class Recommender:
             _refuse(DAMAGED_FEATURE, degraded)
             return None, None
         lag_seconds = (catalogue.as_of_micros - moment) / 1_000_000
-        return (category if lag_seconds <= self._settings.feature_lag_seconds else None), moment
+        if lag_seconds > self._settings.feature_lag_seconds:
+            STALE_FEATURES.labels(USER_VIEW).inc()
+            degraded.append(STALE_FEATURE)
+            return None, moment
+        return category, moment
 
 
 def _refuse(why: str, degraded: list[str]) -> str:

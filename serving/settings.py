@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from feature_repo.contracts.errors import DataError, nearest
+from feature_repo.contracts.feature_table import feature_view
+from serving.adapters.feast_online import USER_VIEW
 from serving.pipeline.values import Tuning
 
 PREFIX = "NIGHTJAR_SERVING_"
@@ -37,8 +39,9 @@ class ServingSettings:
     session_gap_seconds    1800 s    a request without session_id continues a session this fresh. Higher: staler ones.
     position_decay         0.9       weight of an event beside the one after it, in (0, 1]. Higher: older clicks count.
     half_life_seconds      1800 s    age, counted from the newest event, at which an event counts half.
-    feature_lag_seconds    604800 s  a Feast feature older than the served version by more than this is not used (Feast
-                                     does not apply a ttl online). Higher: staler segments, fewer popular answers.
+    feature_lag_seconds    259200 s  a Feast feature older than the served version by more than this is not used, and
+                                     the answer is degraded (Feast does not apply a ttl online; the default is the
+                                     view's). Higher: staler segments, fewer popular answers.
     max_events             1000      events in one POST /v1/events. Higher: fewer, larger writes.
     max_body_bytes         2097152 B largest request body. Higher: more memory an attacker can take.
     session_ttl_seconds    2592000 s how long a person's session record lives after its last event (30 days: longer is
@@ -59,7 +62,7 @@ class ServingSettings:
     session_gap_seconds: float = 1800.0
     position_decay: float = 0.9
     half_life_seconds: float = 1800.0
-    feature_lag_seconds: float = 604_800.0
+    feature_lag_seconds: float = feature_view(USER_VIEW).fresh_for.total_seconds()
     max_events: int = 1000
     max_body_bytes: int = 2_097_152
     session_ttl_seconds: int = 2_592_000

@@ -92,6 +92,11 @@ def speed_counters_key(tenant: str = DEFAULT_TENANT) -> str:
     return _prefix(tenant) + "speed:counters"
 
 
+def feature_times_key(tenant: str = DEFAULT_TENANT) -> str:
+    """Hash: feature view -> microseconds since 1970 of the as_of that was last brought online whole."""
+    return _prefix(tenant) + "features:times"
+
+
 # --- role `log`: streams -----------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from feature_repo.contracts.errors import ContractError, nearest
+from feature_repo.contracts.feature_table import FEATURE_VIEWS
 from feature_repo.contracts.keys import check_tenant
 
 TABLE_PROPERTIES: Mapping[str, str] = {
@@ -84,19 +85,7 @@ _TABLES = (
     TableSpec("gold.item_ids", "one item; numbers are appended, never reused", "build_features", {
         "item_id": "string", "item_number": "int", "first_as_of": "date",
     }),
-    TableSpec("gold.user_features", "one user at one as_of", "build_features", {
-        "user_id": "string", "feature_timestamp": "timestamp",
-        "user_view_count_7d": "bigint", "user_view_count_30d": "bigint", "user_cart_count_30d": "bigint",
-        "user_purchase_count_90d": "bigint", "user_purchase_value_90d": "double", "user_days_since_last_event": "double",
-        "user_session_count_30d": "bigint", "user_session_length_mean_30d": "double",
-        "user_distinct_item_count_30d": "bigint", "user_top_category_90d": "string", "as_of": "date",
-    }, ("as_of",)),
-    TableSpec("gold.item_features", "one item at one as_of", "build_features", {
-        "item_id": "string", "feature_timestamp": "timestamp",
-        "item_view_count_7d": "bigint", "item_view_count_30d": "bigint", "item_purchase_count_30d": "bigint",
-        "item_subject_count_30d": "bigint", "item_conversion_30d": "double", "item_price_mean_90d": "double",
-        "item_days_since_created": "double", "item_popularity_decayed": "double", "as_of": "date",
-    }, ("as_of",)),
+    *(TableSpec(view.table, view.row, "build_features", view.columns(), ("as_of",)) for view in FEATURE_VIEWS.values()),
     TableSpec("gold.evaluations", "one metric of one model on one slice at one as_of", "train_models", {
         "model": "string", "slice": "string", "metric": "string", "k": "int", "value": "double", "user_count": "bigint",
         "as_of": "date", "run_key": "string",

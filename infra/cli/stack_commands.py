@@ -7,13 +7,17 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import typer
 
 from feature_repo.contracts import environment as names
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError, DependencyError, nearest
+from feature_repo.contracts.feature_table import FEATURE_VIEWS, FeatureView
+from feature_repo.contracts.keys import feature_times_key
+from feature_repo.contracts.publication import parse_version
+from feature_repo.contracts.times import format_timestamp, from_micros, start_of_day, to_micros
 from infra.cli.output import ExitCode, NotRunningError, emit, err, out, step
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -58,12 +62,14 @@ def show_status(as_json: AsJson = False) -> None:
     environment = stack_environment(os.environ)
     services = status()
     serving = served_version(environment)
+    features = online_features(environment, serving["served_version"])
     run = last_run() if any(s.name == "airflow-api" and s.state == "running" for s in services) else None
     book = read_book(environment.home)
     answer = {
         "home": environment.home,
         "services": [service._asdict() for service in services],
         **serving,
+        "features": features,
         "last_run": run,
         "addresses": addresses(book) if book else {},
     }
@@ -87,6 +93,10 @@ def show_status(as_json: AsJson = False) -> None:
         if serving["disagreement"]:
             out.print("[yellow]but[/]       ", end="")
             out.print(serving["disagreement"], markup=False)
+        for view in features:
+            if view["is_stale"]:
+                out.print("[yellow]stale[/]     ", end="")
+                out.print(f"{view['view']}: {view['problem']}", markup=False)
         if run:
             out.print(f"last run  {run['dag_run_id']} {run['state']}", markup=False)
             for line in run["errors"]:
@@ -185,6 +195,57 @@ def served_version(environment: Environment) -> dict[str, str | None]:
     except DependencyError as error:
         problem = str(error)
     return {"served_version": served, "champion_version": champion, "disagreement": problem}
+
+
+class OnlineFeatures(TypedDict):
+    """One feature view as it is online. `as_of` is RFC 3339, None when it was never brought online."""
+
+    view: str
+    as_of: str | None
+    days_behind: float | None
+    is_stale: bool
+    problem: str | None
+
+
+REMEDY = "clear the task materialize_features of the night in Airflow, or run a night: nightjar run nightly"
+
+
+def online_features(environment: Environment, served: str | None) -> list[OnlineFeatures]:
+    """Each feature view against the version that is served; stale when it lags behind by more than the view's
+    `fresh_for`, or was never brought online. Nothing when no version is served or Redis does not answer."""
+    import redis
+
+    if served is None:
+        return []
+    as_of = to_micros(start_of_day(parse_version(served)[0]))
+    try:
+        with redis.Redis.from_url(environment.redis_online_url, socket_timeout=5) as client:
+            found = client.hgetall(feature_times_key(environment.tenant))
+    except redis.RedisError:
+        return []
+    return [describe_view(view, found.get(view.name.encode()), as_of) for view in FEATURE_VIEWS.values()]
+
+
+def describe_view(view: FeatureView, stored: bytes | None, served_micros: int) -> OnlineFeatures:
+    """What `online_features` says of one view."""
+    if stored is None:
+        never = f"it was never brought online; {REMEDY}"
+        return OnlineFeatures(view=view.name, as_of=None, days_behind=None, is_stale=True, problem=never)
+    moment = from_micros(int(stored))
+    behind = from_micros(served_micros) - moment
+    problem: str | None = None
+    if behind > view.fresh_for:
+        problem = (
+            f"its values are of {moment.date()}, {behind.days} days behind the served version ({view.fresh_for.days} "
+            f"are allowed); {REMEDY}"
+        )
+    return OnlineFeatures(
+        view=view.name,
+        as_of=format_timestamp(moment),
+        days_behind=behind.total_seconds() / 86_400,
+        is_stale=problem is not None,
+        problem=problem,
+    )
 
 
 def champion_version(environment: Environment) -> str | None:

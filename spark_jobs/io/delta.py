@@ -74,6 +74,7 @@ def overwrite_partitions(
                    nothing is written.
     user_metadata  kept with the commit, as JSON.
 
+    A table made before a column joined the contract gains that column; its older rows have null there.
     Raises ContractError when `frame` lacks a column of the contract or has one too many. Each partition becomes one
     file (rows are brought together by partition column first).
     """
@@ -85,7 +86,8 @@ def overwrite_partitions(
     _create_if_missing(frame.sparkSession, path, spec)
     if spec.partition_by:
         rows = rows.repartition(*spec.partition_by).sortWithinPartitions(*spec.partition_by)
-    writer = rows.write.format("delta").mode("overwrite")
+    # A table that an older version made gains the columns it lacks; the frame has exactly the contract's.
+    writer = rows.write.format("delta").mode("overwrite").option("mergeSchema", "true")
     if partitions is not None:
         writer = writer.option("replaceWhere", partitions if isinstance(partitions, str) else _predicate(partitions))
     if user_metadata is not None:

@@ -63,7 +63,8 @@ def read_table(
     """Rows of a table with its contract's columns (or those named), at `version` (None: the newest).
 
     `filters` is pyarrow's: an expression, or [(column, operator, value), ...]; both prune partitions. A table that
-    does not exist is an empty one with the contract's schema. Row order is not defined.
+    does not exist is an empty one with the contract's schema; columns that the stored table does not have yet are null.
+    Row order is not defined.
     """
     schema = arrow_schema(name)
     names = list(columns) if columns is not None else schema.names
@@ -71,8 +72,23 @@ def read_table(
     found = open_table(environment, name, version)
     if found is None:
         return wanted.empty_table()
-    rows = found.to_pyarrow_table(columns=names, filters=filters)
-    return rows.cast(wanted)
+    rows = found.to_pyarrow_table(columns=stored_columns(found, names), filters=filters)
+    return with_missing(rows, wanted)
+
+
+def stored_columns(found: DeltaTable, names: Sequence[str]) -> list[str]:
+    """Those of `names` that the stored table has: a column that joined the contract later comes with the next write."""
+    stored = {field.name for field in found.schema().fields}
+    return [name for name in names if name in stored]
+
+
+def with_missing(rows: pa.Table, wanted: pa.Schema) -> pa.Table:
+    """`rows` with the columns and types of `wanted`; what they lack is null."""
+    arrays = [
+        rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(rows.num_rows, field.type)
+        for field in wanted
+    ]
+    return pa.table(arrays, schema=wanted)
 
 
 def days_by_row_count(environment: Environment, name: str, version: int | None = None) -> dict[date, int]:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.tables import TABLES, TableSpec, table
-from spark_jobs.io.light_delta import arrow_schema, open_table
+from spark_jobs.io.light_delta import arrow_schema, open_table, stored_columns, with_missing
 
 HASHED_LAYERS = ("silver.", "gold.")
 _FLOAT_SCALE = 1e5
@@ -36,6 +36,7 @@ def hash_table(environment: Environment, name: str, as_of: date | None = None) -
 
     as_of None takes every row. A day takes what a run of that day makes: the partition `as_of` of a table that has
     one, event days (session days, first days of item numbers) before it otherwise.
+    A column that the stored table does not have yet is null.
     Null, zero and the empty text differ; -0.0 is 0.0; NaN equals NaN. A missing table hashes like an empty one.
     """
     spec = table(name)
@@ -46,8 +47,9 @@ def hash_table(environment: Environment, name: str, as_of: date | None = None) -
     if found is not None:
         schema = pa.schema([arrow_schema(name).field(column) for column in columns])
         dataset = found.to_pyarrow_dataset()
-        for batch in dataset.to_batches(columns=columns, filter=_of_run(spec, as_of), batch_size=_BATCH_ROWS):
-            rows += _row_digests(pa.table(batch).cast(schema).combine_chunks())
+        stored = stored_columns(found, columns)
+        for batch in dataset.to_batches(columns=stored, filter=_of_run(spec, as_of), batch_size=_BATCH_ROWS):
+            rows += _row_digests(with_missing(pa.table(batch), schema).combine_chunks())
     for row in sorted(rows):
         digest.update(row)
     return digest.hexdigest()

@@ -1,8 +1,8 @@
-"""Silver to gold: number the items, and compute user and item features as known at as_of.
+"""Silver to gold: number the items, and compute the features of users, items, and users by category as known at as_of.
 
 Reads   run.json; silver.events; bronze.items and bronze.users at their pinned versions; gold.item_ids
-Writes  gold.item_ids (new items appended), gold.user_features and gold.item_features (the partition of as_of);
-        features.json
+Writes  gold.item_ids (new items appended), the partition of as_of in gold.user_features, gold.item_features and
+        gold.user_category_features; features.json
 
 Running it again for the same as_of replaces the same partitions with the same rows.
 """
@@ -26,12 +26,20 @@ from spark_jobs.io.run_store import write_report
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.session import get_session
 from spark_jobs.transforms.candidates import denied_users
-from spark_jobs.transforms.features import item_features, number_items, user_features
+from spark_jobs.transforms.feature_facts import feature_facts
+from spark_jobs.transforms.item_features import item_features
+from spark_jobs.transforms.item_ids import number_items
+from spark_jobs.transforms.user_features import user_category_features, user_features
 
 _EVENT_COLUMNS = ("event_type", "user_id", "subject_key", "session_id", "item_id", "event_id", "event_timestamp",
-                  "quantity", "price", "value", "consent_personalize", "is_bot", "event_date")  # fmt: skip
+                  "quantity", "price", "value", "channel", "properties", "consent_personalize", "is_bot",
+                  "event_date")  # fmt: skip
 
-FEATURE_TABLES = {"users": "gold.user_features", "items": "gold.item_features"}
+FEATURE_TABLES = {
+    "users": "gold.user_features",
+    "items": "gold.item_features",
+    "user_categories": "gold.user_category_features",
+}
 """What features.json calls the rows of each feature table."""
 
 
@@ -80,20 +88,24 @@ def build_feature_tables(
 
     versions  table -> Delta version of silver.events, bronze.items, bronze.users; one not named is read at its newest
 
-    Returns rows written: `users`, `items`. Raises DataError when silver has no event before `as_of`; then nothing is
+    Returns rows written: `users`, `items`, `user_categories`.
+    Raises DataError when silver has no event before `as_of`; then nothing is
     written.
     """
     _require_events(environment, as_of, versions)
-    events = _events_before(spark, environment, as_of, versions).persist()
+    events = _events_before(spark, environment, as_of, versions)
     items = _read(spark, environment, "bronze.items", versions)
     users = _read(spark, environment, "bronze.users", versions)
-
     denied = denied_users(users, events, cut_off=start_of_day(as_of))
-    of_users = user_features(events, items, denied, as_of=as_of)
-    overwrite_partitions(of_users, environment, "gold.user_features", {"as_of": [as_of]})
-    of_items = item_features(events, items, as_of=as_of)
-    overwrite_partitions(of_items, environment, "gold.item_features", {"as_of": [as_of]})
-    events.unpersist()
+    facts = feature_facts(events, items, denied, as_of=as_of).persist()
+    made = {
+        "gold.user_features": user_features(facts, as_of=as_of),
+        "gold.user_category_features": user_category_features(facts, as_of=as_of),
+        "gold.item_features": item_features(facts, items, as_of=as_of),
+    }
+    for name, rows in made.items():
+        overwrite_partitions(rows, environment, name, {"as_of": [as_of]})
+    facts.unpersist()
     return {name: days_by_row_count(environment, table).get(as_of, 0) for name, table in FEATURE_TABLES.items()}
 
 

@@ -32,6 +32,7 @@ from serving.adapters.feast_online import entity_key
 from serving.adapters.online import SEGMENT_FIELD, SEGMENT_TIME_FIELD, MemoryOnlineStore
 from serving.api import schemas
 from serving.main import create_app
+from serving.recommender import STALE_FEATURE
 from serving.settings import ServingSettings
 from tests.serving_builders import TENANT, Shop
 
@@ -261,10 +262,15 @@ class TestRecommendations:
         assert (answer["fallback_level"], ids(answer)) == ("segment", ["i40", "i41"])
         assert answer["items"][0]["source"] == "segment"
         assert answer["freshness"]["features"] == 46800.0
-        feature(b"Toys", as_of_day=1)  # exactly seven days before the version's as_of: still good
+        feature(b"Toys", as_of_day=5)  # exactly the view's three days before the version's as_of: still good
         assert (await api.ask(user_id="u2"))["fallback_level"] == "segment"
-        feature(b"Toys", as_of_day=0)
-        assert (await api.ask(user_id="u2"))["fallback_level"] == "popular"
+        feature(b"Toys", as_of_day=4)
+        stale = await api.ask(user_id="u2")
+        assert (stale["fallback_level"], stale["degraded"], stale["degraded_reasons"]) == (
+            "popular",
+            True,
+            [STALE_FEATURE],
+        )
 
 
 class TestConsent:

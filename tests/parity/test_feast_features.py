@@ -12,9 +12,11 @@ import redis
 from deltalake import write_deltalake
 
 from feature_repo.contracts.environment import Environment
-from feature_repo.contracts.errors import DependencyError
+from feature_repo.contracts.errors import DataError, DependencyError
+from feature_repo.contracts.feature_table import FEATURE_VIEWS, FeatureView, feature_view
+from feature_repo.contracts.keys import feature_times_key
 from feature_repo.contracts.run import Run
-from feature_repo.contracts.tables import table, table_path
+from feature_repo.contracts.tables import table_path
 from serving.adapters.feast_online import (
     entity_key,
     feature_field,
@@ -22,11 +24,14 @@ from serving.adapters.feast_online import (
     read_timestamp_micros,
     timestamp_field,
 )
-from spark_jobs.io.light_delta import arrow_schema
+from spark_jobs.io.feature_store import open_store, training_frame
+from spark_jobs.io.light_delta import arrow_schema, read_table
+from spark_jobs.io.table_hash import hash_table
 from spark_jobs.jobs import materialize_features
+from tests.builders import utc, write_rows
 
 AS_OF = date(2024, 3, 8)
-USER_COUNT = 40
+ENTITIES = 1000
 MARCH_8_MICROS = 1_709_856_000_000_000
 
 
@@ -34,59 +39,77 @@ def run(as_of: date = AS_OF, *, publishes: bool = True) -> Run:
     return Run("k", "default", as_of.isoformat(), {}, None, publishes, "a backfill publishes nothing", "m", "test")
 
 
-def user_row(number: int, as_of: date) -> dict[str, Any]:
-    """Odd users have no top category, every third no session: nulls; user 0 has a zero and an awkward id."""
-    return {
-        "user_id": "ü 0/{x}" if number == 0 else f"u{number}",
-        "feature_timestamp": datetime(as_of.year, as_of.month, as_of.day, tzinfo=UTC),
-        "user_view_count_7d": number,
-        "user_view_count_30d": number * 2,
-        "user_cart_count_30d": 0,
-        "user_purchase_count_90d": number % 4,
-        "user_purchase_value_90d": number * 1.25,
-        "user_days_since_last_event": number / 7,
-        "user_session_count_30d": number % 3,
-        "user_session_length_mean_30d": None if number % 3 == 0 else number * 60.5,
-        "user_distinct_item_count_30d": number + 1,
-        "user_top_category_90d": None if number % 2 else f"Küche > C{number % 5}",
-        "as_of": as_of,
-    }
+def key_of(join_key: str, number: int) -> str:
+    """Ids; number 0 is an awkward one. Users share seven categories."""
+    if join_key == "category":
+        return f"Küche > C{number % 7}"
+    return f"ü 0/{{x}} {join_key}" if number == 0 else f"{join_key[0]}{number}"
 
 
-def item_row(number: int, as_of: date) -> dict[str, Any]:
-    return {
-        "item_id": f"i{number}",
-        "feature_timestamp": datetime(as_of.year, as_of.month, as_of.day, tzinfo=UTC),
-        "item_view_count_7d": number,
-        "item_view_count_30d": number + 3,
-        "item_purchase_count_30d": number // 2,
-        "item_subject_count_30d": number,
-        "item_conversion_30d": None if number == 0 else 0.5 / number,
-        "item_price_mean_90d": 9.99,
-        "item_days_since_created": None if number % 2 else 12.0,
-        "item_popularity_decayed": number * 0.75,
-        "as_of": as_of,
-    }
+def feature_row(view: FeatureView, number: int, as_of: date = AS_OF) -> dict[str, Any]:
+    """Row `number` of a view. Its values differ by feature and row, hold zeros and negative numbers, and where a
+    feature may be null, every third is."""
+    row: dict[str, Any] = {key: key_of(key, number) for key in view.join_keys}
+    row |= {"feature_timestamp": datetime(as_of.year, as_of.month, as_of.day, tzinfo=UTC), "as_of": as_of}
+    for position, feature in enumerate(view.features):
+        value = number * 31 + position
+        if feature.null_means is not None and value % 3 == 0:
+            row[feature.name] = None
+        elif feature.type == "bigint":
+            row[feature.name] = value % 997
+        elif feature.type == "double":
+            row[feature.name] = (value - 500) / 7
+        else:
+            row[feature.name] = f"Küche > C{value % 5}"
+    return row
 
 
-def write(env: Environment, name: str, rows: list[dict[str, Any]]) -> None:
+def user_row(number: int, as_of: date = AS_OF, **other: Any) -> dict[str, Any]:
+    return {**feature_row(feature_view("user_features"), number, as_of), **other}
+
+
+def write(env: Environment, view: str, rows: list[dict[str, Any]]) -> None:
+    name = feature_view(view).table
     frame = pa.Table.from_pylist(rows, schema=arrow_schema(name))
     write_deltalake(table_path(env.lakehouse, name), frame, partition_by=["as_of"], mode="overwrite")
+
+
+def write_all(env: Environment, count: int) -> None:
+    for name, view in FEATURE_VIEWS.items():
+        write(env, name, [feature_row(view, n) for n in range(count)])
 
 
 @pytest.fixture
 def shop(environment: Environment, redis_url: str) -> Environment:
     """Two nights of features: the day before has other values, and a user who is gone today."""
     env = environment._replace(redis_online_url=redis_url)
-    before = [{**user_row(n, date(2024, 3, 7)), "user_view_count_7d": 999} for n in range(USER_COUNT)]
-    before.append({**user_row(77, date(2024, 3, 7)), "user_id": "gone"})
-    write(env, "gold.user_features", before + [user_row(n, AS_OF) for n in range(USER_COUNT)])
-    write(env, "gold.item_features", [item_row(n, AS_OF) for n in range(5)])
+    write_all(env, 40)
+    before = [user_row(n, date(2024, 3, 7), user_view_count_7d=999) for n in range(40)]
+    before.append(user_row(77, date(2024, 3, 7), user_id="gone", user_view_count_7d=77))
+    write(env, "user_features", before + [user_row(n) for n in range(40)])
     return env
 
 
+@pytest.fixture(scope="module")
+def large(
+    tmp_path_factory: pytest.TempPathFactory, _redis_server: str
+) -> tuple[Environment, dict[str, dict[str, list[Any]]]]:
+    """1,000 rows of each view, materialized once, and what the SDK reads online of them: view -> feature -> values."""
+    home = tmp_path_factory.mktemp("large")
+    env = Environment.from_mapping({"NIGHTJAR_HOME": str(home), "NIGHTJAR_REDIS_ONLINE_URL": _redis_server})
+    write_all(env, ENTITIES)
+    materialize_features.main(env, run())
+    store = open_store(env)
+    found = {}
+    for name, view in FEATURE_VIEWS.items():
+        entities = [{key: key_of(key, n) for key in view.join_keys} for n in range(ENTITIES)]
+        asked = [f"{name}:{feature.name}" for feature in view.features]
+        found[name] = store.get_online_features(features=asked, entity_rows=entities).to_dict()
+    return env, found
+
+
 def online(env: Environment, service: str, entities: list[dict[str, str]]) -> dict[str, list[Any]]:
-    store = materialize_features.open_store(env)
+    store = open_store(env)
     return store.get_online_features(features=store.get_feature_service(service), entity_rows=entities).to_dict()
 
 
@@ -95,47 +118,59 @@ def historical(env: Environment, asked: list[tuple[str, str]]) -> list[int | Non
     entities = pd.DataFrame(
         {"user_id": [user for user, _ in asked], "event_timestamp": pd.to_datetime([moment for _, moment in asked])}
     )
-    store = materialize_features.open_store(env)
-    frame = store.get_historical_features(entities, ["user_features:user_view_count_7d"]).to_df()
+    frame = training_frame(env, entities, "user_ranking_v1")
     assert list(frame["user_id"]) == list(entities["user_id"])
     return [None if pd.isna(value) else int(value) for value in frame["user_view_count_7d"]]
 
 
-def test_online_equals_offline_for_every_user_nulls_included(shop: Environment) -> None:
-    materialize_features.main(shop, run())
-    rows = [user_row(n, AS_OF) for n in range(USER_COUNT)]
-    values = online(shop, "user_ranking_v1", [{"user_id": r["user_id"]} for r in rows])
-    features = [c for c in table("gold.user_features").columns if c.startswith("user_") and c != "user_id"]
-    assert len(features) == 10
-    for feature in features:
-        assert values[feature] == [r[feature] for r in rows], feature
+@pytest.mark.parametrize("name", ["user_features", "item_features", "user_category_features"])
+def test_online_equals_offline_for_a_thousand_entities(large: Any, name: str) -> None:
+    assert len(FEATURE_VIEWS) == 3
+    view = FEATURE_VIEWS[name]
+    rows = [feature_row(view, n) for n in range(ENTITIES)]
+    assert len(view.features) == {"user_features": 27, "item_features": 24, "user_category_features": 8}[name]
+    for feature in view.features:
+        expected = [row[feature.name] for row in rows]
+        assert len(set(expected)) > 1
+        assert (None in expected) == (feature.null_means is not None)
+        assert large[1][name][feature.name] == expected, feature.name
 
 
-def test_online_equals_offline_for_items(shop: Environment) -> None:
-    materialize_features.main(shop, run())
-    rows = [item_row(n, AS_OF) for n in range(5)]
-    values = online(shop, "item_ranking_v1", [{"item_id": r["item_id"]} for r in rows])
-    features = [c for c in table("gold.item_features").columns if c.startswith("item_") and c != "item_id"]
-    assert len(features) == 8
-    for feature in features:
-        assert values[feature] == [r[feature] for r in rows], feature
+def test_a_training_frame_equals_what_is_online(large: Any) -> None:
+    """The same 1,000 users and items, asked for at the instant that was materialized: one frame of three views."""
+    env, found = large
+    rows = pd.DataFrame({"user_id": [key_of("user_id", n) for n in range(ENTITIES)]})
+    rows["item_id"] = [key_of("item_id", n) for n in range(ENTITIES)]
+    rows["category"] = [key_of("category", n) for n in range(ENTITIES)]
+    rows["event_timestamp"] = pd.Timestamp("2024-03-08", tz="UTC")
+    frame = training_frame(env, rows, "ranking_v1")
+    compared = 0
+    for name, view in FEATURE_VIEWS.items():
+        for feature in view.features:
+            offline = [None if pd.isna(value) else value for value in frame[feature.name]]
+            assert offline == found[name][feature.name], feature.name
+            compared += 1
+    assert compared == 59
 
 
 def test_a_user_of_another_day_is_not_brought_online(shop: Environment) -> None:
     materialize_features.main(shop, run())
     assert online(shop, "user_segment_v1", [{"user_id": "gone"}])["user_top_category_90d"] == [None]
-
-
-def test_our_reader_sees_what_the_sdk_sees(shop: Environment) -> None:
-    materialize_features.main(shop, run())
-    users = [user_row(n, AS_OF)["user_id"] for n in range(USER_COUNT)]
-    expected = online(shop, "user_segment_v1", [{"user_id": u} for u in users])["user_top_category_90d"]
-    assert None in expected
-    assert "Küche > C0" in expected
     with redis.Redis.from_url(shop.redis_online_url) as client:
-        for user_id, category in zip(users, expected, strict=True):
+        times = client.hgetall(feature_times_key())
+    assert times == {name.encode(): str(MARCH_8_MICROS).encode() for name in FEATURE_VIEWS}
+
+
+def test_our_reader_sees_what_the_sdk_sees(large: Any) -> None:
+    env, found = large
+    expected = found["user_features"]["user_top_category_90d"]
+    assert len(expected) == ENTITIES
+    assert {None, "Küche > C0"} < set(expected)
+    with redis.Redis.from_url(env.redis_online_url) as client:
+        materialize_features.main(env, run())  # another test may have emptied the server in between
+        for number, category in enumerate(expected):
             value, moment = client.hmget(
-                entity_key("user_id", user_id),
+                entity_key("user_id", key_of("user_id", number)),
                 [feature_field("user_features", "user_top_category_90d"), timestamp_field("user_features")],
             )
             assert read_string_value(value) == category
@@ -146,14 +181,14 @@ def test_a_night_that_runs_again_replaces_its_values(shop: Environment) -> None:
     """Feast drops a write of an equal event time unless told otherwise, and its own store reads replaced files too:
     which of several old values it took was chance, so one rerun would prove nothing."""
     for value in (5, 4, 9, 1, 7):
-        write(shop, "gold.user_features", [{**user_row(1, AS_OF), "user_view_count_7d": value}])
+        write(shop, "user_features", [user_row(1, user_view_count_7d=value)])
         materialize_features.main(shop, run())
         assert online(shop, "user_ranking_v1", [{"user_id": "u1"}])["user_view_count_7d"] == [value]
 
 
 def test_a_row_that_left_the_table_is_not_read_from_its_old_file(shop: Environment) -> None:
-    write(shop, "gold.user_features", [user_row(2, AS_OF)])
-    assert historical(shop, [("u1", "2024-03-08T00:00:00Z"), ("u2", "2024-03-08T00:00:00Z")]) == [None, 2]
+    write(shop, "user_features", [user_row(2)])
+    assert historical(shop, [("u1", "2024-03-08T00:00:00Z"), ("u2", "2024-03-08T00:00:00Z")]) == [None, 62]
 
 
 def test_a_backfill_leaves_the_online_features_alone(shop: Environment, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,18 +200,65 @@ def test_a_backfill_leaves_the_online_features_alone(shop: Environment, capsys: 
 
 def test_training_frames_see_each_users_value_of_that_day(shop: Environment) -> None:
     asked = [
-        ("u1", "2024-03-08T00:00:00Z", 1),
-        ("u1", "2024-03-07T12:00:00Z", 999),  # the value of the morning of the 7th, not what came later
+        ("u1", "2024-03-08T00:00:00Z", 31),  # stamped at that very instant
+        ("u1", "2024-03-07T23:59:59Z", 999),  # the value of the morning of the 7th, not what came a second later
         ("gone", "2024-03-08T00:00:00Z", 77),  # a day old: within the ttl
-        ("gone", "2024-03-10T00:00:01Z", None),  # a second older than the ttl of three days
+        ("gone", "2024-03-10T00:00:00Z", 77),  # exactly as old as the ttl of three days
+        ("gone", "2024-03-10T00:00:01Z", None),  # a second older
         ("u2", "2024-03-06T23:00:00Z", None),  # nothing was known yet
         ("stranger", "2024-03-08T00:00:00Z", None),
+        ("u1", "2024-03-08T00:00:00Z", 31),  # asked for twice: answered twice
     ]
     assert historical(shop, [(user, moment) for user, moment, _ in asked]) == [value for _, _, value in asked]
 
 
+def test_a_training_frame_joins_users_items_and_the_items_category(shop: Environment) -> None:
+    write_rows(shop, "bronze.items", [{"item_id": "i3", "category": "Küche > C3"}, {"item_id": "i4"}])
+    rows = pd.DataFrame(
+        [
+            ("u3", "i3", utc("2024-03-09"), 1),  # the user has a history in the item's category
+            ("u2", "i3", utc("2024-03-09"), 0),  # no history there
+            ("u2", "i4", utc("2024-03-09"), 0),  # an item without a category
+            ("u3", "i3", utc("2024-03-09"), 1),
+        ],
+        columns=["user_id", "item_id", "event_timestamp", "label"],
+        index=[9, 9, 2, 0],
+    )
+    frame = training_frame(shop, rows, "ranking_v1")
+    assert list(frame["label"]) == [1, 0, 0, 1]
+    assert [None if pd.isna(c) else c for c in frame["category"]] == ["Küche > C3", "Küche > C3", None, "Küche > C3"]
+    assert list(frame["user_view_count_7d"]) == [93, 62, 62, 93]
+    assert list(frame["item_view_count_7d"]) == [93, 93, 124, 93]
+    in_category = [None if pd.isna(v) else v for v in frame["user_category_view_count_30d"]]
+    assert in_category == [93, None, None, 93]
+    filled = training_frame(shop, rows, "ranking_v1", fill_defaults=True)
+    assert list(filled["user_category_view_count_30d"]) == [93, 0, 0, 93]
+    assert list(filled["user_category_days_since_last_event_90d"].isna()) == [False, True, True, False]  # no default
+
+
+def test_a_feature_defined_since_the_last_night_is_null(shop: Environment) -> None:
+    name = "gold.user_features"
+    old = pa.Table.from_pylist([user_row(1)], schema=arrow_schema(name)).drop_columns(["user_cart_count_30d"])
+    write_deltalake(table_path(shop.lakehouse, name), old, mode="overwrite", schema_mode="overwrite")
+    rows = pd.DataFrame({"user_id": ["u1"], "event_timestamp": [utc("2024-03-08")]})
+    frame = training_frame(shop, rows, "user_ranking_v1")
+    assert (frame["user_view_count_7d"][0], pd.isna(frame["user_cart_count_30d"][0])) == (31, True)
+    assert read_table(shop, name).to_pylist()[0] == {**user_row(1), "user_cart_count_30d": None}
+    before = hash_table(shop, name)
+    grown = pa.Table.from_pylist([{**user_row(1), "user_cart_count_30d": None}], schema=arrow_schema(name))
+    write_deltalake(table_path(shop.lakehouse, name), grown, mode="overwrite", schema_mode="overwrite")
+    assert hash_table(shop, name) == before
+
+
+def test_a_training_frame_says_what_it_lacks(shop: Environment) -> None:
+    rows = pd.DataFrame({"user_id": ["u1"], "event_timestamp": [utc("2024-03-08")]})
+    with pytest.raises(DataError, match="no feature service 'ranking_v2'; did you mean 'ranking_v1'"):
+        training_frame(shop, rows, "ranking_v2")
+    with pytest.raises(DataError, match="the rows have no item_id, category"):
+        training_frame(shop, rows, "ranking_v1")
+
+
 def test_without_redis_the_message_names_it(environment: Environment) -> None:
-    write(environment, "gold.user_features", [user_row(1, AS_OF)])
-    write(environment, "gold.item_features", [item_row(1, AS_OF)])
+    write_all(environment, 1)
     with pytest.raises(DependencyError, match=r"Redis `online` at 127\.0\.0\.1:1/0 does not answer.*nightjar up"):
         materialize_features.main(environment, run())
