@@ -316,7 +316,7 @@ def test_what_is_in_the_window_does_move_every_feature(
         (f"p{n}{kind}{user}{item}", user, str(kind), at, item, extra)
         for n in range(6)
         for kind in EventType
-        for user in ("ann", "fay")
+        for user in ("ann", "bob", "fay")
         for item in ("i1", "i2")
     ] + [("early", "fay", "view_item", "2022-01-01", "i1"), ("again", "fay", "purchase", "2024-03-20", "i1", extra)]
     after = features_at(spark, [*EVENTS, *planted], items=items)
