@@ -58,6 +58,7 @@ class Run:
     publishes    False for backfills and for any as_of older than what is served
     why          in words, why it publishes or not
     mlflow_run_id  the parent run
+    last_day_is_over  False when the run was started on the day before as_of: that day may still bring events
     params       parameters of the run, as given (test_days, models ...)
     """
 
@@ -71,6 +72,7 @@ class Run:
     mlflow_run_id: str
     code_version: str
     params: Mapping[str, Any] = field(default_factory=dict)
+    last_day_is_over: bool = True
 
     @property
     def as_of_day(self) -> date:

@@ -87,6 +87,7 @@ def pin_run(environment: Environment, request: Request) -> Run:
         mlflow_run_id=mlflow_run_id,
         code_version=environment.code_version,
         params=dict(request.params),
+        last_day_is_over=request.today is None or as_of <= request.today,
     )
     write_run(environment, run)
     return run

@@ -94,6 +94,7 @@ def check_quality(
     evidence = replace(
         evidence,
         publishes=run.publishes,
+        last_day_is_over=run.last_day_is_over,
         derived=counts["total"]["read"] - counts["total"]["outside"],
         quarantined=dict(counts["quarantined_by_reason"]),
         beyond=deliveries_from(environment, run.pins, end + timedelta(days=1)),

@@ -46,6 +46,7 @@ class Evidence:
     days       the window, in order, empty days included; it ends the day before as_of
     judged     days of the window that this run derives for the first time, or again because they changed
     publishes  of the run: a backfill is not stopped by a day that is empty
+    last_day_is_over  of the run: a day that goes on is not judged for what it does not have yet
     derived    deliveries of the days that the run derives; quarantined: those of them that break a rule, by reason
     refused    by reason, by the entrances, of what came for the judged days; arrived: what they took of it
     beyond     deliveries dated later than the day that begins at as_of
@@ -55,6 +56,7 @@ class Evidence:
     days: Sequence[Day]
     judged: Sequence[date]
     publishes: bool = True
+    last_day_is_over: bool = True
     derived: int = 0
     quarantined: Mapping[str, int] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
@@ -188,7 +190,15 @@ class _Judging:
 
     # --- one day -----------------------------------------------------------------------------------------------
 
+    def _goes_on(self, day: date) -> bool:
+        return not self.evidence.last_day_is_over and day == self.evidence.as_of - timedelta(days=1)
+
     def _judge_day(self, day: Day) -> None:
+        if self._goes_on(day.day):
+            self.notes.append(
+                f"{day.day} was not over when the run started: it was not judged for too few deliveries, for ending "
+                "early, or for event types that are still to come."
+            )
         if not day.total.deliveries:
             return
         self._volume(day)
@@ -234,7 +244,7 @@ class _Judging:
         last = max((day.day for day in self.evidence.days if day.total.deliveries), default=date.min)
         found: dict[bool, list[tuple[float, date, str]]] = {True: [], False: []}
         for day in empty if self.knows_usual else ():
-            if day in self.limits.closed_days:
+            if day in self.limits.closed_days or self._goes_on(day):
                 continue
             weekdays = [d for d in self.compared if d.day.weekday() == day.weekday()]
             is_known = len(weekdays) >= _LEAST_WEEKDAYS
@@ -264,7 +274,7 @@ class _Judging:
         if seen > usual + _FEW:
             self._find("volume_high", day.day, "", seen / usual, None, f"{words}: {seen / usual:.1f} times as many",
                        deviation=wider, is_factor=True)  # fmt: skip
-        elif usual >= self.limits.min_deliveries:
+        elif usual >= self.limits.min_deliveries and not self._goes_on(day.day):
             times = f"{usual / seen:.1f} times fewer"
             self._find("volume_low", day.day, "", usual / seen, None, f"{words}: {times}",
                        deviation=wider, is_factor=True)  # fmt: skip
@@ -284,7 +294,7 @@ class _Judging:
         return same if len(same) >= _SAME_WEEKDAYS else []
 
     def _end_of_day(self, day: Day) -> None:
-        if not self.knows_usual or day.total.last_second is None:
+        if not self.knows_usual or day.total.last_second is None or self._goes_on(day.day):
             return
         same = self._same_weekday(day.day) or self.history
         ends = [d.total.last_second / 3600 for d in same if d.total.last_second is not None]
@@ -309,7 +319,7 @@ class _Judging:
                 None,
                 f"{day.day} brings event types that were never seen: {listed}",
             )
-        for kind in sorted(seen_before - set(day.types)):
+        for kind in sorted(seen_before - set(day.types)) if not self._goes_on(day.day) else ():
             counts = [d.types[kind].deliveries if kind in d.types else 0 for d in self.history]
             share = median(count / d.total.deliveries for count, d in zip(counts, self.history, strict=True))
             if median(counts) >= _FEW / 2:

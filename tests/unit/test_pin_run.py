@@ -72,6 +72,7 @@ def shop(environment: Environment, redis_url: str) -> Environment:
 
 def test_a_manual_run_takes_the_day_after_the_last_event(shop: Environment, started: list) -> None:
     run = pin(shop, "--params", '{"test_days": 7}')
+    assert run.last_day_is_over
     assert run == read_run(shop, "night")
     assert (run.as_of, run.derive_days, run.publishes, run.mlflow_run_id) == ("2024-03-06", None, True, "mlflow-1")
     assert run.pins == {
@@ -130,7 +131,8 @@ def test_without_any_event_the_message_says_how_to_get_some(environment: Environ
 
 
 def test_tomorrow_is_the_latest_as_of(shop: Environment, started: list) -> None:
-    assert pin(shop, "--as-of", "2024-03-07", "--today", "2024-03-06").as_of == "2024-03-07"
+    run = pin(shop, "--as-of", "2024-03-07", "--today", "2024-03-06")
+    assert (run.as_of, run.last_day_is_over) == ("2024-03-07", False)
 
 
 # --- retries, days to derive -----------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from tests.builders import make_run
 
 AS_OF = date(2024, 3, 29)  # a Friday; the judged day is Thursday 28 March
 THURSDAY = AS_OF - timedelta(days=1)
-SHAPE = (100, 110, 90, 105, 95, 130, 120)  # Monday ... Sunday, deliveries / 10
+SHAPE = (60, 70, 50, 105, 65, 130, 120)  # Monday ... Sunday, deliveries / 10
 
 
 def part(deliveries: int, *, has: float = 1.0, price: float = 20.0, quantity: float = 2.0) -> Part:
@@ -74,14 +74,15 @@ def test_a_normal_night_passes() -> None:
 
 
 BREACHES: dict[str, tuple[Callable[[Day], Day], str, str, str]] = {
-    # name: change of the judged day, limit, subject, words; a usual Thursday has 1,050 + 7, 14 or 21, so 1,064
+    # name: change of the judged day, limit, subject, words; a usual Thursday has 1,050 + 7, 14 or 21, so 1,064;
+    # the middle of all 27 days is Tuesday the 12th with 712
     "ten times": (lambda d: shop_day(d.day, deliveries=10_640), "volume_high", "",
                   "2024-03-28 has 10,640 deliveries, usually about 1,064 on a Thursday: 10.0 times as many; "
                   "warns above 2.5 times, stops above 6 times"),
     "a trickle": (lambda d: shop_day(d.day, deliveries=53), "volume_low", "",
                   "2024-03-28 has 53 deliveries, usually about 1,064 on a Thursday: 20.1 times fewer"),
     "missing": (lambda d: Day(d.day), "missing_day", "",
-                "no deliveries on 2024-03-28, usually about 1,064 a day (3 of 3 Thursdays before had some)"),
+                "no deliveries on 2024-03-28, usually about 712 a day (3 of 3 Thursdays before had some)"),
     "nulls": (lambda d: shop_day(d.day, has=0.1), "null_share", "price",
               "price is null in 970 of 1,078 deliveries (90%), usually in 0%"),
     "other prices": (lambda d: shop_day(d.day, price=2000.0), "price_level", "view_item",
@@ -97,7 +98,7 @@ BREACHES: dict[str, tuple[Callable[[Day], Day], str, str, str]] = {
     "one subject": (lambda d: replace(d, busiest_deliveries=900), "busiest_subject_share", "", "one and the same"),
     "crawled": (lambda d: replace(d, bots=3, bot_deliveries=900), "bot_share", "", "are from 3 bots"),
     "no purchases": (lambda d: replace(d, types={"view_item": d.types["view_item"]}), "vanished_event_type",
-                     "purchase", "2024-03-28 has no purchase, usually about 212 a day"),
+                     "purchase", "2024-03-28 has no purchase, usually about 142 a day"),
     "morning only": (with_total(last_second=11 * 3600), "day_cut_short", "",
                      "2024-03-28 ends at 11:00 UTC, usually at 23:50"),
     "currency": (lambda d: replace(d, currencies={"USD": 1000, "EUR": 78}), "new_currency_share", "",
@@ -152,6 +153,23 @@ def test_an_empty_day_stops_only_at_the_end_of_a_night_that_publishes() -> None:
     assert "no deliveries on 2024-03-27" in verdict.findings[0].words
 
 
+def test_a_day_that_goes_on_is_not_judged_for_what_is_to_come() -> None:
+    def noon(day: Day) -> Day:
+        few = replace(part(40), last_second=12 * 3600)
+        quiet = replace(shop_day(day.day, deliveries=60), busiest_deliveries=3)
+        return replace(quiet, total=replace(few, deliveries=60), types={"view_item": few})
+
+    assert {f.limit for f in judge(evidence(noon), Limits()).findings} >= {
+        "volume_low", "day_cut_short", "vanished_event_type",
+    }  # fmt: skip
+    verdict = judge(evidence(noon, last_day_is_over=False), Limits())
+    assert verdict.level == "pass"
+    assert verdict.notes[0].startswith("2024-03-28 was not over when the run started")
+    assert judge(evidence(lambda d: Day(d.day), last_day_is_over=False), Limits()).level == "pass"
+    tenfold = evidence(lambda d: shop_day(d.day, deliveries=10_640), last_day_is_over=False)
+    assert judge(tenfold, Limits()).level == "stop"
+
+
 def test_too_little_history_judges_only_what_needs_none() -> None:
     days = [shop_day(THURSDAY - timedelta(days=n)) for n in (6, 5, 4, 3, 2, 1)]
     tenfold = replace(shop_day(THURSDAY, deliveries=10_000), busiest_deliveries=9_000)
@@ -168,6 +186,11 @@ def test_a_day_too_small_for_shares_says_so() -> None:
     verdict = judge(Evidence(AS_OF, [tiny], [THURSDAY]), Limits())
     assert verdict.level == "pass"
     assert verdict.notes[1] == "2024-03-28 has 49 deliveries, too few for shares (min_deliveries 50)."
+
+
+def test_a_share_of_few_is_not_judged() -> None:
+    assert judge(evidence(with_total(priced=49, far_priced=49)), Limits()).level == "pass"
+    assert judge(evidence(with_total(priced=50, far_priced=50)), Limits()).level == "stop"
 
 
 def test_shops_whose_days_differ_much_get_wider_bounds_but_never_ten_times() -> None:
