@@ -219,7 +219,8 @@ def sync(
     emit(report.to_mapping(), as_json=as_json, render=lambda: print_sync(report))
     if report.failed:
         named = "; ".join(f"{source}: {error}" for source, error in report.failed.items())
-        raise DataError(f"{len(report.failed)} of the inbox could not be imported: {named}")
+        count = f"{len(report.failed)} file{'s' * (len(report.failed) > 1)}"
+        raise DataError(f"{count} of the inbox could not be imported: {named}")
 
 
 def take_shop(

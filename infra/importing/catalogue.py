@@ -70,12 +70,14 @@ def import_items(
     """Import items from a file or folder. Raises DataError as `import_events` does; nothing is written then.
 
     Args:
-        full_catalogue: these files are all there is: items of the table that they do not name, not even in a refused
-            line, become OUT_OF_STOCK and hidden. They are never removed, and a later line brings them back.
+        full_catalogue: (or the mapping's) these files are all there is: items of the table that they do not name, not
+            even in a refused line, become OUT_OF_STOCK and hidden. They are never removed, and a later line brings
+            them back.
         missing_limit: the share of visible items that may go missing this way; above it, or when a line has no
             readable item_id, DataError.
     """
-    limit = missing_limit if full_catalogue else None
+    is_full = full_catalogue or (column_map is not None and column_map.full_catalogue)
+    limit = missing_limit if is_full else None
     return _import(_ITEMS, path, env, column_map, received_at, options or Options(), limit, progress)
 
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,11 +27,10 @@ from feature_repo.contracts.errors import DataError, InputError, nearest
 from infra.importing.catalogue import import_items, import_users
 from infra.importing.events import import_events
 from infra.importing.lease import INBOX, state_folder, writer_lease
-from infra.importing.mapping import ColumnMap
+from infra.importing.mapping import MAPPING_FILES, ColumnMap
 from infra.importing.report import ImportReport, Options, Progress
 
 KINDS = ("users", "items", "events")
-MAPPING_FILES = ("mapping.toml", "mapping.json")
 UNFINISHED = (".part", ".partial", ".tmp", ".crdownload", ".filepart", ".swp")
 DEFAULT_SETTLE_SECONDS = 10.0
 _BAD_FILE = (InputError, OSError, pa.ArrowException, ValueError, ArithmeticError, RecursionError)
@@ -133,12 +132,15 @@ def _sync_kind(
             files.append(InboxFile(path, source, f"{_fingerprint(path)}:{mapping_print}"))
         except OSError as error:
             report.failed[source] = f"cannot be read: {error}"
-    for file in _due(kind, files, ledger, report):
+    due = _due(kind, files, ledger, report)
+    for file in due:
         before = _state(file.path)
+        # Of a full catalogue only the newest file is one: those before it are past states.
+        used = replace(mapping, full_catalogue=mapping.full_catalogue and file is due[-1]) if mapping else None
         try:
-            done = _import(kind, file, env, mapping, received_at, wait_seconds, progress)
+            done = _import(kind, file, env, used, received_at, wait_seconds, progress)
         except _BAD_FILE as error:
-            report.failed[file.source] = str(error)
+            report.failed[file.source] = str(error).removeprefix(f"{file.source} ")
             continue
         report.imported.append(done)
         if _state(file.path) == before:  # else it grew meanwhile, and is due again

@@ -10,6 +10,7 @@ On the command line `field=column`, or a constant as `field=:value`. As a file, 
     time_format = "%d/%m/%Y %H:%M"       # strptime; without it RFC 3339 or seconds since 1970
     decimal = ","                        # "1.234,50"
     category_separator = "/"             # theirs; ours is " > "
+    full_catalogue = true                # items: the files (in the inbox: the last one) are all there is
     ignore = ["Country"]                 # columns to leave out; other unknown columns are kept as properties/attributes
     [columns]                            # our field = their column
     user_id = "CustomerID"
@@ -56,6 +57,8 @@ TIMES = ("timestamp", "sent_at", "available_time", "expire_time", "created_at", 
 NUMBERS = ("price", "value")
 CATEGORIES = ("category", "categories")
 INPUT_FORMATS = ("csv", "jsonl", "parquet", "google-merchant", "schema-org")
+MAPPING_FILES = ("mapping.toml", "mapping.json")
+"""What a folder's own mapping is called; such a file is no data."""
 _KNOWN_VALUES = {"event_type": sorted(EVENT_TYPES), "availability": AVAILABILITIES}
 _TEXT_ENTRIES = (
     "kind", "format", "encoding", "delimiter", "time_zone", "time_format", "decimal", "category_separator",
@@ -83,6 +86,7 @@ class ColumnMap:
     time_format: str | None = None
     decimal: str | None = None
     category_separator: str | None = None
+    full_catalogue: bool = False
 
     @classmethod
     def parse(cls, pairs: Sequence[str], known: Sequence[str] = EVENT_COLUMNS) -> ColumnMap:
@@ -129,6 +133,11 @@ class ColumnMap:
                 known = _KNOWN_VALUES.get(ours, (word,))
                 if word not in known:
                     raise DataError(f"{word!r} is no {ours}{nearest(word, known)}", field=f"values.{ours}")
+        full = entries.get("full_catalogue", False)
+        if not isinstance(full, bool) or (full and kind != "items"):
+            raise DataError(
+                f"full_catalogue of a mapping of items is true or false, got {full!r}", field="full_catalogue"
+            )
         ignore = entries.get("ignore", ())
         if isinstance(ignore, str) or not all(isinstance(name, str) for name in ignore):
             raise DataError(f"ignore of a mapping is a list of columns, got {ignore!r}", field="ignore")
@@ -172,6 +181,8 @@ class ColumnMap:
     def to_mapping(self) -> dict[str, Any]:
         """The entries that are set, plain values, in the order of the module's example."""
         entries: dict[str, Any] = {name: getattr(self, name) for name in _TEXT_ENTRIES if getattr(self, name)}
+        if self.full_catalogue:
+            entries["full_catalogue"] = True
         if self.ignore:
             entries["ignore"] = list(self.ignore)
         tables = {"columns": dict(self.columns), "constants": dict(self.constants)}

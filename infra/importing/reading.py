@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from feature_repo.contracts.errors import DataError, nearest
+from infra.importing.mapping import MAPPING_FILES
 from infra.importing.merchant_feed import looks_like_feed, read_feed_xml
 from infra.importing.rejects import MARK, marked_format
 from infra.importing.schema_org import is_schema_org, products_in
@@ -114,7 +115,8 @@ def find_files(
         return plain._replace(form=_form(plain, kind))
 
     if root.is_dir():
-        found = [p for p in sorted(root.rglob("*")) if p.is_file() and _extension(p) in extensions]
+        files = [p for p in sorted(root.rglob("*")) if p.is_file() and p.name not in MAPPING_FILES]
+        found = [p for p in files if _extension(p) in extensions]
         if not found:
             raise DataError(
                 f"{root} holds no file to import; expected one of {', '.join(extensions)} (text also as .gz)"

@@ -108,6 +108,19 @@ def test_items_are_those_of_one_import_of_the_whole_folder(environment: Environm
     assert titles == {"i1": "new", "i2": "B"}
 
 
+def test_the_last_file_of_a_full_catalogue_says_what_is_there(environment: Environment) -> None:
+    put(environment, "items/mapping.toml", "full_catalogue = true\n[columns]\nitem_id = 'sku'\n")
+    put(environment, "items/monday.csv", "sku,title\ni1,a\ni2,b\ni3,c\n")
+    put(environment, "items/tuesday.csv", "sku,title\ni1,a\ni3,c\ni4,d\n")
+    sync(environment)
+    hidden = {row["item_id"]: row["is_hidden"] for row in table_rows(environment, "bronze.items", "item_id")}
+    assert hidden == {"i1": False, "i2": True, "i3": False, "i4": False}
+    put(environment, "items/monday.csv", "sku,title\ni1,a\ni2,mended\ni3,c\n")
+    sync(environment)
+    hidden = {row["item_id"]: row["is_hidden"] for row in table_rows(environment, "bronze.items", "item_id")}
+    assert hidden == {"i1": False, "i2": True, "i3": False, "i4": False}
+
+
 def test_unfinished_files_wait(environment: Environment) -> None:
     put(environment, "events/young.jsonl", EVENT % ("e1", "u1"), age_seconds=9)
     put(environment, "events/future.jsonl", EVENT % ("e2", "u1"), age_seconds=-60)
@@ -181,9 +194,7 @@ def test_the_command_says_it_in_json_and_its_exit_code(environment: Environment)
     assert [one["sources"] for one in said["imported"]] == [["inbox/events/a.jsonl"]]
     assert [one["source"] for one in said["failed"]] == ["inbox/events/b.csv"]
     assert isinstance(done.exception, DataError)  # which `nightjar` turns into exit code 2
-    assert "1 of the inbox could not be imported: inbox/events/b.csv: inbox/events/b.csv is empty" in str(
-        done.exception
-    )
+    assert "1 file of the inbox could not be imported: inbox/events/b.csv: is empty" in str(done.exception)
     Path(environment.inbox, "events/b.csv").unlink()
     shown = CliRunner().invoke(app, ["import", "sync"], env=variables)
     assert shown.exit_code == 0

@@ -136,6 +136,7 @@ BAD_MAPPINGS: list[tuple[dict[str, Any], str]] = [
     ({"decimal": ";"}, "decimal is "),
     ({"delimiter": "||"}, "delimiter is one character"),
     ({"time_zone": 1}, "time_zone of a mapping is a text, got 1"),
+    ({"full_catalogue": True}, "full_catalogue of a mapping of items is true or false, got True"),
     ({"ignore": "note"}, "ignore of a mapping is a list of columns"),
 ]
 
