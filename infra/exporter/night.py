@@ -20,14 +20,16 @@ from feature_repo.contracts.run import (
     FEATURES_FILE,
     GATE_FILE,
     PUBLICATION_FILE,
+    QUALITY_FILE,
     REFINE_FILE,
     RUN_FILE,
     Run,
 )
 from infra.local.night import Night
 
-REPORTS = (RUN_FILE, REFINE_FILE, FEATURES_FILE, EVALUATION_FILE, GATE_FILE, PUBLICATION_FILE)
+REPORTS = (RUN_FILE, REFINE_FILE, QUALITY_FILE, FEATURES_FILE, EVALUATION_FILE, GATE_FILE, PUBLICATION_FILE)
 VERDICTS = ("publish", "baseline", "refused")
+DATA_VERDICTS = ("pass", "warn", "stop")
 RUN_STATES = ("queued", "running", "success", "failed")
 QUALITY = ("ndcg_at_20", "recall_at_20")
 
@@ -62,6 +64,7 @@ def run_metrics(environment: Environment) -> Iterator[Metric]:
             written.add_metric([name.removesuffix(".json")], (folder / name).stat().st_mtime)
     yield written
     yield from _refine_metrics(_read(folder / REFINE_FILE))
+    yield from _data_metrics(_read(folder / QUALITY_FILE))
     yield from _gate_metrics(_read(folder / GATE_FILE))
     yield from _quality_metrics(_read(folder / EVALUATION_FILE))
 
@@ -102,6 +105,25 @@ def _refine_metrics(report: Mapping[str, Any] | None) -> Iterator[Metric]:
     for reason, count in report["quarantined_by_reason"].items():
         reasons.add_metric([reason], count)
     yield from (rows, reasons)
+
+
+def _data_metrics(report: Mapping[str, Any] | None) -> Iterator[Metric]:
+    if report is None:
+        return
+    yield _one_of(
+        "nightjar_night_data_verdict",
+        "1 for what the newest run says of its data",
+        "verdict",
+        DATA_VERDICTS,
+        report["verdict"],
+    )
+    findings = GaugeMetricFamily(
+        "nightjar_night_data_findings", "What is unusual in the newest run's data, by level", labels=["level"]
+    )
+    levels = [finding["level"] for finding in report["findings"]]
+    for level in DATA_VERDICTS[1:]:
+        findings.add_metric([level], levels.count(level))
+    yield findings
 
 
 def _gate_metrics(report: Mapping[str, Any] | None) -> Iterator[Metric]:

@@ -56,6 +56,7 @@ REPORTS: dict[str, Any] = {
         },
         "test": {"data_age_days": 0.5},
     },
+    "quality.json": {"verdict": "warn", "findings": [{"level": "warn"}, {"level": "warn"}]},
     "gate.json": {"verdict": "publish", "model": "als"},
 }
 

@@ -188,6 +188,8 @@ def test_the_exporter_tells_of_the_run_that_was_pinned_last(home: Environment) -
     verdicts = {n.split('"')[1]: v for n, v in found.items() if n.startswith("nightjar_night_gate_verdict")}
     assert verdicts == {"publish": 1, "baseline": 0, "refused": 0}
     assert found['nightjar_night_winner_info{model="als"}'] == 1
+    assert [found[f'nightjar_night_data_verdict{{verdict="{v}"}}'] for v in ("pass", "warn", "stop")] == [0, 1, 0]
+    assert [found[f'nightjar_night_data_findings{{level="{v}"}}'] for v in ("warn", "stop")] == [2, 0]
     quality = {n: v for n, v in found.items() if n.startswith("nightjar_night_model_quality")}
     assert quality == {
         'nightjar_night_model_quality_ratio{metric="ndcg_at_20",model="als"}': 0.25,
