@@ -33,7 +33,8 @@ def import_shop(
         root / EVENTS_FOLDER,
         env,
         received_at=received_at,
-        options=Options(prefix=f"{root.resolve().name}/"),
+        # its malformed lines must not be taken for a file in another encoding
+        options=Options(prefix=f"{root.resolve().name}/", encoding="utf-8"),
         progress=progress,
     )
     return users, items, events

@@ -211,6 +211,15 @@ def test_two_shops_live_side_by_side(tmp_path: Path, environment: Environment) -
     assert 0 < by_shop["two"] <= two.accepted  # users of the first shop who refuse storage refuse it here too
 
 
+def test_a_shop_with_many_bytes_that_are_no_utf_8_is_still_a_shop(environment: Environment, tmp_path: Path) -> None:
+    """14,000 lines bring 42 malformed ones, every eleventh no UTF-8: more than one, and all that are not ASCII."""
+    config = ShopConfig(user_count=20, item_count=20, event_count=14_000, days=3)
+    summary = simulate_shop(config, tmp_path / "shop")
+    _, _, events = import_shop(tmp_path / "shop", environment)
+    assert events.quarantined == summary.malformed
+    assert events.quarantined["unreadable"] > 4
+
+
 def test_a_folder_that_is_no_shop_is_refused(tmp_path: Path, environment: Environment) -> None:
     with pytest.raises(DataError, match=r"no shop folder: it has no users\.parquet"):
         import_shop(tmp_path, environment)
