@@ -114,7 +114,8 @@ def _import(
     for file in files:
         names = column_names(file)
         mapped = maps[file.source] = mapping_for(kind.name, file, names, column_map, options)
-        mapped.check(file.source, names)
+        if not file.may_lack_columns:
+            mapped.check(file.source, names)
         if file.form in COLUMNAR:
             mapped.require(file.source, names, [kind.key])
     options.prepare(maps)

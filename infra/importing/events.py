@@ -54,7 +54,8 @@ def import_events(
     for file in files:
         names = column_names(file)
         mapped = maps[file.source] = mapping_for("events", file, names, given, asked)
-        mapped.check(file.source, names)
+        if not file.may_lack_columns:
+            mapped.check(file.source, names)
         if file.form in COLUMNAR:
             mapped.require(file.source, names, _REQUIRED)
     asked.prepare(maps)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from feature_repo.contracts.errors import DataError, nearest
 from infra.importing.mapping import MAPPING_FILES
 from infra.importing.merchant_feed import looks_like_feed, read_feed_xml
-from infra.importing.rejects import MARK, marked_format
+from infra.importing.rejects import MARK, marked_format, start_of
 from infra.importing.schema_org import is_schema_org, products_in
 from infra.importing.text_encoding import to_utf8
 
@@ -49,6 +49,7 @@ class ImportFile(NamedTuple):
     form       how it is read: .csv, .jsonl, .ndjson, .parquet, MERCHANT_FEED or SCHEMA_ORG
     encoding   of the text; None: a byte order mark decides, else UTF-8
     delimiter  of a CSV file; None: the one its header shows
+    is_rejects it holds lines that an import refused
     """
 
     path: Path
@@ -56,6 +57,12 @@ class ImportFile(NamedTuple):
     form: str
     encoding: str | None = None
     delimiter: str | None = None
+    is_rejects: bool = False
+
+    @property
+    def may_lack_columns(self) -> bool:
+        """A few JSON lines out of many need not have every key."""
+        return self.is_rejects and self.form not in COLUMNAR
 
 
 class Unreadable(NamedTuple):
@@ -110,6 +117,8 @@ def find_files(
 
     def file(found: Path, source: str) -> ImportFile:
         plain = ImportFile(found, source, _extension(found), encoding, delimiter)
+        if (marked := marked_format(start_of(found))) is not None:  # written by us, whatever the mapping says
+            return plain._replace(form=_FORMS.get(marked, marked), encoding="utf-8", is_rejects=True)
         if input_format is not None:
             return plain._replace(form=_FORMS.get(input_format, input_format))
         return plain._replace(form=_form(plain, kind))
@@ -150,9 +159,7 @@ def _form(file: ImportFile, kind: str) -> str:
         return MERCHANT_FEED
     if extension in (".json", ".jsonld"):
         return SCHEMA_ORG
-    content = to_utf8(read_bytes(file), file.source, file.encoding)
-    if (marked := marked_format(content)) is not None:
-        return _FORMS.get(marked, marked)
+    content = read_text(file)
     if extension in (".csv", ".txt"):
         header, _ = _header(file, content)
         return MERCHANT_FEED if content.lstrip()[:1] == b"<" or looks_like_feed(header) else ".csv"

@@ -66,7 +66,7 @@ def check_target(path: Path, *, is_folder: bool) -> None:
         raise DataError(f"{path} is a file; with several files to import, --rejects names a folder")
     if not is_folder and path.is_dir():
         raise DataError(f"{path} is a folder; with one file to import, --rejects names a file")
-    if path.is_file() and path.stat().st_size and not _start(path).startswith(MARK):
+    if path.is_file() and path.stat().st_size and not start_of(path).startswith(MARK):
         raise DataError(f"{path} is there and is no reject file; name another with --rejects")
 
 
@@ -109,9 +109,13 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _start(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(4096)
+def start_of(path: Path) -> bytes:
+    """The first bytes of a file; none when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4096)
+    except OSError:
+        return b""
 
 
 def _is_unmended(path: Path) -> bool:
@@ -125,5 +129,5 @@ def _is_unmended(path: Path) -> bool:
 
 
 def _is_of_another(path: Path, source: str) -> bool:
-    found = _FIRST.match(_start(path))
+    found = _FIRST.match(start_of(path))
     return found is None or found[1].decode("utf-8", "replace") != _one_line(source)

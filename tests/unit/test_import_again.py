@@ -19,6 +19,7 @@ from feature_repo.contracts.errors import DataError, DependencyError
 from infra.importing.catalogue import import_items, import_users
 from infra.importing.events import import_events
 from infra.importing.lease import lease_path, writer_lease
+from infra.importing.mapping import ColumnMap
 from infra.importing.report import Options
 from infra.importing.tables import find_table
 
@@ -156,6 +157,30 @@ def test_rejects_of_parquet_events_are_json_lines_that_import(tmp_path: Path, en
     rejects.write_text(rejects.read_text().replace("null", '"u2"'))
     assert import_events(rejects, environment).accepted == 1
     assert [r["user_id"] for r in rows(environment, "bronze.events_import", "user_id")] == ["u1", "u2"]
+
+
+def test_rejects_are_read_as_written_whatever_the_mapping_says(tmp_path: Path, environment: Environment) -> None:
+    path = tmp_path / "items.csv"
+    path.write_bytes("sku;name;price\ni1;Caf\u00e9;1,5\ni2;\u00fcber;dear\n".encode("cp1252"))
+    entries = {"columns": {"item_id": "sku", "title": "name"}, "encoding": "cp1252", "delimiter": ";", "decimal": ","}
+    mapping = ColumnMap.from_mapping(entries, "items")
+    report = import_items(path, environment, mapping, options=Options(rejects_folder=tmp_path / "r"))
+    rejects = Path(report.rejects[0])
+    rejects.write_text(rejects.read_text("utf-8").replace("dear", "2,5"), "utf-8")
+    assert import_items(rejects, environment, mapping).accepted == 1
+    assert [(r["title"], r["price"]) for r in item_rows(environment)] == [("Caf\u00e9", 1.5), ("\u00fcber", 2.5)]
+
+    columns = {"sku": ["p1", "p2"], "price": [-1.0, 1.0], "made": pa.array([None, "Kyoto"])}
+    pq.write_table(pa.table(columns), tmp_path / "items.parquet")
+    entries = {"columns": {"item_id": "sku", "title": "made"}, "format": "parquet"}
+    mapping = ColumnMap.from_mapping(entries, "items")
+    report = import_items(
+        tmp_path / "items.parquet", environment, mapping, options=Options(rejects_folder=tmp_path / "r")
+    )
+    rejects = Path(report.rejects[0])
+    rejects.write_text(rejects.read_text().replace("-1.0", "1.0").replace(', "made": null', ""))
+    assert import_items(rejects, environment, mapping).accepted == 1
+    assert titles(environment)["p1"] is None
 
 
 def test_one_importer_at_a_time_and_a_killed_one_blocks_nobody(tmp_path: Path, environment: Environment) -> None:
