@@ -11,7 +11,8 @@ import redis
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.feature_table import FEATURE_VIEWS
-from feature_repo.contracts.keys import feature_times_key, pointer_key
+from feature_repo.contracts.keys import candidates_key, feature_times_key, pointer_key
+from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED, pack_candidates
 from infra.cli.stack_commands import online_features
 from serving.adapters.event_log import MemoryEventLog
 from serving.adapters.feast_online import entity_key
@@ -82,6 +83,18 @@ async def test_a_stale_feature_is_absent_said_and_counted(api: httpx.AsyncClient
     assert answers["stale"]["fallback_level"] == "popular"
     assert answers["stale"]["degraded_reasons"] == ["feature_stale"]
     assert counted() == (before[0] + 1, before[1] + 1)
+
+
+async def test_who_said_no_is_not_told_of_old_features(api: httpx.AsyncClient, redis_url: str) -> None:
+    """Feast never removes what a person left behind: it grows old, and nothing is missing."""
+    with redis.Redis.from_url(redis_url) as client:
+        remember(client, "denied", age_seconds=9 * DAY)
+        pointer = client.get(pointer_key(TENANT))
+        assert isinstance(pointer, bytes)
+        version = pointer.decode()
+        client.set(candidates_key(version, "denied"), pack_candidates(version, [], flags=FLAG_PERSONALIZE_DENIED))
+    answer = (await api.post("/v1/recommendations", json={"user_id": "denied", "num_results": 2})).json()
+    assert (answer["degraded"], answer["fallback_reason"]) == (False, "consent")
 
 
 def test_status_names_a_stale_view_with_age_and_remedy(redis_url: str, environment: Environment) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -234,6 +236,24 @@ def test_a_training_frame_joins_users_items_and_the_items_category(shop: Environ
     filled = training_frame(shop, rows, "ranking_v1", fill_defaults=True)
     assert list(filled["user_category_view_count_30d"]) == [93, 0, 0, 93]
     assert list(filled["user_category_days_since_last_event_90d"].isna()) == [False, True, True, False]  # no default
+
+
+def test_the_example_in_the_docs_works_as_written(shop: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(shop, "user_features", [user_row(5, date(2025, 7, 1), user_id="u0001")])
+    for name, value in {
+        "NIGHTJAR_HOME": shop.home,
+        "NIGHTJAR_LAKEHOUSE": shop.lakehouse,
+        "NIGHTJAR_REDIS_ONLINE_URL": shop.redis_online_url,
+    }.items():
+        monkeypatch.setenv(name, value)
+    page = (Path(__file__).parents[2] / "infra/docs/features.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    frame = names["frame"]
+    assert list(frame["label"]) == [1, 0]
+    assert list(frame["user_view_count_7d"]) == [155, 155]
+    assert len(frame.columns) == 5 + 59  # ids, instant, label, the items' category
 
 
 def test_a_feature_defined_since_the_last_night_is_null(shop: Environment) -> None:
