@@ -124,7 +124,7 @@ DEFAULTS: Mapping[str, Limit] = MappingProxyType({
         "Deliveries by subjects that behave like a crawler on that day. Models never see them.",
         "Crawlers come in bursts: a fifth of a quiet day is nothing new."),
     "busiest_subject_share": Limit(
-        "One subject does too much", "share", 0.3, 0.6, False,
+        "One subject does too much", "share", 0.3, 0.6, True,
         "Deliveries of the busiest subject of a day that is no bot.",
         "A wholesale order has hundreds of lines; half a day under one id is a default that took the place of ids."),
     "unknown_item_share": Limit(

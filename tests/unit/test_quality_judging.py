@@ -173,8 +173,9 @@ def test_a_day_that_goes_on_is_not_judged_for_what_is_to_come() -> None:
 def test_too_little_history_judges_only_what_needs_none() -> None:
     days = [shop_day(THURSDAY - timedelta(days=n)) for n in (6, 5, 4, 3, 2, 1)]
     tenfold = replace(shop_day(THURSDAY, deliveries=10_000), busiest_deliveries=9_000)
+    tenfold = replace(tenfold, total=replace(tenfold.total, contents=5_000))
     verdict = judge(Evidence(AS_OF, [*days, tenfold], [THURSDAY]), Limits())
-    assert found(verdict) == [("busiest_subject_share", "stop", "")]
+    assert found(verdict) == [("copied_share", "stop", "")]
     assert verdict.notes == (
         "Only 6 days of history lie in the window (7 are needed): nothing is usual yet, so only the limits that need "
         "no history were judged.",
