@@ -78,7 +78,8 @@ CASES = {
         "deliveries have an item_id that the catalogue does not know"),
     "half a file": Case(half_a_file, "unreadable", "2025-06-30 ends at "),
     "another encoding": Case(
-        lambda d, folder: d.to_csv(folder / "2025-06-30.csv", index=False, encoding="utf-16"), "UTF-16",
+        lambda d, folder: d.to_csv(folder / "2025-06-30.csv", index=False, encoding="utf-16-le"),
+        "looks like utf-16-le",
         "no deliveries on 2025-06-30"),
     "doubled day": Case(doubled, "", "events say what another one says, under an id of their own"),
     "missing day": Case(lambda _lines, _folder: None, "", "no deliveries on 2025-06-30"),
@@ -101,7 +102,7 @@ def day_and_home(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) 
     config = ShopConfig(user_count=600, item_count=200, event_count=40_000, days=40, end_day=AS_OF)
     simulate_shop(config, folder / "shop")
     newest = folder / "shop" / "events" / f"{NEWEST}.parquet"
-    lines = pd.read_parquet(newest).sort_values("timestamp", kind="stable")
+    lines = pd.read_parquet(newest).sort_values("timestamp", kind="stable").astype({"quantity": "Int64"})
     newest.unlink()
     home = folder / "home"
     place = environment_at(home, "redis://127.0.0.1:1/0")
