@@ -142,13 +142,14 @@ def _night(base: Mapping[str, str], tenant: str, as_of: str, points: Sequence[Po
                 break  # it has ended; the task is done
         else:
             attempts.append(attempt(task, tenant, as_of, variables=variables, log=log))
-    hashes, version = _hashes(variables, as_of)
+    hashes, version = night_hashes(variables, as_of)
     night = Night(attempts, hashes, version)
     say(f"{tenant}: {night.seconds:.0f} s, {len(night.lost)} kills, version {version}")
     return night
 
 
-def _hashes(variables: Mapping[str, str], as_of: str) -> tuple[dict[str, str], str]:
+def night_hashes(variables: Mapping[str, str], as_of: str) -> tuple[dict[str, str], str]:
+    """(what `nightjar hash --as-of` prints, the published version). Raises DependencyError when it fails."""
     command = [sys.executable, "-m", "infra.cli.main", "hash", "--as-of", as_of, "--json"]
     done = subprocess.run(command, env=dict(variables), cwd=REPOSITORY, capture_output=True, text=True)
     if done.returncode != 0:

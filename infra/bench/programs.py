@@ -35,27 +35,36 @@ class Attempt(NamedTuple):
     cpu_seconds: float = 0.0
 
 
-def command_of(task: str, run_key: str, as_of: str) -> list[str]:
+def command_of(task: str, run_key: str, as_of: str, master: str = "local[*]") -> list[str]:
     """The command line of a task, as the DAG's operators build it."""
     if task not in SPARK_TASKS:
         command = [sys.executable, "-m", f"spark_jobs.jobs.{task}", "--run-key", run_key]
         return [*command, "--dag-run-id", run_key, "--as-of", as_of] if task == TASKS[0] else command
     submit = Path(sys.executable).parent / "spark-submit"
     program = REPOSITORY / "spark_jobs" / "jobs" / f"{task}.py"
-    return [str(submit), "--master", "local[*]", "--name", f"nightjar-{task}", str(program), "--run-key", run_key]
+    return [str(submit), "--master", master, "--name", f"nightjar-{task}", str(program), "--run-key", run_key]
 
 
 def attempt(
-    task: str, run_key: str, as_of: str, *, variables: Mapping[str, str], log: Path, kill_after: float | None = None
+    task: str,
+    run_key: str,
+    as_of: str,
+    *,
+    variables: Mapping[str, str],
+    log: Path,
+    kill_after: float | None = None,
+    master: str = "local[*]",
 ) -> Attempt:
     """Run one task; with `kill_after` (seconds) SIGKILL it and all its processes at that moment of its life.
+
+    `master`: where Spark is, as the connection `spark_default` would say.
 
     Raises NightjarError with the end of its log when it fails by itself.
     """
     with log.open("ab") as output:
         began, used = time.monotonic(), _children_cpu_seconds()
         process = subprocess.Popen(
-            command_of(task, run_key, as_of),
+            command_of(task, run_key, as_of, master),
             env=dict(variables), cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip

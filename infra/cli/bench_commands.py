@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `nightjar`."""
     bench = typer.Typer(help="Measure, on real data or on a simulated shop.", no_args_is_help=True)
     bench.command("backfill")(backfill)
+    bench.command("cluster")(cluster)
     app.add_typer(bench, name="bench")
     torture = typer.Typer(help="Do harm on purpose, and see that nothing is lost.", no_args_is_help=True)
     torture.command("night")(night)
@@ -73,6 +74,20 @@ def night(
     _show(report, report_file)
     by_task = ", ".join(f"{task} {count}" for task, count in report["by_task"].items() if count)
     out.print(f"{report['kills']} kills ({by_task}), {report['missed']} came too late; {_same(report)}")
+    if not report["identical"]:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def cluster(
+    events: Annotated[int, typer.Option("--events", help="Size of the simulated shop.")] = 12_000,
+    report_file: JsonOut = None,
+) -> None:
+    """The same night here, on a Spark cluster of two workers, and with workers killed. Exit code 1: results differ."""
+    from infra.bench.cluster_night import cluster_night
+
+    report = cluster_night(_own_home("cluster-night"), os.environ, event_count=events, say=_say)
+    _show(report, report_file)
+    out.print(f"{report['workers_killed']} workers killed; version {report['version']}; {_same(report)}")
     if not report["identical"]:
         raise typer.Exit(ExitCode.FAILED)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from infra.local.jars import jar_paths
 
+_JAVA_OPTIONS = "-Duser.timezone=UTC -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -Xss4m"
+
 
 def write_spark_conf(folder: Path, jars_folder: Path, *, driver_memory: str = "3g") -> Path:
     """Write `folder`/spark-defaults.conf for the jars in `jars_folder`; returns `folder`, the SPARK_CONF_DIR."""
@@ -29,9 +31,10 @@ def write_spark_conf(folder: Path, jars_folder: Path, *, driver_memory: str = "3
         # A job of the night lives for half a minute: the optimising compiler would cost more than it could win back.
         # Without it the code cache has 48 MB, and once wide queries have filled that, nothing more is compiled.
         # The lineage of an iterative fit is deep: it is cut at checkpoints, and read on stacks that hold it.
-        "spark.driver.extraJavaOptions": (
-            "-Duser.timezone=UTC -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -Xss4m"
-        ),
+        "spark.driver.extraJavaOptions": _JAVA_OPTIONS,
+        # executors of a cluster are no different
+        "spark.executor.extraJavaOptions": _JAVA_OPTIONS,
+        "spark.executor.memory": "2g",
         "spark.checkpoint.dir": str((folder / "checkpoints").absolute()),
         "spark.cleaner.referenceTracking.cleanCheckpoints": "true",
         "spark.ui.enabled": "false",

@@ -22,11 +22,19 @@ from feature_repo.contracts.environment import AIRFLOW_URL, Environment
 from feature_repo.contracts.errors import DependencyError, NightjarError
 from infra.local.airflow_api import AirflowApi
 from infra.local.airflow_home import SPARK_POOL, USER, AirflowHome
+from infra.local.cluster import CLUSTER_NAMES
 from infra.local.ports import choose_ports, read_ports, write_ports
 from infra.local.processes import PidFolder, is_alive, memory_megabytes
 from infra.local.services import AIRFLOW_DATABASE, AIRFLOW_NAMES, NAMES, PORT_OF, Service, build_services
 from infra.local.setup import prepare
-from infra.local.variables import REPOSITORY, known_addresses, read_book, stack_variables, write_book
+from infra.local.variables import (
+    CLUSTER_FILE,
+    REPOSITORY,
+    known_addresses,
+    read_book,
+    stack_variables,
+    write_book,
+)
 
 STOP_GRACE_SECONDS = 8.0
 LOCK_TIMEOUT_SECONDS = 240.0
@@ -121,7 +129,8 @@ def down(variables: Mapping[str, str] | None = None) -> list[str]:
         # the stores go last: the others finish what they are writing
         stores = [name for name in NAMES if name.startswith("redis")]
         others = [name for name in _in_stopping_order(set(NAMES)) if name not in stores]
-        stopped = stack.pids.stop(others, grace_seconds=STOP_GRACE_SECONDS)
+        (stack.home / CLUSTER_FILE).unlink(missing_ok=True)
+        stopped = stack.pids.stop([*others, *CLUSTER_NAMES], grace_seconds=STOP_GRACE_SECONDS)
         return stopped + stack.pids.stop(stores, grace_seconds=STOP_GRACE_SECONDS)
 
 

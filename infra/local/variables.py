@@ -22,6 +22,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 BOOK_FILE = "run/environment.json"
 SPARK_CONNECTION = "AIRFLOW_CONN_SPARK_DEFAULT"
+CLUSTER_FILE = "run/cluster.json"
+"""There while a Spark cluster of this installation is up: where its master is."""
 
 _ADDRESSES = (
     names.TENANT, names.LAKEHOUSE, names.PUBLICATIONS, names.RUNS, names.JARS, names.REDIS_LOG_URL,
@@ -70,7 +72,11 @@ def stack_variables(variables: Mapping[str, str] | None = None) -> dict[str, str
     for name in ("NO_PROXY", "no_proxy"):  # the parts of the stack talk to one another directly
         child[name] = ",".join(filter(None, [child.get(name), "127.0.0.1,localhost"]))
     child["PYSPARK_PYTHON"] = child["PYSPARK_DRIVER_PYTHON"] = sys.executable
-    child.setdefault(SPARK_CONNECTION, json.dumps({"conn_type": "spark", "host": "local[*]"}))
+    connection: dict[str, object] = {"conn_type": "spark", "host": "local[*]"}
+    if master := cluster_master(environment.home):
+        host, _, port = master.rpartition(":")
+        connection |= {"host": host, "port": int(port)}
+    child.setdefault(SPARK_CONNECTION, json.dumps(connection))
     return child
 
 
@@ -113,6 +119,14 @@ def read_book(home: str) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return {str(name): str(value) for name, value in values.items()} if isinstance(values, dict) else {}
+
+
+def cluster_master(home: str) -> str | None:
+    """`spark://127.0.0.1:PORT` while a cluster of this NIGHTJAR_HOME is up."""
+    try:
+        return str(json.loads((Path(home) / CLUSTER_FILE).read_text())["master"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def code_version() -> str:
