@@ -130,6 +130,16 @@ def lease_key(name: str, tenant: str = DEFAULT_TENANT) -> str:
     return f"{_prefix(tenant)}lease:{name}"
 
 
+def maintenance_key(tenant: str = DEFAULT_TENANT) -> str:
+    """String with TTL in role `log`: what the archiver is asked to do to its tables, JSON. Never parsed back."""
+    return f"{_prefix(tenant)}archiver:maintenance"
+
+
+def maintenance_report_key(request_id: str, tenant: str = DEFAULT_TENANT) -> str:
+    """String with TTL in role `log`: what the archiver answered to one request, JSON. Never parsed back."""
+    return f"{maintenance_key(tenant)}:{quote(request_id, safe='')}"
+
+
 def archived_key(stream: str) -> str:
     """String in role `log`: the position up to which a stream is safely in Delta. Never parsed back."""
     return f"{stream}:archived"

@@ -39,6 +39,7 @@ GATE_FILE = "gate.json"
 PUBLICATION_FILE = "publication.json"
 ROLLBACK_FILE = "rollback.json"
 REDERIVE_FILE = "rederive.json"
+MAINTENANCE_FILE = "maintenance.json"
 MODELS_FOLDER = "models"
 
 PINNED_TABLES = (

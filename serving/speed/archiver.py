@@ -30,6 +30,7 @@ from feature_repo.contracts.keys import (
 from serving.settings import ServingSettings
 from serving.speed.archive_rows import Row, event_rows, quarantine_rows
 from serving.speed.delta_archive import DeltaArchive
+from serving.speed.maintenance_requests import answer_request
 from serving.speed.metrics import ArchiverMetrics, StreamPositions, metrics_port, show_metrics, timed
 from serving.speed.positions import START, after, position_number
 from serving.speed.roles import Lease, run_role
@@ -103,6 +104,13 @@ class Archiver:
         self._trim()
         return most
 
+    def maintain(self, *, dry_run: bool, retention_days: int) -> dict[str, Any]:
+        """Compact and vacuum both tables; table -> what was done. Events wait in their streams meanwhile."""
+        return {
+            name: archive.maintain(dry_run=dry_run, retention_days=retention_days, may_write=self._may_write)
+            for name, archive in self._tables.items()
+        }
+
     def _read(self, stream: str) -> list[Entry]:
         stored: Any = self._log.get(archived_key(stream))
         archived = stored.decode() if stored else START
@@ -169,6 +177,7 @@ def main() -> int:
     )
 
     def step(stopping: threading.Event) -> None:
+        answer_request(log, environment.tenant, archiver.maintain)
         if archiver.archive() < archiver.stream_share:
             _rest(stopping, lease, settings.archive_seconds, settings.lease_seconds / 3)
 

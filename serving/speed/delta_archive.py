@@ -16,6 +16,7 @@ from deltalake.exceptions import DeltaError
 
 from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.tables import TABLE_PROPERTIES, table, table_path
+from serving.speed.table_upkeep import keep_up
 
 _ARROW = {
     "string": pa.string(), "bigint": pa.int64(), "int": pa.int32(), "double": pa.float64(), "boolean": pa.bool_(),
@@ -87,6 +88,16 @@ class DeltaArchive:
         began = perf_counter()
         self._sync_newest_commit()
         self._on_synced(perf_counter() - began)
+
+    def maintain(self, *, dry_run: bool, retention_days: int, may_write: Callable[[], bool]) -> dict[str, Any]:
+        """Compact and vacuum the table; what was done, as `table_upkeep.keep_up` tells it. On disk when it returns."""
+        return keep_up(
+            self._opened(),
+            dry_run=dry_run,
+            retention_days=retention_days,
+            may_write=may_write,
+            committed=self._sync_newest_commit,
+        )
 
     def _opened(self) -> DeltaTable:
         assert self._delta is not None, "open() comes first"

@@ -1,0 +1,193 @@
+"""Tables of the light engine, kept up: the same rows in fewer files, by their own writer; on real Delta and Redis."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from deltalake import DeltaTable
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import DataError, DependencyError
+from feature_repo.contracts.keys import lease_key, maintenance_key
+from feature_repo.contracts.tables import table_path
+from infra.importing import maintenance as import_maintenance
+from infra.importing.maintenance import maintain_imports
+from serving.speed.archiver import Archiver
+from serving.speed.maintenance import maintain_archive
+from serving.speed.maintenance_requests import answer_request, ask, read_answer
+from serving.speed.table_upkeep import SMALL_FILES, keep_up
+from spark_jobs.io.light_delta import days_by_row_count, read_table
+from tests.builders import write_bronze_events, write_rows
+
+DAYS = ("2024-03-01", "2024-03-02")
+
+
+def fill(environment: Environment, name: str) -> None:
+    """As many small files as are too many for the first day and for rows without one; one file less for the second."""
+    for n in range(SMALL_FILES):
+        rows: list[Any] = [(f"a{n}", "ann", "view_item", f"{DAYS[0]}T10:00:00"), (f"n{n}", "ann", "view_item", None)]
+        if n:
+            rows.append((f"b{n}", "bob", "view_item", f"{DAYS[1]}T10:00:00"))
+        write_bronze_events(environment, rows, name=name, first_position=10 * n)
+
+
+def rows_of(environment: Environment, name: str) -> list[dict[str, Any]]:
+    return sorted(read_table(environment, name).to_pylist(), key=lambda row: row["event_id"])
+
+
+def delta_of(environment: Environment, name: str) -> DeltaTable:
+    return DeltaTable(table_path(environment.lakehouse, name, tenant=environment.tenant))
+
+
+def age_by(table: DeltaTable, days: float) -> None:
+    """Make every data file look `days` older than it is: a vacuum goes by the time of the file and of its removal."""
+    past = time.time() - days * 86_400
+    for path in Path(table.table_uri.removeprefix("file://")).rglob("*.parquet"):
+        os.utime(path, (past, past))
+
+
+def test_crowded_days_become_one_file_and_the_second_time_nothing_happens(environment: Environment) -> None:
+    name = "bronze.events_import"
+    fill(environment, name)
+    rows, counts = rows_of(environment, name), days_by_row_count(environment, name)
+    assert len(rows) == 3 * SMALL_FILES - 1
+
+    planned = maintain_imports(environment, dry_run=True, retention_days=30)[name]
+    assert delta_of(environment, name).version() == SMALL_FILES - 1
+    done = maintain_imports(environment, dry_run=False, retention_days=30)
+    assert set(done) == {name}
+    assert done[name]["compacted"] == planned["compacted"] == ["2024-03-01", "null"]
+    assert (done[name]["files_before"], done[name]["files_after"]) == (3 * SMALL_FILES - 1, SMALL_FILES + 1)
+    version = delta_of(environment, name).version()
+    assert (rows_of(environment, name), days_by_row_count(environment, name)) == (rows, counts)
+
+    again = maintain_imports(environment, dry_run=False, retention_days=30)[name]
+    assert (again["compacted"], again["deleted_files"], delta_of(environment, name).version()) == ([], 0, version)
+
+
+def test_a_version_of_last_week_can_be_read_after_a_vacuum(environment: Environment) -> None:
+    """What a night has pinned stays: nothing goes whose removal is younger than the retention."""
+    name = "bronze.items"
+    for n in range(SMALL_FILES):
+        write_rows(environment, name, [{"item_id": f"i{n}", "title": "Lamp"}])
+    pinned = delta_of(environment, name).version()
+    age_by(delta_of(environment, name), 40)  # written long ago, removed only now
+    done = maintain_imports(environment, dry_run=False, retention_days=7)[name]
+    assert (done["files_after"], done["deleted_files"]) == (1, 0)
+    assert read_table(environment, name, pinned).num_rows == SMALL_FILES
+
+
+def test_files_of_no_version_are_deleted_after_the_retention(environment: Environment) -> None:
+    name = "bronze.items"
+    write_rows(environment, name, [{"item_id": "i1", "title": "Lamp"}])
+    table = delta_of(environment, name)
+    folder = Path(table.table_uri.removeprefix("file://"))
+    orphan = folder / "part-00000-of-a-killed-writer.parquet"
+    orphan.write_bytes(next(folder.glob("part-*.parquet")).read_bytes())
+    assert maintain_imports(environment, dry_run=False, retention_days=30)[name]["deleted_files"] == 0
+    age_by(table, 31)
+    assert maintain_imports(environment, dry_run=True, retention_days=30)[name]["deleted_files"] == 1
+    assert orphan.exists()
+    assert maintain_imports(environment, dry_run=False, retention_days=30)[name]["deleted_files"] == 1
+    assert not orphan.exists()
+    assert read_table(environment, name).num_rows == 1
+    assert maintain_imports(environment, dry_run=False, retention_days=30)[name]["deleted_files"] == 0
+
+
+@pytest.mark.parametrize("days", [6, 31])
+def test_the_retention_has_a_floor_and_a_ceiling(environment: Environment, days: int) -> None:
+    write_rows(environment, "bronze.items", [{"item_id": "i1"}])
+    with pytest.raises(DataError, match=f"from 7 to 30, got {days}"):
+        maintain_imports(environment, dry_run=False, retention_days=days)
+
+
+def test_the_right_to_write_is_asked_for_before_each_commit(environment: Environment) -> None:
+    fill(environment, "bronze.events")
+    asked: list[bool] = []
+
+    def may_write() -> bool:
+        asked.append(not asked)
+        return asked[-1]
+
+    with pytest.raises(DependencyError, match="right to write"):
+        keep_up(delta_of(environment, "bronze.events"), dry_run=False, retention_days=30, may_write=may_write)
+    assert asked == [True, False]
+    assert delta_of(environment, "bronze.events").version() == SMALL_FILES  # one commit more
+
+
+def test_the_program_of_the_importer_speaks_json_and_exit_codes(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NIGHTJAR_HOME", environment.home)
+    for name in ("NIGHTJAR_LAKEHOUSE", "NIGHTJAR_TENANT"):
+        monkeypatch.delenv(name, raising=False)
+    assert import_maintenance.main(["--run-key", "r1", "--dry-run=False", "--retention-days=30"]) == 0
+    assert json.loads(capsys.readouterr().out) == {}
+    write_rows(environment, "bronze.items", [{"item_id": "i1"}])
+    assert import_maintenance.main(["--run-key", "r1", "--retention-days=3"]) == 2
+    assert "error DataError: retention_days" in capsys.readouterr().err
+
+
+@pytest.fixture
+def log(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.mark.redis
+def test_the_archiver_maintains_its_tables_when_asked(
+    environment: Environment, redis_url: str, log: redis.Redis
+) -> None:
+    shop = environment._replace(redis_log_url=redis_url)
+    fill(shop, "bronze.events")
+    rows = rows_of(shop, "bronze.events")
+    archiver = Archiver(log, log, lakehouse=shop.lakehouse, tenant="default", max_entries=100, may_write=lambda: True)
+    archiver.resume()
+    log.set(lease_key("archiver"), "somebody")
+    stopping = threading.Event()
+
+    def serve() -> None:
+        while not stopping.wait(0.05):
+            answer_request(log, "default", archiver.maintain)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        for compacted in (["2024-03-01", "null"], []):  # twice is once
+            report = maintain_archive(shop, "run/1", dry_run=False, retention_days=30)
+            assert set(report) == {"bronze.events", "bronze.quarantine"}
+            assert report["bronze.events"]["compacted"] == compacted
+            assert rows_of(shop, "bronze.events") == rows
+    finally:
+        stopping.set()
+        thread.join()
+    assert log.get(maintenance_key()) is None
+
+
+@pytest.mark.redis
+def test_without_an_archiver_the_request_fails_in_words(environment: Environment, redis_url: str) -> None:
+    shop = environment._replace(redis_log_url=redis_url)
+    with pytest.raises(DependencyError, match="no archiver is running"):
+        maintain_archive(shop, "r1", dry_run=False, retention_days=30, absence_seconds=0.3)
+
+
+@pytest.mark.redis
+def test_what_goes_wrong_is_the_answer(log: redis.Redis) -> None:
+    def fails(**_: Any) -> dict[str, Any]:
+        raise DependencyError("disk full")
+
+    ask(log, "default", "r1", dry_run=False, retention_days=30)
+    with pytest.raises(DependencyError, match="disk full"):
+        answer_request(log, "default", fails)
+    assert read_answer(log, "default", "r1") == {"error": "DependencyError: disk full"}
+    log.set(maintenance_key(), "no JSON")
+    assert answer_request(log, "default", fails) is False
+    assert log.get(maintenance_key()) is None
