@@ -1,4 +1,4 @@
-"""`nightjar run nightly`: trigger the night through Airflow, watch it, say what went wrong."""
+"""`nightjar run ...`: trigger a DAG through Airflow, watch it, say what went wrong."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 GATE_TASK = "judge_models"
 
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Watch the run to its end.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
@@ -22,6 +23,9 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `nightjar`."""
     group = typer.Typer(help="Start a DAG run through Airflow.", no_args_is_help=True)
     group.command("nightly")(nightly)
+    group.command("sync")(sync)
+    group.command("maintenance")(maintenance)
+    group.command("rederive")(rederive)
     app.add_typer(group, name="run")
 
 
@@ -33,7 +37,7 @@ def nightly(
     param: Annotated[
         list[str] | None, typer.Option("--param", help="A parameter of the run, NAME=VALUE; may be repeated.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Watch the run to its end.")] = True,
+    wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
     """Run the night: from events to published recommendations. Exit code 4: the gate refused; 5: the run failed."""
@@ -43,11 +47,56 @@ def nightly(
         as_of, publish=publish, params=parse_params(param or []), wait=wait, on_progress=None if as_json else show_task
     )
 
+    show_run(night, wait=wait, as_json=as_json)
+
+
+def sync(wait: Wait = True, as_json: AsJson = False) -> None:
+    """Take in what has arrived in the inbox. Exit code 5: the run failed."""
+    run("sync_catalogue", {}, wait=wait, as_json=as_json)
+
+
+def maintenance(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    retention_days: Annotated[
+        int, typer.Option("--retention-days", min=7, max=30, help="Delete what no version of so many days needs.")
+    ] = 30,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Compact, cluster and vacuum the tables. Exit code 5: the run failed."""
+    run("maintain_tables", {"dry_run": dry_run, "retention_days": retention_days}, wait=wait, as_json=as_json)
+
+
+def rederive(
+    first: Annotated[str, typer.Option("--from", help="The first as_of day (UTC), YYYY-MM-DD.")],
+    end: Annotated[str, typer.Option("--to", help="The as_of day (UTC) to end before.")],
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Compute the features of past days anew; publishes nothing. Exit code 5: the run failed."""
+    from feature_repo.contracts.times import parse_as_of
+
+    days = {"from": parse_as_of(first).isoformat(), "to": parse_as_of(end).isoformat()}
+    if days["from"] >= days["to"]:
+        raise DataError(f"--from {first} --to {end} holds no day: `to` is not computed itself", field="to")
+    run("rederive_features", days, wait=wait, as_json=as_json)
+
+
+def run(dag_id: str, conf: dict[str, Any], *, wait: bool, as_json: bool) -> None:
+    """Trigger a DAG and show how it went. Raises RunFailedError with the task's words when it failed."""
+    from infra.local.night import run_dag
+
+    show_run(run_dag(dag_id, conf, wait=wait, on_progress=None if as_json else show_task), wait=wait, as_json=as_json)
+
+
+def show_run(night: Night, *, wait: bool, as_json: bool) -> None:
+    """How a run ended, or that it was started. Raises as `raise_if_failed` does."""
+
     def render() -> None:
         if wait and night["state"] == "success":
             out.print(f"[bold green]done[/] {night['dag_run_id']} in {night['seconds']:.0f} s")
         elif not wait:
-            out.print(f"{night['dag_run_id']} is {night['state']}; `nightjar status` shows how it goes")
+            out.print(f"{night['dag_run_id']} is {night['state']}; Airflow shows how it goes")
 
     emit(night, as_json=as_json, render=render)
     raise_if_failed(night)

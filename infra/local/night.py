@@ -78,9 +78,31 @@ def run_nightly(
         for name in conf:
             if name not in known:
                 raise DataError(f"the night has no parameter {name!r}{nearest(name, known)}", field=name)
-        airflow.unpause(DAG_ID)
-        dag_run_id = airflow.trigger(DAG_ID, conf)
-        return follow(airflow, dag_run_id, on_progress) if wait else _describe(airflow, dag_run_id)
+        return _start(airflow, DAG_ID, conf, wait=wait, on_progress=on_progress)
+
+
+def run_dag(
+    dag_id: str,
+    conf: Mapping[str, Any],
+    *,
+    wait: bool = True,
+    variables: Mapping[str, str] | None = None,
+    on_progress: Progress | None = None,
+) -> Night:
+    """Trigger another DAG with these parameters, as `run_nightly` triggers the night."""
+    with airflow_api(os.environ if variables is None else variables) as airflow:
+        airflow.wait_for_dag(dag_id)
+        return _start(airflow, dag_id, conf, wait=wait, on_progress=on_progress)
+
+
+def _start(
+    airflow: AirflowApi, dag_id: str, conf: Mapping[str, Any], *, wait: bool, on_progress: Progress | None
+) -> Night:
+    airflow.unpause(dag_id)
+    dag_run_id = airflow.trigger(dag_id, conf)
+    if wait:
+        return follow(airflow, dag_run_id, on_progress, dag_id=dag_id)
+    return _describe(airflow, dag_run_id, dag_id)
 
 
 def check_request(as_of: str | None, publish: str, params: Mapping[str, Any], *, today: datetime) -> dict[str, Any]:
@@ -110,21 +132,21 @@ def check_request(as_of: str | None, publish: str, params: Mapping[str, Any], *,
     return conf
 
 
-def follow(airflow: AirflowApi, dag_run_id: str, on_progress: Progress | None = None) -> Night:
+def follow(airflow: AirflowApi, dag_run_id: str, on_progress: Progress | None = None, *, dag_id: str = DAG_ID) -> Night:
     """Wait for the end of a run. Short silences of Airflow are sat out; a scheduler that is gone is told.
 
     Raises DependencyError when Airflow is silent for 30 s or the scheduler for a minute.
     """
     report = on_progress or (lambda *_: None)
     shown: dict[str, tuple[str | None, int]] = {}
-    for night in _answers(airflow, lambda: _describe(airflow, dag_run_id), dag_run_id):
+    for night in _answers(airflow, lambda: _describe(airflow, dag_run_id, dag_id), dag_run_id):
         for task in night["tasks"]:
             now = (task["state"], task["tries"])
             if task["state"] and shown.get(task["task_id"]) != now:
                 shown[task["task_id"]] = now
                 report(task["task_id"], task["state"], task["seconds"], task["tries"])
         if night["state"] in TERMINAL_STATES:
-            return _with_errors(airflow, night)
+            return _with_errors(airflow, night, dag_id)
     raise AssertionError("the answers end with an exception")
 
 
@@ -203,9 +225,9 @@ def last_night_of(airflow: AirflowApi) -> Night | None:
     return None if run is None else _describe(airflow, run["dag_run_id"])
 
 
-def _describe(airflow: AirflowApi, dag_run_id: str) -> Night:
-    run = airflow.run(DAG_ID, dag_run_id)
-    by_id = {task["task_id"]: task for task in airflow.task_instances(DAG_ID, dag_run_id)}
+def _describe(airflow: AirflowApi, dag_run_id: str, dag_id: str = DAG_ID) -> Night:
+    run = airflow.run(dag_id, dag_run_id)
+    by_id = {task["task_id"]: task for task in airflow.task_instances(dag_id, dag_run_id)}
     tasks = [
         TaskTime(
             task_id=name,
@@ -213,7 +235,7 @@ def _describe(airflow: AirflowApi, dag_run_id: str) -> Night:
             seconds=_seconds(by_id[name]),
             tries=int(by_id[name].get("try_number") or 0),
         )
-        for name in TASKS
+        for name in (TASKS if dag_id == DAG_ID else sorted(by_id))
         if name in by_id
     ]
     return Night(
@@ -227,11 +249,11 @@ def _describe(airflow: AirflowApi, dag_run_id: str) -> Night:
     )
 
 
-def _with_errors(airflow: AirflowApi, night: Night) -> Night:
+def _with_errors(airflow: AirflowApi, night: Night, dag_id: str = DAG_ID) -> Night:
     if night["failed_task"] is None:
         return night
     tries = next(task["tries"] for task in night["tasks"] if task["task_id"] == night["failed_task"])
-    log = airflow.task_log(DAG_ID, night["dag_run_id"], night["failed_task"], max(tries, 1))
+    log = airflow.task_log(dag_id, night["dag_run_id"], night["failed_task"], max(tries, 1))
     return {**night, "errors": error_lines(log)}
 
 

@@ -142,11 +142,13 @@ def test_a_night_from_events_to_a_challenger(spark: SparkSession, shop: Environm
     assert (report["verdict"], report["model"]) == ("publish", best)
     assert report["recipe"] == default_recipe(best)
     assert report == read_report(shop, "r1", GATE_FILE)
+    assert judge_models.main(shop, run) == report  # judged twice is judged once
 
     # MLflow
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=shop.mlflow_uri, registry_uri=shop.mlflow_uri)
+    assert len(client.search_model_versions(f"name = '{tracking.registered_name(shop)}'")) == 1
     nested = client.get_run(evaluation["models"]["als"]["mlflow_run_id"])
     assert nested.data.tags["mlflow.parentRunId"] == run.mlflow_run_id
     assert nested.data.params["factors"] == "8"
