@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -45,6 +45,10 @@ CLUSTER_FROM_BYTES = 64_000_000
 CLUSTERED_FILE_BYTES = 16_000_000
 """Below the first a partition is one file and a read of one person costs its opening: clustering would win nothing."""
 
+_OWN_RETENTION: Mapping[str, str] = {
+    "spark.databricks.delta.vacuum.retentionWindowIgnore.enabled": "false",
+    "spark.databricks.delta.retentionDurationCheck.enabled": "false",
+}
 _STATISTICS_PREFIX = 30
 """Delta cuts the text in its statistics at 32 characters: ranges are compared by fewer."""
 
@@ -133,10 +137,9 @@ def _maintain(
         if crowded:
             _optimizer(spark, path, name, crowded).executeCompaction()
         if unclustered:
-            _with_setting(
+            _with_settings(
                 spark,
-                "spark.databricks.delta.optimize.maxFileSize",
-                str(CLUSTERED_FILE_BYTES),
+                {"spark.databricks.delta.optimize.maxFileSize": str(CLUSTERED_FILE_BYTES)},
                 lambda: _optimizer(spark, path, name, unclustered).executeZOrderBy(str(subject)),
             )
     deleted = _vacuum(spark, environment, name, path, dry_run=dry_run, retention_days=retention_days)
@@ -173,25 +176,23 @@ def _vacuum(
     hours = retention_days * 24
     obsolete = found.vacuum(hours, dry_run=True, enforce_retention_duration=False, full=True)  # only lists
     if obsolete and not dry_run:
-        _with_setting(
-            spark,
-            "spark.databricks.delta.retentionDurationCheck.enabled",
-            "false",  # the table itself says 30 days; a shorter retention was asked for and checked
-            lambda: DeltaTable.forPath(spark, path).vacuum(float(hours)),
-        )
+        # Delta would take the table's own 30 days, whatever hours it is told, and refuse fewer; these were checked
+        _with_settings(spark, _OWN_RETENTION, lambda: DeltaTable.forPath(spark, path).vacuum(float(hours)))
     return len(obsolete)
 
 
-def _with_setting(spark: SparkSession, name: str, value: str, action: Any) -> None:
-    before = spark.conf.get(name, None)
-    spark.conf.set(name, value)
+def _with_settings(spark: SparkSession, settings: Mapping[str, str], action: Callable[[], object]) -> None:
+    before = {name: spark.conf.get(name, None) for name in settings}
+    for name, value in settings.items():
+        spark.conf.set(name, value)
     try:
         action()
     finally:
-        if before is None:
-            spark.conf.unset(name)
-        else:
-            spark.conf.set(name, before)
+        for name, old in before.items():
+            if old is None:
+                spark.conf.unset(name)
+            else:
+                spark.conf.set(name, old)
 
 
 def _files(environment: Environment, name: str) -> list[DataFile]:
