@@ -22,6 +22,8 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 JOBS_FOLDER = Path(__file__).resolve().parents[1] / "spark_jobs" / "jobs"
 NEVER_RETRY_EXIT_CODE = 2
 CHANGED = "changed"
+TASK = "NIGHTJAR_TASK"
+"""Environment variable of a program that a task has started: the marker of the task."""
 _LAST_LINES = 20
 
 
@@ -64,7 +66,7 @@ class ProgramOperator(BaseOperator):
     A line `changed <name>` on its output adds an event to the asset of that name, when the task has `may_change` it: a
     program that found nothing to do says nothing, and wakes nobody.
 
-    marker   a word of its command line that, with the module, tells what an earlier try of this task left
+    marker   tells, with the module, what an earlier try of this task left; the program gets it as NIGHTJAR_TASK
     """
 
     template_fields: Sequence[str] = ("arguments", "marker")
@@ -97,7 +99,7 @@ class ProgramOperator(BaseOperator):
         changed: set[str] = set()
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors="replace",
+            text=True, errors="replace", env={**os.environ, TASK: self.marker},
         ) as process:  # fmt: skip
             self._process = process
             assert process.stdout is not None
@@ -132,8 +134,9 @@ class PythonJobOperator(ProgramOperator):
 def stop_leftovers(program: str, run_key: str) -> None:
     """Kill every process of this installation that still runs `program` for this run: what an earlier try left.
 
-    Only processes of this user, whose command line has both as whole words and whose NIGHTJAR_HOME is this task's;
-    never this process or one it descends from. Without a NIGHTJAR_HOME nothing is killed.
+    Only processes of this user, whose command line has the program as a whole word, whose command line or NIGHTJAR_TASK
+    has the run, and whose NIGHTJAR_HOME is this task's; never this process or one it descends from. Without a
+    NIGHTJAR_HOME nothing is killed.
     """
     import psutil
 
@@ -145,9 +148,10 @@ def stop_leftovers(program: str, run_key: str) -> None:
     for process in psutil.process_iter():
         try:
             words = process.cmdline()
-            if process.pid in spared or program not in words or run_key not in words:
+            if process.pid in spared or program not in words or process.uids().real != os.getuid():
                 continue
-            if process.uids().real == os.getuid() and process.environ().get("NIGHTJAR_HOME") == home:
+            variables = process.environ()
+            if (run_key in words or variables.get(TASK) == run_key) and variables.get("NIGHTJAR_HOME") == home:
                 process.kill()
                 found.append(process)
         except (psutil.Error, OSError):  # gone, or not ours to ask

@@ -32,7 +32,7 @@ from datetime import UTC, datetime, timedelta
 from airflow.sdk import DAG, CronDataIntervalTimetable
 
 from dags.assets import CATALOGUE
-from dags.job_tasks import DEFAULT_ARGS, MACROS, program
+from dags.job_tasks import DEFAULT_ARGS, MACROS, RUN_KEY, program
 
 with DAG(
     dag_id="sync_catalogue",
@@ -47,4 +47,6 @@ with DAG(
     user_defined_macros=MACROS,
     tags=["nightjar", "data-in"],
 ) as dag:
-    program("sync_inbox", "infra.cli.main", "import", "sync", "--json", marker="sync", minutes=100, outlets=[CATALOGUE])
+    program(
+        "sync_inbox", "infra.cli.main", "import", "sync", "--json", marker=RUN_KEY, minutes=100, outlets=[CATALOGUE]
+    )

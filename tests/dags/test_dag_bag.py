@@ -198,30 +198,34 @@ def test_what_an_earlier_try_left_is_stopped_and_nobody_else(
 ) -> None:
     from dags.job_operators import stop_leftovers
 
-    def start(home: str, *words: str) -> subprocess.Popen[bytes]:
+    def start(home: str, *words: str, **variables: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)", *words]
-        child = subprocess.Popen(command, env={**os.environ, "NIGHTJAR_HOME": home}, stdout=subprocess.PIPE)
+        environ = {**os.environ, "NIGHTJAR_HOME": home, **variables}
+        child = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE)
         assert child.stdout is not None
         child.stdout.readline()
         return child
 
     monkeypatch.setenv("NIGHTJAR_HOME", str(tmp_path))
     left = start(str(tmp_path), "job.py", "--run-key", "k1")
+    unnamed = start(str(tmp_path), "job.py", NIGHTJAR_TASK="k1")  # a program that is not told its run
     others = [
         start(str(tmp_path), "job.py", "--run-key", "k2"),
         start(str(tmp_path), "other.py", "--run-key", "k1"),
         start(str(tmp_path / "neighbour"), "job.py", "--run-key", "k1"),
+        start(str(tmp_path), "job.py"),  # a person's own
     ]
     try:
         stop_leftovers("job.py", "k1")
         assert left.poll() is not None
+        assert unnamed.poll() is not None
         time.sleep(0.2)
-        assert [child.poll() for child in others] == [None, None, None]
+        assert [child.poll() for child in others] == [None] * 4
         monkeypatch.delenv("NIGHTJAR_HOME")
         stop_leftovers("job.py", "k2")
         assert others[0].poll() is None
     finally:
-        for child in (left, *others):
+        for child in (left, unnamed, *others):
             child.kill()
             child.wait()
 
