@@ -1,19 +1,20 @@
 """Run book of `promote`.
 
-**Purpose.** Makes a version that a person has chosen the one that is served, and the champion of the next nights,
-whatever the gate thought of it.
+**Purpose.** Makes the recipe of a version that a person has chosen the champion of the next nights, whatever the gate
+thought of it, and serves its publication again while that is warm (one of the last three). The log says which.
 
-**Inputs.** The verified versions in Redis `online` with their bundles; the registered models in MLflow.
+**Inputs.** The registered versions in MLflow with their files; the verified versions in Redis `online` with their
+bundles.
 
-**Outputs.** The pointer; MLflow's alias `champion`, and tags on the registered version: who was replaced and why.
+**Outputs.** The pointer; MLflow's alias `champion`, tags on the registered version (who, why, when), an audit line.
 
 **Schedule.** None: started by hand, or with `nightjar promote VERSION`, which does the same at once.
 
 **Normal duration.** Ten seconds, most of it the start of MLflow's client.
 
 **When it fails.**
-- `error DataError`: there is no such version, or it was never verified. The message lists those there are. Nothing was
-  changed.
+- `error DataError`: there is no such version (the message lists those there are), or its files are missing or changed.
+  Nothing was changed.
 - `error DependencyError`: Redis or MLflow does not answer; retried twice. Running again for the same version changes
   nothing more.
 
@@ -34,8 +35,8 @@ from dags.job_tasks import DEFAULT_ARGS, MACROS, python_job
 PARAMS = {
     "version": Param(
         type="string",
-        pattern=r"^\d{4}-\d{2}-\d{2}-[0-9a-f]{8}$",
-        description="The version to serve, as `nightjar versions` lists it.",
+        pattern=r"^([1-9]\d*|\d{4}-\d{2}-\d{2}-[0-9a-f]{8})$",
+        description="A number of the registered model in MLflow, or a publication as `nightjar versions` lists it.",
     ),
     "reason": Param(
         type="string",

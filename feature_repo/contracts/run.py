@@ -14,6 +14,7 @@ Run folder, `<runs>/<tenant>/<run_key>/`:
     gate.json           the verdict and why, in words
     publication.json    version, counts, checksums of what was published
     models/<name>/      arrays + manifest of each fitted model
+    failed.json         the job that failed and its words, until a job of the run starts again
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ PUBLICATION_FILE = "publication.json"
 ROLLBACK_FILE = "rollback.json"
 REDERIVE_FILE = "rederive.json"
 MAINTENANCE_FILE = "maintenance.json"
+FAILED_FILE = "failed.json"
 MODELS_FOLDER = "models"
 
 PINNED_TABLES = (

@@ -252,7 +252,7 @@ def champion_version(environment: Environment) -> str | None:
     """The published version of MLflow's champion, over REST: importing mlflow takes longer than all else here."""
     import httpx
 
-    from spark_jobs.io.tracking import CHAMPION, registered_name
+    from spark_jobs.io.registry import CHAMPION, registered_name
 
     try:
         answer = httpx.get(

@@ -1,10 +1,12 @@
-"""`nightjar versions`, `rollback`, `hash`: what is published, what is served, and how to go back."""
+"""`nightjar versions`, `rollback`, `promote`, `hash`: what is published, how to go back, what to build on."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import time
+from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +25,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `nightjar`."""
     app.command("versions")(versions)
     app.command("rollback")(rollback)
+    app.command("promote")(promote)
     app.command("hash")(hash_everything)
 
 
@@ -81,6 +84,31 @@ def rollback(
             out.print(disagreement, markup=False)
 
     emit(answer, as_json=as_json, render=render)
+
+
+def promote(
+    version: Annotated[str, typer.Argument(help="A number of the registered model, or the name of a publication.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why; it is kept with the version and in the audit.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, change nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version's recipe the champion that the next night compares with; serve it too while it is warm."""
+    import getpass
+
+    from spark_jobs.jobs.promote_version import promote as promote_version
+
+    environment, _ = _open()
+    with step("checking the version's files", quiet=as_json):
+        done = promote_version(
+            environment, version, reason=reason, actor=getpass.getuser(), at=datetime.now(UTC).replace(microsecond=0),
+            dry_run=dry_run,
+        )  # fmt: skip
+
+    def render() -> None:
+        out.print("[yellow]Nothing is changed (--dry-run).[/] " if dry_run else "", end="")
+        out.print(done.words, markup=False)
+
+    emit(asdict(done), as_json=as_json, render=render)
 
 
 def hash_everything(

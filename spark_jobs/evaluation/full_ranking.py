@@ -13,7 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from spark_jobs.evaluation.metrics import KS, coverage, exposure, metric_name, ranking_metrics, top_share
+from spark_jobs.evaluation.metrics import (
+    CURVE_DEPTH,
+    KS,
+    coverage,
+    exposure,
+    gini,
+    lorenz,
+    metric_name,
+    ranking_metrics,
+    top_share,
+)
 from spark_jobs.evaluation.split import SLICES, TimeSplit
 from spark_jobs.models.base import InteractionMatrix, Model
 from spark_jobs.models.ranking import mask_items, top_items
@@ -29,21 +39,28 @@ class ModelEvaluation:
     exposed           by k: how often each item stood in the top k
     known_items       by item number: it had a training event
     non_finite_count  scores that were NaN or infinite (they rank last)
+    recall_by_k       mean recall at 1, 2, ... CURVE_DEPTH over all test persons; empty without any
     """
 
     per_user: Mapping[str, NDArray[np.float64]]
     exposed: Mapping[int, NDArray[np.int64]]
     known_items: NDArray[np.bool_]
     non_finite_count: int
+    recall_by_k: NDArray[np.float64]
 
     def beyond_accuracy(self) -> dict[str, float]:
-        """`coverage_at_k` and `top_share_at_k`, and `distinct_items_at_k`, over all test persons."""
+        """`coverage`, `top_share`, `gini` and `distinct_items` at each k, over all test persons."""
         found: dict[str, float] = {}
         for k, exposed in self.exposed.items():
             found[metric_name("coverage", k)] = coverage(exposed, self.known_items)
             found[metric_name("top_share", k)] = top_share(exposed, k)
+            found[metric_name("gini", k)] = gini(exposed, self.known_items)
             found[metric_name("distinct_items", k)] = float((exposed > 0).sum())
         return found
+
+    def lorenz(self, k: int) -> list[float]:
+        """The Lorenz curve of how often the known items stand in the top k."""
+        return lorenz(self.exposed[k], self.known_items)
 
     def by_slice(self, slices: NDArray[np.str_]) -> dict[str, dict[str, float]]:
         """Means by slice, then metric; a slice without persons is left out."""
@@ -61,7 +78,7 @@ def evaluate(model: Model, matrix: InteractionMatrix, split: TimeSplit, *, ks: S
     `matrix` is what the model was fitted on. A person who has no row there (all their events had no weight in the
     recipe) is scored on an empty history. Every item of the catalogue is a candidate, also one nobody ever had.
     """
-    deepest = max(ks)
+    deepest = max(CURVE_DEPTH, *ks)
     rows = matrix_rows(matrix, split.subjects)
     item_count = matrix.item_count
     step = max(1, CELLS_PER_BLOCK // max(1, item_count))
@@ -73,15 +90,24 @@ def evaluate(model: Model, matrix: InteractionMatrix, split: TimeSplit, *, ks: S
         histories = histories_of(matrix, rows[part])
         scores = model.score_block(histories, rows[part])
         non_finite += int((~np.isfinite(scores)).sum())
-        scores[~np.isfinite(scores)] = -np.inf
-        mask_items(scores, split.seen[part])
-        numbers, values = top_items(scores, deepest)
-        numbers = np.where(np.isfinite(values), numbers, -1)
-        hits[part, : numbers.shape[1]] = _is_relevant(numbers, split.relevant[part])
+        numbers = rank_unseen(scores, split.seen[part], deepest)
+        hits[part, : numbers.shape[1]] = is_relevant(numbers, split.relevant[part])
         for k in ks:
             exposed[k] += exposure(numbers[:, :k], item_count)
-    per_user: dict[str, Any] = ranking_metrics(hits, np.diff(split.relevant.indptr).astype(np.int64), ks)
-    return ModelEvaluation(per_user, exposed, split.known_items, non_finite)
+    relevant_counts = np.diff(split.relevant.indptr).astype(np.int64)
+    per_user: dict[str, Any] = ranking_metrics(hits, relevant_counts, ks)
+    curve = np.empty(0)
+    if len(rows):
+        curve = (np.cumsum(hits, axis=1) / relevant_counts[:, None]).mean(axis=0)[:CURVE_DEPTH]
+    return ModelEvaluation(per_user, exposed, split.known_items, non_finite, curve)
+
+
+def rank_unseen(scores: NDArray[np.float32], seen: sparse.csr_matrix, count: int) -> NDArray[np.int32]:
+    """The `count` best items of each row that the person has not had, -1 where there are fewer. Changes `scores`."""
+    scores[~np.isfinite(scores)] = -np.inf
+    mask_items(scores, seen)
+    numbers, values = top_items(scores, count)
+    return np.where(np.isfinite(values), numbers, -1)
 
 
 def matrix_rows(matrix: InteractionMatrix, subjects: NDArray[np.str_]) -> NDArray[np.int64]:
@@ -104,7 +130,7 @@ def histories_of(matrix: InteractionMatrix, rows: NDArray[np.int64]) -> sparse.c
     return (picked @ matrix.preference).tocsr()
 
 
-def _is_relevant(numbers: NDArray[np.int32], relevant: sparse.csr_matrix) -> NDArray[np.bool_]:
+def is_relevant(numbers: NDArray[np.int32], relevant: sparse.csr_matrix) -> NDArray[np.bool_]:
     """Whether each listed item (-1: none) is one of its row's relevant items."""
     width = relevant.shape[1]
     wanted = np.repeat(np.arange(relevant.shape[0]), np.diff(relevant.indptr)) * width + relevant.indices

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from spark_jobs.evaluation.intervals import Interval, PairedComparison, compare_paired, mean_interval
+from spark_jobs.evaluation.intervals import Interval, PairedComparison, compare_paired, mean_interval, mean_intervals
 from spark_jobs.evaluation.split import SLICES
 
 BASELINE = "popularity"
@@ -159,6 +159,26 @@ def judge(contestants: Sequence[Contestant], night: Night, limits: Thresholds) -
     winner = passing[0]
     reasons = [_victory(winner, by_name, champion), *(c.words for c in checks_of[winner.name]), *refused]
     return Verdict(PUBLISH, winner.name, winner.recipe, reasons, checks, comparisons)
+
+
+def quality_intervals(
+    contestants: Sequence[Contestant], slices: NDArray[np.str_]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Contestant -> slice -> metric (NDCG@20, Recall@20) -> mean, lower and upper 95 % bound, persons; slices without
+    anybody are left out. All contestants are resampled together, so their intervals share their luck."""
+    found: dict[str, dict[str, dict[str, Any]]] = {c.name: {} for c in contestants}
+    metrics = (METRIC, RECALL)
+    for name in SLICES:
+        inside = np.ones(len(slices), bool) if name == "all" else slices == name
+        if not inside.any():
+            continue
+        columns = [c.per_user[metric][inside] for c in contestants for metric in metrics]
+        intervals = iter(mean_intervals(np.column_stack(columns)))
+        for c in contestants:
+            found[c.name][name] = {
+                metric: {**next(intervals)._asdict(), "persons": int(inside.sum())} for metric in metrics
+            }
+    return found
 
 
 def random_recall(item_count: int, seen_counts: NDArray[np.int64], k: int = K) -> float:

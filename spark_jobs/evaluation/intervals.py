@@ -51,6 +51,12 @@ def mean_interval(values: NDArray[np.float64], *, seed: int = SEED) -> Interval:
     return _interval(float(values.mean()), _resampled_means(values[:, None], seed)[:, 0])
 
 
+def mean_intervals(values: NDArray[np.float64], *, seed: int = SEED) -> list[Interval]:
+    """The mean of each column (persons x columns), every column under the same resampled persons."""
+    means = _resampled_means(values, seed)
+    return [_interval(float(values[:, n].mean()), means[:, n]) for n in range(values.shape[1])]
+
+
 def _resampled_means(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     rng = np.random.default_rng(seed)
     count = len(values)

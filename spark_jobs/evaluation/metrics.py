@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 METRICS = ("recall", "ndcg", "hit_rate", "mrr")
 KS = (10, 20)
+CURVE_DEPTH = 50
+"""How deep the curve of recall against k goes."""
 
 
 def metric_name(metric: str, k: int) -> str:
@@ -65,3 +67,28 @@ def top_share(exposed: NDArray[np.int64], k: int) -> float:
     """Share of all places that the k most shown items take: 1 when everybody gets the same list of k."""
     total = exposed.sum()
     return float(np.sort(exposed)[::-1][:k].sum() / total) if total else 0.0
+
+
+def lorenz(exposed: NDArray[np.int64], known: NDArray[np.bool_], points: int = 50) -> list[float]:
+    """Share of all places taken by the least shown 0/points, 1/points ... points/points of the known items.
+
+    Between items the curve is linear. The diagonal when nothing is shown.
+    """
+    counts = np.sort(exposed[known]).astype(np.float64)
+    share = np.linspace(0.0, 1.0, points + 1)
+    if counts.sum() == 0:
+        return [float(s) for s in share]
+    cumulative = np.r_[0.0, np.cumsum(counts)] / counts.sum()
+    return [float(v) for v in np.interp(share * len(counts), np.arange(len(cumulative)), cumulative)]
+
+
+def gini(exposed: NDArray[np.int64], known: NDArray[np.bool_]) -> float:
+    """How unevenly the places fall on the known items: 0 all alike, towards 1 a single item takes all.
+
+    G = sum over items, ascending, of (2 rank - n - 1) x / (n sum x); 0 when nothing is shown.
+    """
+    counts = np.sort(exposed[known]).astype(np.float64)
+    total, size = counts.sum(), len(counts)
+    if total == 0:
+        return 0.0
+    return float(((2 * np.arange(1, size + 1) - size - 1) * counts).sum() / (size * total))

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError
-from spark_jobs.io.tracking import CHAMPION, registered_name
+from spark_jobs.io.registry import CHAMPION, registered_name
 
 TIMEOUT_SECONDS = 0.5
 """For connecting and for each answer. The pointer has moved already: better no alias than a slow rollback."""

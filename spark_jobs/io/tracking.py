@@ -1,51 +1,57 @@
-"""MLflow: one parent run a night, a nested run per model, a registered model with `challenger` and `champion`.
+"""The runs of a night in MLflow. Everything is found again by tags, so a retried task goes on with what was made.
 
-Everything is found again by tags, so a retried task goes on with what the first try made. Only `MlflowClient` is used
-(no global state), and it is imported inside functions: the import costs two seconds.
+Experiment `nightly_recommendations`: one run a night (tag kind=night), in it a run per contestant (kind=model) with the
+recipe as params, the metrics on the test window by slice, and the fitted arrays under `model/`.
+Experiments `als`, `item_knn`, `popularity`, one per model family: a run a night (kind=family), in it a run per trial
+(kind=trial): one recipe, measured on the validation window only. Another tenant's experiments end in `-<tenant>`.
 
-Registered model `nightjar` (`nightjar-<tenant>` for another tenant). Its versions carry the tags
-    run_key, as_of, model, verdict, recipe (JSON)   set when the gate lets a recipe through
-    published_version                               set when that publication went live
+Every run carries
+    tags      run_key, as_of, tenant, code_version (also where MLflow shows it), and what it was linked to:
+              night_run_id, model_run_id, family_run_id; of a recipe also recipe (JSON) and recipe_id
+    metrics   as_of_yyyymmdd: the day as a number, 20240308, because MLflow compares tags only for equality;
+              `<metric>_at_<k>` over all persons, `__lt5`, `__5to20`, `__gt20` after it for a slice
+    inputs    the Delta tables read, at their versions (not on trials: they read what their family run read)
 """
 
 from __future__ import annotations
 
 import json
-import os
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from feature_repo.contracts.environment import Environment
-from feature_repo.contracts.errors import DataError, DependencyError
-from feature_repo.contracts.keys import DEFAULT_TENANT
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run as MlflowRun
+from feature_repo.contracts.errors import ContractError, DataError
+from spark_jobs.io.mlflow_connection import (
+    Steps,
+    connect,
+    ensure_experiment,
+    find_run,
+    find_runs,
+    log_values,
+    set_tags,
+)
+from spark_jobs.models.recipes import flat_recipe, recipe_id
 
 EXPERIMENT = "nightly_recommendations"
-REGISTERED_MODEL = "nightjar"
-CHAMPION, CHALLENGER = "champion", "challenger"
+AS_OF_METRIC = "as_of_yyyymmdd"
+NIGHT, MODEL, FAMILY, TRIAL = "night", "model", "family", "trial"
+"""Values of the tag `kind`."""
 
-_PROBE_SECONDS = 3.0
-_CLIENT_SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
-"""Seconds where they are times. The client's own defaults would try for minutes before saying that nobody is there."""
+FAILED_IN, FAILED_BECAUSE = "failed_in", "failed_because"
 
-_RUN_KEY, _MODEL, _PARENT = "run_key", "model", "mlflow.parentRunId"
-_BATCH = 100
-"""How many params or metrics the server takes in one call."""
+_NIGHT_DESCRIPTION = (
+    "One run a night; open it for a run per model, all fitted on one training split and measured on one test window. "
+    "Artifacts: `gate/gate.md` (the decision in words), `pictures/`, `examples/examples.html`, `data/profile.md`. "
+    "Metrics ending in `__lt5`, `__5to20`, `__gt20` are of people with that many training events."
+)
+_FAMILY_DESCRIPTION = (
+    "One run a night for the family `{family}`, with the recipe it entered the night's comparison with and its metrics "
+    "on the test window. Open it for the trials among which that recipe was chosen: the same neighbourhood every "
+    "night, measured on a validation window before the test window. Their metrics are not comparable with the run's."
+)
+_RUN_KEY, _KIND, _PARENT, _NOTE = "run_key", "kind", "mlflow.parentRunId", "mlflow.note.content"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +64,24 @@ class ReadTable:
 
 
 @dataclass(frozen=True, slots=True)
-class Champion:
-    """The live recipe: `version` is its number in the registry, `published_version` the name it serves under."""
+class Night:
+    """What every run of a night is pinned with."""
 
-    version: str
-    published_version: str | None
+    run_key: str
+    run_id: str
+    as_of: str
+    tables: Sequence[ReadTable] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedTrial:
+    """One trial as it is logged; `words` says how its recipe differs from the family's ("default" for that itself)."""
+
+    words: str
     recipe: Mapping[str, Any]
-
-    @property
-    def model(self) -> str:
-        return str(self.recipe["model"])
+    metrics: Mapping[str, float]
+    is_chosen: bool
+    steps: Steps = field(default_factory=dict)
 
 
 def start_night(environment: Environment, *, run_key: str, as_of: str, tags: Mapping[str, str]) -> str:
@@ -75,15 +89,15 @@ def start_night(environment: Environment, *, run_key: str, as_of: str, tags: Map
 
     Raises DependencyError with a remedy, within about ten seconds, when MLflow does not answer.
     """
-    with _client(environment) as client:
-        experiment = _experiment(client, environment)
-        all_tags = {_RUN_KEY: run_key, "as_of": as_of, "code_version": environment.code_version, **tags}
-        found = _find_run(client, experiment, {_RUN_KEY: run_key, "kind": "night"})
+    with connect(environment) as client:
+        experiment = ensure_experiment(client, environment, EXPERIMENT, _NIGHT_DESCRIPTION)
+        all_tags = {**_pins(environment, run_key, as_of, "pin_run"), _KIND: NIGHT, **tags}
+        found = find_run(client, experiment, {_RUN_KEY: run_key, _KIND: NIGHT})
         if found is None:
-            name = f"night {as_of}"
-            found = client.create_run(experiment, tags={**all_tags, "kind": "night"}, run_name=name)
+            found = client.create_run(experiment, tags=all_tags, run_name=f"night {as_of}")
+            log_values(client, found.info.run_id, metrics={AS_OF_METRIC: _day_number(as_of)})
         else:
-            _set_tags(client, found.info.run_id, all_tags)
+            set_tags(client, found.info.run_id, all_tags)
             client.update_run(found.info.run_id, status="RUNNING")
         return str(found.info.run_id)
 
@@ -92,46 +106,115 @@ def end_night(environment: Environment, run_id: str, status: str, *, tags: Mappi
     """Close a parent run; `status` is FINISHED, FAILED or KILLED."""
     if status not in ("FINISHED", "FAILED", "KILLED"):
         raise DataError(f"a night ends FINISHED, FAILED or KILLED, got {status!r}", field="status")
-    with _client(environment) as client:
-        _set_tags(client, run_id, tags or {})
+    with connect(environment) as client:
+        set_tags(client, run_id, tags or {})
         client.set_terminated(run_id, status)
+
+
+def fail_night(environment: Environment, run_id: str, *, job: str, words: str) -> None:
+    """Close a parent run as FAILED, tagged with the job that failed and what it said."""
+    end_night(environment, run_id, "FAILED", tags={FAILED_IN: job, FAILED_BECAUSE: words[:500]})
+
+
+def resume_night(environment: Environment, run_id: str) -> None:
+    """A job of a failed night runs again: RUNNING, and no longer tagged as failed."""
+    with connect(environment) as client:
+        client.update_run(run_id, status="RUNNING")
+        found = client.get_run(run_id).data.tags
+        for tag in (FAILED_IN, FAILED_BECAUSE):
+            if tag in found:
+                client.delete_tag(run_id, tag)
+
+
+def close_abandoned_nights(environment: Environment, *, run_key: str) -> list[str]:
+    """Close the tenant's RUNNING nights of other run keys as FAILED; returns their run keys, newest first.
+
+    They are what a killed process left behind: one night runs at a time. One that does go on opens its run again.
+    """
+    with connect(environment) as client:
+        experiment = ensure_experiment(client, environment, EXPERIMENT, _NIGHT_DESCRIPTION)
+        found = find_runs(client, experiment, {_KIND: NIGHT}, status="RUNNING")
+        abandoned = [run for run in found if run.data.tags.get(_RUN_KEY) != run_key]
+        for run in abandoned:
+            words = f"it ended without a word: still marked as running when {run_key} was pinned"
+            set_tags(client, run.info.run_id, {FAILED_IN: "unknown", FAILED_BECAUSE: words})
+            client.set_terminated(run.info.run_id, "FAILED")
+        return [str(run.data.tags.get(_RUN_KEY)) for run in abandoned]
 
 
 def log_model_run(
     environment: Environment,
+    night: Night,
     *,
-    parent_run_id: str,
-    run_key: str,
     model: str,
-    params: Mapping[str, Any],
+    recipe: Mapping[str, Any],
     metrics: Mapping[str, float],
     tags: Mapping[str, str],
-    tables: Sequence[ReadTable],
     artifacts: Path | None,
+    steps: Steps | None = None,
 ) -> str:
-    """The nested run of one model: params, metrics, the tables it read as dataset inputs, its files under `model/`.
+    """The nested run of one contestant: its recipe, metrics, the tables it read, its files under `model/`.
 
     A retry starts the model's run anew (params of a run cannot be changed): the half-done one is deleted.
     """
-    from mlflow.entities import Metric, Param
-
-    with _client(environment) as client:
-        experiment = client.get_run(parent_run_id).info.experiment_id
-        own = {_RUN_KEY: run_key, _MODEL: model, _PARENT: parent_run_id, "kind": "model"}
-        while (old := _find_run(client, experiment, own)) is not None:
+    with connect(environment) as client:
+        experiment = client.get_run(night.run_id).info.experiment_id
+        own = {_RUN_KEY: night.run_key, "model": model, _PARENT: night.run_id, _KIND: MODEL}
+        for old in find_runs(client, experiment, own):
             client.delete_run(old.info.run_id)
-        run = client.create_run(experiment, tags={**tags, **own}, run_name=model)
-        run_id = str(run.info.run_id)
-        now = int(time.time() * 1000)
-        listed_params = [Param(k, str(v)) for k, v in sorted(params.items())]
-        listed_metrics = [Metric(k, float(v), now, 0) for k, v in sorted(metrics.items())]
-        for start in range(0, len(listed_params), _BATCH):
-            client.log_batch(run_id, params=listed_params[start : start + _BATCH])
-        for start in range(0, len(listed_metrics), _BATCH):
-            client.log_batch(run_id, metrics=listed_metrics[start : start + _BATCH])
-        client.log_inputs(run_id, datasets=[_dataset_input(t) for t in tables])
+        links = {"night_run_id": night.run_id, **_recipe_tags(recipe)}
+        all_tags = {**_pins(environment, night.run_key, night.as_of), **links, **tags, **own}
+        run_id = str(client.create_run(experiment, tags=all_tags, run_name=model).info.run_id)
+        days = {AS_OF_METRIC: _day_number(night.as_of)}
+        log_values(client, run_id, params=flat_recipe(recipe), metrics={**metrics, **days}, steps=steps)
+        client.log_inputs(run_id, datasets=[_dataset_input(t) for t in night.tables])
         if artifacts is not None:
             client.log_artifacts(run_id, str(artifacts), "model")
+            client.log_text(run_id, model_description(run_id, recipe), "model/MLmodel")
+        client.set_terminated(run_id, "FINISHED")
+        return run_id
+
+
+def log_family_run(
+    environment: Environment,
+    night: Night,
+    *,
+    family: str,
+    recipe: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    model_run_id: str,
+    trials: Sequence[LoggedTrial],
+    note: str,
+    steps: Steps | None = None,
+) -> str:
+    """The run of one family tonight and a nested run per trial, linked both ways with the model's run and the night's.
+
+    `recipe` is what the family entered with, `metrics` what it reached on the test window, `note` says in words how it
+    was chosen. A retry deletes what an earlier try logged.
+    """
+    with connect(environment) as client:
+        experiment = ensure_experiment(client, environment, family, _FAMILY_DESCRIPTION.format(family=family))
+        for kind in (TRIAL, FAMILY):
+            for old in find_runs(client, experiment, {_RUN_KEY: night.run_key, _KIND: kind}):
+                client.delete_run(old.info.run_id)
+        pins = {**_pins(environment, night.run_key, night.as_of), "model": family, "night_run_id": night.run_id}
+        tags = {**pins, **_recipe_tags(recipe), _KIND: FAMILY, "model_run_id": model_run_id, _NOTE: note}
+        run = client.create_run(experiment, tags=tags, run_name=f"{family} {night.as_of}")
+        run_id = str(run.info.run_id)
+        days = {AS_OF_METRIC: _day_number(night.as_of)}
+        counted = {**metrics, **days, "trials": len(trials)}
+        log_values(client, run_id, params=flat_recipe(recipe), metrics=counted, steps=steps)
+        client.log_inputs(run_id, datasets=[_dataset_input(t) for t in night.tables])
+        for number, trial in enumerate(trials):
+            own = {**pins, **_recipe_tags(trial.recipe), _KIND: TRIAL, _PARENT: run_id, "family_run_id": run_id,
+                   "trial": str(number), "changes": trial.words, "chosen": str(trial.is_chosen).lower()}  # fmt: skip
+            name = f"trial {number}: {trial.words}" + (" (chosen)" if trial.is_chosen else "")
+            one = str(client.create_run(experiment, tags=own, run_name=name).info.run_id)
+            found = {**trial.metrics, **days}
+            log_values(client, one, params=flat_recipe(trial.recipe), metrics=found, steps=trial.steps)
+            client.set_terminated(one, "FINISHED")
+        set_tags(client, model_run_id, {"family_run_id": run_id})
+        set_tags(client, night.run_id, {f"family_run_id.{family}": run_id})
         client.set_terminated(run_id, "FINISHED")
         return run_id
 
@@ -143,144 +226,70 @@ def log_report(
     files: Mapping[str, str],
     tags: Mapping[str, str],
     metrics: Mapping[str, float],
+    folder: Path | None = None,
 ) -> None:
-    """Texts as artifacts of a run (path -> content), with tags and metrics; a retry overwrites them."""
-    with _client(environment) as client:
+    """Texts (path -> content) and the files of a folder as artifacts of a run, with tags and metrics; a retry
+    overwrites them."""
+    with connect(environment) as client:
         for path, text in files.items():
             client.log_text(run_id, text, path)
-        _set_tags(client, run_id, tags)
-        for name, value in sorted(metrics.items()):
-            client.log_metric(run_id, name, float(value))
+        if folder is not None:
+            client.log_artifacts(run_id, str(folder))
+        set_tags(client, run_id, tags)
+        log_values(client, run_id, metrics=metrics)
 
 
-def register_version(
-    environment: Environment, *, run_id: str, run_key: str, as_of: str, recipe: Mapping[str, Any], verdict: str
-) -> str:
-    """The registry version of what the gate let through tonight, made `challenger`; returns its number.
+def download_model(environment: Environment, run_id: str, folder: Path) -> tuple[Path, str | None]:
+    """(the files of a model's run, copied under `folder`; the SHA-256 that its manifest had when it was evaluated).
 
-    On a retry the version that this `run_key` already has is used again, unless the gate now says another recipe.
+    Raises ContractError when there are none.
     """
-    with _client(environment) as client:
-        name = registered_name(environment)
-        _ensure_registered(client, name)
-        text = json.dumps(recipe, sort_keys=True)
-        tags = {_RUN_KEY: run_key, "as_of": as_of, _MODEL: str(recipe["model"]), "verdict": verdict, "recipe": text}
-        same = [v for v in _versions(client, name) if v.tags.get(_RUN_KEY) == run_key and v.tags.get("recipe") == text]
-        if same:
-            number = str(same[0].version)
-            for key, value in tags.items():
-                client.set_model_version_tag(name, number, key, value)
-        else:
-            source = f"{client.get_run(run_id).info.artifact_uri}/model"
-            made = client.create_model_version(name, source=source, run_id=run_id, tags=tags)
-            number = str(made.version)
-        client.set_registered_model_alias(name, CHALLENGER, number)
-        return number
+    with connect(environment) as client:
+        if not client.list_artifacts(run_id, "model"):
+            raise ContractError(f"MLflow has no files of run {run_id} any more")
+        path = Path(client.download_artifacts(run_id, "model", str(folder)))
+        return path, client.get_run(run_id).data.tags.get("manifest_sha256")
 
 
-def set_champion(environment: Environment, *, published_version: str, run_key: str | None = None) -> str | None:
-    """Move `champion` to the registry version behind a publication; returns its number, or None when there is none.
+def model_description(run_id: str, recipe: Mapping[str, Any]) -> str:
+    """An MLmodel file: the signature and where the arrays are. It has no flavor that MLflow could load: the arrays are
+    read by `models.factory.load_model`, and nothing here is ever unpickled."""
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
 
-    With `run_key` (a flip) it is the newest version of that run, which is then tagged `published_version`; without (a
-    rollback) it is the newest one that carries that tag. None is no error: the pointer in Redis is the truth, and
-    `nightjar status` shows a disagreement.
-    """
-    with _client(environment) as client:
-        name = registered_name(environment)
-        tag, value = ("published_version", published_version) if run_key is None else (_RUN_KEY, run_key)
-        found = [v for v in _versions(client, name) if v.tags.get(tag) == value]
-        if not found:
-            return None
-        number = str(found[0].version)
-        client.set_model_version_tag(name, number, "published_version", published_version)
-        client.set_registered_model_alias(name, CHAMPION, number)
-        return number
-
-
-def champion(environment: Environment) -> Champion | None:
-    """The live recipe, or None before the first publication."""
-    from mlflow.exceptions import MlflowException
-
-    with _client(environment) as client:
-        try:
-            found = client.get_model_version_by_alias(registered_name(environment), CHAMPION)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None  # no registered model yet, or no such alias
-            raise
-        recipe = json.loads(found.tags["recipe"])
-        return Champion(str(found.version), found.tags.get("published_version"), recipe)
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "user_id")]),
+        outputs=Schema(
+            [ColSpec(Array(DataType.string), "item_ids"), ColSpec(Array(DataType.double), "scores")],
+        ),
+    )
+    flavor = {"manifest": "manifest.json", "model": recipe["model"], "loader": "spark_jobs.models.factory.load_model"}
+    described = Model(
+        artifact_path="model", run_id=run_id, signature=signature, flavors={"nightjar": flavor},
+        utc_time_created="", model_uuid=None,
+    )  # fmt: skip
+    return str(described.to_yaml())
 
 
-def registered_name(environment: Environment) -> str:
-    """The registered model of a tenant."""
-    return REGISTERED_MODEL if environment.tenant == DEFAULT_TENANT else f"{REGISTERED_MODEL}-{environment.tenant}"
+def _pins(environment: Environment, run_key: str, as_of: str, job: str = "train_models") -> dict[str, str]:
+    return {
+        _RUN_KEY: run_key,
+        "as_of": as_of,
+        "tenant": environment.tenant,
+        "code_version": environment.code_version,
+        "mlflow.source.git.commit": environment.code_version,
+        "mlflow.source.name": f"spark_jobs/jobs/{job}.py",
+        "mlflow.source.type": "JOB",
+    }
 
 
-@contextmanager
-def _client(environment: Environment) -> Iterator[MlflowClient]:
-    """A client; whatever MLflow complains about inside becomes a DependencyError naming the server and the remedy."""
-    _probe(environment.mlflow_uri)
-    for name, value in _CLIENT_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield MlflowClient(tracking_uri=environment.mlflow_uri, registry_uri=environment.mlflow_uri)
-    except (MlflowException, OSError) as error:
-        words = str(error).strip().splitlines()
-        detail = words[0] if words else repr(error)
-        raise DependencyError(f"MLflow at {environment.mlflow_uri} failed: {detail}") from error
+def _recipe_tags(recipe: Mapping[str, Any]) -> dict[str, str]:
+    return {"recipe": json.dumps(recipe, sort_keys=True), "recipe_id": recipe_id(recipe)}
 
 
-def _probe(uri: str) -> None:
-    if not uri.startswith(("http://", "https://")):
-        return
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_PROBE_SECONDS):  # noqa: S310
-            return
-    except urllib.error.HTTPError:
-        return  # somebody answers; a proxy may not know /health
-    except OSError as error:
-        raise DependencyError(
-            f"MLflow does not answer at {uri} ({error}); start it (`nightjar up`), "
-            "or set MLFLOW_TRACKING_URI to where it runs"
-        ) from error
-
-
-def _experiment(client: MlflowClient, environment: Environment) -> str:
-    name = EXPERIMENT if environment.tenant == DEFAULT_TENANT else f"{EXPERIMENT}-{environment.tenant}"
-    found = client.get_experiment_by_name(name)
-    return str(found.experiment_id) if found is not None else client.create_experiment(name)
-
-
-def _find_run(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> MlflowRun | None:
-    """The newest run with all these tags."""
-    quoted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-    found = client.search_runs([experiment], quoted, max_results=1, order_by=["attributes.start_time DESC"])
-    return found[0] if found else None
-
-
-def _set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
-    for key, value in tags.items():
-        client.set_tag(run_id, key, value)
-
-
-def _ensure_registered(client: MlflowClient, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name, description="Recipes that the nightly gate let through.")
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
-def _versions(client: MlflowClient, name: str) -> list[Any]:
-    """Every version, newest first."""
-    found = client.search_model_versions(f"name = '{name}'", max_results=1000)
-    return sorted(found, key=lambda v: int(v.version), reverse=True)
+def _day_number(as_of: str) -> float:
+    return float(as_of.replace("-", ""))
 
 
 def _dataset_input(read: ReadTable) -> Any:

@@ -1,6 +1,9 @@
 """How a job of the night starts and ends as a process: `--run-key KEY`, the environment, an exit code, one line.
 
 Exit codes: 0 done; 2 bad data or a gate that refuses (never worth a retry); 1 anything else (worth one).
+
+A job that fails closes the night's run in MLflow as FAILED, says there which job and why, and leaves `failed.json` in
+the run folder; the next job of that run, or its retry, finds the file and opens the run again.
 """
 
 from __future__ import annotations
@@ -8,13 +11,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from feature_repo.contracts.environment import Environment
-from feature_repo.contracts.errors import GateRefusedError, InputError, NightjarError
-from feature_repo.contracts.run import Run
-from spark_jobs.io.run_store import read_run
+from feature_repo.contracts.errors import DependencyError, GateRefusedError, InputError, NightjarError
+from feature_repo.contracts.run import FAILED_FILE, Run
+from spark_jobs.io import tracking
+from spark_jobs.io.run_store import folder_of, read_run, write_report
 
 EXIT_FAILED = 1
 EXIT_NEVER_RETRY = 2
@@ -25,10 +31,39 @@ def run_job(main: Callable[[Environment, Run], object], argv: Sequence[str] | No
     parser = argparse.ArgumentParser(description=(sys.modules[main.__module__].__doc__ or "").partition("\n")[0])
     parser.add_argument("--run-key", required=True, help="the folder of the run, made by pin_run")
 
+    job = Path(sys.modules[main.__module__].__file__ or "job").stem
+
     def with_run(environment: Environment, arguments: argparse.Namespace) -> object:
-        return main(environment, read_run(environment, arguments.run_key))
+        run = read_run(environment, arguments.run_key)
+        with reported(environment, run, job):
+            return main(environment, run)
 
     run_command(with_run, parser, argv)
+
+
+@contextmanager
+def reported(environment: Environment, run: Run, job: str) -> Iterator[None]:
+    """The night's run in MLflow is RUNNING inside, and FAILED after an error, which goes on to the caller.
+
+    MLflow that does not answer never hides the job's own error, nor stops a job from starting: it is said on stderr.
+    """
+    mark = folder_of(environment, run.run_key) / FAILED_FILE
+    if mark.exists():
+        try:
+            tracking.resume_night(environment, run.mlflow_run_id)
+            mark.unlink(missing_ok=True)
+        except DependencyError as error:
+            print(f"the night's MLflow run stays closed: {error}", file=sys.stderr, flush=True)
+    try:
+        yield
+    except Exception as error:
+        words = f"{type(error).__name__}: {error}"
+        write_report(environment, run.run_key, FAILED_FILE, {"job": job, "error": words})
+        try:
+            tracking.fail_night(environment, run.mlflow_run_id, job=job, words=words)
+        except DependencyError as unsaid:
+            print(f"MLflow was not told: {unsaid}", file=sys.stderr, flush=True)
+        raise
 
 
 def run_command(

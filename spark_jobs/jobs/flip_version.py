@@ -17,8 +17,9 @@ from feature_repo.contracts.publication import parse_version
 from feature_repo.contracts.run import PUBLICATION_FILE, Run
 from spark_jobs.io.bundle import list_bundles, remove_bundles
 from spark_jobs.io.publication import Publication
+from spark_jobs.io.registry import set_champion
 from spark_jobs.io.run_store import read_report
-from spark_jobs.io.tracking import end_night, set_champion
+from spark_jobs.io.tracking import end_night
 from spark_jobs.jobs.entry import run_job
 
 

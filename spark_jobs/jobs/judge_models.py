@@ -1,8 +1,9 @@
 """The gate: decide which of tonight's recipes may be published, and say why in words.
 
 Reads    evaluation.json, user_metrics.parquet and models/<name>/ of the run
-Writes   gate.json; the report (gate/gate.json, gate/gate.md) and tags on the night's MLflow run; a version of the
-         registered model, alias `challenger`, when something may be published
+Writes   gate.json; on the night's MLflow run the report (gate/), pictures/, examples/examples.html, data/ and tags; on
+         each model's run its model card and intervals; a version of the registered model, alias `challenger`: what may
+         be published, or when all were refused the best of them, tagged so
 Exit     2 when it refuses: nothing is published, the served version stays, a retry would say the same.
 
 Run params: min_test_users (20), max_data_age_days (7), min_coverage (0.02), max_top_share (0.9), max_loss (0.01),
@@ -12,7 +13,9 @@ require_personal (false); `evaluation.gate` says what they do.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +24,26 @@ import pyarrow.parquet as pq
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DataError, GateRefusedError
 from feature_repo.contracts.run import EVALUATION_FILE, GATE_FILE, MODELS_FOLDER, USER_METRICS_FILE, Run
-from spark_jobs.evaluation.gate import METRIC, RECALL, REFUSED, Contestant, Night, Thresholds, judge
+from spark_jobs.evaluation.data_profile import profile_markdown
+from spark_jobs.evaluation.examples import examples_html, item_numbers
+from spark_jobs.evaluation.gate import (
+    BASELINE,
+    METRIC,
+    RECALL,
+    REFUSED,
+    Contestant,
+    Night,
+    Thresholds,
+    judge,
+    quality_intervals,
+)
+from spark_jobs.evaluation.model_card import model_card
 from spark_jobs.evaluation.parameters import read_parameters
-from spark_jobs.evaluation.report import report_markdown
-from spark_jobs.io import tracking
+from spark_jobs.evaluation.pictures import draw_pictures
+from spark_jobs.evaluation.report import TITLES, report_markdown
+from spark_jobs.evaluation.split import SLICE_SUFFIX
+from spark_jobs.io import registry, tracking
+from spark_jobs.io.light_delta import read_table
 from spark_jobs.io.run_store import folder_of, read_report, write_report
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.models.artifacts import manifest_digest, verify_folder
@@ -35,30 +54,107 @@ def main(environment: Environment, run: Run) -> dict[str, Any]:
     evaluation = read_report(environment, run.run_key, EVALUATION_FILE)
     contestants, night = read_evaluation(environment, run, evaluation)
     verdict = judge(contestants, night, read_parameters(Thresholds, run.params))
-    report = {"as_of": run.as_of, "run_key": run.run_key, "champion": evaluation["champion"], **verdict.to_report()}
+    intervals = quality_intervals(contestants, night.slices)
+    report = {
+        "as_of": run.as_of, "run_key": run.run_key, "champion": evaluation["champion"], "intervals": intervals,
+        **verdict.to_report(),
+    }  # fmt: skip
     if verdict.contestant is not None:
         _verify_files(environment, run, evaluation["models"][verdict.contestant], verdict.contestant)
     write_report(environment, run.run_key, GATE_FILE, report)
 
     page = report_markdown(report, evaluation)
     print(page, flush=True)
-    metrics = {f"{METRIC}.{c.name}": c.quality for c in contestants}
-    tags = {"verdict": verdict.verdict, "winner": report["model"] or "none"}
-    texts = {"gate/gate.json": json.dumps(report, indent=1, sort_keys=True), "gate/gate.md": page}
-    tracking.log_report(environment, run.mlflow_run_id, files=texts, tags=tags, metrics=metrics)
+    cards = {
+        name: model_card(
+            name, evaluation, report, code_version=run.code_version, pins=run.pins, tenant=environment.tenant
+        )
+        for name in evaluation["models"]
+    }
+    _log_night(environment, run, evaluation, report, page)
+    _log_models(environment, evaluation, intervals, cards)
+    if run.publishes:
+        candidate = verdict.contestant or best_challenger(contestants, night)
+        if candidate is not None:
+            registry.register_version(
+                environment,
+                run_id=evaluation["models"][candidate]["mlflow_run_id"],
+                run_key=run.run_key,
+                as_of=run.as_of,
+                recipe=evaluation["models"][candidate]["recipe"],
+                verdict=verdict.verdict,
+                description=cards[candidate],
+            )
     if verdict.verdict == REFUSED:
         tracking.end_night(environment, run.mlflow_run_id, "FAILED")
         raise GateRefusedError("; ".join(verdict.reasons))
-    if run.publishes and verdict.contestant is not None and verdict.recipe is not None:
-        tracking.register_version(
-            environment,
-            run_id=evaluation["models"][verdict.contestant]["mlflow_run_id"],
-            run_key=run.run_key,
-            as_of=run.as_of,
-            recipe=verdict.recipe,
-            verdict=verdict.verdict,
-        )
     return report
+
+
+def best_challenger(contestants: Sequence[Contestant], night: Night) -> str | None:
+    """Of a night that was refused, the best contestant that is neither the baseline nor what is live already; None when
+    there is no other."""
+    others = [c for c in contestants if c.name not in (BASELINE, night.champion)]
+    return max(others, key=lambda c: (c.quality, c.name)).name if others else None
+
+
+def _log_night(
+    environment: Environment, run: Run, evaluation: Mapping[str, Any], report: Mapping[str, Any], page: str
+) -> None:
+    """The night's own artifacts: the report, the pictures, the examples, the data."""
+    metrics = {f"{METRIC}.{name}": found["all"][METRIC]["mean"] for name, found in report["intervals"].items() if found}
+    examples = evaluation["examples"]
+    texts = {
+        "gate/gate.json": json.dumps(report, indent=1, sort_keys=True),
+        "gate/gate.md": page,
+        "data/profile.json": json.dumps(evaluation["profile"], indent=1, sort_keys=True),
+        "data/profile.md": profile_markdown(evaluation["profile"], as_of=run.as_of),
+        "examples/examples.html": examples_html(examples, _titles(environment, run, evaluation), as_of=run.as_of),
+    }
+    tags = {
+        "verdict": report["verdict"],
+        "winner": report["model"] or "none",
+        "examples_of": " ".join(one["key"] for one in examples),
+        "mlflow.note.content": f"**{TITLES[report['verdict']]}**\n\n" + "\n".join(f"- {r}" for r in report["reasons"]),
+    }
+    with tempfile.TemporaryDirectory(prefix="nightjar-pictures-") as folder:
+        draw_pictures(Path(folder) / "pictures", evaluation, report["intervals"])
+        tracking.log_report(
+            environment, run.mlflow_run_id, files=texts, tags=tags, metrics=metrics, folder=Path(folder)
+        )
+
+
+def _log_models(
+    environment: Environment, evaluation: Mapping[str, Any], intervals: Mapping[str, Any], cards: Mapping[str, str]
+) -> None:
+    """Each model's run: its card, and the bounds of its intervals beside its means."""
+    for name, model in evaluation["models"].items():
+        bounds = {
+            f"{metric}_{bound}{SLICE_SUFFIX[part]}": found[metric][bound]
+            for part, found in intervals[name].items()
+            for metric in (METRIC, RECALL)
+            for bound in ("lower", "upper")
+        }
+        tags = {"mlflow.note.content": cards[name]}
+        tracking.log_report(
+            environment, model["mlflow_run_id"], files={"model_card.md": cards[name]}, tags=tags, metrics=bounds
+        )
+
+
+def _titles(environment: Environment, run: Run, evaluation: Mapping[str, Any]) -> dict[int, str]:
+    """Item number -> title (the item's id where it has none) of the items that the examples speak of."""
+    wanted = item_numbers(evaluation["examples"])
+    if not wanted:
+        return {}
+    version = evaluation["delta_versions"]["gold.item_ids"]
+    columns = ["item_id", "item_number"]
+    numbered = read_table(environment, "gold.item_ids", version, columns, [("item_number", "in", wanted)]).to_pylist()
+    ids = [row["item_id"] for row in numbered]
+    catalogue = read_table(
+        environment, "bronze.items", run.pins.get("bronze.items"), ["item_id", "title"], [("item_id", "in", ids)]
+    )
+    titles = {row["item_id"]: row["title"] for row in catalogue.to_pylist()}
+    return {row["item_number"]: titles.get(row["item_id"]) or row["item_id"] for row in numbered}
 
 
 def read_evaluation(

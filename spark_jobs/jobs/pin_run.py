@@ -1,7 +1,7 @@
 """Pin the night: decide its as_of, the Delta versions it reads, the days it derives and whether it may publish.
 
 Reads   the logs of the bronze tables, the state of silver, the pointer in Redis `online`
-Writes  run.json in the run folder; the parent run in MLflow
+Writes  run.json in the run folder; the parent run in MLflow, where nights that a killed process left open are closed
 A retry keeps the run.json that is there: what a run reads never changes under it.
 """
 
@@ -17,13 +17,13 @@ from typing import Any
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.publication import parse_version
-from feature_repo.contracts.run import PINNED_TABLES, Run
+from feature_repo.contracts.run import FAILED_FILE, PINNED_TABLES, Run
 from feature_repo.contracts.times import EARLIEST_EVENT, parse_as_of, parse_timestamp
 from spark_jobs.io.light_delta import days_by_row_count, version
 from spark_jobs.io.publication import Publication
 from spark_jobs.io.refine_state import EVENT_TABLES, days_to_derive, read_state
-from spark_jobs.io.run_store import has_run, read_run, write_run
-from spark_jobs.io.tracking import start_night
+from spark_jobs.io.run_store import has_run, read_run, write_report, write_run
+from spark_jobs.io.tracking import close_abandoned_nights, start_night
 from spark_jobs.jobs.entry import run_command
 
 RUN_TYPES = ("manual", "scheduled", "backfill")
@@ -75,13 +75,15 @@ def pin_run(environment: Environment, request: Request) -> Run:
         "nightjar.publishes": str(publishes).lower(),
         **{f"nightjar.delta.{name}": str(pinned) for name, pinned in pins.items()},
     }
+    derive_days = days_to_derive(environment, read_state(environment), as_of=as_of, pins=pins)
     mlflow_run_id = start_night(environment, run_key=request.run_key, as_of=as_of.isoformat(), tags=tags)
+    _close_abandoned(environment, request.run_key)
     run = Run(
         run_key=request.run_key,
         tenant=environment.tenant,
         as_of=as_of.isoformat(),
         pins=pins,
-        derive_days=days_to_derive(environment, read_state(environment), as_of=as_of, pins=pins),
+        derive_days=derive_days,
         publishes=publishes,
         why=why,
         mlflow_run_id=mlflow_run_id,
@@ -91,6 +93,16 @@ def pin_run(environment: Environment, request: Request) -> Run:
     )
     write_run(environment, run)
     return run
+
+
+def _close_abandoned(environment: Environment, run_key: str) -> None:
+    """Close what killed nights left open; should one of them go on after all, its next job finds its mark."""
+    for other in close_abandoned_nights(environment, run_key=run_key):
+        if has_run(environment, other):
+            write_report(
+                environment, other, FAILED_FILE, {"job": "unknown", "error": f"closed when {run_key} was pinned"}
+            )
+        print(f"closed the MLflow run of {other}: it ended without a word", flush=True)
 
 
 def choose_as_of(request: Request, event_days: Mapping[date, int]) -> date:

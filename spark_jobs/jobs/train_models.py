@@ -2,7 +2,7 @@
 
 Reads    silver.interactions, gold.item_ids; the champion's recipe from MLflow
 Writes   models/<name>/ (arrays + manifest), user_metrics.parquet, evaluation.json in the run folder;
-         gold.evaluations (partition as_of); a nested MLflow run per model
+         gold.evaluations (partition as_of); in MLflow a nested run per model, and a run with trials per family
 Then     judge_models decides; score_users refits the winner on all data.
 
 Run params
@@ -10,6 +10,8 @@ Run params
     als_engine       native (default) or mllib
     test_days        length of the test window, default 7 days; it shrinks when the history is short
     max_test_users   how many test persons are judged at most
+    trials           how many recipes around each family's default are tried on a validation window, the last days
+                     before the test window; default 3. The best enters the comparison. 0: the defaults, untried
 
 The champion's recipe is trained beside them when it is none of tonight's: the gate compares recipes on one split. Too
 little data for a test is no error: models are trained, the evaluation says why it is empty, and the gate goes on.
@@ -18,9 +20,8 @@ Everything is a function of the data, the recipes and the seeds in them: run aga
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 
@@ -36,16 +38,21 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.run import EVALUATION_FILE, MODELS_FOLDER, USER_METRICS_FILE, Run
 from feature_repo.contracts.tables import table_path
 from feature_repo.contracts.times import format_timestamp, from_micros
+from spark_jobs.evaluation.data_profile import profile_interactions
+from spark_jobs.evaluation.examples import choose_persons, describe_persons, rank_examples
 from spark_jobs.evaluation.full_ranking import ModelEvaluation, evaluate
-from spark_jobs.evaluation.gate import BASELINE, random_recall
+from spark_jobs.evaluation.gate import BASELINE, K, random_recall
 from spark_jobs.evaluation.parameters import read_parameters
 from spark_jobs.evaluation.split import MAX_TEST_USERS, SLICE_SUFFIX, SLICES, TEST_DAYS, TimeSplit, split_by_time
-from spark_jobs.io import tracking
+from spark_jobs.evaluation.trials import Choice, choose_recipe, validation_split
+from spark_jobs.io import registry, tracking
 from spark_jobs.io.delta import overwrite_partitions, read_table, table_version
 from spark_jobs.io.run_store import folder_of, write_report
 from spark_jobs.jobs.entry import run_job
+from spark_jobs.jobs.resources import Usage, measured
+from spark_jobs.models.als import AfterSweep, Sweep
 from spark_jobs.models.artifacts import manifest_digest
-from spark_jobs.models.base import Model
+from spark_jobs.models.base import InteractionMatrix, Model
 from spark_jobs.models.factory import fit_recipe
 from spark_jobs.models.matrix import load_interactions
 from spark_jobs.models.recipes import RECIPES, default_recipe
@@ -63,6 +70,7 @@ class TrainOptions:
     als_engine: str = "native"
     test_days: int = TEST_DAYS
     max_test_users: int = MAX_TEST_USERS
+    trials: int = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +80,10 @@ class Trained:
     recipe: Mapping[str, Any]
     evaluation: ModelEvaluation
     folder: Path
-    fit_seconds: float
-    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    usage: Usage
+    metrics: Mapping[str, Mapping[str, float]]
+    losses: Sequence[float]
+    examples: Sequence[Sequence[int]]
 
 
 def main(environment: Environment, run: Run) -> None:
@@ -88,8 +98,8 @@ def main(environment: Environment, run: Run) -> None:
 def train_models(spark: SparkSession, environment: Environment, run: Run) -> dict[str, Any]:
     """The whole job in a given session; returns what evaluation.json says."""
     options = read_parameters(TrainOptions, run.params)
-    live = tracking.champion(environment)
-    recipes, champion_name = tonight(options, live.recipe if live is not None else None)
+    live = registry.champion(environment)
+    defaults = default_recipes(options)
 
     reads = [_read_table(spark, environment, name) for name in ("silver.interactions", "gold.item_ids")]
     events, item_ids = (read_table(spark, environment, r.name, r.version) for r in reads)
@@ -110,15 +120,30 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
         flush=True,
     )
 
+    choices, trials_usage = _choose(defaults, split, item_count, options)
+    chosen = {name: choice.recipe for name, choice in choices.items()}
+    recipes, champion_name = with_champion(chosen, live.recipe if live is not None else None)
     folder = folder_of(environment, run.run_key)
+    persons = choose_persons(split)
     trained = {
-        name: _train(recipe, split, item_count, folder / MODELS_FOLDER / name) for name, recipe in recipes.items()
+        name: _train(recipe, split, item_count, persons, folder / MODELS_FOLDER / name)
+        for name, recipe in recipes.items()
     }
     _write_user_metrics(folder / USER_METRICS_FILE, split, trained)
     overwrite_partitions(
         _evaluation_rows(spark, run, split, trained), environment, "gold.evaluations", {"as_of": [run.as_of_day]}
     )
+    examples = [
+        {**person, "lists": {name: one.examples[n] for name, one in trained.items()}}
+        for n, person in enumerate(describe_persons(split, persons, tenant=environment.tenant))
+    ]
     seen_counts = np.diff(split.seen.indptr)
+    night = tracking.Night(run.run_key, run.mlflow_run_id, run.as_of, reads)
+    models = {name: _log_model(environment, night, name, one) for name, one in trained.items()}
+    for name, choice in choices.items():
+        trials = _log_family(environment, night, name, choice, trained[name], models[name]["mlflow_run_id"])
+        models[name]["trials"] = trials
+    tracking.log_report(environment, run.mlflow_run_id, files={}, tags={}, metrics=trials_usage.metrics("trials"))
     report = {
         "as_of": run.as_of,
         "run_key": run.run_key,
@@ -140,40 +165,73 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
         if live is None
         else {"contestant": champion_name, "version": live.version, "published_version": live.published_version},
         "delta_versions": {r.name: r.version for r in reads},
-        "models": {name: _log_model(environment, run, name, one, reads) for name, one in trained.items()},
+        "profile": profile_interactions(interactions, item_count=item_count),
+        "examples": examples,
+        "models": models,
     }
     write_report(environment, run.run_key, EVALUATION_FILE, report)
     return report
 
 
-def tonight(options: TrainOptions, live: Mapping[str, Any] | None) -> tuple[dict[str, Mapping[str, Any]], str | None]:
-    """(recipes by contestant, the contestant that has the live recipe; None before the first publication).
-
-    The baseline always takes part. Raises DataError on an unknown model.
-    """
+def default_recipes(options: TrainOptions) -> dict[str, Mapping[str, Any]]:
+    """The recipe of each family that takes part, the baseline always. Raises DataError on an unknown model."""
     names = (BASELINE, *(name for name in options.models if name != BASELINE))
-    recipes: dict[str, Mapping[str, Any]] = {n: default_recipe(n, engine=options.als_engine) for n in names}
+    return {name: default_recipe(name, engine=options.als_engine) for name in names}
+
+
+def with_champion(
+    recipes: Mapping[str, Mapping[str, Any]], live: Mapping[str, Any] | None
+) -> tuple[dict[str, Mapping[str, Any]], str | None]:
+    """(recipes by contestant, the contestant that has the live recipe; None before the first publication)."""
     if live is None:
-        return recipes, None
+        return dict(recipes), None
     for name, recipe in recipes.items():
         if recipe == live:
-            return recipes, name
+            return dict(recipes), name
     return {**recipes, CHAMPION: live}, CHAMPION
 
 
-def _train(recipe: Mapping[str, Any], split: TimeSplit, item_count: int, folder: Path) -> Trained:
-    began = time.monotonic()
+def _choose(
+    defaults: Mapping[str, Mapping[str, Any]], split: TimeSplit, item_count: int, options: TrainOptions
+) -> tuple[dict[str, Choice], Usage]:
+    with measured() as usage:
+        validation = None
+        if options.trials > 0:
+            validation = validation_split(split, item_count=item_count, days=options.test_days)
+        choices = {
+            name: choose_recipe(recipe, validation, item_count=item_count, count=options.trials)
+            for name, recipe in defaults.items()
+        }
+    for name, choice in choices.items():
+        print(f"{name}: {choice.why}", flush=True)
+    print(f"trials took {usage.wall_seconds:.1f} s", flush=True)
+    return choices, usage
+
+
+def _train(
+    recipe: Mapping[str, Any], split: TimeSplit, item_count: int, persons: NDArray[np.int64], folder: Path
+) -> Trained:
+    losses: list[float] = []
+
+    def watch(_: InteractionMatrix) -> AfterSweep:
+        def after_sweep(sweep: Sweep) -> None:
+            losses.append(sweep.loss)
+
+        return after_sweep
+
     model: Model
-    model, matrix = fit_recipe(recipe, split.train, item_count=item_count, cut_off=split.test_start)
-    seconds = time.monotonic() - began
+    with measured() as usage:
+        model, matrix = fit_recipe(
+            recipe, split.train, item_count=item_count, cut_off=split.test_start, after_sweep=watch
+        )
     evaluation = evaluate(model, matrix, split)
     model.save(folder)
     metrics = evaluation.by_slice(split.slices)
     ndcg = metrics.get("all", {}).get("ndcg_at_20")
     quality = "not evaluated" if ndcg is None else f"NDCG@20 {ndcg:.4f}"
-    total = time.monotonic() - began
-    print(f"{folder.name}: {quality}; fitted in {seconds:.1f} s, all in {total:.1f} s", flush=True)
-    return Trained(recipe, evaluation, folder, seconds, metrics)
+    print(f"{folder.name}: {quality}; fitted in {usage.wall_seconds:.1f} s", flush=True)
+    examples = rank_examples(model, matrix, split, persons)
+    return Trained(recipe, evaluation, folder, usage, metrics, losses, examples)
 
 
 def _users_by_slice(split: TimeSplit) -> dict[str, int]:
@@ -214,39 +272,77 @@ def _evaluation_rows(spark: SparkSession, run: Run, split: TimeSplit, trained: M
     return spark.createDataFrame(rows, schema)
 
 
-def _log_model(
-    environment: Environment, run: Run, name: str, one: Trained, reads: list[tracking.ReadTable]
-) -> dict[str, Any]:
+def _log_model(environment: Environment, night: tracking.Night, name: str, one: Trained) -> dict[str, Any]:
     """Log the nested MLflow run; returns the model's part of evaluation.json."""
-    beyond = one.evaluation.beyond_accuracy()
+    evaluation = one.evaluation
+    beyond = evaluation.beyond_accuracy()
     digest = manifest_digest(one.folder)
-    logged = {f"{metric}{SLICE_SUFFIX[part]}": v for part, found in one.metrics.items() for metric, v in found.items()}
     run_id = tracking.log_model_run(
         environment,
-        parent_run_id=run.mlflow_run_id,
-        run_key=run.run_key,
+        night,
         model=name,
-        params=flat_recipe(one.recipe),
-        metrics={**logged, **beyond, "fit_seconds": one.fit_seconds},
-        tags={"manifest_sha256": digest, "as_of": run.as_of},
-        tables=reads,
+        recipe=one.recipe,
+        metrics={
+            **flat_metrics(one.metrics), **beyond,
+            "fit_seconds": one.usage.wall_seconds, **one.usage.metrics("fit"),
+        },
+        steps=_steps(one),
+        tags={"manifest_sha256": digest, "family": str(one.recipe["model"])},
         artifacts=one.folder,
-    )
+    )  # fmt: skip
     return {
         "recipe": dict(one.recipe),
         "metrics": {part: dict(found) for part, found in one.metrics.items()},
         "beyond_accuracy": beyond,
-        "non_finite_count": one.evaluation.non_finite_count,
-        "fit_seconds": round(one.fit_seconds, 3),
+        "recall_by_k": [round(float(v), 9) for v in evaluation.recall_by_k],
+        "lorenz_at_20": [round(v, 9) for v in evaluation.lorenz(K)],
+        "non_finite_count": evaluation.non_finite_count,
+        "fit_seconds": round(one.usage.wall_seconds, 3),
         "manifest_sha256": digest,
         "mlflow_run_id": run_id,
     }
 
 
-def flat_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe as MLflow params: its own values, `weight.<event type>`, and the model's parameters by their names."""
-    weights = {f"weight.{event_type}": weight for event_type, weight in recipe["weights"].items()}
-    return {"model": recipe["model"], "half_life_days": recipe["half_life_days"], **weights, **recipe["params"]}
+def _log_family(
+    environment: Environment, night: tracking.Night, name: str, choice: Choice, one: Trained, model_run_id: str
+) -> dict[str, Any]:
+    """Log the family's run and its trials; returns how the recipe was chosen, for evaluation.json."""
+    trials = [
+        tracking.LoggedTrial(
+            t.words, t.recipe, {**flat_metrics(t.metrics), "fit_seconds": t.fit_seconds}, n == choice.chosen, t.steps
+        )
+        for n, t in enumerate(choice.trials)
+    ]
+    family_run_id = tracking.log_family_run(
+        environment,
+        night,
+        family=name,
+        recipe=one.recipe,
+        metrics={**flat_metrics(one.metrics), **one.evaluation.beyond_accuracy()},
+        model_run_id=model_run_id,
+        trials=trials,
+        note=choice.why,
+        steps=_steps(one),
+    )
+    return {
+        "mlflow_run_id": family_run_id,
+        "why": choice.why,
+        "chosen": choice.chosen,
+        "tried": [{"words": t.words, "ndcg_at_20": t.quality} for t in choice.trials],
+    }
+
+
+def flat_metrics(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Metrics by slice as MLflow has them: `ndcg_at_20` over all persons, `ndcg_at_20__lt5` for a slice."""
+    return {f"{metric}{SLICE_SUFFIX[part]}": v for part, found in metrics.items() for metric, v in found.items()}
+
+
+def _steps(one: Trained) -> dict[str, Sequence[float]]:
+    """Metrics by step: recall by k (the step is k), and the loss by sweep of a model that has sweeps."""
+    steps: dict[str, Sequence[float]] = {"training_loss": one.losses} if one.losses else {}
+    if len(one.evaluation.recall_by_k):
+        steps["recall_by_k"] = [float(v) for v in one.evaluation.recall_by_k]
+    return steps
 
 
 def _read_table(spark: SparkSession, environment: Environment, name: str) -> tracking.ReadTable:

@@ -10,9 +10,9 @@ data that one machine cannot hold. They give arrays of one shape; scores, foldin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,18 @@ USERS_PER_BLOCK = 512
 
 KERNEL_THREADS = 0
 """Threads of the native kernel; 0 means all cores. Each row is solved on its own, so no number changes the result."""
+
+
+class Sweep(NamedTuple):
+    """The state after one sweep over users and items. `loss` is the kernel's mean of the objective per cell; the
+    vectors are views that the next sweep overwrites."""
+
+    loss: float
+    user_factors: NDArray[np.float32]
+    item_factors: NDArray[np.float32]
+
+
+AfterSweep = Callable[[Sweep], None]
 
 
 class Als:
@@ -62,9 +74,13 @@ class Als:
         self.item_factors: NDArray[np.float32] = np.empty((0, 0), np.float32)
         self._item_gram: NDArray[np.float64] | None = None
 
-    def fit(self, matrix: InteractionMatrix) -> None:
-        fit = _fit_native if self.params["engine"] == "native" else _fit_mllib
-        self.item_factors = np.ascontiguousarray(fit(matrix, self.params), dtype=np.float32)
+    def fit(self, matrix: InteractionMatrix, after_sweep: AfterSweep | None = None) -> None:
+        """Learn. `after_sweep` is told each sweep of the native engine, and changes nothing; mllib shows none."""
+        if self.params["engine"] == "native":
+            learned = _fit_native(matrix, self.params, after_sweep)
+        else:
+            learned = _fit_mllib(matrix, self.params)
+        self.item_factors = np.ascontiguousarray(learned, dtype=np.float32)
         self._item_gram = None
         rows = matrix.preference.shape[0]
         self.user_factors = np.zeros((rows, self.item_factors.shape[1]), np.float32)
@@ -148,7 +164,9 @@ class Als:
         return model
 
 
-def _fit_native(matrix: InteractionMatrix, params: Mapping[str, Any]) -> NDArray[np.float32]:
+def _fit_native(
+    matrix: InteractionMatrix, params: Mapping[str, Any], after_sweep: AfterSweep | None
+) -> NDArray[np.float32]:
     """Item vectors from the `implicit` kernel, BLAS held to one thread; items without interactions get zeros."""
     from implicit.cpu.als import AlternatingLeastSquares
     from threadpoolctl import threadpool_limits
@@ -163,8 +181,14 @@ def _fit_native(matrix: InteractionMatrix, params: Mapping[str, Any]) -> NDArray
             random_state=int(params["seed"]),
             dtype=np.float32,
             num_threads=KERNEL_THREADS,
+            calculate_training_loss=after_sweep is not None,
         )
-        kernel.fit(confidence, show_progress=False)
+
+        def told(_: int, __: float, loss: float) -> None:
+            if after_sweep is not None:
+                after_sweep(Sweep(float(loss), kernel.user_factors, kernel.item_factors))
+
+        kernel.fit(confidence, show_progress=False, callback=told)
     return np.array(kernel.item_factors)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from feature_repo.contracts.errors import ContractError, DataError, nearest
-from spark_jobs.models.als import Als
+from spark_jobs.models.als import AfterSweep, Als
 from spark_jobs.models.artifacts import read_manifest
 from spark_jobs.models.base import InteractionMatrix, Model
 from spark_jobs.models.item_knn import ItemKnn
@@ -44,9 +44,17 @@ def load_model(folder: Path) -> Model:
 
 
 def fit_recipe(
-    recipe: Mapping[str, Any], interactions: pa.Table, *, item_count: int, cut_off: datetime
+    recipe: Mapping[str, Any],
+    interactions: pa.Table,
+    *,
+    item_count: int,
+    cut_off: datetime,
+    after_sweep: Callable[[InteractionMatrix], AfterSweep] | None = None,
 ) -> tuple[Model, InteractionMatrix]:
-    """The recipe applied to all interactions before `cut_off`: the fitted model and the matrix it learned from."""
+    """The recipe applied to all interactions before `cut_off`: the fitted model and the matrix it learned from.
+
+    `after_sweep`, given the matrix, makes what watches the sweeps of a model that has any (native als).
+    """
     matrix = build_matrix(
         interactions,
         item_count=item_count,
@@ -55,5 +63,8 @@ def fit_recipe(
         cut_off=cut_off,
     )
     model = build_model(recipe["model"], recipe["params"])
-    model.fit(matrix)
+    if isinstance(model, Als) and after_sweep is not None:
+        model.fit(matrix, after_sweep(matrix))
+    else:
+        model.fit(matrix)
     return model, matrix

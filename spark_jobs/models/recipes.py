@@ -6,6 +6,8 @@ A recipe is {"model": name, "weights": {event type: weight}, "half_life_days": d
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,3 +48,14 @@ def default_recipe(name: str, *, engine: str | None = None) -> dict[str, Any]:
         if engine == "mllib":
             recipe["params"]["regularization"] = MLLIB_REGULARIZATION
     return recipe
+
+
+def recipe_id(recipe: Mapping[str, Any]) -> str:
+    """Eight hex digits that name a recipe: equal recipes, and only they, have one name in every night."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def flat_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe as MLflow params: its own values, `weight.<event type>`, and the model's parameters by their names."""
+    weights = {f"weight.{event_type}": weight for event_type, weight in recipe["weights"].items()}
+    return {"model": recipe["model"], "half_life_days": recipe["half_life_days"], **weights, **recipe["params"]}

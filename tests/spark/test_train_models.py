@@ -16,12 +16,12 @@ from scipy import sparse
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DataError, DependencyError, GateRefusedError
 from feature_repo.contracts.run import EVALUATION_FILE, GATE_FILE, MODELS_FOLDER, USER_METRICS_FILE, Run
-from spark_jobs.io import tracking
+from spark_jobs.io import registry, tracking
 from spark_jobs.io.delta import read_table
 from spark_jobs.io.light_delta import read_table as read_light
 from spark_jobs.io.run_store import folder_of, read_report
 from spark_jobs.jobs import judge_models
-from spark_jobs.jobs.train_models import CHAMPION, TrainOptions, tonight, train_models
+from spark_jobs.jobs.train_models import CHAMPION, TrainOptions, default_recipes, train_models, with_champion
 from spark_jobs.models.base import InteractionMatrix
 from spark_jobs.models.factory import build_model, fit_recipe, load_model
 from spark_jobs.models.matrix import load_interactions
@@ -96,7 +96,9 @@ def shop(
 
 
 def open_run(environment: Environment, run_key: str = "r1", **other: object) -> Run:
+    """A pinned night whose families enter with their defaults, unless its params ask for trials."""
     parent = tracking.start_night(environment, run_key=run_key, as_of=AS_OF, tags={})
+    other["params"] = {"trials": 0, **other.get("params", {})}
     return make_run(environment, AS_OF, run_key=run_key, mlflow_run_id=parent, **other)
 
 
@@ -105,7 +107,7 @@ def night(spark: SparkSession, environment: Environment, run_key: str = "r1", **
     run = open_run(environment, run_key, **other)
     train_models(spark, environment, run)
     report = judge_models.main(environment, run)
-    tracking.set_champion(environment, published_version=f"{AS_OF}-{run_key * 4:.8s}", run_key=run_key)
+    registry.set_champion(environment, published_version=f"{AS_OF}-{run_key * 4:.8s}", run_key=run_key)
     return report
 
 
@@ -158,12 +160,12 @@ def test_a_night_from_events_to_a_challenger(spark: SparkSession, shop: Environm
     inputs = {i.dataset.name: json.loads(i.dataset.source)["delta_table_version"] for i in nested.inputs.dataset_inputs}
     assert inputs == {"silver.interactions": 0, "gold.item_ids": 0}
     files = {a.path for a in client.list_artifacts(nested.info.run_id, "model")}
-    assert files == {"model/item_factors.npy", "model/manifest.json", "model/user_factors.npy"}
+    assert files == {"model/item_factors.npy", "model/manifest.json", "model/user_factors.npy", "model/MLmodel"}
     parent = client.get_run(run.mlflow_run_id)
     assert parent.data.tags["verdict"] == "publish"
     page = Path(client.download_artifacts(run.mlflow_run_id, "gate/gate.md")).read_text()
     assert f"{best} wins with NDCG@20" in page
-    challenger = client.get_model_version_by_alias(tracking.registered_name(shop), "challenger")
+    challenger = client.get_model_version_by_alias(registry.registered_name(shop), "challenger")
     assert json.loads(challenger.tags["recipe"]) == report["recipe"]
 
 
@@ -196,7 +198,7 @@ def test_shuffled_interactions_are_refused(spark: SparkSession, shop: Environmen
         assert f"{name} does not beat popularity" in str(refusal.value)
     assert read_report(shop, "r2", GATE_FILE)["verdict"] == "refused"
     assert read_report(shop, "r2", GATE_FILE)["recipe"] is None
-    assert tracking.champion(shop).published_version == f"{AS_OF}-r1r1r1r1"
+    assert registry.champion(shop).published_version == f"{AS_OF}-r1r1r1r1"
 
     nobody = shop._replace(tenant=f"{shop.tenant[:30]}-first")
     write_shop(nobody, shuffled(planted_events()))
@@ -210,7 +212,7 @@ def test_shuffled_interactions_are_refused(spark: SparkSession, shop: Environmen
 def test_the_champions_recipe_competes_on_tonights_split(spark: SparkSession, shop: Environment) -> None:
     write_shop(shop, planted_events())
     night(spark, shop, params={"models": "item_knn"})
-    assert tracking.champion(shop).model == "item_knn"
+    assert registry.champion(shop).model == "item_knn"
 
     # The same recipe is among tonight's: it is trained once.
     evaluation = train_models(spark, shop, open_run(shop, "r2"))
@@ -234,7 +236,7 @@ def test_a_first_night_with_two_days_of_data_publishes_a_baseline(spark: SparkSe
     assert (report["verdict"], report["model"]) == ("baseline", "popularity")
     assert "0 test persons (at least 20): too few to judge any model" in report["reasons"]
     assert "too short to hold back even one day" in report["reasons"][2]
-    assert tracking.champion(shop).model == "popularity"
+    assert registry.champion(shop).model == "popularity"
 
 
 def test_files_that_changed_after_the_evaluation_are_not_published(spark: SparkSession, shop: Environment) -> None:
@@ -302,12 +304,12 @@ def test_both_engines_of_als_find_the_same_taste(spark: SparkSession, shop: Envi
 
 
 def test_tonight_always_has_the_baseline() -> None:
-    recipes, champion = tonight(TrainOptions(models=("als",)), None)
+    recipes, champion = with_champion(default_recipes(TrainOptions(models=("als",))), None)
     assert (list(recipes), champion) == (["popularity", "als"], None)
     odd = {**default_recipe("als"), "half_life_days": 1.0}
-    recipes, champion = tonight(TrainOptions(), odd)
+    recipes, champion = with_champion(default_recipes(TrainOptions()), odd)
     assert (list(recipes), champion) == (["popularity", "item_knn", "als", CHAMPION], CHAMPION)
-    assert tonight(TrainOptions(), default_recipe("item_knn"))[1] == "item_knn"
+    assert with_champion(default_recipes(TrainOptions()), default_recipe("item_knn"))[1] == "item_knn"
 
 
 def test_many_iterations_do_not_outgrow_the_stack(spark: SparkSession) -> None:

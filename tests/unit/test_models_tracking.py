@@ -10,7 +10,7 @@ import pytest
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError, DependencyError
-from spark_jobs.io import tracking
+from spark_jobs.io import registry, tracking
 
 ALS = {"model": "als", "weights": {"purchase": 8.0}, "half_life_days": 180.0, "params": {"factors": 8}}
 KNN = {"model": "item_knn", "weights": {"purchase": 8.0}, "half_life_days": None, "params": {}}
@@ -46,12 +46,14 @@ def start(environment: Environment, run_key: str = "r1", **tags: str) -> str:
     return tracking.start_night(environment, run_key=run_key, as_of="2024-03-08", tags=tags)
 
 
-def log(environment: Environment, parent: str, model: str = "als", **other: object) -> str:
-    values = {
-        "parent_run_id": parent, "run_key": "r1", "model": model, "params": {"factors": 8},
-        "metrics": {"ndcg_at_20": 0.25}, "tags": {}, "tables": [], "artifacts": None,
-    }  # fmt: skip
-    return tracking.log_model_run(environment, **{**values, **other})
+def night(parent: str, *tables: tracking.ReadTable, run_key: str = "r1", as_of: str = "2024-03-08") -> tracking.Night:
+    return tracking.Night(run_key, parent, as_of, tables)
+
+
+def log(environment: Environment, parent: tracking.Night | str, model: str = "als", **other: object) -> str:
+    values = {"model": model, "recipe": ALS, "metrics": {"ndcg_at_20": 0.25}, "tags": {}, "artifacts": None}
+    pinned = night(parent) if isinstance(parent, str) else parent
+    return tracking.log_model_run(environment, pinned, **{**values, **other})
 
 
 def test_a_retried_night_goes_on_with_its_run(mlflow_environment: Environment) -> None:
@@ -73,52 +75,57 @@ def test_a_model_run_is_nested_and_logged_once(mlflow_environment: Environment, 
     table = tracking.ReadTable("silver.interactions", "/lake/default/silver/interactions", 3)
     log(mlflow_environment, parent, metrics={"ndcg_at_20": 0.1})
     metrics = {f"m{n}": float(n) for n in range(150)} | {"ndcg_at_20__lt5": 0.5}
-    run_id = log(mlflow_environment, parent, metrics=metrics, tables=[table], artifacts=tmp_path / "model")
+    losses = {"training_loss": [0.3, 0.2, 0.25]}
+    run_id = log(mlflow_environment, night(parent, table), metrics=metrics, steps=losses, artifacts=tmp_path / "model")
 
     mlflow = client(mlflow_environment)
     experiment = mlflow.get_run(parent).info.experiment_id
     nested = mlflow.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
     assert [r.info.run_id for r in nested] == [run_id]
-    assert nested[0].data.metrics == metrics
-    assert nested[0].data.params == {"factors": "8"}
+    assert nested[0].data.metrics == {**metrics, "training_loss": 0.25, "as_of_yyyymmdd": 20240308.0}
+    history = mlflow.get_metric_history(run_id, "training_loss")
+    assert [(m.step, m.value) for m in history] == [(1, 0.3), (2, 0.2), (3, 0.25)]
+    assert nested[0].data.params == {
+        "model": "als", "half_life_days": "180.0", "weight.purchase": "8.0", "factors": "8",
+    }  # fmt: skip
     datasets = nested[0].inputs.dataset_inputs
     assert [(d.dataset.name, json.loads(d.dataset.source)["delta_table_version"]) for d in datasets] == [
         ("silver.interactions", 3)
     ]
-    assert [a.path for a in mlflow.list_artifacts(run_id, "model")] == ["model/manifest.json"]
+    assert [a.path for a in mlflow.list_artifacts(run_id, "model")] == ["model/MLmodel", "model/manifest.json"]
 
 
 def test_champion_and_challenger(mlflow_environment: Environment) -> None:
     parent = start(mlflow_environment)
     als_run, knn_run = log(mlflow_environment, parent), log(mlflow_environment, parent, "item_knn")
-    assert tracking.champion(mlflow_environment) is None
-    assert tracking.set_champion(mlflow_environment, published_version="2024-03-08-00000000", run_key="r1") is None
+    assert registry.champion(mlflow_environment) is None
+    assert registry.set_champion(mlflow_environment, published_version="2024-03-08-00000000", run_key="r1") is None
 
     def register(run_id: str, run_key: str, recipe: dict[str, object]) -> str:
-        return tracking.register_version(
+        return registry.register_version(
             mlflow_environment, run_id=run_id, run_key=run_key, as_of="2024-03-08", recipe=recipe, verdict="publish"
         )
 
     assert register(als_run, "r1", ALS) == "1"
     assert register(als_run, "r1", ALS) == "1", "a retry makes no second version"
-    assert tracking.champion(mlflow_environment) is None, "a challenger is not live yet"
-    assert tracking.set_champion(mlflow_environment, published_version="2024-03-08-aaaaaaaa", run_key="r1") == "1"
-    assert tracking.champion(mlflow_environment) == tracking.Champion("1", "2024-03-08-aaaaaaaa", ALS)
+    assert registry.champion(mlflow_environment) is None, "a challenger is not live yet"
+    assert registry.set_champion(mlflow_environment, published_version="2024-03-08-aaaaaaaa", run_key="r1") == "1"
+    assert registry.champion(mlflow_environment) == registry.Champion("1", "2024-03-08-aaaaaaaa", ALS)
 
     assert register(knn_run, "r2", KNN) == "2"
-    assert tracking.champion(mlflow_environment).version == "1"
-    tracking.set_champion(mlflow_environment, published_version="2024-03-09-bbbbbbbb", run_key="r2")
-    assert tracking.champion(mlflow_environment).model == "item_knn"
+    assert registry.champion(mlflow_environment).version == "1"
+    registry.set_champion(mlflow_environment, published_version="2024-03-09-bbbbbbbb", run_key="r2")
+    assert registry.champion(mlflow_environment).model == "item_knn"
 
     # The gate changed its mind about r1: a version of its own, and the newest of the run goes live.
     assert register(knn_run, "r1", KNN) == "3"
-    assert tracking.set_champion(mlflow_environment, published_version="2024-03-08-dddddddd", run_key="r1") == "3"
+    assert registry.set_champion(mlflow_environment, published_version="2024-03-08-dddddddd", run_key="r1") == "3"
 
     # A rollback knows only the name of the publication.
-    assert tracking.set_champion(mlflow_environment, published_version="2024-03-08-aaaaaaaa") == "1"
-    assert tracking.champion(mlflow_environment).recipe == ALS
-    assert tracking.set_champion(mlflow_environment, published_version="2024-03-07-cccccccc") is None
-    assert tracking.champion(mlflow_environment).version == "1"
+    assert registry.set_champion(mlflow_environment, published_version="2024-03-08-aaaaaaaa") == "1"
+    assert registry.champion(mlflow_environment).recipe == ALS
+    assert registry.set_champion(mlflow_environment, published_version="2024-03-07-cccccccc") is None
+    assert registry.champion(mlflow_environment).version == "1"
 
 
 def test_a_report_lies_with_the_night(mlflow_environment: Environment) -> None:

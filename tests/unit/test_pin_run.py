@@ -32,6 +32,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return f"mlflow-{len(calls)}"
 
     monkeypatch.setattr(job, "start_night", start_night)
+    monkeypatch.setattr(job, "close_abandoned_nights", lambda *_, **__: [])
     return calls
 
 

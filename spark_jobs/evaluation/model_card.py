@@ -1,0 +1,129 @@
+"""A model card, generated from what the night found (after Mitchell et al. 2019, Model Cards for Model Reporting)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from spark_jobs.evaluation.gate import METRIC, RECALL
+from spark_jobs.evaluation.report import TITLES
+from spark_jobs.evaluation.split import SLICES
+
+_WHAT = {
+    "popularity": "what most people preferred lately, the same list for everybody; the baseline",
+    "item_knn": "items whose buyers and viewers overlap with those of a person's own items",
+    "als": "implicit-feedback matrix factorization: people and items as vectors, by alternating least squares",
+}
+
+
+def model_card(
+    name: str,
+    evaluation: Mapping[str, Any],
+    gate: Mapping[str, Any],
+    *,
+    code_version: str,
+    pins: Mapping[str, int],
+    tenant: str,
+) -> str:
+    """Markdown. `gate` is what gate.json says (its `intervals` too), `pins` the versions of the bronze tables."""
+    model, test, profile = evaluation["models"][name], evaluation["test"], evaluation["profile"]
+    recipe = model["recipe"]
+    won = gate["contestant"] == name
+    if won:
+        verdict = (
+            f"{TITLES[gate['verdict']]}. It is refitted on all data before {evaluation['as_of']} and scores everybody."
+        )
+    else:
+        verdict = f"not taken tonight ({TITLES[gate['verdict']]})."
+    lines = [
+        f"# {name}, as_of {evaluation['as_of']}",
+        "",
+        f"**What it is.** {recipe['model']}: {_WHAT.get(recipe['model'], 'see its module')}. "
+        "It ranks the items of the shop for a person from their past events. In: a user id. Out: item ids, best first, "
+        "with scores.",
+        "",
+        f"**The gate says:** {verdict}",
+        "",
+        "## Quality",
+        "",
+        f"Time split: trained on events before {test['start']}, asked for what {test['users']:,} people came for in "
+        f"the {test['days']} days after. All {test['item_count']:,} items are ranked, those a person had are left out. "
+        f"{test['note']}".rstrip(),
+        "Means over people with 95 % bootstrap intervals.",
+        "",
+        "| people by training events | people | NDCG@20 | Recall@20 |",
+        "| --- | ---: | --- | --- |",
+    ]
+    intervals = gate["intervals"][name]
+    for part in (s for s in SLICES if s in intervals):
+        found = intervals[part]
+        lines.append(f"| {part} | {found[METRIC]['persons']:,} | {_span(found[METRIC])} | {_span(found[RECALL])} |")
+    if not intervals:
+        lines.append("| nobody | 0 | not tested | not tested |")
+    beyond = model["beyond_accuracy"]
+    lines += [
+        "",
+        f"Coverage of the top 20s {beyond['coverage_at_20']:.1%} of the items, Gini {beyond['gini_at_20']:.2f}; the 20 "
+        f"most shown items take {beyond['top_share_at_20']:.1%} of the places. A random list reaches Recall@20 "
+        f"{test['random_recall_at_20']:.4f}.",
+        "",
+        "## Data",
+        "",
+        f"{profile['events']:,} interactions of {profile['subjects']:,} subjects with "
+        f"{profile['items_with_events']:,} items, "
+        f"{profile['first_event_at']} to {profile['last_event_at']}; density {profile['density']:.3%}.",
+        "",
+        "**Consent.** Events of people who deny `store` were never kept; those of people who deny `train` are in no "
+        "interaction, so neither in this model nor in its test. Who denies `personalize` gets no personal list from "
+        "it. Bots are left out.",
+        "",
+        "## Meant for",
+        "",
+        "Ordering items on the pages of this shop for people with a past, nightly; the session adjusts the list within "
+        "the request. Not meant for prices, credit, eligibility, or anything about a person beyond which items to "
+        "show.",
+        "",
+        "## Limits",
+        "",
+        "- It knows only what was clicked and bought, so it repeats what was shown before: nothing here corrects for "
+        "exposure.",
+        "- People without events get no list from it (the fallback ladder serves them), items without events no place "
+        "in item_knn and als.",
+        f"- {_weakest(intervals)}",
+        "- Offline numbers say how well the past week is found, not what an experiment would.",
+        "",
+        "## Pins",
+        "",
+        "| | |", "| --- | --- |",
+        f"| code | `{code_version}` |",
+        f"| tenant | `{tenant}` |",
+        f"| run | `{evaluation['run_key']}` |",
+        *(f"| {table} | Delta version {at} |" for table, at in {**pins, **evaluation["delta_versions"]}.items()),
+        f"| manifest | SHA-256 `{model['manifest_sha256']}` |",
+        "",
+        "## Recipe",
+        "",
+        "| parameter | value |", "| --- | --- |",
+        f"| half_life_days | {recipe['half_life_days']} |",
+        *(f"| {key} | {value} |" for key, value in sorted(recipe["params"].items())),
+        *(f"| weight of {event_type} | {weight:g} |" for event_type, weight in recipe["weights"].items()),
+    ]  # fmt: skip
+    if "trials" in model:
+        lines += ["", f"How it was chosen: {model['trials']['why']}."]
+    return "\n".join(lines) + "\n"
+
+
+def _span(one: Mapping[str, Any]) -> str:
+    return f"{one['mean']:.4f} ({one['lower']:.4f} to {one['upper']:.4f})"
+
+
+def _weakest(intervals: Mapping[str, Any]) -> str:
+    parts = {part: found[METRIC] for part, found in intervals.items() if part != "all"}
+    if not parts:
+        return "Nobody could be tested: its quality tonight is not known."
+    part = min(parts, key=lambda p: parts[p]["mean"])
+    wide = max(parts, key=lambda p: parts[p]["upper"] - parts[p]["lower"])
+    return (
+        f"It is weakest for people with {part} training events (NDCG@20 {parts[part]['mean']:.4f}), and known least "
+        f"well for {wide} ({parts[wide]['persons']:,} people)."
+    )

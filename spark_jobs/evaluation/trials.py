@@ -1,0 +1,139 @@
+"""Trials: which recipe a family enters the night's comparison with, chosen before anybody looks at the test window.
+
+Each trial is fitted on the training split without its own last days (the validation window) and asked for those. The
+test window, which the gate judges on, is never seen here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from spark_jobs.evaluation.full_ranking import evaluate, is_relevant, matrix_rows, rank_unseen
+from spark_jobs.evaluation.metrics import metric_name, ranking_metrics
+from spark_jobs.evaluation.split import TimeSplit, split_by_time
+from spark_jobs.models.als import AfterSweep, Sweep
+from spark_jobs.models.base import InteractionMatrix
+from spark_jobs.models.factory import fit_recipe
+from spark_jobs.models.neighbourhood import neighbours
+
+DEFAULT = "default"
+MIN_VALIDATION_USERS = 20
+MAX_VALIDATION_USERS = 2_000
+"""A sample is enough to rank recipes; the gate measures the chosen one on everybody."""
+CURVE_USERS = 400
+"""Persons that the curve over sweeps is drawn from: the first of the validation persons."""
+_K = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One recipe on the validation window. `words` says how it differs from the family's (`DEFAULT`: not at all).
+
+    metrics   slice -> metric -> mean
+    steps     by sweep, for a model that has any: training_loss, validation_ndcg_at_20
+    """
+
+    words: str
+    recipe: Mapping[str, Any]
+    metrics: Mapping[str, Mapping[str, float]]
+    fit_seconds: float
+    steps: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    @property
+    def quality(self) -> float:
+        """Mean NDCG@20 over all validation persons, rounded so that the last bits of a sum never decide."""
+        return round(self.metrics["all"][metric_name("ndcg", _K)], 9)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The recipe that a family enters with, the trials it was chosen from (none: it was not), and why, in words."""
+
+    recipe: Mapping[str, Any]
+    trials: Sequence[Trial]
+    chosen: int | None
+    why: str
+
+
+def validation_split(split: TimeSplit, *, item_count: int, days: int) -> TimeSplit | None:
+    """The training part of `split`, split again by time; None when it is empty or nothing can be held back."""
+    if split.test_days == 0 or split.train.num_rows == 0:
+        return None
+    found = split_by_time(
+        split.train,
+        cut_off=split.test_start,
+        item_count=item_count,
+        test_days=days,
+        max_test_users=MAX_VALIDATION_USERS,
+    )
+    return found if len(found.subjects) >= MIN_VALIDATION_USERS else None
+
+
+def choose_recipe(recipe: Mapping[str, Any], validation: TimeSplit | None, *, item_count: int, count: int) -> Choice:
+    """Try the recipe and `count` neighbours of it; the best NDCG@20 over all persons is taken, ties by trial number.
+
+    So the recipe itself is kept unless another is better on these persons. `count` 0, too few validation persons, or
+    als on mllib (each trial would be a Spark job of minutes): nothing is tried, the recipe is taken.
+    """
+    if count <= 0:
+        return Choice(recipe, (), None, "no trials were asked for: the default recipe")
+    if validation is None:
+        return Choice(recipe, (), None, f"fewer than {MIN_VALIDATION_USERS} validation persons: the default recipe")
+    if recipe["params"].get("engine") == "mllib":
+        return Choice(recipe, (), None, "als on mllib is not tried: the default recipe")
+    tried = [_run_trial(DEFAULT, recipe, validation, item_count)]
+    tried += [_run_trial(n.words, n.recipe, validation, item_count) for n in neighbours(recipe, count)]
+    chosen = max(range(len(tried)), key=lambda n: (tried[n].quality, -n))
+    best, first = tried[chosen], tried[0]
+    persons = f"{len(validation.subjects):,} persons, {validation.test_days} days from {validation.test_start:%Y-%m-%d}"
+    if chosen == 0:
+        why = f"the default is best of {len(tried)} trials: validation NDCG@20 {first.quality:.4f} ({persons})"
+    else:
+        why = (
+            f"{best.words} is best of {len(tried)} trials: validation NDCG@20 {best.quality:.4f}, "
+            f"the default {first.quality:.4f} ({persons})"
+        )
+    return Choice(best.recipe, tried, chosen, why)
+
+
+def _run_trial(words: str, recipe: Mapping[str, Any], validation: TimeSplit, item_count: int) -> Trial:
+    losses: list[float] = []
+    curve: list[float] = []
+
+    def watch(matrix: InteractionMatrix) -> AfterSweep:
+        rows = matrix_rows(matrix, validation.subjects[:CURVE_USERS])
+        known = np.flatnonzero(rows >= 0)
+        seen, relevant = validation.seen[known], validation.relevant[known]
+        counts = np.diff(relevant.indptr).astype(np.int64)
+
+        def after_sweep(sweep: Sweep) -> None:
+            losses.append(sweep.loss)
+            curve.append(_curve_point(sweep, rows[known], seen, relevant, counts))
+
+        return after_sweep
+
+    began = time.monotonic()
+    model, matrix = fit_recipe(
+        recipe, validation.train, item_count=item_count, cut_off=validation.test_start, after_sweep=watch
+    )
+    seconds = time.monotonic() - began
+    metrics = evaluate(model, matrix, validation).by_slice(validation.slices)
+    steps = {"training_loss": losses, "validation_ndcg_at_20": curve} if losses else {}
+    return Trial(words, recipe, metrics, seconds, steps)
+
+
+def _curve_point(
+    sweep: Sweep, rows: np.ndarray, seen: sparse.csr_matrix, relevant: sparse.csr_matrix, counts: np.ndarray
+) -> float:
+    """Mean NDCG@20 of the kernel's own vectors, which lag half a sweep behind folding in: cheap, and enough to see
+    where more sweeps stop helping."""
+    if len(rows) == 0:
+        return 0.0
+    numbers = rank_unseen(sweep.user_factors[rows] @ sweep.item_factors.T, seen, _K)
+    return float(ranking_metrics(is_relevant(numbers, relevant), counts, (_K,))[metric_name("ndcg", _K)].mean())
