@@ -18,6 +18,7 @@ import getpass
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -159,7 +160,7 @@ def _words(
     return f"{recipe} Only the recipe: {why}, so {served or 'nothing'} stays served until a night publishes."
 
 
-def _is_recorded(environment: Environment, entry: dict[str, object]) -> bool:
+def _is_recorded(environment: Environment, entry: Mapping[str, object]) -> bool:
     """Whether the newest line of the audit says just this: a retry, or the same thing asked twice."""
     path = audit_path(environment)
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
@@ -167,7 +168,7 @@ def _is_recorded(environment: Environment, entry: dict[str, object]) -> bool:
     return all(last.get(key) == value for key, value in entry.items())
 
 
-def _record(environment: Environment, line: dict[str, object]) -> None:
+def _record(environment: Environment, line: Mapping[str, object]) -> None:
     path = audit_path(environment)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
