@@ -147,7 +147,7 @@ def _slices(evaluation: Mapping[str, Any], intervals: Mapping[str, Any]) -> Figu
         ax.axvline(place - 0.5, color=_GRID)
     ax.set_ylim(bottom=0)
     ax.set_ylabel("NDCG@20, mean and 95 % interval")
-    ax.set_title("By how many events a person has in training")
+    ax.set_title("NDCG@20 by how many events a person has in training")
     ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.suptitle(_night(evaluation), x=0.01, ha="left", color=_MUTED, fontsize=9)
     return figure
@@ -208,6 +208,7 @@ def _coverage(evaluation: Mapping[str, Any]) -> Figure:
     names = _by_quality(evaluation)[::-1]
     colours = _colours(list(evaluation["models"]))
     test = evaluation["test"]
+    most = max(evaluation["models"][n]["beyond_accuracy"][f"coverage_at_{k}"] for n in names for k in (10, 20))
     figure, axes = _figure(10, 1.7 + 0.42 * len(names), 2)
     for ax, k in zip(axes, (10, 20), strict=True):
         beyond = [evaluation["models"][name]["beyond_accuracy"] for name in names]
@@ -218,7 +219,7 @@ def _coverage(evaluation: Mapping[str, Any]) -> Figure:
             ax.annotate(words, (value, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
         ax.set_yticks(range(len(names)), names if ax is axes[0] else [""] * len(names))
         ax.grid(axis="y", visible=False)
-        ax.set_xlim(0, min(135.0, max(5.0, 1.35 * max(values))))
+        ax.set_xlim(0, max(5.0, 135 * most))
         ax.set_xticks([t for t in ax.get_xticks() if t <= 100])
         ax.set_title(f"Coverage, top {k}")
         ax.set_xlabel(f"% of the {test['known_items']:,} items with a training event")
@@ -227,6 +228,8 @@ def _coverage(evaluation: Mapping[str, Any]) -> Figure:
 
 
 def _data_profile(evaluation: Mapping[str, Any]) -> Figure:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
     profile = evaluation["profile"]
     figure, (over_time, lengths) = _figure(11, 4.2, 2)
     days = [date.fromisoformat(day) for day in profile["events_by_day"]]
@@ -242,7 +245,9 @@ def _data_profile(evaluation: Mapping[str, Any]) -> Figure:
     over_time.grid(axis="x", visible=False)
     over_time.set_ylim(0, 1.35 * max(below))
     over_time.legend(fontsize=8, ncols=3, loc="upper left")
-    over_time.tick_params(axis="x", rotation=30)
+    locator = AutoDateLocator(minticks=3, maxticks=7)
+    over_time.xaxis.set_major_locator(locator)
+    over_time.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     ranges = profile["history_length"]["ranges"]
     counts = [r["subjects"] for r in ranges]
     lengths.bar(range(len(ranges)), counts, color="#1f77b4", width=0.75)
