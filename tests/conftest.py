@@ -77,6 +77,12 @@ def redis_url(_redis_server: str) -> str:
     return _redis_server
 
 
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of a real MLflow database, made once (that takes seconds): each test works for a tenant of its own."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> Environment:
     """An empty installation in a folder of its own. Its Redis URLs point at nothing that listens."""

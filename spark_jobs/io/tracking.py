@@ -16,6 +16,7 @@ Every run carries
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,9 +228,10 @@ def log_report(
     tags: Mapping[str, str],
     metrics: Mapping[str, float],
     folder: Path | None = None,
+    tables: Sequence[ReadTable] = (),
 ) -> None:
-    """Texts (path -> content) and the files of a folder as artifacts of a run, with tags and metrics; a retry
-    overwrites them."""
+    """Texts (path -> content) and the files of a folder as artifacts of a run, with tags, metrics and the tables read;
+    a retry overwrites them."""
     with connect(environment) as client:
         for path, text in files.items():
             client.log_text(run_id, text, path)
@@ -237,6 +239,8 @@ def log_report(
             client.log_artifacts(run_id, str(folder))
         set_tags(client, run_id, tags)
         log_values(client, run_id, metrics=metrics)
+        if tables:
+            client.log_inputs(run_id, datasets=[_dataset_input(t) for t in tables])
 
 
 def download_model(environment: Environment, run_id: str, folder: Path) -> tuple[Path, str | None]:
@@ -278,10 +282,16 @@ def _pins(environment: Environment, run_key: str, as_of: str, job: str = "train_
         "as_of": as_of,
         "tenant": environment.tenant,
         "code_version": environment.code_version,
-        "mlflow.source.git.commit": environment.code_version,
+        "mlflow.source.git.commit": commit_of(environment.code_version),
         "mlflow.source.name": f"spark_jobs/jobs/{job}.py",
         "mlflow.source.type": "JOB",
     }
+
+
+def commit_of(code_version: str) -> str:
+    """The commit in what `git describe` says, as MLflow shows the first characters only; else all of it."""
+    found = re.search(r"(?:^|-g)([0-9a-f]{7,40})(?:-dirty)?$", code_version)
+    return found[1] if found else code_version
 
 
 def _recipe_tags(recipe: Mapping[str, Any]) -> dict[str, str]:

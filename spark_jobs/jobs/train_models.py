@@ -143,7 +143,8 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
     for name, choice in choices.items():
         trials = _log_family(environment, night, name, choice, trained[name], models[name]["mlflow_run_id"])
         models[name]["trials"] = trials
-    tracking.log_report(environment, run.mlflow_run_id, files={}, tags={}, metrics=trials_usage.metrics("trials"))
+    used = trials_usage.metrics("trials")
+    tracking.log_report(environment, run.mlflow_run_id, files={}, tags={}, metrics=used, tables=reads)
     report = {
         "as_of": run.as_of,
         "run_key": run.run_key,

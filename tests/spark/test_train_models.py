@@ -74,11 +74,6 @@ def write_shop(environment: Environment, events: list[Event]) -> None:
     write_rows(environment, "gold.item_ids", numbers, mode="overwrite")
 
 
-@pytest.fixture(scope="module")
-def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-
-
 @pytest.fixture
 def shop(
     environment: Environment,
@@ -163,6 +158,15 @@ def test_a_night_from_events_to_a_challenger(spark: SparkSession, shop: Environm
     assert files == {"model/item_factors.npy", "model/manifest.json", "model/user_factors.npy", "model/MLmodel"}
     parent = client.get_run(run.mlflow_run_id)
     assert parent.data.tags["verdict"] == "publish"
+    assert parent.data.metrics["as_of_yyyymmdd"] == 20240329
+    drawn = {a.path.removeprefix("pictures/") for a in client.list_artifacts(run.mlflow_run_id, "pictures")}
+    assert len(drawn) == 6
+    shown = Path(client.download_artifacts(run.mlflow_run_id, "examples/examples.html")).read_text()
+    assert shown.count("<h2>Person") == 5
+    judged = client.get_run(evaluation["models"]["als"]["mlflow_run_id"])
+    assert judged.data.metrics["ndcg_at_20_lower"] < ndcg["als"] < judged.data.metrics["ndcg_at_20_upper"]
+    assert [m.step for m in client.get_metric_history(judged.info.run_id, "training_loss")] == list(range(1, 9))
+    assert "# als, as_of 2024-03-29" in judged.data.tags["mlflow.note.content"]
     page = Path(client.download_artifacts(run.mlflow_run_id, "gate/gate.md")).read_text()
     assert f"{best} wins with NDCG@20" in page
     challenger = client.get_model_version_by_alias(registry.registered_name(shop), "challenger")
@@ -171,7 +175,7 @@ def test_a_night_from_events_to_a_challenger(spark: SparkSession, shop: Environm
 
 def test_a_retry_makes_the_same(spark: SparkSession, shop: Environment) -> None:
     write_shop(shop, planted_events())
-    run = open_run(shop)
+    run = open_run(shop, params={"trials": 1})
     by_key = [(column, "ascending") for column in ("model", "slice", "metric", "k")]
     first = train_models(spark, shop, run)
     rows = read_light(shop, "gold.evaluations").sort_by(by_key)
@@ -182,6 +186,23 @@ def test_a_retry_makes_the_same(spark: SparkSession, shop: Environment) -> None:
     digests = {name: model["manifest_sha256"] for name, model in first["models"].items()}
     assert digests == {name: model["manifest_sha256"] for name, model in second["models"].items()}
     assert len(digests) == 3
+    chosen = {name: model["trials"]["tried"] for name, model in first["models"].items()}
+    assert chosen == {name: model["trials"]["tried"] for name, model in second["models"].items()}
+
+    # One run of each family with its trials, whatever the first try left; all measured on the validation window only.
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=shop.mlflow_uri, registry_uri=shop.mlflow_uri)
+    for name, model in second["models"].items():
+        experiment = client.get_experiment_by_name(f"{name}-{shop.tenant}").experiment_id
+        runs = {r.data.tags["kind"]: r for r in client.search_runs([experiment], order_by=["tags.trial DESC"])}
+        assert len(client.search_runs([experiment])) == 3
+        assert runs["family"].info.run_id == model["trials"]["mlflow_run_id"]
+        assert runs["family"].data.tags["model_run_id"] == model["mlflow_run_id"]
+        tried = [t["ndcg_at_20"] for t in model["trials"]["tried"]]
+        assert model["trials"]["chosen"] == tried.index(max(tried))
+        assert runs["trial"].data.metrics["ndcg_at_20"] == pytest.approx(tried[0])
+        assert {"as_of_yyyymmdd", "ndcg_at_20__5to20"} <= set(runs["trial"].data.metrics)
     model = load_model(folder_of(shop, "r1") / MODELS_FOLDER / "als")
     assert model.params["factors"] == 8
 
@@ -199,6 +220,8 @@ def test_shuffled_interactions_are_refused(spark: SparkSession, shop: Environmen
     assert read_report(shop, "r2", GATE_FILE)["verdict"] == "refused"
     assert read_report(shop, "r2", GATE_FILE)["recipe"] is None
     assert registry.champion(shop).published_version == f"{AS_OF}-r1r1r1r1"
+    refused = registry.find_version(shop, "2")
+    assert (refused.tags["verdict"], refused.tags["run_key"], refused.is_champion) == ("refused", "r2", False)
 
     nobody = shop._replace(tenant=f"{shop.tenant[:30]}-first")
     write_shop(nobody, shuffled(planted_events()))

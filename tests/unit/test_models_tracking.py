@@ -16,24 +16,17 @@ ALS = {"model": "als", "weights": {"purchase": 8.0}, "half_life_days": 180.0, "p
 KNN = {"model": "item_knn", "weights": {"purchase": 8.0}, "half_life_days": None, "params": {}}
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A database made once (creating its tables takes seconds); each test works for a tenant of its own."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    return f"sqlite:///{folder}/mlflow.db"
-
-
 @pytest.fixture
 def mlflow_environment(
     environment: Environment,
-    store: str,
+    mlflow_store: str,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> Environment:
     monkeypatch.chdir(tmp_path)  # artifacts of a database store lie under the working folder
     tenant = request.node.name.replace("test_", "")[:40].lower()
-    return environment._replace(mlflow_uri=store, tenant=tenant)
+    return environment._replace(mlflow_uri=mlflow_store, tenant=tenant)
 
 
 def client(environment: Environment):
