@@ -66,6 +66,13 @@ PARAMS = {
         maximum=90,
         description="Length of the test window before as_of, in days. Empty: the default, or less for a short history.",
     ),
+    "trials": Param(
+        None,
+        type=["null", "integer"],
+        minimum=0,
+        maximum=50,
+        description="Recipes that each model family tries around its default before the comparison. 0: none. Empty: 3.",
+    ),
     "max_quarantined_share": Param(
         None,
         type=["null", "number"],
