@@ -71,8 +71,9 @@ def test_mlflow_has_a_parent_run_with_nested_models_and_a_champion(
 
     client = MlflowClient(installation.environment.mlflow_uri)
     experiments = [e.experiment_id for e in client.search_experiments()]
-    runs = client.search_runs(experiments, max_results=100)
-    parents = [r for r in runs if r.data.tags.get("run_key") == last_night["run_key"] and not parent_of(r)]
+    runs = client.search_runs(experiments, max_results=1000)
+    of_the_night = [r for r in runs if r.data.tags.get("run_key") == last_night["run_key"]]
+    parents = [r for r in of_the_night if not parent_of(r) and r.data.tags["kind"] == "night"]
     assert len(parents) == 1
     nested = {r.data.tags.get("model"): r for r in runs if parent_of(r) == parents[0].info.run_id}
     assert set(nested) >= {"popularity", "item_knn", "als"}

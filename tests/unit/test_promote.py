@@ -15,6 +15,7 @@ from feature_repo.contracts.publication import BUNDLE_FILES, Manifest, candidate
 from spark_jobs.io import registry, tracking
 from spark_jobs.io.bundle import bundle_folder, file_hashes, write_bundle
 from spark_jobs.io.publication import Publication, candidates_digest
+from spark_jobs.jobs import promote_version as job
 from spark_jobs.jobs.promote_version import Promotion, arguments_parser, audit_path, main, promote
 from spark_jobs.models.artifacts import manifest_digest, save_arrays
 from spark_jobs.models.recipes import default_recipe
@@ -176,9 +177,16 @@ def test_what_is_unknown_or_not_whole_is_refused(shop: Environment) -> None:
     assert (registry.champion(shop).version, audit(shop)) == ("1", [])
 
 
+@pytest.mark.parametrize(("module", "dies_in", "champion"), [(registry, "tag_version", "2"), (job, "_record", "1")])
 def test_a_try_that_died_before_the_audit_is_finished_by_the_next(
-    shop: Environment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shop: Environment,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    module: object,
+    dies_in: str,
+    champion: str,
 ) -> None:
+    shop = shop._replace(tenant=f"dies-in-{dies_in}")
     first = publish(shop, 7)
     register(shop, 7, 7.0, published=first)
     register(shop, 8, 8.0, published=publish(shop, 8))
@@ -197,10 +205,10 @@ def test_a_try_that_died_before_the_audit_is_finished_by_the_next(
         ]
     )
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "tag_version", lambda *_, **__: (_ for _ in ()).throw(OSError("killed")))
+        patch.setattr(module, dies_in, lambda *_, **__: (_ for _ in ()).throw(OSError("killed")))
         with pytest.raises(OSError, match="killed"):
             main(shop, arguments)
-    assert (served(shop), registry.champion(shop).version, audit(shop)) == (first, "2", [])
+    assert (served(shop), registry.champion(shop).version, audit(shop)) == (first, champion, [])
     for _ in range(2):
         main(shop, arguments)
     assert registry.champion(shop).version == "1"
