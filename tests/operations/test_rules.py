@@ -1,11 +1,12 @@
-"""Alert rules and dashboards: evaluated where promtool is, and in any case about metrics that exist.
+"""Alert rules and dashboards: evaluated by promtool, and about metrics that exist.
 
-promtool comes with Prometheus (Debian, Ubuntu: `apt install prometheus`).
+promtool comes with Prometheus. Where it is neither installed nor to be had, its tests are skipped and say so.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ import yaml
 
 from feature_repo.contracts import environment as names
 from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import DependencyError
+from infra.local.promtool import find_promtool
 from tests.conftest import ROOT
 from tests.operations.exposed import families, fill
 
@@ -129,25 +132,54 @@ def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_is_quiet()
     assert cases == {name: {True, False} for name in ALERTS}
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on PATH: the rules are not evaluated")
+@pytest.fixture(scope="module")
+def program() -> Path:
+    try:
+        return find_promtool(os.environ, ROOT / ".nightjar" / "tools")
+    except DependencyError as error:
+        pytest.skip(f"the rules are not evaluated: {error}")
+
+
 class TestPromtool:
-    def test_configuration_and_rules_are_valid(self) -> None:
-        assert "SUCCESS" in promtool("check", "config", "prometheus.yml")
-        assert f"{len(rules())} rules found" in promtool("check", "rules", "alerts.yml")
+    def test_configuration_and_rules_are_valid(self, program: Path) -> None:
+        assert "SUCCESS" in promtool(program, "check", "config", "prometheus.yml")
+        assert f"{len(rules())} rules found" in promtool(program, "check", "rules", "alerts.yml")
 
     @pytest.mark.parametrize("file", CASES)
-    def test_every_alert_fires_when_it_should_and_only_then(self, file: str) -> None:
-        assert "SUCCESS" in promtool("test", "rules", file)
+    def test_every_alert_fires_when_it_should_and_only_then(self, program: Path, file: str) -> None:
+        assert "SUCCESS" in promtool(program, "test", "rules", file)
 
-    def test_every_panel_is_promql(self, tmp_path: Path) -> None:
+    def test_every_panel_is_promql(self, program: Path, tmp_path: Path) -> None:
         found = [{"record": f"panel:{n}", "expr": text} for n, text in enumerate(expressions().values())]
         file = tmp_path / "panels.yml"
         file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": found}]}))
-        assert f"{len(found)} rules found" in promtool("check", "rules", str(file))
+        assert f"{len(found)} rules found" in promtool(program, "check", "rules", str(file))
 
 
-def promtool(*arguments: str) -> str:
-    done = subprocess.run(["promtool", *arguments], cwd=PROMETHEUS, capture_output=True, text=True, timeout=300)
+def test_promtool_is_fetched_once_where_there_is_none(tmp_path: Path) -> None:
+    tools, fetched = tmp_path / "tools", tmp_path / "fetched"
+    tools.mkdir()
+    scripts = {
+        "apt-get": f'#!/bin/sh\n[ "$*" = "download prometheus" ] && echo x > p_1.deb && echo one >> {fetched}\n',
+        "dpkg": '#!/bin/sh\n[ "$1 $2" = "-x p_1.deb" ] && mkdir -p $3/usr/bin && echo program > $3/usr/bin/promtool\n',
+    }
+    for name, text in scripts.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    variables = {"PATH": f"{tools}:/bin"}
+    assert shutil.which("promtool", path=variables["PATH"]) is None
+    found = [find_promtool(variables, tmp_path / "kept") for _ in range(2)]
+    assert found == [tmp_path / "kept" / "promtool"] * 2
+    assert found[0].read_text() == "program\n"
+    assert fetched.read_text() == "one\n"
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["promtool"]
+    (tools / "apt-get").write_text("#!/bin/sh\necho no such package >&2; exit 100\n")
+    with pytest.raises(DependencyError, match=r"no such package; install it .*apt install prometheus"):
+        find_promtool(variables, tmp_path / "other")
+
+
+def promtool(program: Path, *arguments: str) -> str:
+    done = subprocess.run([str(program), *arguments], cwd=PROMETHEUS, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
