@@ -1,12 +1,12 @@
 """Run book of `promote`.
 
-**Purpose.** Makes the recipe of a version that a person has chosen the champion of the next nights, whatever the gate
-thought of it, and serves its publication again while that is warm (one of the last three). The log says which.
+**Purpose.** Makes a version that a person has chosen the champion of the next nights, whatever the gate thought of it,
+and serves what it published while that is still warm.
 
-**Inputs.** The registered versions in MLflow with their files; the verified versions in Redis `online` with their
-bundles.
+**Inputs.** The registered models and their files in MLflow; the verified versions in Redis `online` with their bundles.
 
-**Outputs.** The pointer; MLflow's alias `champion`, tags on the registered version (who, why, when), an audit line.
+**Outputs.** MLflow's alias `champion` and tags on the registered version (when, by whom, why); the pointer, when the
+version's publication is among the last three; a line in `audit/<tenant>.jsonl`.
 
 **Schedule.** None: started by hand, or with `nightjar promote VERSION`, which does the same at once.
 

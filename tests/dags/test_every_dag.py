@@ -109,6 +109,7 @@ def test_every_parameter_says_what_it_is_and_what_it_may_be(dag: Any) -> None:
         ("maintain_tables", "retention_days", 7, 6),
         ("maintain_tables", "retention_days", 30, 31),
         ("promote", "version", "2024-03-08-0a1b2c3d", "latest"),
+        ("promote", "version", "12", "0"),
         ("promote", "reason", "looks better", ""),
         ("rederive_features", "from", "2024-03-01", "yesterday"),
         ("rederive_features", "to", "2024-03-08", "8.3.2024"),
