@@ -127,6 +127,7 @@ def _tiles(evidence: Evidence, tonight: Sequence[Day], history: Sequence[Day]) -
 
     refused = sum(evidence.refused.values())
     came = refused + evidence.arrived
+    of = f"of {came:,} that came" if came else "nothing came for just these days"
     return "".join(
         (
             count("Deliveries", lambda day: day.total.deliveries),
@@ -134,8 +135,8 @@ def _tiles(evidence: Evidence, tonight: Sequence[Day], history: Sequence[Day]) -
             count("Purchases", lambda day: day.types["purchase"].deliveries if "purchase" in day.types else 0),
             count("Repeated", lambda day: day.repeated_ids),
             count("From bots", lambda day: day.bot_deliveries),
-            f'<div class="tile"><span>Refused at the entrance</span><strong>{refused:,}</strong><span>of {came:,} that '
-            "came</span></div>",
+            f'<div class="tile"><span>Refused at the entrance</span><strong>{refused:,}</strong>'
+            f"<span>{of}</span></div>",
         )
     )
 
@@ -404,7 +405,8 @@ def _origin(run: Run, evidence: Evidence, limits: Limits) -> str:
     first = evidence.days[0].day if evidence.days else evidence.as_of
     return (
         f'<p class="soft small">Window {first} to {evidence.as_of} (exclusive), {limits.window_days} days. Delta '
-        f"versions read: {escape(pins)}. Code {escape(run.code_version)}. Distinct counts are estimates within 1 %.</p>"
+        f"versions read: {escape(pins)}. Code {escape(run.code_version)}. Distinct counts of large days "
+        "are estimates within 1 %.</p>"
     )
 
 

@@ -33,7 +33,7 @@ PRICE_FACTOR = 10
 
 MAX_PROPERTY_KEYS = 500
 MAX_SOURCES = 1000
-_SKETCH_SIZE = 14
+_SKETCH_SIZE = 16
 
 
 def describe_days(checked: DataFrame, catalogue: DataFrame) -> DataFrame:
@@ -43,10 +43,11 @@ def describe_days(checked: DataFrame, catalogue: DataFrame) -> DataFrame:
     event_type over all its types. `catalogue` has item_id (unique) and price.
 
     Returns: event_date, event_type, deliveries; `has_<column>` (not null) for NULLABLE_COLUMNS; event_ids, contents,
-        items (distinct, estimated within 1 %; exact up to some hundreds); contents counts what was said, whatever
-        event_id it came under; with_event_id; live and late (LATE_AFTER_SECONDS) in bronze.events; broken; in_catalogue
-        (of has_item_id); priced and far_priced (both prices > 0; PRICE_FACTOR); first_second, last_second of the day;
-        price_quantiles, quantity_quantiles (QUANTILES; null without values), price_max, quantity_max.
+        items (distinct, estimated within 1 %; all but exact up to some thousands); contents counts what was said,
+        whatever event_id it came under; with_event_id; live and late (LATE_AFTER_SECONDS) in bronze.events; broken;
+        in_catalogue (of has_item_id); priced and far_priced (both prices > 0; PRICE_FACTOR); first_second,
+        last_second of the day; price_quantiles, quantity_quantiles (QUANTILES; null without values), price_max,
+        quantity_max.
     """
     known = catalogue.select(
         F.col("item_id").alias("known_item"), F.when(F.col("price") > 0, F.col("price")).alias("known_price")
