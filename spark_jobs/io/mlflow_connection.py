@@ -44,7 +44,7 @@ _EXPERIMENT_TAGS = {
     "mlflow.experiment.primaryMetric.name": "ndcg_at_20",
     "mlflow.experiment.primaryMetric.greaterIsBetter": "True",
 }
-"""What MLflow's pages look at: without the kind they open as if this were about language models."""
+"""What MLflow's pages read of an experiment: its kind, and the metric that sums up a run."""
 
 Steps = Mapping[str, Sequence[float]]
 """Metrics by step: name -> its values from step 1 on."""
