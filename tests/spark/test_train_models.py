@@ -145,7 +145,7 @@ def test_a_night_from_events_to_a_challenger(spark: SparkSession, shop: Environm
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=shop.mlflow_uri, registry_uri=shop.mlflow_uri)
-    assert len(client.search_model_versions(f"name = '{tracking.registered_name(shop)}'")) == 1
+    assert len(client.search_model_versions(f"name = '{registry.registered_name(shop)}'")) == 1
     nested = client.get_run(evaluation["models"]["als"]["mlflow_run_id"])
     assert nested.data.tags["mlflow.parentRunId"] == run.mlflow_run_id
     assert nested.data.params["factors"] == "8"
@@ -203,8 +203,8 @@ def test_a_retry_makes_the_same(spark: SparkSession, shop: Environment) -> None:
         assert model["trials"]["chosen"] == tried.index(max(tried))
         assert runs["trial"].data.metrics["ndcg_at_20"] == pytest.approx(tried[0])
         assert {"as_of_yyyymmdd", "ndcg_at_20__5to20"} <= set(runs["trial"].data.metrics)
-    model = load_model(folder_of(shop, "r1") / MODELS_FOLDER / "als")
-    assert model.params["factors"] == 8
+    fitted = load_model(folder_of(shop, "r1") / MODELS_FOLDER / "als")
+    assert fitted.params == second["models"]["als"]["recipe"]["params"]
 
 
 def test_shuffled_interactions_are_refused(spark: SparkSession, shop: Environment) -> None:
