@@ -64,9 +64,9 @@ DEFAULTS: Mapping[str, Limit] = MappingProxyType({
         "The same, the other way round: the usual number over that of the day.",
         "The days before Christmas bring a small shop a twelfth of a normal one; less is a feed that broke off."),
     "day_cut_short": Limit(
-        "Day ends early", "hours", 4.0, 6.0, True,
+        "Day ends early", "hours", 4.0, 5.0, True,
         "Hours between the last delivery of a day and when the last one usually comes.",
-        "Half a file, in the order of time, ends at noon. Shops close early on a Sunday, not by six hours."),
+        "Half a file, in the order of time, ends at noon. Shops close early on a Sunday, not by five hours."),
     "vanished_event_type": Limit(
         "Event type gone", "share", 0.02, 0.2, True,
         "An event type without any delivery that usually has this share of them (and at least ten a day).",
