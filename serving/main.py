@@ -69,7 +69,8 @@ def create_app(
         environment.redis_log_url,
         tenant=tenant,
         timeout_seconds=settings.log_timeout_ms / 1000,
-        max_connections=settings.redis_connections,
+        max_queued_events=settings.log_queue_events,
+        max_queued_bytes=settings.log_queue_bytes,
     )
     shelf = VersionShelf(partial(load_catalogue, environment.publications, tenant=tenant))
     recommender = Recommender(store, shelf, settings, wall_micros=wall_micros, timer=timer)

@@ -31,7 +31,10 @@ class ServingSettings:
                                      answered from the one before. Higher: a flip or rollback shows in the very next
                                      answer even with a huge catalogue.
     pointer_poll_ms        1000 ms   how often an idle worker looks for a new version. Higher: fewer reads, later loads.
-    redis_connections      64        connections of one worker to each Redis role. Higher: more requests in flight.
+    redis_connections      64        connections of one worker to the online store. Higher: more requests in flight.
+    log_queue_events       20000     events of one worker that wait for the event log or are under way to it; beyond it
+                                     requests get 503 at once. Higher: longer bursts are taken, and longer waits.
+    log_queue_bytes        33554432 B  the same in bytes. Higher: more memory of each worker.
     session_weight         3.0       how loud the session is beside the night's list: 0 ignores it, at 3 the best-voted
                                      newcomer beats every item that got no vote once the session has two clicks, at 10
                                      little but the session is left.
@@ -57,6 +60,8 @@ class ServingSettings:
     bundle_wait_ms: float = 2000.0
     pointer_poll_ms: float = 1000.0
     redis_connections: int = 64
+    log_queue_events: int = 20_000
+    log_queue_bytes: int = 33_554_432
     session_weight: float = 3.0
     session_events: int = 20
     session_gap_seconds: float = 1800.0

@@ -2,27 +2,42 @@
 
     MULTI  SET dedup:<event_id> <nonce> NX EX 86400   XADD <stream> event, nonce  ...  EXEC
 
-for all events of one partition at once. Redis role `log` runs with `appendfsync always`, so its reply means that the
-entries are on disk. A delivery is a duplicate iff its SET returned nil; its entry is in the stream all the same, with a
-nonce that is not the mark's, and the consumer leaves it out. A crash between write and answer makes a retry a
-duplicate, never a loss.
+Redis role `log` runs with `appendfsync always`, so its reply means that the entries are on disk. A delivery is a
+duplicate iff its SET returned nil; its entry is in the stream all the same, with a nonce that is not the mark's, and
+the consumer leaves it out. A crash between write and answer makes a retry a duplicate, never a loss.
+
+Group commit: what all requests of one turn of the event loop want written goes out as one write, with one MULTI per
+partition, and meets one fsync. While writes are under way the next group gathers, so groups grow with the load. What
+waits or is under way is bounded: beyond that a request is refused at once, and nothing of it was written.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, TypeVar
 
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+import hiredis
 from redis.exceptions import RedisError
 
 from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.keys import dedup_key, partition_of, quarantine_stream_key, stream_key
+from serving.adapters.redis_pipe import RedisPipe, Replies, open_pipe, pack
+
+logger = logging.getLogger("nightjar.serving")
+
+Value = TypeVar("Value")
 
 DEDUP_SECONDS = 86_400
+MAX_MULTI_EVENTS = 500
+"""Events of one MULTI: Redis serves nobody else while it carries one out, about 5 us an event."""
+MAX_GROUP_EVENTS = 4_000
+"""Events of one write; a single request may exceed it."""
+MAX_WRITES_UNDER_WAY = 2
+"""One that Redis is syncing and one that it can read meanwhile."""
 
 
 class LogEntry(NamedTuple):
@@ -43,80 +58,267 @@ class QuarantinedEvent(NamedTuple):
     detail: str
 
 
+class OverloadedError(DependencyError):
+    """More waits to be written than this process may hold. Nothing of the request was written."""
+
+
 class EventLog(Protocol):
     """Raises DependencyError when the log does not confirm in time; then nothing, a part or all of it was written."""
 
+    def require_room(self) -> None:
+        """Raises OverloadedError when the queue is full: a request can be refused before its body is even read."""
+
     async def append(self, entries: Sequence[LogEntry], quarantined: Sequence[QuarantinedEvent] = ()) -> list[bool]:
-        """Make all of it durable. For each entry, in order: True when it was new, False when a duplicate."""
+        """Make all of it durable. For each entry, in order: True when it was new, False when a duplicate.
+
+        Raises OverloadedError at once when there is no room. A request that finds the queue empty always has room.
+        """
 
     async def close(self) -> None:
         """Give the connections back."""
 
 
-class RedisEventLog:
-    """Redis role `log`."""
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """One request: what it wants written, and who waits for it."""
 
-    def __init__(self, url: str, *, tenant: str, timeout_seconds: float, max_connections: int) -> None:
+    entries: Sequence[LogEntry]
+    quarantined: Sequence[QuarantinedEvent]
+    byte_count: int
+    done: asyncio.Future[list[bool]]
+    is_new: list[bool]
+    error: DependencyError | None = None
+
+    @property
+    def event_count(self) -> int:
+        return len(self.entries) + len(self.quarantined)
+
+
+@dataclass(slots=True)
+class _Multi:
+    """One MULTI: packed commands, whose they are, and which results carry a mark.
+
+    `marks` has (request, position of the entry in it, position of the SET's result); empty for the quarantine.
+    """
+
+    commands: list[bytes] = field(default_factory=list)
+    requests: list[_Waiting] = field(default_factory=list)
+    marks: list[tuple[_Waiting, int, int]] = field(default_factory=list)
+
+    @property
+    def reply_count(self) -> int:
+        return len(self.commands) + 2
+
+
+_MULTI, _EXEC = pack("MULTI"), pack("EXEC")
+
+
+class RedisEventLog:
+    """Redis role `log`, over one shared connection. Belongs to the event loop that first uses it."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        tenant: str,
+        timeout_seconds: float,
+        max_queued_events: int = 20_000,
+        max_queued_bytes: int = 33_554_432,
+    ) -> None:
+        """`timeout_seconds`: longest wait for the confirmation of one write, and for a connection.
+
+        `max_queued_events`, `max_queued_bytes`: bound of what waits or is under way.
+        """
+        self._url = url
         self._tenant = tenant
         self._timeout = timeout_seconds
-        self._redis = redis.asyncio.Redis(
-            connection_pool=redis.asyncio.BlockingConnectionPool.from_url(
-                url,
-                max_connections=max_connections,
-                timeout=timeout_seconds,
-                socket_timeout=timeout_seconds,
-                socket_connect_timeout=timeout_seconds,
-                # Never repeated by itself: a second XADD of a delivery that did arrive would be an entry too many.
-                retry=Retry(NoBackoff(), 0),
-            )
-        )
+        self._max_events = max_queued_events
+        self._max_bytes = max_queued_bytes
+        self._queued_events = 0
+        self._queued_bytes = 0
+        self._waiting: deque[_Waiting] = deque()
+        self._writers: set[asyncio.Task[None]] = set()
+        self._is_scheduled = False
+        self._pipe: RedisPipe | None = None
+        self._opening: asyncio.Task[RedisPipe] | None = None
+
+    def require_room(self) -> None:
+        if self._queued_events >= self._max_events or self._queued_bytes >= self._max_bytes:
+            raise OverloadedError(f"no room for more events: {self._full()}")
 
     async def append(self, entries: Sequence[LogEntry], quarantined: Sequence[QuarantinedEvent] = ()) -> list[bool]:
-        by_partition: dict[int, list[int]] = {}
-        for index, entry in enumerate(entries):
-            by_partition.setdefault(partition_of(entry.subject), []).append(index)
-        writes = [
-            self._append_partition(partition, [entries[i] for i in indices])
-            for partition, indices in by_partition.items()
-        ]
-        if quarantined:
-            writes.append(self._append_quarantine(quarantined))
+        byte_count = sum(len(e.event) for e in entries) + sum(len(q.raw) for q in quarantined)
+        event_count = len(entries) + len(quarantined)
+        if not event_count:
+            return []
+        has_room = (
+            self._queued_events + event_count <= self._max_events and self._queued_bytes + byte_count <= self._max_bytes
+        )
+        if self._queued_events and not has_room:
+            raise OverloadedError(f"no room for {event_count} events of {byte_count} bytes: {self._full()}")
+        done: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
+        self._queued_events += event_count
+        self._queued_bytes += byte_count
+        self._waiting.append(_Waiting(entries, quarantined, byte_count, done, [False] * len(entries)))
+        self._schedule()
+        return await done
+
+    def _full(self) -> str:
+        return (
+            f"{self._queued_events} events ({self._queued_bytes} bytes) wait for the event log, at most "
+            f"{self._max_events} events and {self._max_bytes} bytes may"
+        )
+
+    def _schedule(self) -> None:
+        """Write at the end of this turn of the loop, so that every request of the turn is in the group."""
+        if not self._is_scheduled and self._waiting and len(self._writers) < MAX_WRITES_UNDER_WAY:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._start_write)
+
+    def _start_write(self) -> None:
+        self._is_scheduled = False
+        group: list[_Waiting] = []
+        count = 0
+        while self._waiting and (not group or count + self._waiting[0].event_count <= MAX_GROUP_EVENTS):
+            group.append(self._waiting.popleft())
+            count += group[-1].event_count
+        if group:
+            writer = asyncio.get_running_loop().create_task(self._write(group))
+            self._writers.add(writer)
+            writer.add_done_callback(self._on_written)
+        self._schedule()
+
+    def _on_written(self, writer: asyncio.Task[None]) -> None:
+        self._writers.discard(writer)
+        self._schedule()
+
+    async def _write(self, group: Sequence[_Waiting]) -> None:
+        """Write a group, and answer each of its requests, whatever happens."""
+        pipe: RedisPipe | None = None
         try:
-            async with asyncio.timeout(2 * self._timeout):
-                answers = await asyncio.gather(*writes)
-        except (RedisError, OSError, TimeoutError) as error:
-            raise DependencyError(f"the event log does not answer: {type(error).__name__}") from error
-        is_new = [False] * len(entries)
-        for indices, answer in zip(by_partition.values(), answers, strict=False):
-            for index, new in zip(indices, answer, strict=True):
-                is_new[index] = new
-        return is_new
+            multis = self._pack(group)
+            payload = b"".join(_MULTI + b"".join(multi.commands) + _EXEC for multi in multis)
+            pipe = await self._connected()
+            async with asyncio.timeout(self._timeout):
+                replies = await pipe.send(payload, sum(multi.reply_count for multi in multis))
+            at = 0
+            for multi in multis:
+                _settle(multi, replies[at : at + multi.reply_count])
+                at += multi.reply_count
+        except TimeoutError:
+            self._give_up(pipe, group, f"no confirmation within {self._timeout * 1000:.0f} ms")
+        except (OSError, RedisError, hiredis.HiredisError) as error:
+            self._give_up(pipe, group, f"{type(error).__name__}: {error}")
+        except asyncio.CancelledError:
+            self._give_up(pipe, group, "it was stopped")
+            raise
+        except Exception as error:
+            logger.exception("a write of %d requests failed", len(group))
+            self._give_up(pipe, group, type(error).__name__)
+        finally:
+            for request in group:
+                self._answer(request)
 
-    async def _append_partition(self, partition: int, entries: Sequence[LogEntry]) -> list[bool]:
-        stream = stream_key(partition, self._tenant)
-        pipe = self._redis.pipeline(transaction=True)
-        for entry in entries:
-            pipe.set(dedup_key(partition, entry.event_id, self._tenant), entry.nonce, nx=True, ex=DEDUP_SECONDS)
-            pipe.xadd(stream, {"event": entry.event, "nonce": entry.nonce})
-        return [bool(mark) for mark in (await pipe.execute())[::2]]
+    def _answer(self, request: _Waiting) -> None:
+        self._queued_events -= request.event_count
+        self._queued_bytes -= request.byte_count
+        if request.done.done():
+            return  # its client has gone
+        if request.error is not None:
+            request.done.set_exception(request.error)
+        else:
+            request.done.set_result(request.is_new)
 
-    async def _append_quarantine(self, quarantined: Sequence[QuarantinedEvent]) -> list[bool]:
-        pipe = self._redis.pipeline(transaction=True)
-        for event in quarantined:
-            pipe.xadd(
-                quarantine_stream_key(self._tenant),
-                {"raw": event.raw, "reason": event.reason, "field": event.field, "detail": event.detail},
-            )
-        await pipe.execute()
-        return []
+    def _give_up(self, pipe: RedisPipe | None, group: Sequence[_Waiting], why: str) -> None:
+        """Nobody knows what of the group was written: end its connection, so that no late reply meets another group.
+
+        What waits behind it was not written and has waited long enough: it is refused too.
+        """
+        if pipe is not None:
+            pipe.close(why)
+        for request in group:
+            request.error = DependencyError(f"the event log does not answer: {why}")
+        while self._waiting:
+            request = self._waiting.popleft()
+            request.error = DependencyError(f"the event log does not answer: {why}")
+            self._answer(request)
+
+    async def _connected(self) -> RedisPipe:
+        """The shared connection. Raises TimeoutError, OSError or hiredis.ReplyError when there is none to be had."""
+        if self._pipe is None or not self._pipe.is_open:
+            if self._opening is None or self._opening.done():
+                opening = asyncio.wait_for(open_pipe(self._url), self._timeout)
+                self._opening = asyncio.get_running_loop().create_task(opening)
+            self._pipe = await asyncio.shield(self._opening)
+        return self._pipe
+
+    def _pack(self, group: Sequence[_Waiting]) -> list[_Multi]:
+        """The group as MULTIs, each of one slot and at most MAX_MULTI_EVENTS events; entries keep their order."""
+        by_partition: dict[int, list[tuple[_Waiting, int]]] = {}
+        rejected: list[tuple[_Waiting, QuarantinedEvent]] = []
+        for request in group:
+            for index, entry in enumerate(request.entries):
+                by_partition.setdefault(partition_of(entry.subject), []).append((request, index))
+            rejected += [(request, event) for event in request.quarantined]
+        multis = []
+        for partition, all_entries in by_partition.items():
+            stream = stream_key(partition, self._tenant)
+            for some in _chunks(all_entries, MAX_MULTI_EVENTS):
+                multi = _Multi()
+                for request, index in some:
+                    entry = request.entries[index]
+                    mark = dedup_key(partition, entry.event_id, self._tenant)
+                    multi.requests.append(request)
+                    multi.marks.append((request, index, len(multi.commands)))
+                    multi.commands.append(pack("SET", mark, entry.nonce, "NX", "EX", DEDUP_SECONDS))
+                    multi.commands.append(pack("XADD", stream, "*", "event", entry.event, "nonce", entry.nonce))
+                multis.append(multi)
+        quarantine = quarantine_stream_key(self._tenant)
+        for some_rejected in _chunks(rejected, MAX_MULTI_EVENTS):
+            multi = _Multi()
+            for request, event in some_rejected:
+                multi.requests.append(request)
+                fields = (
+                    "raw",
+                    event.raw,
+                    "reason",
+                    event.reason,
+                    "field",
+                    event.field,
+                    "detail",
+                    event.detail.encode("utf-8", "replace"),
+                )
+                multi.commands.append(pack("XADD", quarantine, "*", *fields))
+            multis.append(multi)
+        return multis
 
     async def close(self) -> None:
-        await self._redis.aclose()
-        await self._redis.connection_pool.disconnect()
+        if self._writers:
+            await asyncio.wait(self._writers)
+        if self._pipe is not None:
+            self._pipe.close()
+
+
+def _settle(multi: _Multi, replies: Replies) -> None:
+    """What Redis said about one MULTI: +OK, one +QUEUED for each command, then the results or an error."""
+    results = replies[-1]
+    said = [*replies, *results] if isinstance(results, list) else replies
+    refused = [reply for reply in said if isinstance(reply, hiredis.ReplyError)]
+    if refused or results is None:
+        words = str(refused[0]) if refused else "the transaction was discarded"
+        for request in multi.requests:
+            request.error = DependencyError(f"the event log cannot take more: {words}")
+        return
+    for request, index, at in multi.marks:
+        request.is_new[index] = results[at] is not None
+
+
+def _chunks(values: Sequence[Value], size: int) -> Iterator[Sequence[Value]]:
+    return (values[at : at + size] for at in range(0, len(values), size))
 
 
 class MemoryEventLog:
-    """The twin: lists instead of streams. `is_down` makes every call raise."""
+    """The twin: lists instead of streams. `is_down` makes every call raise; `is_full` leaves no room."""
 
     def __init__(self, *, tenant: str) -> None:
         self._tenant = tenant
@@ -124,8 +326,14 @@ class MemoryEventLog:
         self.streams: dict[str, list[tuple[bytes, str]]] = {}
         self.quarantined: list[QuarantinedEvent] = []
         self.is_down = False
+        self.is_full = False
+
+    def require_room(self) -> None:
+        if self.is_full:
+            raise OverloadedError("no room for more events: it is set to be full")
 
     async def append(self, entries: Sequence[LogEntry], quarantined: Sequence[QuarantinedEvent] = ()) -> list[bool]:
+        self.require_room()
         if self.is_down:
             raise DependencyError("the event log does not answer: it is set to be down")
         is_new = []

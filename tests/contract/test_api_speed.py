@@ -55,7 +55,7 @@ class Speed(NamedTuple):
 
     async def deliver(self, *events: dict[str, Any]) -> list[bool]:
         """What POST /v1/events does: one request with these events."""
-        log = RedisEventLog(self.url, tenant=TENANT, timeout_seconds=1, max_connections=8)
+        log = RedisEventLog(self.url, tenant=TENANT, timeout_seconds=1)
         entries = [
             LogEntry(f"u:{e['user_id']}", e["event_id"], f"n{next(self.nonces)}", json.dumps(e).encode())
             for e in events
@@ -358,7 +358,7 @@ class TestArchiver:
         assert archive.client.xlen(stream_key(HERE)) == 1
 
     async def test_quarantined_bytes_arrive_as_they_came(self, archive: Archive) -> None:
-        log = RedisEventLog(archive.speed.url, tenant=TENANT, timeout_seconds=1, max_connections=2)
+        log = RedisEventLog(archive.speed.url, tenant=TENANT, timeout_seconds=1)
         bad = [QuarantinedEvent(b"\x00{\xff", "unreadable", "", "words")]
         bad.append(QuarantinedEvent(b"{}", "missing_subject", "user_id", "w"))
         await log.append([], bad)

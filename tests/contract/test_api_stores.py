@@ -144,7 +144,7 @@ async def log(request: pytest.FixtureRequest) -> AsyncIterator[tuple[EventLog, L
         yield twin, LogView(twin, None)
         return
     url = request.getfixturevalue("redis_url")
-    real = RedisEventLog(url, tenant=TENANT, timeout_seconds=1, max_connections=8)
+    real = RedisEventLog(url, tenant=TENANT, timeout_seconds=1)
     with redis.Redis.from_url(url) as client:
         yield real, LogView(None, client)
     await real.close()
@@ -195,7 +195,7 @@ class TestEventLog:
 
 
 async def test_a_mark_lives_for_a_day(redis_url: str) -> None:
-    store = RedisEventLog(redis_url, tenant=TENANT, timeout_seconds=1, max_connections=1)
+    store = RedisEventLog(redis_url, tenant=TENANT, timeout_seconds=1)
     await store.append([LogEntry("u:1", "e1", "n1", b"{}")])
     await store.close()
     with redis.Redis.from_url(redis_url) as client:
@@ -204,7 +204,7 @@ async def test_a_mark_lives_for_a_day(redis_url: str) -> None:
 
 async def test_mark_and_entry_are_one_transaction_of_one_round_trip_per_partition(redis_url: str) -> None:
     """A crash between the two would be an event that is a duplicate of nothing, or one that is applied twice."""
-    store = RedisEventLog(redis_url, tenant=TENANT, timeout_seconds=1, max_connections=8)
+    store = RedisEventLog(redis_url, tenant=TENANT, timeout_seconds=1)
     subjects = [f"u:{number}" for number in range(20)]
     with redis.Redis.from_url(redis_url) as client:
         client.config_resetstat()
@@ -220,15 +220,15 @@ async def test_a_log_that_is_down_or_full_says_so(redis_url: str) -> None:
     twin = MemoryEventLog(tenant=TENANT)
     twin.is_down = True
     entry = LogEntry("u:1", "e1", "n1", b"x" * 200_000)
-    for store in (twin, RedisEventLog(NOBODY_LISTENS, tenant=TENANT, timeout_seconds=0.05, max_connections=1)):
+    for store in (twin, RedisEventLog(NOBODY_LISTENS, tenant=TENANT, timeout_seconds=0.05)):
         with pytest.raises(DependencyError, match="event log does not answer"):
             await store.append([entry])
-    full = RedisEventLog(redis_url, tenant=TENANT, timeout_seconds=1, max_connections=4)
+    full = RedisEventLog(redis_url, tenant=TENANT, timeout_seconds=1)
     with redis.Redis.from_url(redis_url) as client:
         before = client.config_get("maxmemory")["maxmemory"]
         client.config_set("maxmemory", 1)
         try:
-            with pytest.raises(DependencyError, match="event log does not answer"):
+            with pytest.raises(DependencyError, match="event log cannot take more: OOM"):
                 await full.append([entry])
             # All or nothing: a refused entry leaves no mark that would turn its retry into a duplicate.
             assert client.keys("*") == []

@@ -1,0 +1,125 @@
+"""One connection to Redis that any number of requests share: commands go out in order, replies come back in order.
+
+redis-py spends more on a reply than Redis does on the command. Here a group of commands is one write, its replies are
+counted off the parser, and nothing is ever sent twice. A connection that fails or is late is closed, so a late reply
+never meets another request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any, NamedTuple, cast
+from urllib.parse import urlsplit
+
+import hiredis
+from redis.asyncio.connection import SSLConnection, parse_url
+
+Replies = list[Any]
+"""One entry per command; a command that Redis refused has a `hiredis.ReplyError` in its place."""
+
+
+def pack(*parts: str | int | bytes) -> bytes:
+    """One command as bytes."""
+    return hiredis.pack_command(parts)  # type: ignore[arg-type]  # its stub knows tuples of one only
+
+
+class _Group(NamedTuple):
+    replies: Replies
+    expected: int
+    done: asyncio.Future[Replies]
+
+
+class RedisPipe(asyncio.Protocol):
+    """An open connection; made by `open_pipe`."""
+
+    def __init__(self) -> None:
+        self._reader = hiredis.Reader()
+        self._groups: deque[_Group] = deque()
+        self._transport: asyncio.Transport | None = None
+        self._why_closed: Exception | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None and self._why_closed is None
+
+    def send(self, commands: bytes, count: int) -> asyncio.Future[Replies]:
+        """Write `count` packed commands (`pack`) at once. The future has as many replies.
+
+        It raises ConnectionError when the connection ends first; then nobody knows which commands were carried out.
+        """
+        done: asyncio.Future[Replies] = asyncio.get_running_loop().create_future()
+        if self._transport is None or self._why_closed is not None:
+            done.set_exception(ConnectionError(f"the connection is closed: {self._why_closed}"))
+            return done
+        self._groups.append(_Group([], count, done))
+        self._transport.write(commands)
+        return done
+
+    def close(self, why: str = "closed by us") -> None:
+        """End at once; whatever waits for replies gets a ConnectionError that says why."""
+        self._fail(ConnectionError(why))
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its base class
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._reader.feed(data)
+            while (reply := self._reader.gets()) is not False:
+                if not self._groups:
+                    raise hiredis.ProtocolError("a reply that nobody asked for")
+                group = self._groups[0]
+                group.replies.append(reply)
+                if len(group.replies) == group.expected:
+                    self._groups.popleft()
+                    if not group.done.done():
+                        group.done.set_result(group.replies)
+        except hiredis.ProtocolError as error:
+            self.close(f"not the Redis protocol: {error}")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(ConnectionError(f"the connection was lost: {exc or 'closed by Redis'}"))
+
+    def _fail(self, why: Exception) -> None:
+        self._why_closed = self._why_closed or why
+        while self._groups:
+            done = self._groups.popleft().done
+            if not done.done():
+                done.set_exception(self._why_closed)
+
+
+async def open_pipe(url: str) -> RedisPipe:
+    """Connect to a `redis://`, `rediss://` or `unix://` URL and log in; the caller sets the time-out.
+
+    Raises OSError when nobody answers, hiredis.ReplyError when the login or the database is refused.
+    """
+    options: dict[str, Any] = dict(parse_url(url))
+    loop = asyncio.get_running_loop()
+    if "path" in options:
+        _, pipe = await loop.create_unix_connection(RedisPipe, options["path"])
+    else:
+        is_secure = options.pop("connection_class", None) is SSLConnection or urlsplit(url).scheme == "rediss"
+        tls = SSLConnection(**options).ssl_context.get() if is_secure else None
+        host, port = options.get("host", "localhost"), options.get("port", 6379)
+        _, pipe = await loop.create_connection(RedisPipe, host, port, ssl=tls)
+    try:
+        for command in _login(options):
+            (reply,) = await pipe.send(pack(*command), 1)
+            if isinstance(reply, hiredis.ReplyError):
+                raise reply
+    except BaseException:
+        pipe.close("the login failed")
+        raise
+    return pipe
+
+
+def _login(options: dict[str, Any]) -> list[tuple[str | int, ...]]:
+    commands: list[tuple[str | int, ...]] = []
+    if options.get("password"):
+        commands.append(("AUTH", options.get("username") or "default", options["password"]))
+    if options.get("db"):
+        commands.append(("SELECT", options["db"]))
+    return commands
