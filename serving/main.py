@@ -25,9 +25,11 @@ from serving.adapters.online import OnlineStore, RedisOnlineStore
 from serving.adapters.shelf import VersionShelf
 from serving.api.docs_page import DOCS_HTML
 from serving.api.errors import answer_domain_error, answer_http_error
+from serving.api.event_routes import build_event_router
 from serving.api.middleware import RequestEnvelope
-from serving.api.routes import Services, build_router
+from serving.api.routes import build_router
 from serving.api.schemas import Problem, RecommendationRequest, SimilarRequest
+from serving.api.services import Services
 from serving.recommender import Recommender
 from serving.settings import ServingSettings
 
@@ -96,6 +98,7 @@ def create_app(
     )
     services = Services(recommender, store, log, settings, wall_micros, timer, new_id)
     app.include_router(build_router(services))
+    app.include_router(build_event_router(services))
     app.add_exception_handler(NightjarError, answer_domain_error)
     app.add_exception_handler(HTTPException, answer_http_error)
     app.add_middleware(RequestEnvelope, new_id=new_id, timer=timer)

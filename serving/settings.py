@@ -46,7 +46,12 @@ class ServingSettings:
                                      the answer is degraded (Feast does not apply a ttl online; the default is the
                                      view's). Higher: staler segments, fewer popular answers.
     max_events             1000      events in one POST /v1/events. Higher: fewer, larger writes.
-    max_body_bytes         2097152 B largest request body. Higher: more memory an attacker can take.
+    max_body_bytes         2097152 B largest request body as sent. Higher: more memory an attacker can take.
+    max_inflated_bytes     8388608 B largest body of events after gzip. Higher: the same, and longer pauses.
+    max_inflate_ratio      100       how many times larger than sent a body over 1 MiB may become. Higher: the same.
+    max_written_bytes      33554432 B  what the events of one request may take in the log; what they share in the body
+                                     (a context, a client id) is written with each. Higher: more memory and disk.
+    write_keys             (none)    write keys of /v1/track and its kind, separated by commas. With none, any is taken.
     session_ttl_seconds    2592000 s how long a person's session record lives after its last event (30 days: longer is
                                      more personal data kept).
     consumer_batch         500       stream entries the consumer applies at once. Higher: more throughput, later effect.
@@ -70,6 +75,10 @@ class ServingSettings:
     feature_lag_seconds: float = feature_view(USER_VIEW).fresh_for.total_seconds()
     max_events: int = 1000
     max_body_bytes: int = 2_097_152
+    max_inflated_bytes: int = 8_388_608
+    max_inflate_ratio: int = 100
+    max_written_bytes: int = 33_554_432
+    write_keys: str = ""
     session_ttl_seconds: int = 2_592_000
     consumer_batch: int = 500
     archive_seconds: float = 5.0
@@ -87,6 +96,9 @@ class ServingSettings:
             if name not in known:
                 raise DataError(f"unknown setting {name}{nearest(name, known)}", field=name)
             field = known[name]
+            if isinstance(field.default, str):
+                values[field.name] = text
+                continue
             kind = int if isinstance(field.default, int) else float
             try:
                 value = kind(text)

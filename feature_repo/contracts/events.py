@@ -19,6 +19,8 @@ from feature_repo.contracts.times import EARLIEST_EVENT, MAX_FUTURE_SKEW, parse_
 
 MAX_ID_BYTES = 256
 MAX_ITEMS_PER_EVENT = 200
+MAX_NESTING = 32
+"""Objects and lists inside one another in one event; the event itself is the first. A flat event has nesting 1."""
 
 
 class EventType(StrEnum):
@@ -45,6 +47,10 @@ class EventType(StrEnum):
     WATCH = "watch"
     PAGE_VIEW = "page_view"
     SURVEY = "survey"
+    IDENTIFY = "identify"
+    """This device or browser (`anonymous_id`) belongs to this person (`user_id`). An edge of the identity graph."""
+    ALIAS = "alias"
+    """The same, said afterwards: what was known as `anonymous_id` is `user_id` from now on."""
 
 
 EVENT_TYPES = frozenset(t.value for t in EventType)
@@ -54,7 +60,7 @@ EVENT_TYPE_ALIASES: Mapping[str, str] = {
     "Product Viewed": "view_item", "Product List Viewed": "view_item_list", "Product Clicked": "select_item",
     "Product Added": "add_to_cart", "Product Removed": "remove_from_cart", "Cart Viewed": "view_cart",
     "Product Added to Wishlist": "add_to_wishlist", "Checkout Started": "begin_checkout", "Order Completed": "purchase",
-    "Order Refunded": "refund", "Products Searched": "search",
+    "Order Refunded": "refund", "Products Searched": "search", "Product Shared": "share", "Product Reviewed": "rating",
     # Google Retail
     "detail-page-view": "view_item", "category-page-view": "view_item_list", "add-to-cart": "add_to_cart",
     "shopping-cart-page-view": "view_cart", "purchase-complete": "purchase", "home-page-view": "page_view",
@@ -70,6 +76,9 @@ ITEM_REQUIRED = frozenset(
     }
 )  # fmt: skip
 """Types that mean nothing without an item (`item_id`, or at least one entry in `items`)."""
+
+TWO_IDS_REQUIRED = frozenset({EventType.ALIAS})
+"""Types that mean nothing without both `user_id` and `anonymous_id`. `identify` may also just describe one of them."""
 
 DEFAULT_PREFERENCE_WEIGHTS: Mapping[str, float] = {
     EventType.VIEW_ITEM: 1.0, EventType.SELECT_ITEM: 1.0, EventType.CLICK: 1.0, EventType.WATCH: 2.0,
@@ -92,6 +101,7 @@ class Reason(StrEnum):
     """Why something was quarantined. Stable words: they are stored and shown."""
 
     UNREADABLE = "unreadable"
+    NESTED_TOO_DEEPLY = "nested_too_deeply"
     MISSING_EVENT_ID = "missing_event_id"
     INVALID_EVENT_ID = "invalid_event_id"
     MISSING_EVENT_TYPE = "missing_event_type"
@@ -176,6 +186,13 @@ def check_event(event: object, *, received_at: datetime) -> tuple[dict[str, Any]
     """
     if not isinstance(event, Mapping):
         return None, Rejection(Reason.UNREADABLE, None, f"an event is a JSON object, got {type(event).__name__}")
+    for field, value in event.items():
+        # An unknown field will lie in properties, one deeper: what was taken once must be taken again.
+        room = MAX_NESTING - (1 if field in EVENT_FIELDS else 2)
+        if isinstance(value, (dict, list)) and is_nested_deeper(value, room):
+            name = field if field in EVENT_FIELDS else "properties"
+            detail = f"{name} nests more than {MAX_NESTING - 1} objects and lists inside one another"
+            return None, Rejection(Reason.NESTED_TOO_DEEPLY, name, detail)
     good: dict[str, Any] = {k: event[k] for k in EVENT_FIELDS if event.get(k) is not None}
 
     event_type = good.get("event_type")
@@ -185,14 +202,16 @@ def check_event(event: object, *, received_at: datetime) -> tuple[dict[str, Any]
     if isinstance(event_type, str):
         canonical = event_type if event_type in EVENT_TYPES else EVENT_TYPE_ALIASES.get(event_type)
     if canonical is None:
-        hint = nearest(str(event_type), EVENT_TYPES)
-        return None, Rejection(Reason.UNKNOWN_EVENT_TYPE, "event_type", f"unknown event_type {event_type!r}{hint}")
+        hint = nearest(str(event_type)[:80], EVENT_TYPES)
+        return None, Rejection(Reason.UNKNOWN_EVENT_TYPE, "event_type", f"unknown event_type {_seen(event_type)}{hint}")
     good["event_type"] = str(canonical)
 
     if "event_id" in good and not _is_id(good["event_id"]):
         return None, Rejection(Reason.INVALID_EVENT_ID, "event_id", _id_rule("event_id", good["event_id"]))
     if "user_id" not in good and "anonymous_id" not in good:
         return None, Rejection(Reason.MISSING_SUBJECT, "user_id", "user_id or anonymous_id is required")
+    if canonical in TWO_IDS_REQUIRED and not ("user_id" in good and "anonymous_id" in good):
+        return None, Rejection(Reason.MISSING_SUBJECT, "user_id", f"{canonical} needs user_id and anonymous_id")
     for field in ("user_id", "anonymous_id"):
         if field in good and not _is_id(good[field]):
             return None, Rejection(Reason.INVALID_SUBJECT, field, _id_rule(field, good[field]))
@@ -214,7 +233,7 @@ def check_event(event: object, *, received_at: datetime) -> tuple[dict[str, Any]
     try:
         moment = good["timestamp"] if isinstance(good["timestamp"], datetime) else parse_timestamp(good["timestamp"])
     except DataError as error:
-        return None, Rejection(Reason.INVALID_TIMESTAMP, "timestamp", str(error))
+        return None, Rejection(Reason.INVALID_TIMESTAMP, "timestamp", str(error)[:200])
     if moment.tzinfo is None:
         return None, Rejection(Reason.INVALID_TIMESTAMP, "timestamp", "timestamp has no time zone")
     if moment < EARLIEST_EVENT:
@@ -226,25 +245,25 @@ def check_event(event: object, *, received_at: datetime) -> tuple[dict[str, Any]
 
     if "quantity" in good and not _is_count(good["quantity"]):
         return None, Rejection(
-            Reason.INVALID_QUANTITY, "quantity", f"quantity is a positive integer, got {good['quantity']!r}"
+            Reason.INVALID_QUANTITY, "quantity", f"quantity is a positive integer, got {_seen(good['quantity'])}"
         )
     if "price" in good and not (_is_number(good["price"]) and good["price"] >= 0):
-        return None, Rejection(Reason.INVALID_PRICE, "price", f"price is a number >= 0, got {good['price']!r}")
+        return None, Rejection(Reason.INVALID_PRICE, "price", f"price is a number >= 0, got {_seen(good['price'])}")
     if "value" in good and not _is_number(good["value"]):
-        return None, Rejection(Reason.INVALID_VALUE, "value", f"value is a finite number, got {good['value']!r}")
+        return None, Rejection(Reason.INVALID_VALUE, "value", f"value is a finite number, got {_seen(good['value'])}")
     for field in ("currency", "recommendation_id", "placement", "page_view_id", "channel"):
         if field in good and not _is_id(good[field]):
             return None, Rejection(Reason.INVALID_FIELD, field, _id_rule(field, good[field]))
     for field in ("context", "properties", "consent"):
         if field in good and not isinstance(good[field], Mapping):
-            return None, Rejection(Reason.INVALID_FIELD, field, f"{field} is an object, got {good[field]!r}")
+            return None, Rejection(Reason.INVALID_FIELD, field, f"{field} is an object, got {_seen(good[field])}")
     for purpose, given in good.get("consent", {}).items():
         if purpose not in CONSENT_PURPOSES:
-            hint = nearest(str(purpose), CONSENT_PURPOSES)
-            return None, Rejection(Reason.INVALID_FIELD, "consent", f"unknown consent purpose {purpose!r}{hint}")
+            hint = nearest(str(purpose)[:80], CONSENT_PURPOSES)
+            return None, Rejection(Reason.INVALID_FIELD, "consent", f"unknown consent purpose {_seen(purpose)}{hint}")
         if not isinstance(given, bool):
             return None, Rejection(
-                Reason.INVALID_FIELD, "consent", f"consent.{purpose} is true or false, got {given!r}"
+                Reason.INVALID_FIELD, "consent", f"consent.{purpose} is true or false, got {_seen(given)}"
             )
     unknown = {k: v for k, v in event.items() if k not in EVENT_FIELDS and v is not None}
     if unknown:
@@ -253,7 +272,32 @@ def check_event(event: object, *, received_at: datetime) -> tuple[dict[str, Any]
 
 
 def _id_rule(field: str, value: object) -> str:
-    return f"{field} is a text of 1 to {MAX_ID_BYTES} bytes of UTF-8 without NUL, got {str(value)[:80]!r}"
+    rule = f"{field} is a text of 1 to {MAX_ID_BYTES} bytes of UTF-8 without NUL, got {_seen(value)}"
+    size = len(value.encode("utf-8", "surrogatepass")) if isinstance(value, str) else 0
+    return f"{rule} of {size} bytes" if size > MAX_ID_BYTES else rule
+
+
+def _seen(value: object) -> str:
+    """The value as an error message shows it: at most 80 characters of it, a text in quotes."""
+    return repr(value[:80]) if isinstance(value, str) else str(value)[:80]
+
+
+def is_nested_deeper(value: object, limit: int) -> bool:
+    """Whether objects and lists nest more than `limit` deep in `value`; a text or number has nesting 0.
+
+    Looks level by level, so a hostile document costs its size, not our stack.
+    """
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(limit):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return False
+    return bool(level)
 
 
 def _check_items(items: object) -> Rejection | None:

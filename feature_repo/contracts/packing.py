@@ -113,7 +113,7 @@ def unpack_candidates(record: bytes, *, expected_version: str | None = None) -> 
 EVENT_TYPE_ORDER = (
     "view_item", "view_item_list", "select_item", "add_to_cart", "remove_from_cart", "add_to_wishlist", "view_cart",
     "begin_checkout", "purchase", "refund", "search", "impression", "click", "like", "dislike", "not_interested",
-    "rating", "share", "watch", "page_view", "survey",
+    "rating", "share", "watch", "page_view", "survey", "identify", "alias",
 )  # fmt: skip
 """Stored as an index: append, never reorder."""
 _TYPE_INDEX = {name: i for i, name in enumerate(EVENT_TYPE_ORDER)}

@@ -23,12 +23,13 @@ from feature_repo.contracts.events import (
     EVENT_TYPES,
     ITEM_REQUIRED,
     MAX_ID_BYTES,
+    TWO_IDS_REQUIRED,
     derived_event_id,
 )
 from feature_repo.contracts.times import EARLIEST_EVENT, MAX_FUTURE_SKEW, format_timestamp, to_micros
 from infra.importing.tables import bronze_schema
 
-_NAMES = {**{name: name for name in sorted(EVENT_TYPES)}, **EVENT_TYPE_ALIASES}
+_NAMES = {**{name: name for name in sorted(EVENT_TYPES - TWO_IDS_REQUIRED)}, **EVENT_TYPE_ALIASES}
 _TEXTS = (
     "event_id", "user_id", "anonymous_id", "session_id", "item_id", "currency", "recommendation_id", "placement",
     "channel",

@@ -1,18 +1,22 @@
 """The one place where errors become HTTP: RFC 9457 problem+json, always with the request id.
 
 RequestError                 422  what a request asks cannot be answered as asked
+├── UnknownWriteKeyError     401  the write key is not one of ours
 ├── InvalidRequestError      422  fields that are wrong: each with its name, what was seen, what is expected
 ├── UnreadableBodyError      400  the body is not JSON, or not of any accepted form
 ├── UnknownItemError         404  the item is not in the served version
-└── BodyTooLargeError        413
+├── UnsupportedBodyError     415  a coding or format of the body that we do not read
+└── BodyTooLargeError        413  with the limit, what was seen, what is allowed
+    └── QueryTooLongError    414
 DependencyError              503  with Retry-After
+└── OverloadedError          503  at once: nothing of the request was written
 anything else                500  never with its text
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -21,12 +25,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from feature_repo.contracts.errors import DependencyError, NightjarError, RequestError, nearest
+from serving.adapters.event_log import OverloadedError
 from serving.recommender import NoVersionError
 
 Model = TypeVar("Model", bound=BaseModel)
 
 PROBLEM_TYPE = "application/problem+json"
-RETRY_AFTER_SECONDS = "1"
+_HEADERS = {
+    401: {"WWW-Authenticate": 'Basic realm="write key"'},
+    415: {"Accept-Encoding": "gzip, identity"},
+    503: {"Retry-After": "1"},
+}
 
 
 class InvalidRequestError(RequestError):
@@ -38,8 +47,20 @@ class InvalidRequestError(RequestError):
         self.problems = problems
 
 
+class Limit(NamedTuple):
+    """A limit that a request broke: its name (a setting or a documented constant), what was seen, what is allowed."""
+
+    name: str
+    seen: int
+    allowed: int
+
+
 class UnreadableBodyError(RequestError):
-    """The body cannot be parsed."""
+    """The body cannot be parsed. `limit`: because it would break one."""
+
+    def __init__(self, message: str, *, limit: Limit | None = None) -> None:
+        super().__init__(message)
+        self.limit = limit
 
 
 class UnknownItemError(RequestError):
@@ -49,12 +70,34 @@ class UnknownItemError(RequestError):
 class BodyTooLargeError(RequestError):
     """The body, or the list in it, is larger than the server takes."""
 
+    def __init__(self, limit: Limit, unit: str) -> None:
+        super().__init__(
+            f"{limit.name}: at most {limit.allowed} {unit} fit one request, got {limit.seen}; send several requests"
+        )
+        self.limit = limit
+
+
+class QueryTooLongError(BodyTooLargeError):
+    """The query is longer than the server takes."""
+
+
+class UnsupportedBodyError(RequestError):
+    """A content coding or an event format that we do not read."""
+
+
+class UnknownWriteKeyError(RequestError):
+    """The request names no write key, or one that is not in NIGHTJAR_SERVING_WRITE_KEYS."""
+
 
 _STATUS: tuple[tuple[type[NightjarError], int, str, str], ...] = (
     (UnreadableBodyError, 400, "unreadable-body", "The body cannot be parsed"),
     (UnknownItemError, 404, "unknown-item", "The item is not in the served version"),
+    (QueryTooLongError, 414, "query-too-long", "The query is too long"),
     (BodyTooLargeError, 413, "too-large", "The request is too large"),
+    (UnsupportedBodyError, 415, "unsupported-body", "The body is coded in a way that is not read here"),
+    (UnknownWriteKeyError, 401, "unknown-write-key", "The write key is not known"),
     (RequestError, 422, "invalid-request", "The request is not valid"),
+    (OverloadedError, 503, "overloaded", "Too many events wait to be written"),
     (NoVersionError, 503, "no-version", "No version published yet"),
     (DependencyError, 503, "dependency-down", "A store that this needs does not answer"),
 )
@@ -72,8 +115,7 @@ def problem(
         "request_id": request_id,
         **more,
     }
-    headers = {"Retry-After": RETRY_AFTER_SECONDS} if status == 503 else None
-    return Response(orjson.dumps(body), status, headers=headers, media_type=PROBLEM_TYPE)
+    return Response(orjson.dumps(body), status, headers=_HEADERS.get(status), media_type=PROBLEM_TYPE)
 
 
 def request_id_of(request: Request) -> str:
@@ -88,6 +130,8 @@ async def answer_domain_error(request: Request, error: Exception) -> Response:
             more: dict[str, Any] = {}
             if isinstance(error, InvalidRequestError):
                 more["errors"] = error.problems
+            elif isinstance(error, BodyTooLargeError | UnreadableBodyError) and error.limit is not None:
+                more = {"limit": error.limit.name, "seen": error.limit.seen, "allowed": error.limit.allowed}
             elif isinstance(error, RequestError) and error.field:
                 more["field"] = error.field
             return problem(status, slug, title, str(error), request_id_of(request), **more)

@@ -1,58 +1,130 @@
-"""POST /v1/events without HTTP: a body becomes events, events become log entries, answers become statuses."""
+"""Events without HTTP: a body becomes events, events become log entries, answers become statuses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from feature_repo.contracts.events import Rejection, check_event, subject_key
+from feature_repo.contracts.events import (
+    MAX_NESTING,
+    Reason,
+    Rejection,
+    check_event,
+    is_nested_deeper,
+    subject_key,
+)
 from feature_repo.contracts.times import format_timestamp
 from serving.adapters.event_log import EventLog, LogEntry, QuarantinedEvent
 from serving.adapters.json_bytes import decode_json, encode_json
-from serving.api.errors import BodyTooLargeError, UnreadableBodyError
+from serving.api.clock import corrected_for_skew
+from serving.api.dialects.values import Translated
+from serving.api.errors import BodyTooLargeError, Limit, UnreadableBodyError
 from serving.observability import EVENTS, NOT_STORED, QUARANTINED
 
+MAX_BODY_NESTING = 200
+"""A body that nests deeper cannot be parsed. One event in it may nest MAX_NESTING deep, or is quarantined."""
 
-def events_in(body: bytes, *, max_events: int) -> list[tuple[Any, bytes]]:
-    """The events of a body, each with its bytes: one object, {"events": [...]}, or a bare list.
 
-    The bytes of an event in a list are its JSON written anew. Raises UnreadableBodyError when the body is none of
-    these, BodyTooLargeError for more than `max_events`.
+class Arrival(NamedTuple):
+    """One event of a request: what the rule table will judge (or why that is pointless already), and its bytes.
+
+    `is_refused`: its original says consent.store=false, whatever became of it in translation.
     """
+
+    event: object
+    raw: bytes
+    is_refused: bool = False
+
+
+def parse_json(body: bytes) -> Any:
+    """The document of a body. Raises UnreadableBodyError when it is no JSON, or nests deeper than MAX_BODY_NESTING."""
     try:
         document = decode_json(body)
     except ValueError as error:
         raise UnreadableBodyError(f"the body is not JSON: {error}") from error
+    if is_nested_deeper(document, MAX_BODY_NESTING):
+        words = f"objects and lists nest more than {MAX_BODY_NESTING} deep"
+        limit = Limit("max_body_nesting", MAX_BODY_NESTING + 1, MAX_BODY_NESTING)
+        raise UnreadableBodyError(f"the body cannot be parsed: {words}", limit=limit)
+    return document
+
+
+def events_in(body: bytes, *, max_events: int) -> list[Arrival]:
+    """The events of a JSON body: one object, {"events": [...]}, or a bare list.
+
+    The bytes of an event in a list are its JSON written anew. Raises UnreadableBodyError when the body is none of
+    these, BodyTooLargeError for more than `max_events`.
+    """
+    document = parse_json(body)
     if isinstance(document, Mapping) and "events" not in document:
-        return [(document, body)]
+        return [Arrival(document, body)]
     events = document["events"] if isinstance(document, Mapping) else document
     if not isinstance(events, list) or not events:
         raise UnreadableBodyError('expected an event, a list of events or {"events": [...]} with 1 or more events')
-    if len(events) > max_events:
-        raise BodyTooLargeError(
-            f"at most {max_events} events fit one request, got {len(events)}; send several requests"
-        )
-    return [(event, encode_json(event)) for event in events]
+    require_count(len(events), max_events)
+    return [Arrival(event, encode_json(event)) for event in events]
+
+
+def events_in_lines(body: bytes, *, max_events: int) -> list[Arrival]:
+    """The events of an NDJSON body, one in each line that is not blank. A line that is no JSON becomes a rejection.
+
+    Raises UnreadableBodyError when no line is JSON, BodyTooLargeError for more than `max_events` lines.
+    """
+    lines = [line for line in (line.strip() for line in body.split(b"\n")) if line]
+    require_count(len(lines), max_events)
+    arrivals = [_line(line) for line in lines]
+    if all(isinstance(arrival.event, Rejection) for arrival in arrivals):
+        raise UnreadableBodyError("the body has no line that is JSON; expected one event in each line")
+    return arrivals
+
+
+def _line(line: bytes) -> Arrival:
+    try:
+        document = decode_json(line)
+    except ValueError as error:
+        return Arrival(Rejection(Reason.UNREADABLE, None, f"the line is not JSON: {str(error)[:200]}"), line)
+    if is_nested_deeper(document, MAX_BODY_NESTING):
+        detail = f"the line nests more than {MAX_NESTING} objects and lists inside one another"
+        return Arrival(Rejection(Reason.NESTED_TOO_DEEPLY, None, detail), line)
+    return Arrival(document, line)
+
+
+def arrivals_of(translated: Iterable[Translated]) -> Iterator[Arrival]:
+    """Translated events with the bytes of their originals, written anew one by one."""
+    return (Arrival(event, encode_json(original), _refuses_storing(original)) for event, original in translated)
+
+
+def require_count(count: int, max_events: int) -> None:
+    """Raises BodyTooLargeError for more than `max_events`."""
+    if count > max_events:
+        raise BodyTooLargeError(Limit("max_events", count, max_events), "events")
 
 
 async def take_events(
-    events: list[tuple[Any, bytes]], log: EventLog, *, received_at: datetime, new_nonce: Callable[[], str]
+    arrivals: Iterable[Arrival],
+    log: EventLog,
+    *,
+    received_at: datetime,
+    new_nonce: Callable[[], str],
+    max_written_bytes: int,
 ) -> list[dict[str, Any]]:
-    """Check, make durable, and say for each event, in order, what became of it.
+    """Correct clocks, check, make durable, and say for each event, in order, what became of it.
 
     Good and quarantined events are durable when this returns. Whoever said consent.store=false is only counted, even
     when the event is not valid. Raises DependencyError when the log does not confirm; then every event may be sent
-    again under the same id.
+    again under the same id. Raises BodyTooLargeError, before anything is written, when the events together take more
+    than `max_written_bytes` in the log.
     """
     results: list[dict[str, Any]] = []
     entries: list[LogEntry] = []
     entry_results: list[dict[str, Any]] = []
     quarantined: list[QuarantinedEvent] = []
     mark = new_nonce()
-    for index, (event, raw) in enumerate(events):
-        good, rejection = check_event(event, received_at=received_at)
-        is_stored = not _forbids_storing(event)
+    written_bytes = 0
+    for index, (event, raw, is_refused) in enumerate(arrivals):
+        good, rejection = _checked(event, received_at)
+        is_stored = not (is_refused or _forbids_storing(event))
         if good is None:
             assert rejection is not None
             result = _rejected(index, event, rejection)
@@ -60,12 +132,16 @@ async def take_events(
                 quarantined.append(
                     QuarantinedEvent(raw, rejection.reason.value, rejection.field or "", rejection.detail)
                 )
+                written_bytes += len(raw)
         else:
             result = {"index": index, "event_id": good["event_id"], "status": "accepted"}
             if is_stored:
                 subject = subject_key(good.get("user_id"), good.get("anonymous_id"))
                 entry_results.append(result)
                 entries.append(LogEntry(subject, good["event_id"], f"{mark}.{index}", _entry_json(good)))
+                written_bytes += len(entries[-1].event)
+        if written_bytes > max_written_bytes:
+            raise BodyTooLargeError(Limit("max_written_bytes", written_bytes, max_written_bytes), "bytes in the log")
         if not is_stored:
             result["stored"] = False
         results.append(result)
@@ -74,6 +150,14 @@ async def take_events(
             result["status"] = "duplicate"
     _count(results)
     return results
+
+
+def _checked(event: object, received_at: datetime) -> tuple[dict[str, Any], None] | tuple[None, Rejection]:
+    if isinstance(event, Rejection):
+        return None, event
+    if isinstance(event, Mapping) and "sent_at" in event:
+        event = corrected_for_skew(event, received_at=received_at)
+    return check_event(event, received_at=received_at)
 
 
 async def _append(log: EventLog, entries: list[LogEntry], quarantined: list[QuarantinedEvent]) -> list[bool]:
@@ -87,6 +171,11 @@ def _entry_json(event: Mapping[str, Any]) -> bytes:
 def _forbids_storing(event: object) -> bool:
     consent = event.get("consent") if isinstance(event, Mapping) else None
     return isinstance(consent, Mapping) and consent.get("store") is False
+
+
+def _refuses_storing(original: object) -> bool:
+    """The same of a foreign document: beside its events, or in the envelope's data."""
+    return _forbids_storing(original) or (isinstance(original, Mapping) and _forbids_storing(original.get("data")))
 
 
 def _rejected(index: int, event: object, rejection: Rejection) -> dict[str, Any]:

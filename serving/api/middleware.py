@@ -32,12 +32,23 @@ class RequestEnvelope:
         request_id = self._request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         status: int | None = None
+        is_counted = False
+
+        def count() -> None:
+            nonlocal is_counted
+            if not is_counted:
+                is_counted = True
+                route = getattr(scope.get("route"), "path", "unmatched")
+                REQUESTS.labels(route, str(status)).inc()
+                REQUEST_SECONDS.labels(route).observe((self._timer() - started) / 1e9)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            elif not message.get("more_body", False):
+                count()  # before the client can know: whoever has seen an answer finds it in /metrics
             await send(message)
 
         try:
@@ -50,9 +61,7 @@ class RequestEnvelope:
             answer = problem(500, "internal", "Something went wrong here", detail, request_id)
             await answer(scope, receive, send_with_id)
         finally:
-            route = getattr(scope.get("route"), "path", "unmatched")
-            REQUESTS.labels(route, str(status)).inc()
-            REQUEST_SECONDS.labels(route).observe((self._timer() - started) / 1e9)
+            count()
 
     def _request_id(self, scope: Scope) -> str:
         for name, value in scope["headers"]:

@@ -1,96 +1,43 @@
-"""The routes: parse, ask, render. Bodies are read and written by hand (the declared models are in `schemas`)."""
+"""The routes that answer questions: parse, ask, render.
+
+Bodies are read and written by hand; the declared models are in `schemas`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
 
 from feature_repo.contracts.packing import SessionEvent, session_hash
-from feature_repo.contracts.times import from_micros
-from serving.adapters.event_log import EventLog
-from serving.adapters.online import OnlineStore
 from serving.api import schemas
-from serving.api.errors import BodyTooLargeError, InvalidRequestError, UnknownItemError, validated
-from serving.api.ingest import events_in, take_events
+from serving.api.bodies import read_body
+from serving.api.errors import InvalidRequestError, UnknownItemError, validated
+from serving.api.openapi import JSON, body, problems, query
 from serving.api.rendering import render_answer, render_similar
+from serving.api.services import Services
 from serving.observability import render_metrics
 from serving.pipeline.similar import similar_items
 from serving.pipeline.values import SlateRequest
-from serving.recommender import Recommender
-from serving.settings import ServingSettings
-
-JSON = "application/json"
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What the routes need. `wall_micros` and `timer` are clocks (UTC microseconds, monotonic nanoseconds)."""
-
-    recommender: Recommender
-    store: OnlineStore
-    log: EventLog
-    settings: ServingSettings
-    wall_micros: Callable[[], int]
-    timer: Callable[[], int]
-    new_id: Callable[[], str]
-
-
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    words = {
-        400: "The body cannot be parsed",
-        404: "Unknown item",
-        413: "The request is too large",
-        422: "A field is wrong: its name, what was seen, what is expected",
-        503: "No version published yet, or a store that is needed does not answer",
-    }
-    return {status: {"description": words[status], "content": content} for status in statuses}
-
-
-def _body(schema: dict[str, Any], examples: dict[str, Any] | None = None) -> dict[str, Any]:
-    content: dict[str, Any] = {"schema": schema}
-    if examples:
-        content["examples"] = examples
-    return {"requestBody": {"required": True, "content": {JSON: content}}}
-
-
-def _query(name: str, kind: str, description: str = "", **more: Any) -> dict[str, Any]:
-    return {"name": name, "in": "query", "description": description, "schema": {"type": kind, **more}}
-
 
 _GET_PARAMETERS = [
-    _query("user_id", "string"),
-    _query("anonymous_id", "string"),
-    _query("session_id", "string"),
-    _query("placement", "string", default="default"),
-    _query("num_results", "integer", minimum=1, maximum=schemas.MAX_RESULTS, default=10),
-    _query("category", "string", "context.category"),
-    _query("region", "string", "context.region"),
-    _query("session_items", "array", "repeat for several", items={"type": "string"}),
-    _query("exclude_item_ids", "array", "repeat for several", items={"type": "string"}),
-    _query("personalize", "boolean", "consent.personalize"),
-    _query("explain", "boolean", default=False),
+    query("user_id", "string"),
+    query("anonymous_id", "string"),
+    query("session_id", "string"),
+    query("placement", "string", default="default"),
+    query("num_results", "integer", minimum=1, maximum=schemas.MAX_RESULTS, default=10),
+    query("category", "string", "context.category"),
+    query("region", "string", "context.region"),
+    query("session_items", "array", "repeat for several", items={"type": "string"}),
+    query("exclude_item_ids", "array", "repeat for several", items={"type": "string"}),
+    query("personalize", "boolean", "consent.personalize"),
+    query("explain", "boolean", default=False),
 ]
-
-EVENTS_BODY = {
-    "oneOf": [
-        schemas.EVENT_SCHEMA,
-        {
-            "type": "object",
-            "required": ["events"],
-            "properties": {"events": {"type": "array", "minItems": 1, "maxItems": 1000, "items": {"type": "object"}}},
-        },
-        {"type": "array", "minItems": 1, "maxItems": 1000, "items": {"type": "object"}},
-    ]
-}
 
 
 def build_router(services: Services) -> APIRouter:
-    """All routes, bound to their services."""
+    """These routes, bound to their services."""
     router = APIRouter()
     settings = services.settings
 
@@ -113,8 +60,8 @@ def build_router(services: Services) -> APIRouter:
         tags=["recommendations"],
         summary="A slate for a person, in this session, at this place",
         response_model=None,
-        responses={200: {"model": schemas.RecommendationResponse}, **_problems(400, 413, 422, 503)},
-        openapi_extra=_body({"$ref": "#/components/schemas/RecommendationRequest"}),
+        responses={200: {"model": schemas.RecommendationResponse}, **problems(400, 413, 422, 503)},
+        openapi_extra=body(schema={"$ref": "#/components/schemas/RecommendationRequest"}),
     )
     async def post_recommendations(request: Request) -> Response:
         """The night's candidates of this person, adjusted by what the session did, filtered, ordered and explained.
@@ -124,15 +71,15 @@ def build_router(services: Services) -> APIRouter:
         With `consent.personalize=false`, stored or given, neither person nor session is used.
         """
         started = services.timer()
-        body = await read_body(request, settings.max_body_bytes)
-        return await answer(validated(schemas.RecommendationRequest, body), started)
+        given = await read_body(request, settings.max_body_bytes)
+        return await answer(validated(schemas.RecommendationRequest, given), started)
 
     @router.get(
         "/v1/recommendations",
         tags=["recommendations"],
         summary="The same, by query parameters",
         response_model=None,
-        responses={200: {"model": schemas.RecommendationResponse}, **_problems(422, 503)},
+        responses={200: {"model": schemas.RecommendationResponse}, **problems(422, 503)},
         openapi_extra={"parameters": _GET_PARAMETERS},
     )
     async def get_recommendations(request: Request) -> Response:
@@ -146,8 +93,8 @@ def build_router(services: Services) -> APIRouter:
         tags=["recommendations"],
         summary="Items like one item",
         response_model=None,
-        responses={200: {"model": schemas.RecommendationResponse}, **_problems(400, 404, 413, 422, 503)},
-        openapi_extra=_body({"$ref": "#/components/schemas/SimilarRequest"}),
+        responses={200: {"model": schemas.RecommendationResponse}, **problems(400, 404, 413, 422, 503)},
+        openapi_extra=body(schema={"$ref": "#/components/schemas/SimilarRequest"}),
     )
     async def post_similar(request: Request) -> Response:
         """The item's neighbours, nearest first; when they are too few, what is popular in its category, then at all."""
@@ -181,31 +128,6 @@ def build_router(services: Services) -> APIRouter:
         )
         return Response(content, media_type=JSON)
 
-    @router.post(
-        "/v1/events",
-        tags=["events"],
-        status_code=202,
-        summary="What people did: durable before the answer",
-        response_model=None,
-        responses={202: {"model": schemas.EventsResponse}, **_problems(400, 413, 503)},
-        openapi_extra=_body(EVENTS_BODY, schemas.EVENT_EXAMPLES),
-    )
-    async def post_events(request: Request) -> Response:
-        """One event, a list, or {"events": [...]} with 1 to 1000 events; each gets a status of its own.
-
-        202 means that accepted and quarantined events alike are on disk. `duplicate`: this id was accepted within the
-        last 24 hours; a retry after a lost answer is harmless. Events with `consent.store=false` are only counted.
-        On 503 nothing is promised: send the same events again, under the same ids.
-        """
-        body = await read_body(request, settings.max_body_bytes)
-        results = await take_events(
-            events_in(body, max_events=settings.max_events),
-            services.log,
-            received_at=from_micros(services.wall_micros()),
-            new_nonce=services.new_id,
-        )
-        return Response(orjson.dumps({"results": results}), 202, media_type=JSON)
-
     @router.get("/health/live", tags=["health"], summary="The process runs", response_model=None)
     async def live() -> Response:
         """200 as long as the process can answer at all. Restart it when this fails."""
@@ -216,7 +138,7 @@ def build_router(services: Services) -> APIRouter:
         tags=["health"],
         summary="Some rung can answer",
         response_model=None,
-        responses=_problems(503),
+        responses=problems(503),
     )
     async def ready() -> Response:
         """200 while any rung of the ladder can answer, also degraded; 503 when no version was ever loaded."""
@@ -235,17 +157,6 @@ def build_router(services: Services) -> APIRouter:
         return Response(render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router
-
-
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body. Raises BodyTooLargeError as soon as it is known to be larger than `max_bytes`."""
-    parts, size = [], 0
-    async for part in request.stream():
-        parts.append(part)
-        size += len(part)
-        if size > max_bytes:
-            raise BodyTooLargeError(f"a body has at most {max_bytes} bytes; send several requests")
-    return b"".join(parts)
 
 
 def slate_request(wanted: schemas.RecommendationRequest, now_micros: int) -> SlateRequest:

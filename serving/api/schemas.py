@@ -217,6 +217,13 @@ class EventsResponse(_Given):
     results: list[EventResult]
 
 
+class SegmentResponse(_Given):
+    """What Segment's and RudderStack's clients look for, and what became of each message."""
+
+    success: bool
+    results: list[EventResult]
+
+
 class FieldProblem(_Given):
     field: str
     seen: Any
@@ -233,65 +240,6 @@ class Problem(_Given):
     request_id: str
     field: str | None = None
     errors: list[FieldProblem] | None = None
-
-
-EVENT_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["event_type", "timestamp"],
-    "description": "One event. user_id or anonymous_id is required; most types need item_id or items. Unknown fields "
-    "are kept in properties.",
-    "properties": {
-        "event_id": {"type": "string", "description": "makes a retry harmless; derived from the fields when missing"},
-        "event_type": {"type": "string", "enum": sorted(EVENT_TYPES)},
-        "user_id": {"type": "string"},
-        "anonymous_id": {"type": "string"},
-        "session_id": {"type": "string"},
-        "item_id": {"type": "string"},
-        "timestamp": {"type": "string", "format": "date-time"},
-        "quantity": {"type": "integer", "minimum": 1},
-        "price": {"type": "number", "minimum": 0},
-        "value": {"type": "number"},
-        "currency": {"type": "string"},
-        "items": {"type": "array", "items": {"type": "object"}, "description": "lines of a basket, order or list"},
-        "recommendation_id": {"type": "string"},
-        "placement": {"type": "string"},
-        "channel": {"type": "string"},
-        "properties": {"type": "object"},
-        "consent": {
-            "type": "object",
-            "properties": {p: {"type": "boolean"} for p in ("store", "train", "personalize", "share")},
-        },
-    },
-}
-EVENT_EXAMPLES: dict[str, Any] = {
-    "one click": {
-        "value": {
-            "event_id": "e1",
-            "event_type": "view_item",
-            "user_id": "u1",
-            "session_id": "s42",
-            "item_id": "i7",
-            "timestamp": "2024-03-01T09:30:00Z",
-        }
-    },
-    "a batch": {
-        "value": {
-            "events": [
-                {
-                    "event_type": "add_to_cart",
-                    "anonymous_id": "a9",
-                    "item_id": "i7",
-                    "timestamp": "2024-03-01T09:31:00Z",
-                },
-                {
-                    "event_type": "purchase",
-                    "user_id": "u1",
-                    "timestamp": "2024-03-01T09:32:00Z",
-                    "items": [{"item_id": "i7", "quantity": 2, "price": 4.5}],
-                    "currency": "GBP",
-                    "consent": {"train": False},
-                },
-            ]
-        }
-    },
-}
+    limit: str | None = Field(default=None, description="only when a limit was broken: its name")
+    seen: int | None = Field(default=None, description="only with limit: how much came, or as much as was read")
+    allowed: int | None = Field(default=None, description="only with limit: how much may come")

@@ -17,6 +17,7 @@ from feature_repo.contracts.events import (
     EVENT_TYPES,
     ITEM_REQUIRED,
     MAX_ID_BYTES,
+    TWO_IDS_REQUIRED,
     EventType,
     Reason,
 )
@@ -148,7 +149,10 @@ def _rules() -> list[_Rule]:
     moment, received, kind = F.col("event_timestamp"), F.col("received_at"), F.col("event_type")
     item_id, quantity, price, value = F.col("item_id"), F.col("quantity"), F.col("price"), F.col("value")
     needs_item = kind.isin(sorted(str(item) for item in ITEM_REQUIRED))
-    has_no_subject = F.col("user_id").isNull() & F.col("anonymous_id").isNull()
+    no_user, no_anonymous = F.col("user_id").isNull(), F.col("anonymous_id").isNull()
+    needs_both = kind.isin(sorted(str(item) for item in TWO_IDS_REQUIRED))
+    has_no_subject = (no_user & no_anonymous) | (needs_both & (no_user | no_anonymous))
+    no_subject = "user_id or anonymous_id is required, both for " + ", ".join(sorted(map(str, TWO_IDS_REQUIRED)))
     is_future = moment > received + F.make_dt_interval(secs=F.lit(MAX_FUTURE_SKEW.total_seconds()))
     is_on_other_day = ~F.col("event_date").eqNullSafe(F.to_date(moment))
     return [
@@ -156,7 +160,7 @@ def _rules() -> list[_Rule]:
         _Rule(~kind.isin(sorted(EVENT_TYPES)), Reason.UNKNOWN_EVENT_TYPE, "event_type", _got("unknown", kind)),
         _Rule(F.col("event_id").isNull(), Reason.MISSING_EVENT_ID, "event_id", F.lit("event_id is required")),
         _id_rule("event_id", Reason.INVALID_EVENT_ID),
-        _Rule(has_no_subject, Reason.MISSING_SUBJECT, "user_id", F.lit("user_id or anonymous_id is required")),
+        _Rule(has_no_subject, Reason.MISSING_SUBJECT, "user_id", F.lit(no_subject)),
         _id_rule("user_id", Reason.INVALID_SUBJECT),
         _id_rule("anonymous_id", Reason.INVALID_SUBJECT),
         _id_rule("session_id", Reason.INVALID_SESSION_ID),

@@ -582,7 +582,8 @@ class TestDocs:
     async def test_the_document_describes_every_route_with_bodies_and_answers(self, api: Installation) -> None:
         document = (await api.client.get("/openapi.json")).json()
         assert set(document["paths"]) == {
-            "/v1/recommendations", "/v1/similar", "/v1/events", "/health/live", "/health/ready", "/metrics",
+            "/v1/recommendations", "/v1/similar", "/v1/events", "/v1/pixel.gif", "/v1/track", "/v1/identify",
+            "/v1/alias", "/v1/page", "/v1/batch", "/mp/collect", "/health/live", "/health/ready", "/metrics",
         }  # fmt: skip
         text = json.dumps(document)
         names = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
@@ -594,10 +595,6 @@ class TestDocs:
         assert len(examples) == 2
         for example in examples:
             assert (await api.client.post("/v1/recommendations", json=example)).status_code == 200
-        assert len(schemas.EVENT_EXAMPLES) == 2
-        for example in schemas.EVENT_EXAMPLES.values():
-            results = (await api.client.post("/v1/events", json=example["value"])).json()["results"]
-            assert {result["status"] for result in results} == {"accepted"}
 
     async def test_the_page_needs_nothing_from_elsewhere(self, api: Installation) -> None:
         page = (await api.client.get("/docs")).text

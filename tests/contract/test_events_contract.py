@@ -36,6 +36,14 @@ def checked(**changes: object) -> dict:
     return good
 
 
+def nested(depth: int) -> dict:
+    """So many objects inside one another; nested(1) is flat."""
+    document: dict = {"value": 1}
+    for _ in range(depth - 1):
+        document = {"inner": document}
+    return document
+
+
 def rejected(event: object) -> tuple[str, str | None]:
     good, rejection = check_event(event, received_at=RECEIVED)
     assert good is None
@@ -49,6 +57,11 @@ BROKEN = [
     ({"event_id": ""}, "invalid_event_id", "event_id"),
     ({"event_id": 7}, "invalid_event_id", "event_id"),
     ({"user_id": "ABSENT"}, "missing_subject", "user_id"),
+    ({"event_type": "alias", "item_id": "ABSENT"}, "missing_subject", "user_id"),  # an alias says that two are one
+    ({"event_type": "alias", "user_id": "ABSENT", "anonymous_id": "a1"}, "missing_subject", "user_id"),
+    ({"properties": nested(32)}, "nested_too_deeply", "properties"),
+    ({"items": nested(32)}, "nested_too_deeply", "items"),
+    ({"colour": nested(31)}, "nested_too_deeply", "properties"),  # will lie in properties, one deeper
     ({"user_id": "u\x00"}, "invalid_subject", "user_id"),
     ({"anonymous_id": "ü" * 129}, "invalid_subject", "anonymous_id"),  # 258 bytes in 129 characters
     ({"session_id": "\ud800"}, "invalid_session_id", "session_id"),  # a lone surrogate has no UTF-8
@@ -97,6 +110,26 @@ def test_the_bounds_themselves_are_allowed() -> None:
     assert checked(timestamp="1995-01-01T00:00:00Z")["timestamp"] == datetime(1995, 1, 1, tzinfo=UTC)
     assert checked(anonymous_id="ü" * 128)["anonymous_id"] == "ü" * 128
     assert checked(price=0)["price"] == 0
+
+
+def test_what_was_taken_once_is_taken_again() -> None:
+    """The consumer and the archiver apply the rules to what the API wrote."""
+    deep = checked(properties=nested(31), colour=nested(30), items=[{"item_id": "i1", "size": nested(29)}])
+    again, rejection = check_event(deep, received_at=RECEIVED)
+    assert (again, rejection) == (deep, None)
+    assert checked(event_type="identify", item_id="ABSENT")["event_type"] == "identify"
+    assert checked(event_type="alias", anonymous_id="a1")["anonymous_id"] == "a1"
+
+
+def test_words_about_a_mistake_stay_short() -> None:
+    huge = "x" * 1_000_000
+    for changes in ({"event_type": huge}, {"user_id": huge}, {"timestamp": huge}, {"price": huge}, {"value": [huge]},
+                    {"properties": huge}, {"consent": {huge: True}}, {"consent": {"train": huge}}):  # fmt: skip
+        _, rejection = check_event({**GOOD, **changes}, received_at=RECEIVED)
+        assert len(rejection.detail) < 300
+    _, rejection = check_event({**GOOD, "user_id": "ü" * 129}, received_at=RECEIVED)
+    assert "1 to 256 bytes" in rejection.detail
+    assert rejection.detail.endswith("of 258 bytes")
 
 
 def test_a_typing_mistake_gets_the_nearest_name() -> None:
@@ -158,7 +191,7 @@ def test_a_known_user_wins_over_the_anonymous_id() -> None:
 
 
 def test_every_type_has_its_place() -> None:
-    assert len(EVENT_TYPES) == 21
+    assert len(EVENT_TYPES) == 23
     assert set(EVENT_TYPE_ORDER) == EVENT_TYPES
     assert len(EVENT_TYPE_ORDER) == len(set(EVENT_TYPE_ORDER))
     assert set(DEFAULT_PREFERENCE_WEIGHTS) <= {str(t) for t in ITEM_REQUIRED}

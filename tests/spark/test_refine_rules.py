@@ -34,6 +34,10 @@ DELIVERIES: list[tuple[str, tuple[Any, ...]]] = [
     ("invalid_event_id", ("", "u1", "view_item", MARCH_1)),
     ("invalid_event_id", (LONG, "u1", "view_item", MARCH_1)),
     ("missing_subject", ("e1", None, "view_item", MARCH_1)),
+    ("missing_subject", ("e1", "u1", "alias", MARCH_1, None)),  # an alias says that two are one
+    ("missing_subject", ("e1", None, "alias", MARCH_1, None, {"anonymous_id": "a1"})),
+    ("", ("e1", "u1", "alias", MARCH_1, None, {"anonymous_id": "a1"})),
+    ("", ("e1", "u1", "identify", MARCH_1, None)),
     ("invalid_subject", ("e1", "", "view_item", MARCH_1)),
     ("invalid_subject", ("e1", "u1", "view_item", MARCH_1, "i1", {"anonymous_id": LONG})),
     ("invalid_session_id", ("e1", "u1", "view_item", MARCH_1, "i1", {"session_id": LONG})),
@@ -74,7 +78,7 @@ def test_spark_refuses_what_the_contract_refuses(spark: SparkSession) -> None:
     found = check_deliveries(frame).select("source_position", rejection_reason().alias("reason")).collect()
     by_position = {row["source_position"]: row["reason"] or "" for row in found}
 
-    assert len(by_position) == len(DELIVERIES) == 26
+    assert len(by_position) == len(DELIVERIES) == 30
     for position, (expected, row) in enumerate(DELIVERIES):
         assert contract_reason(bronze_event(position, row)) == expected, row
         assert by_position[position] == expected, row

@@ -1,0 +1,24 @@
+"""What the routes need, put together by `serving.main`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from serving.adapters.event_log import EventLog
+from serving.adapters.online import OnlineStore
+from serving.recommender import Recommender
+from serving.settings import ServingSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """`wall_micros` and `timer` are clocks (UTC microseconds, monotonic nanoseconds)."""
+
+    recommender: Recommender
+    store: OnlineStore
+    log: EventLog
+    settings: ServingSettings
+    wall_micros: Callable[[], int]
+    timer: Callable[[], int]
+    new_id: Callable[[], str]
