@@ -549,7 +549,19 @@ class TestEvents:
         assert response.json()["results"][0]["reason"] == "timestamp_in_future"
 
     @pytest.mark.parametrize(
-        "body", [b"", b"{", b"17", b'"text"', b"[]", b'{"events": []}', b'{"events": 5}', b'[{"price": NaN}]', b"\xff"]
+        "body",
+        [
+            b"",
+            b"{",
+            b"17",
+            b'"text"',
+            b"[]",
+            b'{"events": []}',
+            b'{"events": 5}',
+            b'[{"price": NaN}]',
+            b"\xff",
+            b'{"price": 1e400}',
+        ],
     )
     async def test_400_only_when_the_body_cannot_be_parsed(self, api: Installation, body: bytes) -> None:
         problem_of(await api.client.post("/v1/events", content=body), 400)
