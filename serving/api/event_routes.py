@@ -50,12 +50,12 @@ _NEVER_STORED = {
 }
 
 _PIXEL_PARAMETERS = [
-    query("event_type", "string", "as in POST /v1/events"),
-    query("user_id", "string", "this or anonymous_id"),
+    query("event_type", "string", "as in POST /v1/events", examples=["impression"]),
+    query("user_id", "string", "this or anonymous_id", examples=["u1"]),
     query("anonymous_id", "string"),
     query("session_id", "string"),
-    query("item_id", "array", "repeat it for a list of items", items={"type": "string"}),
-    query("timestamp", "string", "default: the receipt"),
+    query("item_id", "array", "repeat it for a list of items", items={"type": "string"}, examples=[["i7", "i9"]]),
+    query("timestamp", "string", "default: the receipt", examples=["2024-03-01T09:30:00Z"]),
     query("sent_at", "string"),
     query("event_id", "string", "default: derived from the fields"),
     query("value", "number"),

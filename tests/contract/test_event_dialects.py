@@ -250,4 +250,9 @@ async def test_all_examples_work(door: FrontDoor) -> None:
                 assert {r["status"] for r in response.json()["results"]} == {"accepted"}, (path, kind)
                 tried += 1
         assert set(methods["post"]["responses"]) >= {"400", "413", "415", "503"}
+    pixel = document["paths"]["/v1/pixel.gif"]["get"]["parameters"]
+    shown = {one["name"]: one["schema"]["examples"][0] for one in pixel if "examples" in one["schema"]}
+    assert set(shown) == {"event_type", "user_id", "item_id", "timestamp"}
+    response = await door.client.get("/v1/pixel.gif", params=shown)
+    assert response.headers["x-nightjar-status"] == "accepted"
     assert tried == 3 + 1 + 2 + len(SEGMENT_KINDS) + 1
