@@ -30,9 +30,9 @@ def media(schema: dict[str, Any], examples: dict[str, Any] | None = None) -> dic
     return {"schema": schema, **({"examples": named} if named else {})}
 
 
-def body(**forms: dict[str, Any]) -> dict[str, Any]:
+def body(schema: dict[str, Any], examples: dict[str, Any] | None = None) -> dict[str, Any]:
     """A required body in JSON."""
-    return bodies({JSON: media(**forms)})
+    return bodies({JSON: media(schema, examples)})
 
 
 def bodies(content: dict[str, Any]) -> dict[str, Any]:
