@@ -97,8 +97,8 @@ def create_app(
         title="Nightjar", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan
     )
     services = Services(recommender, store, log, settings, wall_micros, timer, new_id)
-    app.include_router(build_router(services))
     app.include_router(build_event_router(services))
+    app.include_router(build_router(services))
     app.add_exception_handler(NightjarError, answer_domain_error)
     app.add_exception_handler(HTTPException, answer_http_error)
     app.add_middleware(RequestEnvelope, new_id=new_id, timer=timer)
