@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     group.command("sync")(sync)
     group.command("maintenance")(maintenance)
     group.command("rederive")(rederive)
+    group.command("backfill")(backfill)
     app.add_typer(group, name="run")
 
 
@@ -80,6 +81,34 @@ def rederive(
     if days["from"] >= days["to"]:
         raise DataError(f"--from {first} --to {end} holds no day: `to` is not computed itself", field="to")
     run("rederive_features", days, wait=wait, as_json=as_json)
+
+
+def backfill(
+    first: Annotated[str, typer.Option("--from", help="The first as_of day (UTC), YYYY-MM-DD.")],
+    last: Annotated[str, typer.Option("--to", help="The last as_of day (UTC), itself included.")],
+    as_json: AsJson = False,
+) -> None:
+    """Run the nights of past days, oldest first, as Airflow's own backfill; publishes nothing. Exit code 5: one failed.
+
+    Watches to the end; what Airflow has been told goes on when this command is stopped.
+    """
+    from infra.local.night import backfill_nights
+
+    nights = backfill_nights(first, last, on_night=None if as_json else show_night)
+
+    def render() -> None:
+        done = sum(night["state"] == "success" for night in nights)
+        out.print(f"[bold]{done} of {len(nights)}[/] nights done, as_of {first} to {last}")
+
+    emit(nights, as_json=as_json, render=render)
+    for night in nights:
+        raise_if_failed(night)
+
+
+def show_night(night: Night) -> None:
+    """One line on stderr for a night that has ended."""
+    colour = "green" if night["state"] == "success" else "red"
+    err.print(f"  [{colour}]{night['dag_run_id']}[/] {night['state']} after {night['seconds'] or 0:.0f} s")
 
 
 def run(dag_id: str, conf: dict[str, Any], *, wait: bool, as_json: bool) -> None:
