@@ -133,19 +133,25 @@ def set_champion(environment: Environment, *, published_version: str, run_key: s
         return number
 
 
-def champion(environment: Environment) -> Champion | None:
-    """The live recipe, or None before the first publication."""
-    from mlflow.exceptions import MlflowException
+def champion(environment: Environment, *, before: str | None = None) -> Champion | None:
+    """The live recipe, or None before the first publication.
 
+    With `before` (a day), as a night of that as_of meets it: when the champion is of that night or a later one, the
+    newest published version of an earlier night takes its place. So a night that runs again meets whom it met before,
+    and a backfill nobody from its future.
+    """
     with connect(environment) as client:
-        try:
-            found = client.get_model_version_by_alias(registered_name(environment), CHAMPION)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None  # no registered model yet, or no such alias
-            raise
-        recipe = json.loads(found.tags["recipe"])
-        return Champion(str(found.version), found.tags.get("published_version"), recipe)
+        name = registered_name(environment)
+        number = _champion_number(client, name)
+        if number is None:
+            return None
+        earlier = [v for v in _versions(client, name) if before is None or v.tags.get("as_of", "") < before]
+        named = [v for v in earlier if str(v.version) == number]
+        published = [v for v in earlier if "published_version" in v.tags]
+        published.sort(key=lambda v: (v.tags["as_of"], int(v.version)), reverse=True)
+        for found in (*named, *published):
+            return Champion(str(found.version), found.tags.get("published_version"), json.loads(found.tags["recipe"]))
+        return None
 
 
 def find_version(environment: Environment, wanted: str) -> RegisteredVersion:

@@ -98,7 +98,7 @@ def main(environment: Environment, run: Run) -> None:
 def train_models(spark: SparkSession, environment: Environment, run: Run) -> dict[str, Any]:
     """The whole job in a given session; returns what evaluation.json says."""
     options = read_parameters(TrainOptions, run.params)
-    live = registry.champion(environment)
+    live = registry.champion(environment, before=run.as_of)
     defaults = default_recipes(options)
 
     reads = [_read_table(spark, environment, name) for name in ("silver.interactions", "gold.item_ids")]

@@ -31,6 +31,7 @@ from tests.builders import make_run, utc, write_rows
 pytestmark = pytest.mark.spark
 
 AS_OF = "2024-03-29"
+A_DAY_EARLIER = "2024-03-28"
 FIRST_DAY = utc("2024-03-01")
 USERS, GROUPS, ITEMS_PER_GROUP = 80, 4, 15
 ITEMS = [f"i{n:02d}" for n in range(GROUPS * ITEMS_PER_GROUP)]
@@ -90,11 +91,11 @@ def shop(
     return environment._replace(mlflow_uri=mlflow_store, tenant=request.node.name.replace("test_", "")[:40])
 
 
-def open_run(environment: Environment, run_key: str = "r1", **other: object) -> Run:
+def open_run(environment: Environment, run_key: str = "r1", as_of: str = AS_OF, **other: object) -> Run:
     """A pinned night whose families enter with their defaults, unless its params ask for trials."""
-    parent = tracking.start_night(environment, run_key=run_key, as_of=AS_OF, tags={})
+    parent = tracking.start_night(environment, run_key=run_key, as_of=as_of, tags={})
     other["params"] = {"trials": 0, **other.get("params", {})}
-    return make_run(environment, AS_OF, run_key=run_key, mlflow_run_id=parent, **other)
+    return make_run(environment, as_of, run_key=run_key, mlflow_run_id=parent, **other)
 
 
 def night(spark: SparkSession, environment: Environment, run_key: str = "r1", **other: object) -> dict[str, object]:
@@ -102,7 +103,7 @@ def night(spark: SparkSession, environment: Environment, run_key: str = "r1", **
     run = open_run(environment, run_key, **other)
     train_models(spark, environment, run)
     report = judge_models.main(environment, run)
-    registry.set_champion(environment, published_version=f"{AS_OF}-{run_key * 4:.8s}", run_key=run_key)
+    registry.set_champion(environment, published_version=f"{run.as_of}-{run_key * 4:.8s}", run_key=run_key)
     return report
 
 
@@ -210,7 +211,7 @@ def test_a_retry_makes_the_same(spark: SparkSession, shop: Environment) -> None:
 def test_shuffled_interactions_are_refused(spark: SparkSession, shop: Environment) -> None:
     """Where there is no taste to find: a personal champion stays, a first night gets what it is, a baseline."""
     write_shop(shop, planted_events())
-    assert night(spark, shop)["verdict"] == "publish"
+    assert night(spark, shop, as_of=A_DAY_EARLIER)["verdict"] == "publish"
     write_shop(shop, shuffled(planted_events()))
 
     with pytest.raises(GateRefusedError, match="the served version stays") as refusal:
@@ -219,7 +220,7 @@ def test_shuffled_interactions_are_refused(spark: SparkSession, shop: Environmen
         assert f"{name} does not beat popularity" in str(refusal.value)
     assert read_report(shop, "r2", GATE_FILE)["verdict"] == "refused"
     assert read_report(shop, "r2", GATE_FILE)["recipe"] is None
-    assert registry.champion(shop).published_version == f"{AS_OF}-r1r1r1r1"
+    assert registry.champion(shop).published_version == f"{A_DAY_EARLIER}-r1r1r1r1"
     refused = registry.find_version(shop, "2")
     assert (refused.tags["verdict"], refused.tags["run_key"], refused.is_champion) == ("refused", "r2", False)
 
@@ -234,7 +235,7 @@ def test_shuffled_interactions_are_refused(spark: SparkSession, shop: Environmen
 
 def test_the_champions_recipe_competes_on_tonights_split(spark: SparkSession, shop: Environment) -> None:
     write_shop(shop, planted_events())
-    night(spark, shop, params={"models": "item_knn"})
+    night(spark, shop, as_of=A_DAY_EARLIER, params={"models": "item_knn"})
     assert registry.champion(shop).model == "item_knn"
 
     # The same recipe is among tonight's: it is trained once.
@@ -242,7 +243,7 @@ def test_the_champions_recipe_competes_on_tonights_split(spark: SparkSession, sh
     assert evaluation["champion"] == {
         "contestant": "item_knn",
         "version": "1",
-        "published_version": f"{AS_OF}-r1r1r1r1",
+        "published_version": f"{A_DAY_EARLIER}-r1r1r1r1",
     }
     assert list(evaluation["models"]) == ["popularity", "item_knn", "als"]
 

@@ -121,6 +121,34 @@ def test_champion_and_challenger(mlflow_environment: Environment) -> None:
     assert registry.champion(mlflow_environment).version == "1"
 
 
+def test_a_night_that_runs_again_meets_the_champion_of_before(mlflow_environment: Environment) -> None:
+    """Three nights went live; the last one's recipe is champion. A night meets only what was published before it."""
+    parent = start(mlflow_environment)
+    run_id = log(mlflow_environment, parent)
+
+    def publish(day: str, recipe: dict[str, object], live: bool = True) -> None:
+        registry.register_version(
+            mlflow_environment, run_id=run_id, run_key=day, as_of=day, recipe=recipe, verdict="publish"
+        )
+        if live:
+            registry.set_champion(mlflow_environment, published_version=f"{day}-aaaaaaaa", run_key=day)
+
+    def met(before: str) -> str | None:
+        found = registry.champion(mlflow_environment, before=before)
+        return found and found.published_version
+
+    for day, recipe in (("2024-03-08", ALS), ("2024-03-10", KNN), ("2024-03-09", KNN)):  # one was repeated late
+        publish(day, recipe)
+    publish("2024-03-11", ALS, live=False)  # refused, or not yet live
+    assert met("2024-03-12") == "2024-03-09-aaaaaaaa", "the alias, whatever is newer"
+    assert met("2024-03-10") == "2024-03-09-aaaaaaaa"
+    assert met("2024-03-09") == "2024-03-08-aaaaaaaa", "not itself"
+    assert met("2024-03-08") is None
+    registry.set_champion(mlflow_environment, published_version="2024-03-10-aaaaaaaa")
+    assert met("2024-03-10") == "2024-03-09-aaaaaaaa"
+    assert met("2024-03-11") == "2024-03-10-aaaaaaaa"
+
+
 def test_a_report_lies_with_the_night(mlflow_environment: Environment) -> None:
     parent = start(mlflow_environment)
     for words in ("refused", "publish"):
