@@ -215,6 +215,7 @@ def test_rollback_is_quick_and_visible_in_the_next_answer(installation: Installa
     assert installation.ask(user_id=user_id)["model_version"] == newest
 
 
+@pytest.mark.soak
 def test_a_backfill_rebuilds_its_day_and_publishes_nothing(installation: Installation, last_night: Night) -> None:
     past = SHOP.end_day - timedelta(days=5)
     versions = installation.cli_json("versions")
