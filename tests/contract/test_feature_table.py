@@ -50,6 +50,7 @@ def test_what_is_never_null_is_a_number() -> None:
 
 
 def test_tables_have_the_features_and_no_other_column() -> None:
+    assert len(FEATURE_VIEWS) == 3
     for view in FEATURE_VIEWS.values():
         spec = TABLES[view.table]
         assert list(spec.columns) == [
@@ -70,6 +71,7 @@ def test_feast_has_the_features_with_their_words(tmp_path, monkeypatch: pytest.M
     monkeypatch.setenv("NIGHTJAR_HOME", str(tmp_path))
     from feature_repo import repo
 
+    assert len(FEATURE_VIEWS) == 3
     for name, view in FEATURE_VIEWS.items():
         feast_view = getattr(repo, name)
         assert {field.name for field in feast_view.features} == {feature.name for feature in view.features}

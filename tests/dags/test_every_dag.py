@@ -26,6 +26,12 @@ TASKS_OF = {
     "rollback_recommendations": {"rollback_version"},
     "sync_catalogue": {"sync_inbox"},
 }
+PARAMETERS = {
+    "maintain_tables": 2, "nightly_recommendations": 8, "promote": 2, "rederive_features": 2,
+    "rollback_recommendations": 2, "sync_catalogue": 0,
+}  # fmt: skip
+"""How many each DAG has."""
+
 RUN_BOOK = ("Purpose", "Inputs", "Outputs", "Schedule", "Normal duration", "When it fails", "Backfill", "Rollback")
 
 READ_THE_FOLDER = """
@@ -95,6 +101,7 @@ def test_no_run_lasts_for_ever_or_beside_another(dag: Any) -> None:
 
 
 def test_every_parameter_says_what_it_is_and_what_it_may_be(dag: Any) -> None:
+    assert len(dag.params) == PARAMETERS[dag.dag_id]
     for name in dag.params:
         param = dag.params.get_param(name)
         assert param.description, name
