@@ -2,7 +2,7 @@
 
 Reads   run.json; the bronze tables at their pinned versions; silver as it stands
 Writes  quality.json and quality.html (and both to MLflow);
-        silver.quarantine, silver.sessions, silver.interactions, silver.events; refine.json
+        silver.quarantine, silver.sessions, silver.interactions (side by side), then silver.events; refine.json
         (in this order: the last commit carries the state, so a run killed in between is simply derived again)
 
 A run derives the event days that changed since the last one, or every day. Both ways give the same tables.
@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from typing import Any
 
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -26,7 +27,7 @@ from feature_repo.contracts.errors import ContractError, DataError
 from feature_repo.contracts.run import QUALITY_FILE, QUALITY_PAGE, REFINE_FILE, Run
 from feature_repo.contracts.tables import table
 from spark_jobs.io import tracking
-from spark_jobs.io.delta import overwrite_partitions, read_table
+from spark_jobs.io.delta import overwrite_partitions, read_table, side_by_side
 from spark_jobs.io.light_delta import NO_DAY, days_by_row_count
 from spark_jobs.io.refine_state import EVENT_TABLES, read_state, state_after
 from spark_jobs.io.run_store import write_report
@@ -150,13 +151,16 @@ def refine_events(
     assigned = assign_sessions(history).persist()
 
     before_as_of = f"`{_EVENT_DATE}` < DATE'{run.as_of}'" if scope.days is None else {_EVENT_DATE: scope.days}
+    interactions = select_interactions(assigned, users_denying(users, "train"))
+    writes = [
+        partial(_replace_subjects, environment, "silver.sessions", summarise_sessions(assigned), scope),
+        partial(_replace_subjects, environment, "silver.interactions", interactions, scope),
+    ]
     if report["total"]["quarantined"] or _rows_before(environment, "silver.quarantine", run):
         rejected = in_scope.filter(F.col("broken_rule").isNotNull())
         quarantine = quarantine_rows(rejected, columns=list(table("bronze.events").columns), no_day=NO_DAY)
-        overwrite_partitions(quarantine, environment, "silver.quarantine", before_as_of)
-    _replace_subjects(environment, "silver.sessions", summarise_sessions(assigned), scope)
-    interactions = select_interactions(assigned, users_denying(users, "train"))
-    _replace_subjects(environment, "silver.interactions", interactions, scope)
+        writes.append(partial(overwrite_partitions, quarantine, environment, "silver.quarantine", before_as_of))
+    side_by_side(*writes)
     overwrite_partitions(events, environment, "silver.events", before_as_of, user_metadata=state_after(state, run))
 
     report |= {
