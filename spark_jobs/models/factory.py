@@ -7,18 +7,30 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from feature_repo.contracts.errors import ContractError, DataError, nearest
+from feature_repo.contracts.times import to_micros
 from spark_jobs.models.als import AfterSweep, Als
 from spark_jobs.models.artifacts import read_manifest
 from spark_jobs.models.base import InteractionMatrix, Model
+from spark_jobs.models.ease import Ease
+from spark_jobs.models.graph_filter import GraphFilter
+from spark_jobs.models.ials import Ials
 from spark_jobs.models.item_knn import ItemKnn
 from spark_jobs.models.matrix import build_matrix
 from spark_jobs.models.popularity import Popularity
-from spark_jobs.models.recipes import RECIPES
+from spark_jobs.models.recipes import MORE_RECIPES, RECIPES, SEQUENCE_RECIPES
+from spark_jobs.models.repurchase import Repurchase
+from spark_jobs.models.rp3beta import Rp3Beta
+from spark_jobs.models.sequences import SequenceModel, Sequences, build_sequences
+from spark_jobs.models.sequential_rules import SequentialRules
+from spark_jobs.models.session_knn import SessionKnn
 
-MODELS: Mapping[str, type[Popularity] | type[ItemKnn] | type[Als]] = {m.name: m for m in (Popularity, ItemKnn, Als)}
+MODELS: Mapping[str, type[Model]] = {m.name: m for m in (Popularity, ItemKnn, Als, Rp3Beta, GraphFilter, Ease, Ials)}
+SEQUENCE_MODELS: Mapping[str, type[SequenceModel]] = {m.name: m for m in (SequentialRules, SessionKnn, Repurchase)}
 
 
 def build_model(name: str, params: Mapping[str, Any]) -> Model:
@@ -28,11 +40,25 @@ def build_model(name: str, params: Mapping[str, Any]) -> Model:
     """
     if name not in MODELS:
         raise DataError(f"no model {name!r}; there are {', '.join(MODELS)}{nearest(name, MODELS)}", field="model")
-    defaults = RECIPES[name]["params"]
+    return MODELS[name](_complete(name, params, {**MORE_RECIPES, **RECIPES}[name]["params"]))
+
+
+def build_sequence_model(name: str, params: Mapping[str, Any]) -> SequenceModel:
+    """An unfitted sequence model; parameters not given take the recipe's default.
+
+    Raises DataError naming the nearest model or parameter.
+    """
+    if name not in SEQUENCE_MODELS:
+        hint = nearest(name, SEQUENCE_MODELS)
+        raise DataError(f"no sequence model {name!r}; there are {', '.join(SEQUENCE_MODELS)}{hint}", field="model")
+    return SEQUENCE_MODELS[name](_complete(name, params, SEQUENCE_RECIPES[name]["params"]))
+
+
+def _complete(name: str, params: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(params) - set(defaults))
     if unknown:
         raise DataError(f"{name} has no parameter {unknown[0]!r}{nearest(unknown[0], defaults)}", field=unknown[0])
-    return MODELS[name]({**defaults, **params})
+    return {**defaults, **params}
 
 
 def load_model(folder: Path) -> Model:
@@ -41,6 +67,14 @@ def load_model(folder: Path) -> Model:
     if name not in MODELS:
         raise ContractError(f"{folder} holds model {name!r}, which is none of {', '.join(MODELS)}")
     return MODELS[name].load(folder)
+
+
+def load_sequence_model(folder: Path) -> SequenceModel:
+    """The sequence model saved in a folder. Raises ContractError when a file does not match its SHA-256."""
+    name = read_manifest(folder)["model"]
+    if name not in SEQUENCE_MODELS:
+        raise ContractError(f"{folder} holds model {name!r}, which is none of {', '.join(SEQUENCE_MODELS)}")
+    return SEQUENCE_MODELS[name].load(folder)
 
 
 def fit_recipe(
@@ -68,3 +102,15 @@ def fit_recipe(
     else:
         model.fit(matrix)
     return model, matrix
+
+
+def fit_sequence_recipe(
+    recipe: Mapping[str, Any], interactions: pa.Table, *, item_count: int, cut_off: datetime
+) -> tuple[SequenceModel, NDArray[np.str_], Sequences]:
+    """As `fit_recipe` for a sequence model: (the fitted model, the subjects, the sequences it learned from)."""
+    subjects, sequences = build_sequences(
+        interactions, item_count=item_count, weights=recipe["weights"], cut_off_micros=to_micros(cut_off)
+    )
+    model = build_sequence_model(recipe["model"], recipe["params"])
+    model.fit(sequences)
+    return model, subjects, sequences

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from feature_repo.contracts.errors import DataError, nearest
 from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
 from spark_jobs.models.base import InteractionMatrix
@@ -17,6 +18,10 @@ from spark_jobs.models.ranking import two_best
 
 ITEMS_PER_BLOCK = 256
 """Rows of the item-item product made at a time. Raising it costs memory and gains little speed."""
+
+WEIGHTINGS = ("log", "tfidf", "bm25")
+BM25_K1, BM25_B = 1.2, 0.75
+"""Okapi's usual constants: how soon repetition saturates, how much the length of a history counts."""
 
 
 class ItemKnn:
@@ -30,17 +35,23 @@ class ItemKnn:
         neighbours     how many others each item keeps; more is smoother, larger and more popular
         shrinkage      pulls similarities that rest on few people towards 0
         user_damping   0: heavy users weigh as they come; 1: everyone's items weigh alike in sum of squares
+        weighting      of the matrix that likeness is counted in: `log` as above; `tfidf` times log(people / people who
+                       have the item); `bm25` Okapi's, which also counts less of a long history
     """
 
     name = "item_knn"
     source = int(Source.ITEM_KNN)
 
     def __init__(self, params: Mapping[str, Any]) -> None:
-        self.params: Mapping[str, Any] = dict(params)
+        self.params: Mapping[str, Any] = {"weighting": "log", **params}
+        weighting = self.params["weighting"]
+        if weighting not in WEIGHTINGS:
+            hint = nearest(str(weighting), WEIGHTINGS)
+            raise DataError(f"item_knn weighting {weighting!r}, expected one of {WEIGHTINGS}{hint}", field="weighting")
         self._set_similarity(sparse.csr_matrix((0, 0), dtype=np.float32))
 
     def fit(self, matrix: InteractionMatrix) -> None:
-        weighted = _strength(matrix.preference)
+        weighted = _weigh(matrix.preference, str(self.params["weighting"]))
         lengths = np.diff(weighted.indptr)
         damped = np.maximum(lengths, 1) ** (-float(self.params["user_damping"]) / 2)
         weighted.data *= np.repeat(damped, lengths).astype(np.float32)
@@ -56,7 +67,7 @@ class ItemKnn:
             own = np.repeat(np.arange(start, stop), np.diff(products.indptr))
             scale = norms[own] * norms[products.indices] + shrinkage
             products.data = np.where(own == products.indices, 0.0, products.data / scale).astype(np.float32)
-            blocks.append(_keep_best(products, kept))
+            blocks.append(keep_best(products, kept))
         self._set_similarity(sparse.vstack(blocks, format="csr"))
 
     def _set_similarity(self, similarity: sparse.csr_matrix) -> None:
@@ -114,7 +125,26 @@ def _strength(preference: sparse.csr_matrix) -> sparse.csr_matrix:
     return strength
 
 
-def _keep_best(similarity: sparse.csr_matrix, count: int) -> sparse.csr_matrix:
+def _weigh(preference: sparse.csr_matrix, weighting: str) -> sparse.csr_matrix:
+    """The matrix that likeness is counted in."""
+    if weighting == "log":
+        return _strength(preference)
+    people = preference.shape[0]
+    having = np.bincount(preference.indices, minlength=preference.shape[1])
+    rarity = np.log((1.0 + people) / (1.0 + having))
+    if weighting == "tfidf":
+        weighted = _strength(preference)
+    else:
+        weighted = preference.astype(np.float32, copy=True)
+        lengths = np.asarray(preference.sum(axis=1), dtype=np.float64).ravel()
+        relative = lengths / max(lengths.mean(), 1e-12) if people else lengths
+        norm = np.repeat(BM25_K1 * (1 - BM25_B + BM25_B * relative), np.diff(preference.indptr))
+        weighted.data = (weighted.data * (BM25_K1 + 1) / (weighted.data + norm)).astype(np.float32)
+    weighted.data *= rarity[weighted.indices].astype(np.float32)
+    return weighted
+
+
+def keep_best(similarity: sparse.csr_matrix, count: int) -> sparse.csr_matrix:
     """The `count` largest positive entries of each row; of equal ones the lower columns stay. Columns are sorted."""
     kept = similarity.data > 0
     for row in np.flatnonzero(np.diff(similarity.indptr) > count):

@@ -21,7 +21,9 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "popularity": {"half_life_days": 7.0, "params": {"subject_cap": 8.0}},
     # Tuned on days of those shops before the ones that are reported. More regularization of als serves a large shop
     # better, but beyond 40 the vectors of a shop with a few thousand events shrink to nothing.
-    "item_knn": {"half_life_days": 30.0, "params": {"neighbours": 100, "shrinkage": 10.0, "user_damping": 1.0}},
+    "item_knn": {"half_life_days": 30.0, "params": {
+        "neighbours": 100, "shrinkage": 10.0, "user_damping": 1.0, "weighting": "log",
+    }},
     "als": {
         "half_life_days": 30.0,
         "params": {
@@ -29,7 +31,33 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         },
     },
 }  # fmt: skip
-"""Defaults by model name. Half-lives are in days: raising one makes older events count for more."""
+"""What a night trains. Half-lives are in days: raising one makes older events count for more."""
+
+MORE_RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "rp3beta": {"half_life_days": None, "params": {"alpha": 0.8, "beta": 0.5, "neighbours": 200}},
+    "graph_filter": {"half_life_days": None, "params": {
+        "factors": 256, "low_pass": 0.3, "sharpening": 2.5, "popular_power": 0.0, "seed": 7,
+    }},
+    "ease": {"half_life_days": None, "params": {"regularization": 200.0, "dropout": 0.0, "user_damping": 0.0}},
+    "ials": {"half_life_days": None, "params": {
+        "factors": 64, "iterations": 10, "regularization": 0.02, "ridge_power": 0.5, "unobserved": 0.1,
+        "popular_power": 0.0, "seed": 7,
+    }},
+}  # fmt: skip
+"""Further models of the matrix, by the same interface."""
+
+SEQUENCE_RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "sequential_rules": {"params": {
+        "steps": 10, "step_power": 1.0, "backward": 0.0, "source_power": 0.0, "target_power": 0.0, "last_items": 5,
+        "place_power": 1.0,
+    }},
+    "session_knn": {"params": {
+        "neighbours": 500, "place_decay": 1.5, "distance_decay": 3.0, "length_power": 0.25, "idf_power": 2.0,
+        "recency": 1.0, "ahead": 1.0, "behind": 1.0, "repeat": 1.25,
+    }},
+    "repurchase": {"params": {"half_life_days": 60.0, "due_power": 0.0, "prior": 2.0}},
+}  # fmt: skip
+"""Models of ordered histories (`sequences.SequenceModel`). Their weights of event types weigh what follows."""
 
 MLLIB_REGULARIZATION = 0.5
 """Spark scales its ridge by the number of ratings of a row, so its engine has a default of its own."""
@@ -40,14 +68,26 @@ def default_recipe(name: str, *, engine: str | None = None) -> dict[str, Any]:
 
     Raises DataError naming the nearest model.
     """
-    if name not in RECIPES:
-        raise DataError(f"no model {name!r}; there are {', '.join(RECIPES)}{nearest(name, RECIPES)}", field="model")
-    recipe = {"model": name, "weights": dict(_WEIGHTS), **copy.deepcopy(dict(RECIPES[name]))}
+    known = {**MORE_RECIPES, **RECIPES}
+    if name not in known:
+        raise DataError(f"no model {name!r}; there are {', '.join(known)}{nearest(name, known)}", field="model")
+    recipe = {"model": name, "weights": dict(_WEIGHTS), **copy.deepcopy(dict(known[name]))}
     if engine is not None and "engine" in recipe["params"]:
         recipe["params"]["engine"] = engine
         if engine == "mllib":
             recipe["params"]["regularization"] = MLLIB_REGULARIZATION
     return recipe
+
+
+def default_sequence_recipe(name: str) -> dict[str, Any]:
+    """A fresh copy of the default recipe of a sequence model: {"model", "weights", "params"}.
+
+    Raises DataError naming the nearest model.
+    """
+    if name not in SEQUENCE_RECIPES:
+        hint = nearest(name, SEQUENCE_RECIPES)
+        raise DataError(f"no sequence model {name!r}; there are {', '.join(SEQUENCE_RECIPES)}{hint}", field="model")
+    return {"model": name, "weights": dict(_WEIGHTS), **copy.deepcopy(dict(SEQUENCE_RECIPES[name]))}
 
 
 def recipe_id(recipe: Mapping[str, Any]) -> str:

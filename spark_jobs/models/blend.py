@@ -1,0 +1,47 @@
+"""The hybrid's sum: scores of several models on one scale, weighted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEAST_SPREAD = 1e-12
+
+
+def standardize(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Each row with mean 0 and standard deviation 1 over its finite scores; a row that is all alike becomes zeros.
+
+    What is not finite stays as it is. Changes `scores` and returns it.
+    """
+    finite = np.isfinite(scores)
+    if finite.all():
+        mean = scores.mean(axis=1, dtype=np.float64)
+        spread = np.sqrt(np.maximum(np.square(scores, dtype=np.float64).mean(axis=1) - mean**2, 0.0))
+    else:
+        count = np.maximum(finite.sum(axis=1), 1)
+        known = np.where(finite, scores, 0).astype(np.float64)
+        mean = known.sum(axis=1) / count
+        spread = np.sqrt(np.maximum((known**2).sum(axis=1) / count - mean**2, 0.0))
+    flat = spread <= LEAST_SPREAD * np.maximum(np.abs(mean), 1.0)
+    scores -= mean[:, None].astype(np.float32)
+    scores *= np.where(flat, 0.0, 1.0 / np.where(flat, 1.0, spread))[:, None].astype(np.float32)
+    return scores
+
+
+def blend(parts: Iterable[tuple[float, NDArray[np.float32]]]) -> NDArray[np.float32]:
+    """sum of weight * standardize(scores); the arrays of `parts` are changed. Raises ValueError without any part."""
+    total: NDArray[np.float32] | None = None
+    for weight, scores in parts:
+        scaled = standardize(scores)
+        scaled *= np.float32(weight)
+        total = scaled if total is None else total + scaled
+    if total is None:
+        raise ValueError("a blend of nothing")
+    return total
+
+
+def used_weights(weights: Mapping[str, float]) -> dict[str, float]:
+    """The parts that count at all, in the order of their names: the order of a sum decides its last bit."""
+    return {name: float(weights[name]) for name in sorted(weights) if weights[name] != 0}

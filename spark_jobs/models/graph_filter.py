@@ -1,0 +1,170 @@
+"""Graph filters: GF-CF and BSPM, which smooth a history over the graph of people and items without any training.
+
+Y. Shen et al.: How powerful is graph convolution for recommendation? (GF-CF, 2021);
+J. Choi et al.: Blurring-sharpening process models for collaborative filtering (BSPM, 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import factorial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from feature_repo.contracts.packing import Source
+from spark_jobs.models.artifacts import load_arrays, save_arrays
+from spark_jobs.models.base import InteractionMatrix
+from spark_jobs.models.linear import LinearScores, strength
+from spark_jobs.models.spectral import right_singular_vectors
+
+CELLS_PER_BLOCK = 16_000_000
+"""Cells of (items + people) x histories that scoring holds at a time: fewer histories at once on a larger graph."""
+ORDER = 4
+"""Of the Runge-Kutta step: the terms of the series."""
+NEGLIGIBLE = 0.02
+"""A term of the series is left out where all that it could still change is this share."""
+
+
+class GraphFilter(LinearScores):
+    """score = (h P + low_pass h D^-1/2 V V' D^1/2) f(P).
+
+    N = Du^-1/2 X Di^-1/2 with X = log2(1 + preference) and D its row and column sums, P = N'N, V the leading right
+    singular vectors of N, D = Di. f sharpens what the sum has blurred: one Runge-Kutta step of length `sharpening`
+    along ds/dt = -s P, that is f(p) = 1 - tp + (tp)^2/2 - (tp)^3/6 + (tp)^4/24. `sharpening` 0 is GF-CF, else BSPM.
+
+    P is never built: N' (N h) costs as much as the interactions are many. Within the span of V the series is summed by
+    its singular values, outside by as many products as matter there.
+
+    params
+        factors        width of V, the ideal low-pass filter
+        low_pass       its weight; raising it trades detail for what everybody's taste has in common
+        sharpening     length of the step; too long a step makes noise of it
+        popular_power  scores are divided by (column sum of the item) ** this
+        seed           of the singular vectors
+    """
+
+    name = "graph_filter"
+    source = int(Source.ITEM_KNN)
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self.params: Mapping[str, Any] = dict(params)
+        self._set(sparse.csr_matrix((0, 0), dtype=np.float32), np.zeros(0), np.zeros((0, 0)), np.zeros(0))
+
+    def _set(
+        self,
+        graph: sparse.csr_matrix,
+        item_degrees: NDArray[np.floating],
+        vectors: NDArray[np.floating],
+        values: NDArray[np.floating],
+    ) -> None:
+        self.graph = graph
+        self._by_item = graph.T.tocsr()
+        self.item_degrees = item_degrees.astype(np.float32)
+        self.vectors, self.values = vectors.astype(np.float32), values.astype(np.float32)
+
+    @property
+    def item_count(self) -> int:  # type: ignore[override]
+        return int(self.graph.shape[1])
+
+    def fit(self, matrix: InteractionMatrix) -> None:
+        weighted = strength(matrix.preference)
+        people = np.asarray(weighted.sum(axis=1), dtype=np.float64).ravel()
+        items = np.asarray(weighted.sum(axis=0), dtype=np.float64).ravel()
+        graph = sparse.csr_matrix(
+            sparse.diags(_root_inverse(people)) @ weighted @ sparse.diags(_root_inverse(items)), dtype=np.float32
+        )
+        graph.sort_indices()
+        vectors, values = right_singular_vectors(graph, int(self.params["factors"]), seed=int(self.params["seed"]))
+        self._set(graph, items, vectors, values)
+
+    def refit(self, params: Mapping[str, Any]) -> GraphFilter | None:
+        """The same fit with other params, nothing learned anew; None when they ask for another graph or other vectors."""
+        if any(self.params[name] != params[name] for name in ("factors", "seed")):
+            return None
+        model = GraphFilter(params)
+        model.graph, model._by_item, model.item_degrees = self.graph, self._by_item, self.item_degrees
+        model.vectors, model.values = self.vectors, self.values
+        return model
+
+    def score_block(
+        self,
+        histories: sparse.csr_matrix,
+        rows: NDArray[np.int64] | None = None,  # noqa: ARG002
+    ) -> NDArray[np.float32]:
+        """Histories alone decide; `rows` changes nothing."""
+        scores = np.empty(histories.shape, np.float32)
+        step = max(1, CELLS_PER_BLOCK // max(1, sum(self.graph.shape)))
+        weighted = strength(histories)
+        for start in range(0, histories.shape[0], step):
+            scores[start : start + step] = self._scores(weighted[start : start + step]).T
+        return scores
+
+    def _scores(self, weighted: sparse.csr_matrix) -> NDArray[np.float32]:
+        """Scores of a few histories, items down, histories across."""
+        roots = np.sqrt(self.item_degrees)
+        known = _root_inverse(self.item_degrees).astype(np.float32)
+        blurred = self._twice(weighted.T.toarray())
+        tastes = self.vectors.T @ (sparse.diags(known) @ weighted.T)
+        low_pass = np.float32(self.params["low_pass"])
+        if low_pass:
+            blurred += (low_pass * roots)[:, None] * (self.vectors @ tastes)
+        length = float(self.params["sharpening"])
+        if length:
+            inside = self.vectors.T @ blurred
+            within = self.values.astype(np.float64) ** 2
+            beyond = float(within.min()) if len(within) else 1.0
+            products = _terms_needed(length * beyond)
+            term, sharpened = blurred, blurred.copy()
+            for order in range(1, products + 1):
+                term = self._twice(term)
+                sharpened += np.float32((-length) ** order / factorial(order)) * term
+            rest = sum(
+                ((-length * within) ** order / factorial(order) for order in range(products + 1, ORDER + 1)),
+                start=np.zeros_like(within),
+            )
+            sharpened += self.vectors @ (rest.astype(np.float32)[:, None] * inside)
+            blurred = sharpened
+        power = float(self.params["popular_power"])
+        if power:
+            blurred *= (np.maximum(self.item_degrees, 1.0) ** -power).astype(np.float32)[:, None]
+        return blurred
+
+    def _twice(self, columns: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(self._by_item @ (self.graph @ columns))
+
+    def save(self, folder: Path) -> None:
+        arrays = {
+            "graph_data": self.graph.data,
+            "graph_indices": self.graph.indices,
+            "graph_indptr": self.graph.indptr,
+            "item_degrees": self.item_degrees,
+            "vectors": self.vectors,
+            "values": self.values,
+        }
+        save_arrays(folder, model=self.name, params=self.params, arrays=arrays)
+
+    @classmethod
+    def load(cls, folder: Path) -> GraphFilter:
+        params, arrays = load_arrays(folder, model=cls.name)
+        model = cls(params)
+        shape = (len(arrays["graph_indptr"]) - 1, len(arrays["item_degrees"]))
+        graph = sparse.csr_matrix((arrays["graph_data"], arrays["graph_indices"], arrays["graph_indptr"]), shape=shape)
+        model._set(graph, arrays["item_degrees"], arrays["vectors"], arrays["values"])
+        return model
+
+
+def _terms_needed(reach: float) -> int:
+    """How many terms of the series matter where its argument is at most `reach`."""
+    for products in range(1, ORDER):
+        if reach ** (products + 1) / factorial(products + 1) < NEGLIGIBLE:
+            return products
+    return ORDER
+
+
+def _root_inverse(degrees: NDArray[np.floating]) -> NDArray[np.float64]:
+    wide = np.asarray(degrees, np.float64)
+    return np.where(wide > 0, 1.0 / np.sqrt(np.where(wide > 0, wide, 1.0)), 0.0)
