@@ -52,7 +52,7 @@ class Ease(LinearScores):
         return int(self.weights.shape[0])
 
     def fit(self, matrix: InteractionMatrix) -> None:
-        """Learn. Raises DataError when the catalogue has more than MOST_ITEMS items, or the ridge leaves X'X singular."""
+        """Learn. Raises DataError when the catalogue has more than MOST_ITEMS items, or X'X + L is singular."""
         count = matrix.item_count
         if count > MOST_ITEMS:
             raise DataError(f"ease is for at most {MOST_ITEMS:,} items, the catalogue has {count:,}", field="model")

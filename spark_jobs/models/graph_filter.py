@@ -82,7 +82,7 @@ class GraphFilter(LinearScores):
         self._set(graph, items, vectors, values)
 
     def refit(self, params: Mapping[str, Any]) -> GraphFilter | None:
-        """The same fit with other params, nothing learned anew; None when they ask for another graph or other vectors."""
+        """The same fit with other params, nothing learned anew; None when they ask for other vectors."""
         if any(self.params[name] != params[name] for name in ("factors", "seed")):
             return None
         model = GraphFilter(params)

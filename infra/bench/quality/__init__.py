@@ -1,0 +1,1 @@
+"""`nightjar bench quality`: how good the models of the night are, on any data in one of four forms."""
