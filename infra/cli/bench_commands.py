@@ -23,6 +23,8 @@ def register(app: typer.Typer) -> None:
     bench = typer.Typer(help="Measure, on real data or on a simulated shop.", no_args_is_help=True)
     bench.command("backfill")(backfill)
     bench.command("cluster")(cluster)
+    bench.command("quality")(quality)
+    bench.command("prepare")(prepare)
     app.add_typer(bench, name="bench")
     torture = typer.Typer(help="Do harm on purpose, and see that nothing is lost.", no_args_is_help=True)
     torture.command("night")(night)
@@ -90,6 +92,61 @@ def cluster(
     out.print(f"{report['workers_killed']} workers killed; version {report['version']}; {_same(report)}")
     if not report["identical"]:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def quality(
+    protocol: Annotated[str, typer.Option("--protocol", help="pairs, sessions, sequences or events.")],
+    report_file: Annotated[Path, typer.Option("--json", help="Write the report to this file.")],
+    train: Annotated[Path | None, typer.Option("--train", help="Training file, plain or .gz.")] = None,
+    test: Annotated[Path | None, typer.Option("--test", help="Test file; opened once, at the end.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="The one file of --protocol sequences.")] = None,
+    attributes: Annotated[Path | None, typer.Option("--attributes", help="Item attributes (sequences).")] = None,
+    repeats: Annotated[
+        str, typer.Option("--repeats", help="Events: may what a user already had be recommended? allowed or new-only.")
+    ] = "new-only",
+    negatives: Annotated[
+        Path | None, typer.Option("--negatives", help="Rank each answer against these items only.")
+    ] = None,
+    k: Annotated[int, typer.Option("--k", help="Length of the lists.")] = 20,
+    minutes: Annotated[float, typer.Option("--minutes", help="Budget of the tuning.")] = 10.0,
+) -> None:
+    """How good the models of the night are on any data. Formats and rules: infra/docs/quality-bench.md."""
+    from infra.bench.quality.quality_bench import Sources, bench_quality
+    from infra.bench.quality.tuning import Budget
+
+    wanted = (("--data", data),) if protocol == "sequences" else (("--train", train), ("--test", test))
+    for option, value in wanted:
+        if value is None:
+            raise DataError(f"--protocol {protocol} needs {option} FILE", field=option)
+    if minutes <= 0:
+        raise DataError(f"--minutes {minutes}, expected more than 0", field="--minutes")
+    paths = [value for _, value in wanted if value is not None]
+    report = bench_quality(
+        protocol,
+        Sources(paths[0], paths[-1], negatives, attributes),
+        k=k,
+        budget=Budget(60 * minutes),
+        shipped_file=report_file.with_name(f"{report_file.stem}.shipped.json"),
+        repeats=repeats,
+        code_version=Environment.from_mapping(os.environ).code_version,
+        say=_say,
+    )
+    _show(report, report_file)
+    for name, found in sorted(report["models"].items(), key=lambda entry: -entry[1][f"ndcg@{k}"]):
+        out.print(f"{name:<17} " + "  ".join(f"{metric} {value:.4f}" for metric, value in found.items()))
+    out.print(f"shipped: {report['shipped']}")
+
+
+def prepare(
+    name: Annotated[str, typer.Argument(help="online-retail or ml-100k.")],
+    data: Annotated[Path, typer.Option("--data", help="The publisher's file, or the folder it lies in.")],
+    folder: Annotated[Path, typer.Option("--out", help="Where the files are written.")],
+) -> None:
+    """Write a public set as files for `nightjar bench quality`."""
+    from infra.bench.quality.prepare import prepare as prepare_set
+
+    for path in prepare_set(name, data, folder):
+        out.print(str(path))
 
 
 def _own_home(name: str) -> Path:

@@ -1,0 +1,151 @@
+"""`nightjar bench quality`: tune on a validation slice, write down what would be published, refit, open the test once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from feature_repo.contracts.errors import DataError, nearest
+from infra.bench.quality import tasks
+from infra.bench.quality.ranking import Part, evaluate_all
+from infra.bench.quality.spaces import families
+from infra.bench.quality.tuning import Budget, Found, tune, tune_blend
+from infra.bench.report import figure, make_report
+
+Say = Callable[[str], None]
+BLEND = "blend"
+
+
+class Sources(NamedTuple):
+    """The files of a bench. `sequences` has one file: it stands in `train` and in `test`."""
+
+    train: Path
+    test: Path
+    negatives: Path | None = None
+    attributes: Path | None = None
+
+
+def bench_quality(
+    protocol: str,
+    sources: Sources,
+    *,
+    k: int,
+    budget: Budget,
+    shipped_file: Path,
+    repeats: str = "new-only",
+    code_version: str = "unknown",
+    say: Say = lambda _: None,
+) -> dict[str, Any]:
+    """The report. `shipped_file` is on disk before the test file is opened, and stays if that fails.
+
+    Beside the common form: `protocol`, `k`, `models` {name: {"recall@k", "ndcg@k", "hr@k", "mrr@k"}}, `shipped` (the
+    name in `models` of what the night would publish), `recipes`, `weights` (of the blend), `validation`, `questions`,
+    `seconds` (wall, everything), `seconds_of` {"tune", "refit", "test"}, `peak_mb`.
+    """
+    _check(protocol, repeats, k)
+    task = tasks.open_training(
+        protocol, train=sources.train, test=sources.test, negatives=sources.negatives, repeats=repeats
+    )
+    if sources.attributes is not None:
+        say(f"--attributes {sources.attributes}: there is no content model in this bench yet, so it is not used")
+    training = task.training
+    say(
+        f"{sum(training.types.values()):,} rows, {len(training.user_names):,} users, {training.item_count:,} items; "
+        f"validation asks {' + '.join(f'{len(v.questions):,}' for v in task.validations)} questions"
+    )
+    found = tune(task, families(task, budget.seconds), budget, k, say)
+    weights, blended = tune_blend(task, found, budget, k, say)
+    choice = _choice(found, weights, blended)
+    choice |= {"protocol": protocol, "k": k, "repeats": repeats, "train_sha256": _sha256(sources.train)}
+    _write_shipped(choice, shipped_file)
+    say(f"{budget.spent():6.0f} s  would publish {choice['shipped']}: {shipped_file}")
+    tuned = budget.spent()
+    recipes = {name: one.best.recipe for name, one in found.items() if one.best is not None}
+    for one in found.values():
+        one.parts = []
+    parts = {name: Part(recipe, training) for name, recipe in sorted(recipes.items())}
+    refitted = budget.spent()
+    say(f"{refitted:6.0f} s  refitted on all training data; opening the test")
+    asked = tasks.open_test(task)
+    values = evaluate_all(parts, {BLEND: weights}, asked, k)
+    done = budget.spent()
+    models = {
+        name: {metric: float(f"{found_values.mean():.6g}") for metric, found_values in metrics.items()}
+        for name, metrics in values.items()
+    }
+    shipped = choice["shipped"]
+    seconds_of = {"tune": tuned, "refit": refitted - tuned, "test": done - refitted}
+    peak = peak_mb()
+    figures = {
+        metric: figure("share", [value], baseline=[models["popularity"][metric]])
+        for metric, value in models[shipped].items()
+    }
+    figures |= {"seconds": figure("s", [done]), "peak_mb": figure("MB", [peak])}
+    return make_report(
+        f"quality {protocol}",
+        figures,
+        code_version,
+        protocol=protocol,
+        k=k,
+        repeats=repeats if protocol == "events" else None,
+        models=models,
+        shipped=shipped,
+        recipes=recipes,
+        weights=weights,
+        validation=choice["validation"],
+        questions=len(asked.questions),
+        seconds=round(done, 2),
+        seconds_of={name: round(value, 2) for name, value in seconds_of.items()},
+        peak_mb=peak,
+    )
+
+
+def _check(protocol: str, repeats: str, k: int) -> None:
+    for option, value, known in (("--protocol", protocol, tasks.PROTOCOLS), ("--repeats", repeats, tasks.REPEATS)):
+        if value not in known:
+            hint = nearest(value, known)
+            raise DataError(f"{option} {value!r}, expected one of {', '.join(known)}{hint}", field=option)
+    if k < 1:
+        raise DataError(f"--k {k}, expected at least 1", field="--k")
+    if repeats == "allowed" and protocol != "events":
+        raise DataError(f"--repeats allowed is for --protocol events, not {protocol}", field="--repeats")
+
+
+def _choice(found: Mapping[str, Found], weights: Mapping[str, float], blended: float) -> dict[str, Any]:
+    """What would be published: the blend, if it is better on validation than the best single model."""
+    targets = {name: one.best.target for name, one in found.items() if one.best is not None}
+    best = max(sorted(targets), key=lambda name: targets[name])
+    is_blend = sum(1 for weight in weights.values() if weight) > 1
+    return {
+        "shipped": BLEND if is_blend else best,
+        "weights": dict(weights),
+        "recipes": {name: one.best.recipe for name, one in found.items() if one.best is not None},
+        "validation": {
+            "target": {**targets, BLEND: blended},
+            "metrics": {name: one.best.metrics for name, one in found.items() if one.best is not None},
+            "trials": {name: one.trials for name, one in found.items()},
+        },
+    }
+
+
+def _write_shipped(choice: Mapping[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(choice, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def peak_mb() -> float:
+    """The most memory this process ever held, MB."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(most / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)

@@ -1,0 +1,158 @@
+"""Models on a slice: fitted, asked by blocks on all cores, measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from infra.bench.quality.tasks import Questions, Slice, Training
+from spark_jobs.evaluation.full_ranking import is_relevant
+from spark_jobs.evaluation.metrics import ranking_metrics
+from spark_jobs.models.blend import standardize
+from spark_jobs.models.factory import SEQUENCE_MODELS, build_model, build_sequence_model
+from spark_jobs.models.ranking import mask_items, top_items
+
+CELLS_PER_BLOCK = 4_000_000
+METRICS: Mapping[str, str] = {"recall": "recall", "ndcg": "ndcg", "hr": "hit_rate", "mrr": "mrr"}
+"""Name in the report -> name in `evaluation.metrics`."""
+
+Recipe = Mapping[str, Any]
+
+
+class Part:
+    """A recipe, fitted on a training."""
+
+    def __init__(self, recipe: Recipe, training: Training, *, like: Part | None = None) -> None:
+        """`like`: the same recipe but for its params, from which whatever need not be learned again is taken."""
+        self.recipe, self.training = recipe, training
+        self.is_sequential = recipe["model"] in SEQUENCE_MODELS
+        if self.is_sequential:
+            self.owners, self.sequences = training.sequences(recipe)
+        else:
+            self.matrix = training.matrix(recipe)
+        self.model = (like._refitted(recipe, training) if like is not None else None) or self._fitted()
+
+    def _fitted(self) -> Any:
+        name, params = self.recipe["model"], self.recipe["params"]
+        with threadpool_limits(1, "blas"):
+            if self.is_sequential:
+                sequential = build_sequence_model(name, params)
+                sequential.fit(self.sequences)
+                return sequential
+            model = build_model(name, params)
+            model.fit(self.matrix)
+            return model
+
+    def _refitted(self, recipe: Recipe, training: Training) -> Any:
+        refit = getattr(self.model, "refit", None)
+        same = {name: value for name, value in self.recipe.items() if name != "params"}
+        if refit is None or training is not self.training or any(recipe[name] != same[name] for name in same):
+            return None
+        return refit(recipe["params"])
+
+    def scores(self, questions: Questions) -> NDArray[np.float32]:
+        """Scores of all items for each question, as a fresh array; what is not finite ranks last."""
+        if self.is_sequential:
+            asked = self.training.asked_sequences(self.owners, self.sequences, questions)
+            found = self.model.score_sequences(asked)
+        else:
+            histories, rows = self.training.histories(self.matrix, questions)
+            found = self.model.score_block(histories, rows)
+        found = np.asarray(found, np.float32)
+        found[~np.isfinite(found)] = -np.inf
+        return found
+
+
+def by_block(asked: Slice, work: Callable[[Slice], Any]) -> Iterator[Any]:
+    """`work` on blocks of the slice, in order; one BLAS thread each, as many at once as there are cores."""
+    step = max(1, CELLS_PER_BLOCK // max(1, asked.training.item_count))
+    rows = np.arange(len(asked.questions))
+    blocks = [rows[start : start + step] for start in range(0, len(rows), step)]
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(lambda block: work(_block(asked, block)), blocks)
+
+
+def _block(asked: Slice, rows: NDArray[np.int64]) -> Slice:
+    part = slice(rows[0], rows[-1] + 1)
+    return asked._replace(
+        questions=asked.questions.part(rows),
+        relevant=asked.relevant[part],
+        relevant_counts=asked.relevant_counts[part],
+        seen=None if asked.seen is None else asked.seen[part],
+        negatives=None if asked.negatives is None else asked.negatives[part],
+    )
+
+
+def measure(scores: NDArray[np.float32], block: Slice, k: int) -> dict[str, NDArray[np.float64]]:
+    """The metrics at k of each question, by their names in the report. Changes `scores`."""
+    if block.negatives is not None:
+        return _measure_sampled(scores, block, k)
+    if block.seen is not None:
+        mask_items(scores, block.seen)
+    numbers, values = top_items(scores, k)
+    numbers = np.where(np.isfinite(values), numbers, -1)
+    return metrics_of(is_relevant(numbers, block.relevant), block.relevant_counts, k)
+
+
+def _measure_sampled(scores: NDArray[np.float32], block: Slice, k: int) -> dict[str, NDArray[np.float64]]:
+    """Each answer is ranked against the negatives alone (ties by item number); the mean over a question's answers."""
+    assert block.negatives is not None
+    found: dict[str, list[float]] = {f"{name}@{k}": [] for name in METRICS}
+    for row in range(len(block.relevant_counts)):
+        answers = block.relevant.indices[block.relevant.indptr[row] : block.relevant.indptr[row + 1]]
+        against = block.negatives.indices[block.negatives.indptr[row] : block.negatives.indptr[row + 1]]
+        against = np.setdiff1d(against, answers)
+        mine, theirs = scores[row, answers][:, None], scores[row, against][None, :]
+        ahead = (theirs > mine) | ((theirs == mine) & (against[None, :] < answers[:, None]))
+        rank = ahead.sum(axis=1)
+        hits = np.zeros((int(block.relevant_counts[row]), k), bool)
+        inside = np.flatnonzero((rank < k) & np.isfinite(mine[:, 0]))
+        hits[inside, rank[inside]] = True
+        for name, values in metrics_of(hits, np.ones(len(hits), np.int64), k).items():
+            found[name].append(float(values.mean()))
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def metrics_of(hits: NDArray[np.bool_], counts: NDArray[np.int64], k: int) -> dict[str, NDArray[np.float64]]:
+    """The metrics at k of each question, by their names in the report, from where its answers stood."""
+    values = ranking_metrics(hits, counts, (k,))
+    return {f"{name}@{k}": values[f"{inner}_at_{k}"] for name, inner in METRICS.items()}
+
+
+def evaluate(part: Part, asked: Slice, k: int) -> dict[str, float]:
+    """Means of the metrics at k of one part."""
+    found = list(by_block(asked, lambda block: measure(part.scores(block.questions), block, k)))
+    return {name: float(np.concatenate([block[name] for block in found]).mean()) for name in found[0]}
+
+
+def evaluate_all(
+    parts: Mapping[str, Part], blends: Mapping[str, Mapping[str, float]], asked: Slice, k: int
+) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """By name of a part or of a blend (part -> weight): each metric of every question. Each part scores once."""
+
+    def work(block: Slice) -> dict[str, dict[str, NDArray[np.float64]]]:
+        found = {}
+        sums: dict[str, NDArray[np.float32]] = {}
+        for name in sorted(parts):
+            scores = parts[name].scores(block.questions)
+            used = {label: weights[name] for label, weights in blends.items() if weights.get(name)}
+            found[name] = measure(scores.copy() if used else scores, block, k)
+            if used:
+                scaled = standardize(scores)
+                for label, weight in used.items():
+                    term = scaled * np.float32(weight)
+                    sums[label] = sums[label] + term if label in sums else term
+        return found | {label: measure(total, block, k) for label, total in sums.items()}
+
+    blocks: Sequence[Mapping[str, Mapping[str, NDArray[np.float64]]]] = list(by_block(asked, work))
+    return {
+        name: {metric: np.concatenate([block[name][metric] for block in blocks]) for metric in blocks[0][name]}
+        for name in blocks[0]
+    }

@@ -1,0 +1,538 @@
+"""What the four protocols have in common: something to learn from, questions, and what would have been right.
+
+A validation slice is cut from the training data alone. The answers of the test are read by `open_test`, which is called
+once, when everything has been decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy import sparse
+
+from feature_repo.contracts.errors import DataError
+from feature_repo.contracts.events import DEFAULT_PREFERENCE_WEIGHTS, EVENT_TYPE_ALIASES, EVENT_TYPES
+from feature_repo.contracts.times import from_micros
+from infra.bench.quality import formats
+from spark_jobs.evaluation.full_ranking import histories_of, matrix_rows
+from spark_jobs.models.base import InteractionMatrix
+from spark_jobs.models.matrix import build_matrix, sort_interactions
+from spark_jobs.models.sequences import Sequences, build_sequences, last_places, make_sequences
+
+PROTOCOLS = ("pairs", "sessions", "sequences", "events")
+REPEATS = ("new-only", "allowed")
+
+HELD_OUT_SHARE = 0.2
+"""Of each user's pairs, of the events by time, that validation takes."""
+SESSION_SHARE = 0.05
+"""Of the training sessions, the newest, that validation takes."""
+MOST_QUESTIONS = 3_000
+MOST_PREFIXES = 6_000
+"""Validation asks at most so many: twice as many would narrow the choice by a third and cost twice the time."""
+MOST_CELLS = 250_000_000
+"""... and at most so many scores."""
+SEED = 20_240_229
+
+ONLY_TYPE = "interaction"
+WORDS: Mapping[str, str] = {
+    "view": "view_item", "pv": "view_item", "pageview": "view_item", "click": "click", "cart": "add_to_cart",
+    "addtocart": "add_to_cart", "fav": "add_to_wishlist", "favorite": "add_to_wishlist", "wishlist": "add_to_wishlist",
+    "buy": "purchase", "bought": "purchase", "order": "purchase", "transaction": "purchase",
+}  # fmt: skip
+"""Names of event types that public logs use, beside the aliases of the event contract."""
+
+PREFIX_PLACES = 20
+PREFIX_DECAY = 2.0
+"""A running session as a history of the matrix: its last places, each e times less for so many steps from the end."""
+
+
+class Questions(NamedTuple):
+    """Whom to rank for: rows of the training's users (-1: nobody known), or running sessions."""
+
+    users: NDArray[np.int64]
+    prefixes: Sequences | None = None
+
+    def __len__(self) -> int:  # type: ignore[override]
+        return len(self.users)
+
+    def part(self, rows: NDArray[np.int64]) -> Questions:
+        return Questions(self.users[rows], None if self.prefixes is None else self.prefixes.block(rows))
+
+
+@dataclass(slots=True)
+class Training:
+    """What models learn from.
+
+    item_names   sorted; an item's number is its place. Items of the test alone have none: nobody can recommend them
+    user_names   sorted; empty for sessions
+    table        interactions (`matrix.COLUMNS`), subjects being `u:<user>`; None for sessions
+    sessions     sessions, oldest first; None but for sessions
+    cut_off      us: everything in `table` is before it
+    types        event types, and how many events each has
+    target_types the types that count as success: the most valued there are
+    """
+
+    item_names: NDArray[np.object_]
+    user_names: NDArray[np.object_]
+    table: pa.Table | None
+    sessions: Sequences | None
+    cut_off: int
+    has_time: bool
+    has_order: bool
+    types: Mapping[str, int]
+    target_types: tuple[str, ...]
+    _matrices: dict[str, InteractionMatrix] = field(default_factory=dict)
+    _sequences: dict[str, tuple[NDArray[np.str_], Sequences]] = field(default_factory=dict)
+
+    @property
+    def item_count(self) -> int:
+        return len(self.item_names)
+
+    @property
+    def subjects(self) -> NDArray[np.str_]:
+        return np.array([f"u:{name}" for name in self.user_names], dtype=np.str_)
+
+    def matrix(self, recipe: Mapping[str, object]) -> InteractionMatrix:
+        """The matrix of a recipe: by `build_matrix`, as in the night; of sessions whether a session has an item."""
+        key = f"{recipe['weights']} {recipe.get('half_life_days')}"
+        if key not in self._matrices:
+            while len(self._matrices) >= 3:
+                self._matrices.pop(next(iter(self._matrices)))
+            self._matrices[key] = self._make_matrix(recipe)
+        return self._matrices[key]
+
+    def _make_matrix(self, recipe: Mapping[str, object]) -> InteractionMatrix:
+        if self.table is not None:
+            return build_matrix(
+                self.table,
+                item_count=self.item_count,
+                weights=recipe["weights"],  # type: ignore[arg-type]
+                half_life_days=recipe["half_life_days"],  # type: ignore[arg-type]
+                cut_off=from_micros(self.cut_off),
+            )
+        assert self.sessions is not None
+        places = int(np.diff(self.sessions.starts).max()) if len(self.sessions) else 0
+        preference = last_places(self.sessions, places, np.ones(places))
+        names = np.array([f"{number:09d}" for number in range(len(self.sessions))], dtype=np.str_)
+        return InteractionMatrix(names, preference, np.zeros(preference.nnz, np.int64))
+
+    def sequences(self, recipe: Mapping[str, object]) -> tuple[NDArray[np.str_], Sequences]:
+        """The sequences of a recipe's event weights, and whose they are."""
+        if self.sessions is not None:
+            return np.empty(0, np.str_), self.sessions
+        key = str(recipe["weights"])
+        if key not in self._sequences:
+            while len(self._sequences) >= 3:
+                self._sequences.pop(next(iter(self._sequences)))
+            self._sequences[key] = build_sequences(
+                self.table,
+                item_count=self.item_count,
+                weights=recipe["weights"],  # type: ignore[arg-type]
+                cut_off_micros=self.cut_off,
+            )
+        return self._sequences[key]
+
+    def histories(
+        self, matrix: InteractionMatrix, questions: Questions
+    ) -> tuple[sparse.csr_matrix, NDArray[np.int64] | None]:
+        """(histories, rows of the matrix) for `Model.score_block`."""
+        if questions.prefixes is not None:
+            decay = np.exp(-np.arange(PREFIX_PLACES) / PREFIX_DECAY)
+            return last_places(questions.prefixes, PREFIX_PLACES, decay), None
+        rows = matrix_rows(matrix, self._subjects_of(questions))
+        return histories_of(matrix, rows), rows
+
+    def asked_sequences(self, owners: NDArray[np.str_], sequences: Sequences, questions: Questions) -> Sequences:
+        """The sequences for `SequenceModel.score_sequences`."""
+        if questions.prefixes is not None:
+            return questions.prefixes
+        place = np.searchsorted(owners, self._subjects_of(questions))
+        place = np.minimum(place, max(0, len(owners) - 1))
+        known = owners[place] == self._subjects_of(questions) if len(owners) else np.zeros(len(questions), bool)
+        return sequences.block(np.where(known, place, -1))
+
+    def _subjects_of(self, questions: Questions) -> NDArray[np.str_]:
+        return np.array([f"u:{self.user_names[user]}" if user >= 0 else "" for user in questions.users], dtype=np.str_)
+
+
+class Slice(NamedTuple):
+    """Questions and what would have been right.
+
+    relevant         CSR questions x items: the answers that can be found at all
+    relevant_counts  how many answers each question has, those that nobody could know included
+    seen             CSR questions x items that are never offered; None: everything may be
+    negatives        CSR questions x items to rank each answer against; None: all items are ranked
+    """
+
+    training: Training
+    questions: Questions
+    relevant: sparse.csr_matrix
+    relevant_counts: NDArray[np.int64]
+    seen: sparse.csr_matrix | None
+    negatives: sparse.csr_matrix | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One bench: all training data, and the validation slices cut from it."""
+
+    protocol: str
+    training: Training
+    validations: tuple[Slice, ...]
+    removes_seen: bool
+    train_path: Path
+    test_path: Path
+    negatives_path: Path | None
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def open_training(
+    protocol: str, *, train: Path, test: Path, negatives: Path | None = None, repeats: str = "new-only"
+) -> Task:
+    """Read the training data and cut the validation. The test file is not touched, not even looked for."""
+    made = {"pairs": _open_pairs, "sessions": _open_sessions, "sequences": _open_sequences, "events": _open_events}
+    training, validations = made[protocol](train, repeats == "allowed")
+    validations = tuple(found for found in validations if len(found.questions))
+    if not validations:
+        raise DataError(
+            f"{train}: nothing to validate on: no user (or session) has enough items to hold one back", field="--train"
+        )
+    removes = protocol != "sessions" and not (protocol == "events" and repeats == "allowed")
+    return Task(protocol, training, validations, removes, train, test, negatives)
+
+
+def open_test(task: Task) -> Slice:
+    """Read the test, once. Raises DataError when it is not there, cannot be read, or asks about nobody."""
+    option = "--data" if task.protocol == "sequences" else "--test"
+    training, path = task.training, task.test_path
+    if task.protocol == "sessions":
+        found = formats.read_prefixes(path, option)
+        whole = _session_slice(training, found.prefixes, found.targets)
+        return _with_negatives(whole, task, [str(line) for line in range(len(found.targets))])
+    if task.protocol == "events":
+        events = formats.read_events(path, option)
+        chosen = np.ones(len(events.user), bool)
+        if events.event is not None:
+            types = np.array(_canonical(events.event), dtype=object)
+            targets = np.isin(types, list(training.target_types))
+            chosen = targets if targets.any() else chosen
+        users, items = events.user[chosen], events.item[chosen]
+    else:
+        lists = formats.read_lists(path, option)
+        users, items, places = formats.flatten(lists)
+        if task.protocol == "sequences":
+            users, items = _last_of_each(users, items, places, lists, count=1)
+    names = np.unique(users.astype(str)).astype(object)
+    whole = _user_slice(training, names, users, items, removes_seen=task.removes_seen)
+    if len(whole.questions) == 0:
+        raise DataError(f"{option} {path}: nobody in it has an item that may be recommended", field=option)
+    kept = names[whole.relevant_counts > 0]
+    return _with_negatives(_only(whole, whole.relevant_counts > 0), task, list(kept))
+
+
+def _open_pairs(path: Path, _: bool) -> tuple[Training, Sequence[Slice]]:
+    users, items, _places = formats.flatten(formats.read_lists(path, "--train"))
+    training = _table_training(users, items)
+    chance = np.random.default_rng(SEED).random(len(users))
+    held = _share_of_each(users, chance)
+    return training, [_holdout(training, users, items, held, removes_seen=True)]
+
+
+def _open_sequences(path: Path, _: bool) -> tuple[Training, Sequence[Slice]]:
+    lists = formats.read_lists(path, "--data")
+    lists = formats.Lists(lists.users, [found[:-1] if len(found) > 1 else found for found in lists.items])
+    users, items, places = formats.flatten(lists)
+    micros = places * 1_000_000
+    training = _table_training(users, items, micros=micros, has_order=True)
+    lengths = np.repeat(np.array([len(found) for found in lists.items]), [len(found) for found in lists.items])
+    held = (places == lengths - 1) & (lengths > 1)
+    return training, [_holdout(training, users, items, held, removes_seen=True, micros=micros, has_order=True)]
+
+
+def _open_events(path: Path, repeats: bool) -> tuple[Training, Sequence[Slice]]:
+    events = formats.read_events(path, "--train")
+    if events.event is not None:
+        types = np.array(_canonical(events.event), dtype=object)
+    elif events.rating is not None:
+        liked = events.rating >= events.rating.mean()
+        types = np.where(liked, "rating_high", "rating_low").astype(object)
+    else:
+        types = np.full(len(events.user), ONLY_TYPE, dtype=object)
+    targets = _target_types(types)
+    form = {"types": types, "micros": events.micros, "has_order": events.micros is not None, "target_types": targets}
+    training = _table_training(events.user, events.item, **form)  # type: ignore[arg-type]
+    is_target = np.isin(types, list(targets))
+    if events.micros is None:
+        chance = np.random.default_rng(SEED).random(len(types))
+        held = _share_of_each(events.user, np.where(is_target, chance, -1.0)) & is_target
+        return training, [
+            _holdout(training, events.user, events.item, held, removes_seen=not repeats, repeats=repeats, **form)  # type: ignore[arg-type]
+        ]
+    micros = events.micros
+    cut = int(np.quantile(micros[is_target], 1 - HELD_OUT_SHARE, method="lower")) + 1
+    late = micros >= cut
+    slices = [
+        _holdout(
+            training, events.user, events.item, late & is_target, removes_seen=not repeats,
+            repeats=repeats, dropped=late, cut_off=cut, **form,  # type: ignore[arg-type]
+        )
+    ]  # fmt: skip
+    frame = pd.DataFrame({"user": events.user, "micros": np.where(is_target, micros, np.iinfo(np.int64).min)})
+    newest = frame.groupby("user")["micros"].transform("max").to_numpy()
+    held = is_target & (micros == newest)
+    slices.append(
+        _holdout(
+            training, events.user, events.item, held, removes_seen=not repeats, repeats=repeats,
+            dropped=held | (repeats & (micros >= newest)), **form,  # type: ignore[arg-type]
+        )
+    )  # fmt: skip
+    return training, slices
+
+
+def _open_sessions(path: Path, _: bool) -> tuple[Training, Sequence[Slice]]:
+    lines = formats.read_sessions(path, "--train")
+    flat = np.array([item for line in lines for item in line], dtype=object)
+    names = np.unique(flat.astype(str)).astype(object)
+    training = _session_training(names, lines)
+    first = len(lines) - max(1, int(len(lines) * SESSION_SHARE))
+    earlier = _session_training(names, lines[:first])
+    prefixes = [(line[:end], line[end]) for line in lines[first:] for end in range(1, len(line))]
+    most = min(MOST_PREFIXES, max(1, MOST_CELLS // max(1, len(names))))
+    if len(prefixes) > most:
+        chosen = np.sort(np.random.default_rng(SEED).choice(len(prefixes), most, replace=False))
+        prefixes = [prefixes[number] for number in chosen]
+    return training, [_session_slice(earlier, [p for p, _ in prefixes], [t for _, t in prefixes])]
+
+
+# --- making --------------------------------------------------------------------------------------------------------
+
+
+def _table_training(
+    users: NDArray[np.object_],
+    items: NDArray[np.object_],
+    *,
+    types: NDArray[np.object_] | None = None,
+    micros: NDArray[np.int64] | None = None,
+    has_order: bool = False,
+    target_types: tuple[str, ...] = (ONLY_TYPE,),
+    names: tuple[NDArray[np.object_], NDArray[np.object_]] | None = None,
+    cut_off: int | None = None,
+) -> Training:
+    user_names, item_names = names or (np.unique(users.astype(str)), np.unique(items.astype(str)))
+    user_names, item_names = user_names.astype(object), item_names.astype(object)
+    when = np.zeros(len(users), np.int64) if micros is None else micros
+    kinds = np.full(len(users), ONLY_TYPE, dtype=object) if types is None else types
+    table = sort_interactions(
+        pa.table(
+            {
+                "subject_key": pa.DictionaryArray.from_arrays(
+                    pa.array(formats.numbered(users, user_names).astype(np.int32)),
+                    pa.array([f"u:{name}" for name in user_names], pa.string()),
+                ),
+                "item_number": pa.array(formats.numbered(items, item_names).astype(np.int32)),
+                "event_type": pa.array(kinds, pa.string()).dictionary_encode(),
+                "micros": pa.array(when),
+            }
+        )
+    )
+    counts = pd.Series(kinds).value_counts(sort=False)
+    return Training(
+        item_names=item_names,
+        user_names=user_names,
+        table=table,
+        sessions=None,
+        cut_off=cut_off if cut_off is not None else (int(when.max()) + 1 if len(when) else 1),
+        has_time=micros is not None and types is not None,
+        has_order=has_order,
+        types={str(name): int(counts[name]) for name in sorted(counts.index)},
+        target_types=target_types,
+    )
+
+
+def _session_training(names: NDArray[np.object_], lines: Sequence[Sequence[str]]) -> Training:
+    numbers = formats.numbered(np.array([item for line in lines for item in line], dtype=object), names)
+    ends = np.cumsum([len(line) for line in lines])
+    sessions = make_sequences(np.split(numbers, ends[:-1]) if len(ends) else [], item_count=len(names))
+    return Training(
+        item_names=names, user_names=np.empty(0, object), table=None, sessions=sessions, cut_off=sessions.cut_off,
+        has_time=False, has_order=True, types={ONLY_TYPE: len(numbers)}, target_types=(ONLY_TYPE,),
+    )  # fmt: skip
+
+
+def _holdout(
+    training: Training,
+    users: NDArray[np.object_],
+    items: NDArray[np.object_],
+    held: NDArray[np.bool_],
+    *,
+    removes_seen: bool,
+    repeats: bool = False,
+    dropped: NDArray[np.bool_] | None = None,
+    types: NDArray[np.object_] | None = None,
+    micros: NDArray[np.int64] | None = None,
+    has_order: bool = False,
+    target_types: tuple[str, ...] = (ONLY_TYPE,),
+    cut_off: int | None = None,
+) -> Slice:
+    """Train without the rows that are held (and `dropped`), ask for the items of those held.
+
+    Where seen items are never offered, what else a user did with a held item is taken away too, or it would be seen:
+    only if `dropped` is no cut through time, where what came before simply makes it an item that was seen.
+    """
+    gone = held if dropped is None else dropped
+    if not repeats and cut_off is None:
+        pairs = pd.MultiIndex.from_arrays([users, items])
+        gone = gone | pairs.isin(pairs[held])
+    kept = ~gone
+    earlier = _table_training(
+        users[kept], items[kept], types=None if types is None else types[kept],
+        micros=None if micros is None else micros[kept], has_order=has_order, target_types=target_types,
+        names=(training.user_names, training.item_names),
+        cut_off=training.cut_off if cut_off is None else cut_off,
+    )  # fmt: skip
+    names = training.user_names
+    known = np.unique(formats.numbered(users[kept], names))
+    whole = _user_slice(earlier, names, users[held], items[held], removes_seen=removes_seen)
+    has_history = np.isin(np.arange(len(names)), known)
+    sold = np.bincount(np.asarray(earlier.table["item_number"]), minlength=training.item_count) > 0  # type: ignore[index]
+    findable = np.asarray(whole.relevant @ sold.astype(np.float32)).ravel() > 0
+    chosen = np.flatnonzero((whole.relevant_counts > 0) & has_history & findable)
+    most = min(MOST_QUESTIONS, max(1, MOST_CELLS // max(1, training.item_count)))
+    if len(chosen) > most:
+        chosen = np.sort(np.random.default_rng(SEED).choice(chosen, most, replace=False))
+    mask = np.zeros(len(names), bool)
+    mask[chosen] = True
+    return _only(whole, mask)
+
+
+def _user_slice(
+    training: Training,
+    names: NDArray[np.object_],
+    users: NDArray[np.object_],
+    items: NDArray[np.object_],
+    *,
+    removes_seen: bool,
+) -> Slice:
+    """One question for each of `names`; the answers are (users, items), each once, without those that are seen."""
+    rows, numbers = formats.numbered(users, names), formats.numbered(items, training.item_names)
+    shape = (len(names), training.item_count)
+    known = numbers >= 0
+    relevant = _pattern(rows[known], numbers[known], shape)
+    strangers = pd.DataFrame({"row": rows[~known], "item": items[~known]}).drop_duplicates()["row"].to_numpy(np.int64)
+    place = formats.numbered(names, training.user_names)
+    seen = None
+    if removes_seen:
+        assert training.table is not None
+        subjects = np.asarray(training.table["subject_key"].combine_chunks().indices)
+        words = training.table["subject_key"].combine_chunks().dictionary.to_pylist()
+        owners = formats.numbered([word[2:] for word in words], training.user_names)[subjects]
+        had = _pattern(owners, np.asarray(training.table["item_number"]), (len(training.user_names), shape[1]))
+        picked = sparse.csr_matrix(
+            (np.ones(int((place >= 0).sum()), np.float32), (np.flatnonzero(place >= 0), place[place >= 0])),
+            shape=(len(names), len(training.user_names)),
+        )
+        seen = sparse.csr_matrix(picked @ had)
+        relevant = sparse.csr_matrix(relevant - relevant.multiply(seen))
+        relevant.eliminate_zeros()
+        relevant.sort_indices()
+    counts = np.diff(relevant.indptr) + np.bincount(strangers, minlength=len(names))
+    return Slice(training, Questions(place), relevant, counts.astype(np.int64), seen)
+
+
+def _session_slice(training: Training, prefixes: Sequence[Sequence[str]], targets: Sequence[str]) -> Slice:
+    """One question a prefix. Items that nobody had in training are left out of it; as a target they are a miss."""
+    lengths = [len(prefix) for prefix in prefixes]
+    flat = formats.numbered(np.array([item for prefix in prefixes for item in prefix], object), training.item_names)
+    rows = np.repeat(np.arange(len(prefixes)), lengths)
+    known = flat >= 0
+    ends = np.cumsum(np.bincount(rows[known], minlength=len(prefixes)))
+    asked = make_sequences(np.split(flat[known], ends[:-1]), item_count=training.item_count)
+    answers = formats.numbered(np.array(targets, object), training.item_names)
+    relevant = _pattern(np.flatnonzero(answers >= 0), answers[answers >= 0], (len(prefixes), training.item_count))
+    questions = Questions(np.full(len(prefixes), -1, np.int64), asked)
+    return Slice(training, questions, relevant, np.ones(len(prefixes), np.int64), None)
+
+
+def _with_negatives(whole: Slice, task: Task, names: Sequence[str]) -> Slice:
+    if task.negatives_path is None:
+        return whole
+    lists = formats.read_negatives(task.negatives_path, "--negatives", by_line=task.protocol == "sessions")
+    users, items, _ = formats.flatten(lists)
+    order = np.argsort(np.array(names, dtype=str), kind="stable")
+    sorted_names = np.array(names, dtype=object)[order]
+    place = formats.numbered(users, sorted_names)
+    rows = np.where(place >= 0, order[place], -1)
+    numbers = formats.numbered(items, task.training.item_names)
+    kept = (rows >= 0) & (numbers >= 0)
+    negatives = _pattern(rows[kept], numbers[kept], whole.relevant.shape)
+    without = np.flatnonzero(np.diff(negatives.indptr) == 0)
+    if len(without):
+        raise DataError(
+            f"--negatives {task.negatives_path}: no known item for {names[without[0]]!r} and {len(without) - 1:,} "
+            f"others of {len(names):,} in the test",
+            field="--negatives",
+        )
+    return whole._replace(negatives=negatives)
+
+
+def _only(whole: Slice, mask: NDArray[np.bool_]) -> Slice:
+    rows = np.flatnonzero(mask)
+    return whole._replace(
+        questions=whole.questions.part(rows),
+        relevant=whole.relevant[rows],
+        relevant_counts=whole.relevant_counts[rows],
+        seen=None if whole.seen is None else whole.seen[rows],
+    )
+
+
+def _share_of_each(users: NDArray[np.object_], chance: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Of each user's rows the HELD_OUT_SHARE with the largest chance (rounded, at least 1, never the last one left)."""
+    frame = pd.DataFrame({"user": users, "chance": chance})
+    groups = frame.groupby("user")["chance"]
+    rank, size = groups.rank(method="first", ascending=False).to_numpy(), groups.transform("size").to_numpy()
+    wanted = np.minimum(np.maximum(np.round(size * HELD_OUT_SHARE), 1), size - 1)
+    return np.asarray(rank <= wanted)
+
+
+def _last_of_each(
+    users: NDArray[np.object_],
+    items: NDArray[np.object_],
+    places: NDArray[np.int64],
+    lists: formats.Lists,
+    *,
+    count: int,
+) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
+    lengths = np.repeat(np.array([len(found) for found in lists.items]), [len(found) for found in lists.items])
+    last = (places >= lengths - count) & (lengths > count)
+    return users[last], items[last]
+
+
+def _canonical(types: NDArray[np.object_]) -> list[str]:
+    """Event types by their canonical names; a name that nobody knows stays as it is."""
+    known = {alias.lower(): name for alias, name in EVENT_TYPE_ALIASES.items()} | dict(WORDS)
+    known |= {name: name for name in EVENT_TYPES}
+    by_name = {name: known.get(name, name) for name in set(types.tolist())}
+    return [by_name[name] for name in types.tolist()]
+
+
+def _target_types(types: NDArray[np.object_]) -> tuple[str, ...]:
+    """The most valued types there are: purchases, or else carts ...; all of them where none is known."""
+    worth = {name: DEFAULT_PREFERENCE_WEIGHTS.get(name, 0.0) for name in set(types.tolist())}
+    best = max(worth.values())
+    return tuple(sorted(name for name, value in worth.items() if value == best))
+
+
+def _pattern(rows: NDArray[np.integer], columns: NDArray[np.integer], shape: tuple[int, int]) -> sparse.csr_matrix:
+    found = sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=shape)
+    found.sum_duplicates()
+    found.data[:] = 1.0
+    return found

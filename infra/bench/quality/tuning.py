@@ -1,0 +1,298 @@
+"""Tuning within a budget: each model by coordinate search over its grids, then the weights of the blend.
+
+Validation slices alone decide. The target of the search is, averaged over the slices, sqrt(recall@k * ndcg@k), for
+sessions sqrt(hr@k * mrr@k): both figures count, in proportion. Everything but the clock is seeded; a budget in trials
+instead of seconds makes a search repeatable to the bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.bench.quality.ranking import Part, by_block, evaluate, metrics_of
+from infra.bench.quality.spaces import Family, changed, value_at
+from infra.bench.quality.tasks import Slice, Task
+from spark_jobs.models.blend import standardize
+from spark_jobs.models.ranking import mask_items, top_items
+from spark_jobs.models.recipes import recipe_id
+
+Say = Callable[[str], None]
+
+BLEND_SHARE = 0.2
+"""Of the budget, kept for the weights of the blend."""
+POOL_DEPTH = 150
+"""Each part brings so many of its best items to the pool in which blend weights are tried."""
+BLEND_QUESTIONS = 2_000
+BLEND_GRID = (0.0, 0.03, 0.06, 0.1, 0.15, 0.25, 0.4, 0.6, 0.8, 1.0, 1.3, 1.7, 2.5)
+LEAST_GAIN = 0.0005
+"""Relative: a blend that gains less than this by a part does without it."""
+LAST_RESORT = 1e-3
+"""Weight of popularity in every blend: it orders what no other part has an opinion on."""
+WEAK = 0.7
+"""A model below this share of the best one gets a quarter of the others' time."""
+
+Metrics = dict[str, float]
+
+
+class Trial(NamedTuple):
+    """One recipe on the validation slices: the mean target, and the mean of each metric."""
+
+    recipe: Mapping[str, Any]
+    target: float
+    metrics: Metrics
+    seconds: float
+
+
+@dataclass(slots=True)
+class Found:
+    """The best of one model."""
+
+    family: Family
+    best: Trial | None = None
+    parts: list[Part] = field(default_factory=list)
+    trials: int = 0
+    seconds: float = 0.0
+    is_finished: bool = False
+
+
+class Budget:
+    """Seconds on a clock that is given, or a number of trials."""
+
+    def __init__(self, seconds: float, *, trials: int | None = None, clock: Callable[[], float] = time.monotonic):
+        self.seconds, self.trials, self._clock, self._start = seconds, trials, clock, clock()
+
+    def spent(self) -> float:
+        return self._clock() - self._start
+
+    def allows(self, share: float, used_trials: int, expected: float) -> bool:
+        """Whether one more trial of `expected` seconds fits into this share of the budget."""
+        if self.trials is not None:
+            return used_trials < self.trials
+        return self.spent() + expected <= share * self.seconds
+
+
+def target_of(metrics: Mapping[str, float], protocol: str, k: int) -> float:
+    pair = ("hr", "mrr") if protocol == "sessions" else ("recall", "ndcg")
+    return sqrt(metrics[f"{pair[0]}@{k}"] * metrics[f"{pair[1]}@{k}"])
+
+
+def tune(task: Task, families: list[Family], budget: Budget, k: int, say: Say) -> dict[str, Found]:
+    """The best recipe of each model, by name. A model that the budget has no time for is left out."""
+    searches = {family.name: _search(family, task, k) for family in families}
+    found = {family.name: Found(family) for family in families}
+    share, used = 1.0 - BLEND_SHARE, 0
+    while True:
+        name = _next(found)
+        if name is None:
+            break
+        one = found[name]
+        expected = one.best.seconds if one.best else 0.0
+        is_first = name == families[0].name and not one.trials  # it is run whatever the budget
+        if not is_first and not budget.allows(share, used, expected):
+            one.is_finished = True
+            continue
+        begun = time.monotonic()
+        step = next(searches[name], None)
+        one.seconds += time.monotonic() - begun
+        if step is None:
+            one.is_finished = True
+            continue
+        used += 1
+        one.trials += 1
+        trial, parts = step
+        if one.best is None or trial.target > one.best.target:
+            one.best, one.parts = trial, parts
+            say(f"{budget.spent():6.0f} s  {name:<17} {trial.target:.5f}  {_words(trial)}")
+    return {name: one for name, one in found.items() if one.best is not None}
+
+
+def _next(found: Mapping[str, Found]) -> str | None:
+    """Whoever has not begun; else who had least time, a weak one counting its time four times."""
+    open_ones = {name: one for name, one in found.items() if not one.is_finished}
+    best = max((one.best.target for one in found.values() if one.best), default=0.0)
+    for name, one in open_ones.items():
+        if one.best is None:
+            return name
+    if not open_ones:
+        return None
+    return min(open_ones, key=lambda name: _charged(open_ones[name], best))
+
+
+def _charged(one: Found, best: float) -> float:
+    assert one.best is not None
+    return one.seconds * (4.0 if one.best.target < WEAK * best else 1.0)
+
+
+def _search(family: Family, task: Task, k: int) -> Iterator[tuple[Trial, list[Part]]]:
+    """Coordinate search: along each grid as long as it gets better, round after round until nothing does."""
+    tried: set[str] = set()
+
+    def attempt(recipe: Mapping[str, Any], like: list[Part] | None) -> tuple[Trial, list[Part]]:
+        tried.add(recipe_id(recipe))
+        return run_trial(recipe, task, k, like)
+
+    best, parts = attempt(family.start, None)
+    yield best, parts
+    improved = True
+    while improved:
+        improved = False
+        for path, grid in family.grids.items():
+            for direction in (1, -1):
+                while True:
+                    value = value_at(best.recipe, path)
+                    place = _place(grid, value) + direction
+                    if not 0 <= place < len(grid):
+                        break
+                    recipe = changed(best.recipe, path, grid[place])
+                    if recipe_id(recipe) in tried:
+                        break
+                    trial, fitted = attempt(recipe, parts)
+                    yield trial, fitted
+                    if trial.target <= best.target:
+                        break
+                    best, parts, improved = trial, fitted, True
+
+
+def _place(grid: Any, value: Any) -> int:
+    """Where a value stands in its grid, or the nearest number."""
+    if value in grid:
+        return list(grid).index(value)
+    numbers = [(abs(float(entry) - float(value)), place) for place, entry in enumerate(grid) if entry is not None]
+    return min(numbers)[1]
+
+
+def run_trial(
+    recipe: Mapping[str, Any], task: Task, k: int, like: list[Part] | None = None
+) -> tuple[Trial, list[Part]]:
+    """Fit the recipe on every slice's training and measure it there."""
+    begun = time.monotonic()
+    parts, all_metrics = [], []
+    for number, asked in enumerate(task.validations):
+        part = Part(recipe, asked.training, like=like[number] if like else None)
+        parts.append(part)
+        all_metrics.append(evaluate(part, asked, k))
+    metrics = {name: float(np.mean([found[name] for found in all_metrics])) for name in all_metrics[0]}
+    target = float(np.mean([target_of(found, task.protocol, k) for found in all_metrics]))
+    return Trial(recipe, target, metrics, time.monotonic() - begun), parts
+
+
+def _words(trial: Trial) -> str:
+    recipe = trial.recipe
+    weights = " ".join(f"{kind}={weight:g}" for kind, weight in recipe["weights"].items() if len(recipe["weights"]) > 1)
+    params = " ".join(f"{n}={v:g}" if isinstance(v, float) else f"{n}={v}" for n, v in recipe["params"].items())
+    life = f"half_life={recipe['half_life_days']:g}" if recipe.get("half_life_days") else ""
+    return " ".join(word for word in (params, life, weights) if word)
+
+
+# --- the blend -------------------------------------------------------------------------------------------------------
+
+
+class _Pool(NamedTuple):
+    """The items that may reach a list, question by question: z-scores of every part, which are right, how many are."""
+
+    values: NDArray[np.float32]
+    is_right: NDArray[np.bool_]
+    counts: NDArray[np.int64]
+
+
+def tune_blend(
+    task: Task, found: Mapping[str, Found], budget: Budget, k: int, say: Say
+) -> tuple[dict[str, float], float]:
+    """(weight of each part, target on the validation): coordinate search from the best single model."""
+    names = sorted(found)
+    pools = [
+        _pool([found[name].parts[number] for name in names], _sample(asked, BLEND_QUESTIONS), k)
+        for number, asked in enumerate(task.validations)
+    ]
+    say(f"{budget.spent():6.0f} s  blending {', '.join(names)}")
+    best_single = max(names, key=lambda name: (found[name].best.target, name))  # type: ignore[union-attr]
+    weights = np.array([1.0 if name == best_single else 0.0 for name in names])
+    floor = np.array([LAST_RESORT if name == "popularity" else 0.0 for name in names])
+    weights = np.maximum(weights, floor)
+
+    def target(tried: NDArray[np.float64]) -> float:
+        return float(np.mean([_target(pool, tried, task.protocol, k) for pool in pools]))
+
+    best = target(weights)
+    improved = True
+    while improved and (budget.trials is not None or budget.spent() < budget.seconds):
+        improved = False
+        for place in range(len(names)):
+            candidates = [value for value in BLEND_GRID if value != weights[place]]
+            results = []
+            for value in candidates:
+                tried = weights.copy()
+                tried[place] = max(value, floor[place])
+                results.append((target(tried), -value) if tried.any() else (0.0, 0.0))
+            gained, value = max(results)
+            if gained > best * (1 + LEAST_GAIN):
+                weights[place] = max(-value, floor[place])
+                best, improved = gained, True
+    chosen = {name: float(weight) for name, weight in zip(names, weights, strict=True) if weight}
+    say(f"{budget.spent():6.0f} s  blend             {best:.5f}  {chosen}")
+    return chosen, best
+
+
+def _sample(asked: Slice, most: int) -> Slice:
+    if len(asked.questions) <= most:
+        return asked
+    rows = np.linspace(0, len(asked.questions) - 1, most).astype(np.int64)
+    return asked._replace(
+        questions=asked.questions.part(rows),
+        relevant=asked.relevant[rows],
+        relevant_counts=asked.relevant_counts[rows],
+        seen=None if asked.seen is None else asked.seen[rows],
+    )
+
+
+def _pool(parts: list[Part], asked: Slice, k: int) -> _Pool:
+    depth = max(POOL_DEPTH, 3 * k)
+
+    def work(block: Slice) -> _Pool:
+        scaled, best = [], []
+        for part in parts:
+            scores = standardize(part.scores(block.questions))
+            if block.seen is not None:
+                mask_items(scores, block.seen)
+            best.append(top_items(scores, depth)[0])
+            scaled.append(scores)
+        candidates = [np.unique(row) for row in np.concatenate(best, axis=1)]
+        width = max(len(row) for row in candidates)
+        values = np.full((len(candidates), width, len(parts)), -np.inf, np.float32)
+        is_right = np.zeros((len(candidates), width), bool)
+        for row, items in enumerate(candidates):
+            for column, scores in enumerate(scaled):
+                values[row, : len(items), column] = scores[row, items]
+            right = block.relevant.indices[block.relevant.indptr[row] : block.relevant.indptr[row + 1]]
+            is_right[row, : len(items)] = np.isin(items, right)
+        return _Pool(values, is_right, block.relevant_counts)
+
+    blocks = list(by_block(asked, work))
+    width = max(block.values.shape[1] for block in blocks)
+    return _Pool(
+        np.concatenate([_widened(block.values, width, -np.inf) for block in blocks]),
+        np.concatenate([_widened(block.is_right, width, False) for block in blocks]),
+        np.concatenate([block.counts for block in blocks]),
+    )
+
+
+def _widened(array: NDArray[Any], width: int, fill: Any) -> NDArray[Any]:
+    padding = [(0, 0), (0, width - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
+    return np.pad(array, padding, constant_values=fill)
+
+
+def _target(pool: _Pool, weights: NDArray[np.float64], protocol: str, k: int) -> float:
+    used = np.flatnonzero(weights)
+    scores = pool.values[:, :, used] @ weights[used].astype(np.float32)
+    scores[np.isnan(scores)] = -np.inf
+    numbers, values = top_items(scores, k)
+    hits = np.take_along_axis(pool.is_right, numbers.astype(np.int64), axis=1) & np.isfinite(values)
+    means = {name: float(found.mean()) for name, found in metrics_of(hits, pool.counts, k).items()}
+    return target_of(means, protocol, k)
