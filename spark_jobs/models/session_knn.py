@@ -23,6 +23,8 @@ SESSIONS_PER_BLOCK = 128
 """Sessions scored at a time; each brings `neighbours` others with all their items."""
 PLACES_READ = 50
 """Of a long session only so many last places look for neighbours."""
+LONGEST_SESSION = 50
+"""A past session longer than this is cut into several: what stands far apart in it says little of each other."""
 
 
 class _Votes(NamedTuple):
@@ -61,7 +63,12 @@ class SessionKnn:
         self._set(np.zeros(1, np.int64), np.empty(0, np.int32), 0)
 
     def fit(self, sequences: Sequences) -> None:
-        self._set(sequences.starts.copy(), sequences.items.copy(), sequences.item_count)
+        lengths = np.diff(sequences.starts)
+        pieces = -(-lengths // LONGEST_SESSION)
+        first = np.repeat(np.cumsum(pieces) - pieces, pieces)
+        cuts = np.repeat(sequences.starts[:-1], pieces) + (np.arange(len(first)) - first) * LONGEST_SESSION
+        starts = np.r_[cuts, len(sequences.items)].astype(np.int64)
+        self._set(starts, sequences.items.copy(), sequences.item_count)
 
     def _set(self, starts: NDArray[np.int64], items: NDArray[np.int32], item_count: int) -> None:
         """All that is learned is the sessions themselves; the rest follows."""

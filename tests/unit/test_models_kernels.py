@@ -19,7 +19,7 @@ from spark_jobs.models.factory import MODELS, build_model, load_model
 from spark_jobs.models.item_knn import ItemKnn
 from spark_jobs.models.popularity import Popularity
 from spark_jobs.models.ranking import mask_items, top_items, two_best
-from spark_jobs.models.recipes import RECIPES, default_recipe
+from spark_jobs.models.recipes import MORE_RECIPES, RECIPES, default_recipe
 
 
 def matrix_of(dense: list[list[float]] | np.ndarray) -> InteractionMatrix:
@@ -42,7 +42,13 @@ def planted(users: int = 60, seed: int = 3) -> InteractionMatrix:
 
 
 def fitted(name: str, matrix: InteractionMatrix, **params: object) -> Model:
-    small = {"als": {"factors": 4, "regularization": 0.5}, "item_knn": {"shrinkage": 1.0}}.get(name, {})
+    small = {
+        "als": {"factors": 4, "regularization": 0.5},
+        "item_knn": {"shrinkage": 1.0},
+        "ials": {"factors": 4},
+        "graph_filter": {"factors": 4, "sharpening": 0.5},
+        "ease": {"regularization": 5.0},
+    }.get(name, {})
     model = build_model(name, {**small, **params})
     model.fit(matrix)
     return model
@@ -231,7 +237,7 @@ def test_als_reasons_are_the_terms_of_the_score() -> None:
     assert reasons[9] == (None, None), "nothing speaks for an item that nobody touched"
 
 
-@pytest.mark.parametrize("name", ["item_knn", "als"])
+@pytest.mark.parametrize("name", ["item_knn", "als", "rp3beta", "ease", "ials", "graph_filter"])
 def test_without_its_reason_an_item_falls(name: str) -> None:
     matrix = planted()
     model = fitted(name, matrix)
@@ -265,7 +271,8 @@ def test_saved_and_loaded_scores_the_same(name: str, tmp_path: Path) -> None:
     model.save(tmp_path / "m")  # a retry
     assert manifest_digest(tmp_path / "m") == first
     loaded = load_model(tmp_path / "m")
-    assert (loaded.name, loaded.source, dict(loaded.params)) == (name, Source[name.upper()], dict(model.params))
+    assert (loaded.name, loaded.source, dict(loaded.params)) == (name, model.source, dict(model.params))
+    assert Source(loaded.source)
     rows = np.arange(10)
     original = model.score_block(matrix.preference[:10], rows)
     assert np.abs(original).max() > 0
@@ -335,7 +342,9 @@ def test_another_models_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_model_has_a_recipe_and_its_parameters() -> None:
-    assert set(RECIPES) == set(MODELS) == {"popularity", "item_knn", "als"}
+    assert set(RECIPES) == {"popularity", "item_knn", "als"}, "what a night trains unless it is told otherwise"
+    assert set(RECIPES) | set(MORE_RECIPES) == set(MODELS)
+    assert not set(RECIPES) & set(MORE_RECIPES)
     for name in MODELS:
         recipe = default_recipe(name)
         assert set(recipe) == {"model", "weights", "half_life_days", "params"}

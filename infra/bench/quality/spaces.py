@@ -99,7 +99,9 @@ def families(task: Task, budget_seconds: float) -> list[Family]:
     has_repeats = task.protocol == "events" and not task.removes_seen
     names = ["popularity", "item_knn"]
     if training.has_order:
-        names += ["sequential_rules", "session_knn"]
+        names.append("sequential_rules")
+    if task.protocol in ("sessions", "sequences"):
+        names.append("session_knn")  # the whole history of a shopper is no session
     if has_repeats and training.has_time:
         names.append("repurchase")
     if task.protocol != "sessions":
