@@ -102,7 +102,7 @@ def read_prefixes(path: Path, option: str) -> Prefixes:
 
 
 def read_negatives(path: Path, option: str, *, by_line: bool) -> Lists:
-    """Negatives by user, or (`by_line`) by line of the test file; then the users are the numbers of the lines from 0."""
+    """Negatives by user, or (`by_line`) by line of the test file; users are then the numbers of lines, from 0."""
     if not by_line:
         return read_lists(path, option)
     items = [line.split() for _, line in _lines(path, option)]

@@ -19,7 +19,7 @@ SHOP_ZONE = "Europe/London"
 
 
 def prepare(name: str, source: Path, folder: Path) -> list[Path]:
-    """Write the files of a set into `folder`: the paths. Raises DataError naming the nearest set or the missing file."""
+    """Write the files of a set into `folder`: the paths. Raises DataError naming the nearest set or what is missing."""
     if name not in SETS:
         raise DataError(f"no set {name!r}; there are {', '.join(SETS)}{nearest(name, SETS)}", field="set")
     if not source.exists():
@@ -67,7 +67,7 @@ def _london(column: pd.Series) -> pd.Series:
 
 
 def _ml_100k(source: Path, folder: Path) -> list[Path]:
-    """`train-<seed>.txt.gz` and `test-<seed>.txt.gz` for pairs, five seeds: of each user a random quarter of the ratings,
+    """`train-<seed>.txt.gz`, `test-<seed>.txt.gz` for pairs, five seeds: of each user a random quarter of the ratings,
     whatever they are, is the test."""
     ratings = pd.read_csv(_file(source, "u.data.gz"), sep="\t", header=None, names=["user", "item", "rating", "time"])
     ratings = ratings.sort_values(["user", "item"], kind="stable").reset_index(drop=True)

@@ -1,4 +1,4 @@
-"""`nightjar bench quality`: tune on a validation slice, write down what would be published, refit, open the test once."""
+"""`nightjar bench quality`: tune on validation, write down what would be published, refit, open the test once."""
 
 from __future__ import annotations
 

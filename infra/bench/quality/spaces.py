@@ -105,9 +105,9 @@ def families(task: Task, budget_seconds: float) -> list[Family]:
     if has_repeats and training.has_time:
         names.append("repurchase")
     if task.protocol != "sessions":
-        names += ["ials", "graph_filter", "rp3beta"]
         if training.item_count <= MOST_ITEMS and training.item_count**3 * EASE_SECONDS_PER_CUBE < 0.1 * budget_seconds:
             names.append("ease")
+        names += ["rp3beta", "ials", "graph_filter"]
     return [_family(name, task) for name in names]
 
 

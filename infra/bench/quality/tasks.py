@@ -33,9 +33,9 @@ HELD_OUT_SHARE = 0.2
 """Of each user's pairs, of the events by time, that validation takes."""
 SESSION_SHARE = 0.05
 """Of the training sessions, the newest, that validation takes."""
-MOST_QUESTIONS = 3_000
+MOST_QUESTIONS = 2_400
 MOST_PREFIXES = 6_000
-"""Validation asks at most so many: twice as many would narrow the choice by a third and cost twice the time."""
+"""Validation, all slices together, asks at most so many: twice as many cost twice and narrow the choice by a third."""
 MOST_CELLS = 250_000_000
 """... and at most so many scores."""
 SEED = 20_240_229
@@ -283,7 +283,7 @@ def _open_events(path: Path, repeats: bool) -> tuple[Training, Sequence[Slice]]:
     slices = [
         _holdout(
             training, events.user, events.item, late & is_target, removes_seen=not repeats,
-            repeats=repeats, dropped=late, cut_off=cut, **form,  # type: ignore[arg-type]
+            repeats=repeats, dropped=late, cut_off=cut, slices=2, **form,  # type: ignore[arg-type]
         )
     ]  # fmt: skip
     frame = pd.DataFrame({"user": events.user, "micros": np.where(is_target, micros, np.iinfo(np.int64).min)})
@@ -292,7 +292,7 @@ def _open_events(path: Path, repeats: bool) -> tuple[Training, Sequence[Slice]]:
     slices.append(
         _holdout(
             training, events.user, events.item, held, removes_seen=not repeats, repeats=repeats,
-            dropped=held | (repeats & (micros >= newest)), **form,  # type: ignore[arg-type]
+            dropped=held | (repeats & (micros >= newest)), slices=2, **form,  # type: ignore[arg-type]
         )
     )  # fmt: skip
     return training, slices
@@ -382,6 +382,7 @@ def _holdout(
     has_order: bool = False,
     target_types: tuple[str, ...] = (ONLY_TYPE,),
     cut_off: int | None = None,
+    slices: int = 1,
 ) -> Slice:
     """Train without the rows that are held (and `dropped`), ask for the items of those held.
 
@@ -406,7 +407,7 @@ def _holdout(
     sold = np.bincount(np.asarray(earlier.table["item_number"]), minlength=training.item_count) > 0  # type: ignore[index]
     findable = np.asarray(whole.relevant @ sold.astype(np.float32)).ravel() > 0
     chosen = np.flatnonzero((whole.relevant_counts > 0) & has_history & findable)
-    most = min(MOST_QUESTIONS, max(1, MOST_CELLS // max(1, training.item_count)))
+    most = min(MOST_QUESTIONS, max(1, MOST_CELLS // max(1, training.item_count))) // slices
     if len(chosen) > most:
         chosen = np.sort(np.random.default_rng(SEED).choice(chosen, most, replace=False))
     mask = np.zeros(len(names), bool)

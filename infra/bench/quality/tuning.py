@@ -42,10 +42,11 @@ Metrics = dict[str, float]
 
 
 class Trial(NamedTuple):
-    """One recipe on the validation slices: the mean target, and the mean of each metric."""
+    """One recipe on the validation slices: the mean target, the target of each slice, and the mean of each metric."""
 
     recipe: Mapping[str, Any]
     target: float
+    targets: tuple[float, ...]
     metrics: Metrics
     seconds: float
 
@@ -89,7 +90,7 @@ def tune(task: Task, families: list[Family], budget: Budget, k: int, say: Say) -
     found = {family.name: Found(family) for family in families}
     share, used = 1.0 - BLEND_SHARE, 0
     while True:
-        name = _next(found)
+        name = _next(found, by_trials=budget.trials is not None)
         if name is None:
             break
         one = found[name]
@@ -109,11 +110,11 @@ def tune(task: Task, families: list[Family], budget: Budget, k: int, say: Say) -
         trial, parts = step
         if one.best is None or trial.target > one.best.target:
             one.best, one.parts = trial, parts
-            say(f"{budget.spent():6.0f} s  {name:<17} {trial.target:.5f}  {_words(trial)}")
+            say(f"{budget.spent():6.0f} s  {name:<17} {_targets(trial)}  {_words(trial)}")
     return {name: one for name, one in found.items() if one.best is not None}
 
 
-def _next(found: Mapping[str, Found]) -> str | None:
+def _next(found: Mapping[str, Found], *, by_trials: bool) -> str | None:
     """Whoever has not begun; else who had least time, a weak one counting its time four times."""
     open_ones = {name: one for name, one in found.items() if not one.is_finished}
     best = max((one.best.target for one in found.values() if one.best), default=0.0)
@@ -122,12 +123,12 @@ def _next(found: Mapping[str, Found]) -> str | None:
             return name
     if not open_ones:
         return None
-    return min(open_ones, key=lambda name: _charged(open_ones[name], best))
+    return min(open_ones, key=lambda name: _charged(open_ones[name], best, by_trials))
 
 
-def _charged(one: Found, best: float) -> float:
+def _charged(one: Found, best: float, by_trials: bool) -> float:
     assert one.best is not None
-    return one.seconds * (4.0 if one.best.target < WEAK * best else 1.0)
+    return (one.trials if by_trials else one.seconds) * (4.0 if one.best.target < WEAK * best else 1.0)
 
 
 def _search(family: Family, task: Task, k: int) -> Iterator[tuple[Trial, list[Part]]]:
@@ -179,8 +180,13 @@ def run_trial(
         parts.append(part)
         all_metrics.append(evaluate(part, asked, k))
     metrics = {name: float(np.mean([found[name] for found in all_metrics])) for name in all_metrics[0]}
-    target = float(np.mean([target_of(found, task.protocol, k) for found in all_metrics]))
-    return Trial(recipe, target, metrics, time.monotonic() - begun), parts
+    targets = tuple(target_of(found, task.protocol, k) for found in all_metrics)
+    return Trial(recipe, float(np.mean(targets)), targets, metrics, time.monotonic() - begun), parts
+
+
+def _targets(trial: Trial) -> str:
+    parts = "+".join(f"{target:.4f}" for target in trial.targets) if len(trial.targets) > 1 else ""
+    return f"{trial.target:.5f} {parts}".rstrip()
 
 
 def _words(trial: Trial) -> str:
@@ -221,9 +227,9 @@ def tune_blend(
         return float(np.mean([_target(pool, tried, task.protocol, k) for pool in pools]))
 
     best = target(weights)
-    improved = True
-    while improved and (budget.trials is not None or budget.spent() < budget.seconds):
-        improved = False
+    improved, rounds = True, 0
+    while improved and (rounds == 0 or budget.trials is not None or budget.spent() < budget.seconds):
+        improved, rounds = False, rounds + 1
         for place in range(len(names)):
             candidates = [value for value in BLEND_GRID if value != weights[place]]
             results = []
