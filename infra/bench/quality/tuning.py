@@ -1,7 +1,7 @@
 """Tuning within a budget: each model by coordinate search over its grids, then the weights of the blend.
 
-Validation slices alone decide. The target of the search is, averaged over the slices, sqrt(recall@k * ndcg@k), for
-sessions sqrt(hr@k * mrr@k): both figures count, in proportion. Everything but the clock is seeded; a budget in trials
+Validation slices alone decide. The target of the search is sqrt(recall@k * ndcg@k), for sessions sqrt(hr@k * mrr@k):
+both figures count, in proportion. Several slices count by the number of their questions. Everything but the clock is seeded; a budget in trials
 instead of seconds makes a search repeatable to the bit.
 """
 
@@ -42,7 +42,7 @@ Metrics = dict[str, float]
 
 
 class Trial(NamedTuple):
-    """One recipe on the validation slices: the mean target, the target of each slice, and the mean of each metric."""
+    """One recipe on the validation slices: its target, the target of each slice, and each metric."""
 
     recipe: Mapping[str, Any]
     target: float
@@ -179,9 +179,12 @@ def run_trial(
         part = Part(recipe, asked.training, like=like[number] if like else None)
         parts.append(part)
         all_metrics.append(evaluate(part, asked, k))
-    metrics = {name: float(np.mean([found[name] for found in all_metrics])) for name in all_metrics[0]}
+    shares = [len(asked.questions) for asked in task.validations]
+    metrics = {
+        name: float(np.average([found[name] for found in all_metrics], weights=shares)) for name in all_metrics[0]
+    }
     targets = tuple(target_of(found, task.protocol, k) for found in all_metrics)
-    return Trial(recipe, float(np.mean(targets)), targets, metrics, time.monotonic() - begun), parts
+    return Trial(recipe, float(np.average(targets, weights=shares)), targets, metrics, time.monotonic() - begun), parts
 
 
 def _targets(trial: Trial) -> str:
@@ -224,7 +227,8 @@ def tune_blend(
     weights = np.maximum(weights, floor)
 
     def target(tried: NDArray[np.float64]) -> float:
-        return float(np.mean([_target(pool, tried, task.protocol, k) for pool in pools]))
+        targets = [_target(pool, tried, task.protocol, k) for pool in pools]
+        return float(np.average(targets, weights=[len(pool.counts) for pool in pools]))
 
     best = target(weights)
     improved, rounds = True, 0
