@@ -71,6 +71,27 @@ def test_top_items_against_a_full_sort() -> None:
             assert values[row].tolist() == scores[row, expected].tolist()
 
 
+def test_top_items_of_many_columns_against_a_full_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spark_jobs.models.ranking.COLUMNS_PER_CHUNK", 4)
+    monkeypatch.setattr("spark_jobs.models.ranking.MOST_CANDIDATES", 3)
+    rng = np.random.default_rng(2)
+    scores = rng.standard_normal((40, 103)).astype(np.float32)  # the last three columns fill no chunk
+    scores[:10] = rng.integers(0, 3, size=(10, 103))  # ties without end
+    scores[10:20][rng.random((10, 103)) < 0.9] = 0.0
+    scores[20, :] = -np.inf
+    scores[21, 5:] = -np.inf
+    scores[22, ::2] = np.nan
+    scores[23, 102] = np.nan
+    scores[24, 100:] = 50.0
+    cleaned = np.where(np.isnan(scores), -np.inf, scores)
+    for count in (1, 3, 12, 13):
+        numbers, values = top_items(scores[:, ::1] if count % 2 else np.asfortranarray(scores), count)
+        for row in range(40):
+            expected = sorted(range(103), key=lambda n, row=row: (-cleaned[row, n], n))[:count]
+            assert numbers[row].tolist() == expected
+            assert values[row].tolist() == cleaned[row, expected].tolist()
+
+
 def test_nan_ranks_last_and_nothing_is_no_error() -> None:
     numbers, values = top_items(np.array([[np.nan, -5.0, np.inf]], np.float32), 3)
     assert numbers.tolist() == [[2, 1, 0]]

@@ -191,6 +191,7 @@ def test_repeats_may_be_asked_for(tmp_path: Path) -> None:
     assert asked(last) == {"u1": (["b"], 1), "u2": (["a"], 1), "u3": (["a"], 1)}
     assert ("u:u2", "a", "view_item") in rows_of(last), "what came before stays"
     assert ("u:u2", "a", "purchase") not in rows_of(last)
+    assert ("u:u4", "b", "view_item") in rows_of(last), "who bought nothing still teaches"
     assert asked(open_test(task)) == {"u1": (["a", "c"], 2)}
     new_only = open_training("events", train=train, test=test)
     assert asked(open_test(new_only)) == {"u1": (["c"], 1)}

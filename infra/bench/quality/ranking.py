@@ -65,7 +65,9 @@ class Part:
             histories, rows = self.training.histories(self.matrix, questions)
             found = self.model.score_block(histories, rows)
         found = np.asarray(found, np.float32)
-        found[~np.isfinite(found)] = -np.inf
+        finite = np.isfinite(found)
+        if not finite.all():
+            found[~finite] = -np.inf
         return found
 
 

@@ -288,11 +288,12 @@ def _open_events(path: Path, repeats: bool) -> tuple[Training, Sequence[Slice]]:
     ]  # fmt: skip
     frame = pd.DataFrame({"user": events.user, "micros": np.where(is_target, micros, np.iinfo(np.int64).min)})
     newest = frame.groupby("user")["micros"].transform("max").to_numpy()
+    has_target = newest > np.iinfo(np.int64).min
     held = is_target & (micros == newest)
     slices.append(
         _holdout(
             training, events.user, events.item, held, removes_seen=not repeats, repeats=repeats,
-            dropped=held | (repeats & (micros >= newest)), slices=2, **form,  # type: ignore[arg-type]
+            dropped=held | (repeats & has_target & (micros >= newest)), slices=2, **form,  # type: ignore[arg-type]
         )
     )  # fmt: skip
     return training, slices
