@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-
 COLUMNS_PER_CHUNK = 64
 MOST_CANDIDATES = 32
 """Times the wanted count: a row with more than that many candidates is full of ties, and is ranked the plain way."""

@@ -40,7 +40,7 @@ MORE_RECIPES: Mapping[str, Mapping[str, Any]] = {
     }},
     "ease": {"half_life_days": None, "params": {"regularization": 200.0, "dropout": 0.0, "user_damping": 0.0}},
     "ials": {"half_life_days": None, "params": {
-        "factors": 64, "iterations": 10, "regularization": 0.02, "ridge_power": 0.5, "unobserved": 0.1,
+        "factors": 64, "iterations": 10, "regularization": 0.1, "ridge_power": 0.5, "unobserved": 0.05,
         "popular_power": 0.0, "seed": 7,
     }},
 }  # fmt: skip
@@ -48,8 +48,8 @@ MORE_RECIPES: Mapping[str, Mapping[str, Any]] = {
 
 SEQUENCE_RECIPES: Mapping[str, Mapping[str, Any]] = {
     "sequential_rules": {"params": {
-        "steps": 10, "step_power": 1.0, "backward": 0.0, "source_power": 0.0, "target_power": 0.0, "last_items": 5,
-        "place_power": 1.0,
+        "steps": 10, "step_power": 1.0, "backward": 0.5, "source_power": 0.0, "target_power": 0.0, "last_items": 10,
+        "place_power": 0.5, "half_gap_hours": None,
     }},
     "session_knn": {"params": {
         "neighbours": 500, "place_decay": 1.5, "distance_decay": 3.0, "length_power": 0.25, "idf_power": 2.0,

@@ -15,24 +15,28 @@ from spark_jobs.models.artifacts import load_arrays, save_arrays
 from spark_jobs.models.ranking import top_items, two_best
 from spark_jobs.models.sequences import Sequences, last_places
 
+MICROS_PER_HOUR = 3_600_000_000.0
+
 
 class SequentialRules:
     """rule(i -> j) = sum, wherever i stands at most `steps` before j, of apart^-step_power * weight(j).
 
-    A pair the other way round counts `backward` times as much. The sum is divided by (all that i leads to) ^
-    source_power and by (all that leads to j) ^ target_power. score(j) = sum over the last `last_items` of the sequence
-    of (1 + steps from the end)^-place_power * rule(i -> j), of an item that comes again the latest place.
+    With `half_gap_hours` a pair counts half for each so many hours between the two. A pair the other way round counts
+    `backward` times as much. The sum is divided by (all that i leads to) ^ source_power and by (all that leads to j) ^
+    target_power. score(j) = sum over the last `last_items` of the sequence of (1 + steps from the end)^-place_power *
+    rule(i -> j), of an item that comes again the latest place.
 
     M. Ludewig, D. Jannach: Evaluation of session-based recommendation algorithms (2018), SR; the powers are ours.
 
     params
-        steps          how far apart two items may be
-        step_power     how fast a rule fades with the distance
-        backward       0: order is all; 1: order is nothing
-        source_power   0: items with many followers speak louder; 1: all speak alike
-        target_power   how much an item that follows everything is damped
-        last_items     places of the history that speak
-        place_power    how fast they fade
+        steps            how far apart two items may be
+        step_power       how fast a rule fades with the distance
+        half_gap_hours   above; null: only places count, not times
+        backward         0: order is all; 1: order is nothing
+        source_power     0: items with many followers speak louder; 1: all speak alike
+        target_power     how much an item that follows everything is damped
+        last_items       places of the history that speak
+        place_power      how fast they fade
     """
 
     name = "sequential_rules"
@@ -44,7 +48,7 @@ class SequentialRules:
 
     def fit(self, sequences: Sequences) -> None:
         steps, power = int(self.params["steps"]), float(self.params["step_power"])
-        backward = float(self.params["backward"])
+        backward, half_gap = float(self.params["backward"]), self.params["half_gap_hours"]
         items, count = sequences.items, sequences.item_count
         owner = np.repeat(np.arange(len(sequences)), np.diff(sequences.starts))
         rules = sparse.csr_matrix((count, count), dtype=np.float64)
@@ -53,11 +57,14 @@ class SequentialRules:
             if len(same) == 0:
                 break
             before, after = items[same], items[same + apart]
-            worth = apart**-power
-            value = worth * sequences.weights[same + apart].astype(np.float64)
+            worth = np.full(len(same), apart**-power)
+            if half_gap is not None:
+                hours = (sequences.micros[same + apart] - sequences.micros[same]) / MICROS_PER_HOUR
+                worth *= np.exp2(-hours / float(half_gap))
+            value = worth * sequences.weights[same + apart]
             rules = rules + _pairs(before, after, value, count)
             if backward:
-                value = worth * backward * sequences.weights[same].astype(np.float64)
+                value = worth * backward * sequences.weights[same]
                 rules = rules + _pairs(after, before, value, count)
         rules = sparse.csr_matrix(rules)
         rules.setdiag(0)

@@ -21,6 +21,7 @@ from spark_jobs.models.factory import (
 )
 from spark_jobs.models.recipes import SEQUENCE_RECIPES, default_sequence_recipe
 from spark_jobs.models.sequences import SequenceModel, Sequences, build_sequences, last_places, make_sequences
+from spark_jobs.models.sequential_rules import SequentialRules
 
 DAY = 86_400_000_000
 SESSIONS = [[0, 1, 2], [1, 3, 1, 4], [4], [2, 0, 5], [0, 1, 5, 6, 1], [3, 2], [1, 0]]
@@ -128,6 +129,19 @@ def test_a_rule_follows_the_order_and_the_weight_of_what_follows() -> None:
         )
     )  # fmt: skip
     assert model.score_sequences(make_sequences([[0], [1]], item_count=3)).tolist() == [[0, 1, 5], [0, 0, 0]]
+
+
+def test_a_rule_fades_with_the_time_between() -> None:
+    hour = DAY // 24
+    model = build_sequence_model("sequential_rules", {"backward": 0.0, "step_power": 0.0, "half_gap_hours": 2.0})
+    model.fit(
+        Sequences(
+            np.array([0, 3]), np.array([0, 1, 2], np.int32), np.ones(3, np.float32), np.array([0, 2 * hour, 6 * hour]),
+            3, 7 * hour,
+        )
+    )  # fmt: skip
+    assert isinstance(model, SequentialRules)
+    np.testing.assert_allclose(model.rules.toarray(), [[0, 1 / 2, 1 / 8], [0, 0, 1 / 4], [0, 0, 0]])
 
 
 # --- session kNN -------------------------------------------------------------------------------------------------
@@ -288,8 +302,9 @@ def test_a_recipe_is_fitted_on_interactions() -> None:
         by_day["event_type"].append("view_item")
         by_day["micros"].append(day * DAY)
     cut_off = datetime(1970, 1, 5, tzinfo=UTC)  # b's last event is too late
-    model, subjects, sequences = fit_sequence_recipe(
-        default_sequence_recipe("sequential_rules"), pa.table(dict(by_day)), item_count=3, cut_off=cut_off
-    )
+    recipe = default_sequence_recipe("sequential_rules")
+    recipe["params"].update(backward=0.0, place_power=1.0, last_items=5)
+    table = pa.table(dict(by_day))
+    model, subjects, sequences = fit_sequence_recipe(recipe, table, item_count=3, cut_off=cut_off)
     assert subjects.tolist() == ["u:a", "u:b"]
     assert model.score_sequences(sequences.block(np.array([0, 1]))).tolist() == [[0, 0.5, 0], [0.5, 1.0, 0]]

@@ -55,6 +55,7 @@ GRIDS: Mapping[str, Mapping[str, Grid]] = {
         "iterations": (6, 10, 16),
     },
     "sequential_rules": {
+        "half_gap_hours": (None, 2160.0, 720.0, 168.0, 48.0, 12.0, 3.0, 0.75),
         "backward": (0.0, 0.15, 0.3, 0.5, 0.75, 1.0),
         "target_power": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
         "source_power": (0.0, 0.25, 0.5, 0.75, 1.0),
@@ -99,9 +100,7 @@ def families(task: Task, budget_seconds: float) -> list[Family]:
     has_repeats = task.protocol == "events" and not task.removes_seen
     names = ["popularity", "item_knn"]
     if training.has_order:
-        names.append("sequential_rules")
-    if task.protocol in ("sessions", "sequences"):
-        names.append("session_knn")  # the whole history of a shopper is no session
+        names += ["sequential_rules", "session_knn"]
     if has_repeats and training.has_time:
         names.append("repurchase")
     if task.protocol != "sessions":
@@ -122,6 +121,8 @@ def _family(name: str, task: Task) -> Family:
         if training.has_time:
             recipe["half_life_days"] = 90.0 if name == "popularity" else None
             grids[("half_life_days",)] = HALF_LIVES
+    if name == "sequential_rules" and not training.has_time:
+        grids.pop(("params", "half_gap_hours"))
     if name == "session_knn" and task.protocol != "sessions":
         recipe["params"]["recency"] = 0.0  # the order of users means nothing
         recipe["params"]["repeat"] = 0.0 if task.removes_seen else 1.0

@@ -1,8 +1,8 @@
 """Tuning within a budget: each model by coordinate search over its grids, then the weights of the blend.
 
 Validation slices alone decide. The target of the search is sqrt(recall@k * ndcg@k), for sessions sqrt(hr@k * mrr@k):
-both figures count, in proportion. Several slices count by the number of their questions. Everything but the clock is seeded; a budget in trials
-instead of seconds makes a search repeatable to the bit.
+both figures count, in proportion. Several slices count by the number of their questions. Everything but the clock is
+seeded; a budget in trials instead of seconds makes a search repeatable to the bit.
 """
 
 from __future__ import annotations
