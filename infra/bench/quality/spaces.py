@@ -100,13 +100,15 @@ def families(task: Task, budget_seconds: float) -> list[Family]:
     has_repeats = task.protocol == "events" and not task.removes_seen
     names = ["popularity", "item_knn"]
     if training.has_order:
-        names += ["sequential_rules", "session_knn"]
+        names += ["sequential_rules"] if task.protocol == "events" else ["sequential_rules", "session_knn"]
     if has_repeats and training.has_time:
         names.append("repurchase")
     if task.protocol != "sessions":
         if training.item_count <= MOST_ITEMS and training.item_count**3 * EASE_SECONDS_PER_CUBE < 0.1 * budget_seconds:
             names.append("ease")
         names += ["rp3beta", "ials", "graph_filter"]
+    if task.protocol == "events" and training.has_order:
+        names.append("session_knn")  # the history of a shopper is long for a session: it costs most
     return [_family(name, task) for name in names]
 
 
