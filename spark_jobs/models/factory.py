@@ -29,8 +29,11 @@ from spark_jobs.models.sequences import SequenceModel, Sequences, build_sequence
 from spark_jobs.models.sequential_rules import SequentialRules
 from spark_jobs.models.session_knn import SessionKnn
 
-MODELS: Mapping[str, type[Model]] = {m.name: m for m in (Popularity, ItemKnn, Als, Rp3Beta, GraphFilter, Ease, Ials)}
-SEQUENCE_MODELS: Mapping[str, type[SequenceModel]] = {m.name: m for m in (SequentialRules, SessionKnn, Repurchase)}
+AnyModel = Popularity | ItemKnn | Als | Rp3Beta | GraphFilter | Ease | Ials
+AnySequenceModel = SequentialRules | SessionKnn | Repurchase
+
+MODELS: Mapping[str, type[AnyModel]] = {m.name: m for m in (Popularity, ItemKnn, Als, Rp3Beta, GraphFilter, Ease, Ials)}
+SEQUENCE_MODELS: Mapping[str, type[AnySequenceModel]] = {m.name: m for m in (SequentialRules, SessionKnn, Repurchase)}
 
 
 def build_model(name: str, params: Mapping[str, Any]) -> Model:

@@ -57,15 +57,14 @@ class SequentialRules:
             if len(same) == 0:
                 break
             before, after = items[same], items[same + apart]
-            worth = np.full(len(same), apart**-power)
+            worth: NDArray[np.float64] = np.full(len(same), float(apart) ** -power)
             if half_gap is not None:
                 hours = (sequences.micros[same + apart] - sequences.micros[same]) / MICROS_PER_HOUR
-                worth *= np.exp2(-hours / float(half_gap))
-            value = worth * sequences.weights[same + apart]
-            rules = rules + _pairs(before, after, value, count)
+                worth = worth * np.exp2(-hours / float(half_gap))
+            rules = rules + _pairs(before, after, worth * sequences.weights[same + apart].astype(np.float64), count)
             if backward:
-                value = worth * backward * sequences.weights[same]
-                rules = rules + _pairs(after, before, value, count)
+                turned = worth * backward * sequences.weights[same].astype(np.float64)
+                rules = rules + _pairs(after, before, turned, count)
         rules = sparse.csr_matrix(rules)
         rules.setdiag(0)
         rules.eliminate_zeros()

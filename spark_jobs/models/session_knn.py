@@ -148,12 +148,13 @@ class SessionKnn:
                 continue
             mine = votes.items == number
             by, place = np.unique(votes.matched[mine], return_inverse=True)
-            summed = np.bincount(place, weights=votes.votes[mine], minlength=len(by))
+            summed = np.bincount(place, weights=votes.votes[mine], minlength=len(by)).astype(np.float64)
             reasons.append(two_best(summed, by.astype(np.int32)))
         return reasons
 
     def save(self, folder: Path) -> None:
-        arrays = {"starts": self.starts, "items": self.items, "item_count": np.array([self.item_count])}
+        count = np.array([self.item_count], np.int64)
+        arrays: dict[str, NDArray[Any]] = {"starts": self.starts, "items": self.items, "item_count": count}
         save_arrays(folder, model=self.name, params=self.params, arrays=arrays)
 
     @classmethod

@@ -53,13 +53,14 @@ PREFIX_DECAY = 2.0
 """A running session as a history of the matrix: its last places, each e times less for so many steps from the end."""
 
 
-class Questions(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Questions:
     """Whom to rank for: rows of the training's users (-1: nobody known), or running sessions."""
 
     users: NDArray[np.int64]
     prefixes: Sequences | None = None
 
-    def __len__(self) -> int:  # type: ignore[override]
+    def __len__(self) -> int:
         return len(self.users)
 
     def part(self, rows: NDArray[np.int64]) -> Questions:
