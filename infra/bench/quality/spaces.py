@@ -122,7 +122,7 @@ def _family(name: str, task: Task) -> Family:
         recipe["half_life_days"] = None
         if training.has_time:
             recipe["half_life_days"] = 90.0 if name == "popularity" else None
-            grids[("half_life_days",)] = HALF_LIVES
+            grids = {("half_life_days",): HALF_LIVES, **grids}
     if name == "sequential_rules" and not training.has_time:
         grids.pop(("params", "half_gap_hours"))
     if name == "session_knn" and task.protocol != "sessions":
