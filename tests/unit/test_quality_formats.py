@@ -124,7 +124,9 @@ def test_pairs_validate_on_a_share_of_each_user(tmp_path: Path) -> None:
     task = open_training("pairs", train=train, test=test)
     (found,) = task.validations
     answers = asked(found)
-    assert {user: count for user, (_, count) in answers.items()} == dict.fromkeys(("u1", "u3", "u4", "u5"), 2)
+    assert {user: count for user, (_, count) in answers.items()} == dict.fromkeys(("u1", "u3", "u4", "u5"), 1), (
+        "a tenth of ten"
+    )
     kept = {(subject, item) for subject, item, _ in rows_of(found)}
     assert not {("u:u1", item) for item in answers["u1"][0]} & kept
     assert ("u:u2", "a") in kept, "somebody's only item is never held back"

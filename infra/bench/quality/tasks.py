@@ -29,8 +29,10 @@ from spark_jobs.models.sequences import Sequences, build_sequences, last_places,
 PROTOCOLS = ("pairs", "sessions", "sequences", "events")
 REPEATS = ("new-only", "allowed")
 
-HELD_OUT_SHARE = 0.2
-"""Of each user's pairs, of the events by time, that validation takes."""
+PAIRS_SHARE = 0.1
+"""Of each user's pairs that validation takes. More of them would thin the graph so much that another model is best."""
+EVENTS_SHARE = 0.2
+"""Of the target events, the newest, that validation takes."""
 SESSION_SHARE = 0.05
 """Of the training sessions, the newest, that validation takes."""
 MOST_QUESTIONS = 2_400
@@ -279,7 +281,7 @@ def _open_events(path: Path, repeats: bool) -> tuple[Training, Sequence[Slice]]:
             _holdout(training, events.user, events.item, held, removes_seen=not repeats, repeats=repeats, **form)  # type: ignore[arg-type]
         ]
     micros = events.micros
-    cut = int(np.quantile(micros[is_target], 1 - HELD_OUT_SHARE, method="lower")) + 1
+    cut = int(np.quantile(micros[is_target], 1 - EVENTS_SHARE, method="lower")) + 1
     late = micros >= cut
     slices = [
         _holdout(
@@ -498,11 +500,11 @@ def _only(whole: Slice, mask: NDArray[np.bool_]) -> Slice:
 
 
 def _share_of_each(users: NDArray[np.object_], chance: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Of each user's rows the HELD_OUT_SHARE with the largest chance (rounded, at least 1, never the last one left)."""
+    """Of each user's rows the PAIRS_SHARE with the largest chance (rounded, at least 1, never the last one left)."""
     frame = pd.DataFrame({"user": users, "chance": chance})
     groups = frame.groupby("user")["chance"]
     rank, size = groups.rank(method="first", ascending=False).to_numpy(), groups.transform("size").to_numpy()
-    wanted = np.minimum(np.maximum(np.round(size * HELD_OUT_SHARE), 1), size - 1)
+    wanted = np.minimum(np.maximum(np.round(size * PAIRS_SHARE), 1), size - 1)
     return np.asarray(rank <= wanted)
 
 
