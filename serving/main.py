@@ -95,7 +95,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with contextlib.suppress(DependencyError):
-            await tail.step()  # what is compacted, and the first of what is not: known before the first answer
+            await tail.start()  # known before the first answer
         follower = asyncio.create_task(tail.follow())
         with contextlib.suppress(DependencyError):
             await recommender.settle()

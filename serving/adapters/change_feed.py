@@ -56,8 +56,8 @@ class ChangeFeed(Protocol):
     def records(self) -> AsyncIterator[list[Compacted]]:
         """All compacted records, in parts. Some may be newer than `compacted` said before: that does no harm."""
 
-    async def read(self, position: int) -> Page:
-        """What lies behind `position`, waiting up to BLOCK_MS for the first of it. `compacted` is as of after that."""
+    async def read(self, position: int, *, waits: bool) -> Page:
+        """What lies behind `position`; `waits`: up to BLOCK_MS for the first of it. `compacted` is as of after that."""
 
     async def close(self) -> None:
         """Give the connection back."""
@@ -89,9 +89,10 @@ class RedisChangeFeed:
                 if cursor == b"0":
                     break
 
-    async def read(self, position: int) -> Page:
+    async def read(self, position: int, *, waits: bool) -> Page:
         behind = START if position < 0 else stream_id_of(position)
-        read = ("XREAD", "COUNT", READ_COUNT, "BLOCK", BLOCK_MS, "STREAMS", self._stream, behind)
+        blocks = ("BLOCK", BLOCK_MS) if waits else ()
+        read = ("XREAD", "COUNT", READ_COUNT, *blocks, "STREAMS", self._stream, behind)
         found, stored = await self._ask([read, ("GET", archived_key(self._stream))], blocks_seconds=BLOCK_MS / 1000)
         entries: list[tuple[int, bytes]] = []
         for stream_id, fields in found[0][1] if found else ():
@@ -149,11 +150,11 @@ class MemoryChangeFeed:
         self._check()
         yield [Compacted(kind, record_id, state) for (kind, record_id), state in self._records.items()]
 
-    async def read(self, position: int) -> Page:
+    async def read(self, position: int, *, waits: bool) -> Page:
         self._check()
         found = [(position_number(at), change) for at, change in self._log.changes]
         entries = [(at, change) for at, change in found if at > position][:READ_COUNT]
-        if not entries:
+        if waits and not entries:
             await asyncio.sleep(0.002)
         return Page(entries, self._compacted)
 
@@ -195,13 +196,18 @@ class CatalogueTail:
             self._is_following = False
             await self._feed.close()
 
-    async def step(self) -> None:
-        """Read what has come, waiting a little for it, and take it in. Raises DependencyError."""
+    async def start(self) -> None:
+        """Take in all that there is now. Raises DependencyError."""
+        while await self.step(waits=False) == READ_COUNT or self._is_behind:
+            await asyncio.sleep(0)
+
+    async def step(self, *, waits: bool = True) -> int:
+        """Read what has come (`waits`: or comes soon) and take it in; how many entries. Raises DependencyError."""
         overlay = self._overlay
         if self._is_behind:
             await self._catch_up()
         before = overlay.position
-        page = await self._feed.read(before)
+        page = await self._feed.read(before, waits=waits)
         for position, raw in page.entries:
             try:
                 overlay.take(Change.from_json(raw), position)
@@ -214,18 +220,19 @@ class CatalogueTail:
         if not self._is_behind:
             overlay.heard_micros = self._wall_micros()
         self._wake()
+        return len(page.entries)
 
     async def _catch_up(self) -> None:
+        """Read all records, also when what came meanwhile has taken us beyond the position they stand for."""
         position = await self._feed.compacted()
-        if position > self._overlay.position:
-            async for records in self._feed.records():
-                for kind, record_id, stored in records:
-                    try:
-                        self._overlay.merge(kind, record_id, RecordState.from_json(stored))
-                    except ContractError as error:
-                        logger.warning("the record of %s %r is left out: %s", kind, record_id[:80], error)
-                await asyncio.sleep(0)
-            self._overlay.position = max(self._overlay.position, position)
+        async for records in self._feed.records():
+            for kind, record_id, stored in records:
+                try:
+                    self._overlay.merge(kind, record_id, RecordState.from_json(stored))
+                except ContractError as error:
+                    logger.warning("the record of %s %r is left out: %s", kind, record_id[:80], error)
+            await asyncio.sleep(0)
+        self._overlay.position = max(self._overlay.position, position)
 
     async def reach(self, position: int, *, seconds: float) -> bool:
         """Wait until the overlay has what lies at `position`; False when it does not come in time, at once when the log

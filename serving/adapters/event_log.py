@@ -365,6 +365,8 @@ class MemoryEventLog:
         self.quarantined: list[QuarantinedEvent] = []
         self.changes: list[tuple[str, bytes]] = []
         """(position, change): the change stream."""
+        self.change_count = 0
+        """Changes ever taken; the last position."""
         self.is_down = False
         self.is_full = False
 
@@ -390,8 +392,8 @@ class MemoryEventLog:
         self.require_room()
         if self.is_down:
             raise DependencyError("the event log does not answer: it is set to be down")
-        last = int(self.changes[-1][0].partition("-")[0]) if self.changes else 0
-        positions = [f"{last + number}-0" for number in range(1, len(changes) + 1)]
+        positions = [f"{self.change_count + number}-0" for number in range(1, len(changes) + 1)]
+        self.change_count += len(changes)
         self.changes += zip(positions, changes, strict=True)
         return positions
 
