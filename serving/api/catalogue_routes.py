@@ -72,7 +72,8 @@ def build_catalogue_router(services: Services) -> APIRouter:
 
     async def take_one(request: Request, kind: str, operation: str) -> Response:
         log.require_room()
-        id_field, record_id = ID_FIELDS[kind], request.path_params["record_id"]
+        id_field = ID_FIELDS[kind]
+        record_id = request.path_params[id_field]
         record: dict[str, Any] = {}
         if operation == DELETE:
             if said := request.query_params.get("updated_at"):
@@ -122,7 +123,7 @@ def build_catalogue_router(services: Services) -> APIRouter:
         async def change_several(request: Request) -> Response:
             return await take_several(request, kind, operation)
 
-        path_parameter = {"name": "record_id", "in": "path", "required": True, "schema": {"type": "string"}}
+        path_parameter = {"name": id_field, "in": "path", "required": True, "schema": {"type": "string"}}
         extra: dict[str, Any] = {"parameters": [path_parameter]}
         if operation == DELETE:
             extra["parameters"].append(query("updated_at", "string", "when it was so; default: the receipt"))
@@ -130,7 +131,7 @@ def build_catalogue_router(services: Services) -> APIRouter:
             extra |= body(schema=examples.without_id(schema, id_field), examples={"one": given["one"]})
 
         @router.api_route(
-            f"/v1/{kind}/{{record_id:path}}",
+            f"/v1/{kind}/{{{id_field}:path}}",
             methods=[method],
             tags=[kind],
             name=f"{operation}_one_of_{kind}",

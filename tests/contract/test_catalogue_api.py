@@ -405,3 +405,27 @@ class TestTail:
         assert (state.word("price"), state.word("brand")) == ((2.0, (2, two)), (None, (2, two)))
         assert list(users) == [b"no"]
         assert json.loads(users[b"no"])[1]["consent_store"][0] is True
+
+
+async def test_all_examples_work(floor: Floor) -> None:
+    """The reference at /docs shows what can be pasted."""
+    client = await floor.worker()
+    document = (await client.get("/openapi.json")).json()
+    tried = []
+    for path, methods in document["paths"].items():
+        if not path.startswith(("/v1/items", "/v1/users")):
+            continue
+        for method, operation in methods.items():
+            nothing = {"content": {"none": {"examples": {"none": {"value": ""}}}}}
+            address = path.replace("{item_id}", "i3").replace("{user_id}", "u1")
+            for kind, form in operation.get("requestBody", nothing)["content"].items():
+                for example in form["examples"].values():
+                    value = example["value"]
+                    content = value if isinstance(value, str) else json.dumps(value)
+                    headers = {"content-type": kind}
+                    response = await client.request(method.upper(), address, content=content, headers=headers)
+                    assert response.status_code == 202, response.text
+                    assert "rejected" not in {r["status"] for r in response.json()["results"]}, (path, kind)
+                    tried.append((path, method, kind))
+            assert set(operation["responses"]) >= {"202", "400", "413", "415", "503"}
+    assert len(tried) == len(set(tried)) == 2 * 3 * (2 + 1)
