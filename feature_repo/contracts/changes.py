@@ -176,8 +176,11 @@ class RecordState:
             self.whole = stamp
         taken = tuple(name for name in change.fields if name not in newer)
         for name in taken:
-            kept = keeps is None or name in keeps
-            self.fields[name] = (change.fields[name] if kept else None, stamp)
+            value = change.fields[name] if keeps is None or name in keeps else None
+            if self.whole == stamp and value == _NOT_SAID.get(name) and not name.startswith(_CONSENT):
+                self.fields.pop(name, None)  # the PUT as a whole says as much
+            else:
+                self.fields[name] = (value, stamp)
         self._forget_covered()
         return Outcome(taken, tuple(name for name in change.fields if name in newer))
 
@@ -209,8 +212,9 @@ class RecordState:
 
     def _forget_covered(self) -> None:
         """Drop words that a later PUT, or a later null of all attributes, has overtaken."""
-        for name in [n for n, (_, stamp) in self.fields.items() if self.said_at(n, before=stamp)]:
-            del self.fields[name]
+        if self.whole is not None or _ATTRIBUTES in self.fields:
+            for name in [n for n, (_, stamp) in self.fields.items() if self.said_at(n, before=stamp)]:
+                del self.fields[name]
 
     def to_json(self) -> bytes:
         """ASCII JSON. Inverse: `from_json`."""

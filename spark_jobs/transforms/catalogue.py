@@ -46,7 +46,7 @@ def _overlaid(kind: str, records: DataFrame, changes: DataFrame) -> DataFrame:
     changed = changes.groupBy(id_field).agg(F.sort_array(F.collect_list(said)).alias("changes"))
     rows = records.select(id_field, F.struct(*columns).alias("row"))
     touched = changed.join(rows, on=id_field, how="left").select(id_field, "row", "changes")
-    merged = touched.mapInArrow(_merge_batches(kind, to_arrow_schema(records.schema)), records.schema)
+    merged = touched.mapInArrow(_merge_batches(kind, to_arrow_schema(records.schema, timezone="UTC")), records.schema)
     return records.join(changed.select(id_field), on=id_field, how="left_anti").select(*columns).unionByName(merged)
 
 
