@@ -26,6 +26,9 @@ SERVED_FIELDS: Mapping[str, frozenset[str]] = {
 }
 """The fields of which serving keeps the value; of others it keeps when they were last spoken of."""
 
+_SOLD_BEFORE = ("PREORDER", "BACKORDER")
+"""Items that are sold before their available_time, and so may be shown."""
+
 MAX_LATE_KEPT = 10_000
 MAX_USERS_LATELY = 50_000
 _ATTACHED_AT_ONCE = 500
@@ -149,6 +152,8 @@ def _write(catalogue: Catalogue, item_id: str, state: RecordState) -> None:
     facts: dict[str, Any] = {name: said[name] for name in ("title", "price") if name in said}
     if facts:
         catalogue.attributes[number] = {**(catalogue.attributes[number] or {}), **facts}
+    if said.get(AVAILABLE_TIME) is not None and stock.availability in _SOLD_BEFORE:
+        said[AVAILABLE_TIME] = None
     for name, times in (("expire_time", catalogue.expire_micros), (AVAILABLE_TIME, catalogue.available_micros)):
         if name in said and said[name] is None:
             times.pop(number, None)

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from feature_repo.contracts.changes import ITEMS, USERS, Change, RecordState
 from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.keys import candidates_key, change_stream_key, changed_records_key, pointer_key
 from feature_repo.contracts.packing import PackedCandidate, Source, pack_candidates
 from serving.adapters import change_feed
@@ -367,6 +368,26 @@ class TestTail:
                     rest = ITEM_IDS[ITEM_IDS.index(item) + 1 :]
                     assert await until_shown(other, rest) < 1.0
                     await until_shown(one, rest)
+
+    async def test_a_log_that_hangs_is_given_up_and_asked_anew(self) -> None:
+        connections = 0
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal connections
+            connections += 1
+            if connections > 1:
+                await reader.read(65536)
+                writer.write(b"$3\r\n7-0\r\n")
+            await reader.read(65536)
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            feed = RedisChangeFeed(url, tenant=TENANT, timeout_seconds=0.1)
+            with pytest.raises(DependencyError, match="does not answer: TimeoutError"):
+                await feed.compacted()
+            assert await feed.compacted() == position_number("7-0")
+            await feed.close()
+        assert connections == 2
 
     async def test_what_is_no_change_is_left_out(self, environment: Environment, redis_url: str) -> None:
         floor = Floor(environment, redis_url)

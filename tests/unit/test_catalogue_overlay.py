@@ -251,6 +251,8 @@ class TestOverlay:
         assert refusals((PATCH, {"item_id": "c", "expire_time": None}))[2] is None
         later = {"item_id": "c", "available_time": "2024-03-08T12:00:00.000001Z"}
         assert refusals((PATCH, later))[2] == "not_yet_available"
+        assert refusals((PATCH, {"item_id": "c", "availability": "PREORDER"}))[2] is None
+        assert refusals((PATCH, {"item_id": "c", "availability": None}))[2] == "not_yet_available"
         assert refusals((PUT, {"item_id": "c", "title": "New"}))[2] is None
         assert refusals((DELETE, "a"), (DELETE, "of no version"))[0] == "hidden"
         assert catalogue.attributes[3] == {"title": "New", "category": "A", "price": None}
@@ -263,10 +265,9 @@ class TestOverlay:
         shop = Shop({"a": {"price": 2.0}, "b": {"price": 2.0}, "c": {"price": 2.0}})
         overlay = CatalogueOverlay()
         yesterday = {"updated_at": "2024-03-07T12:00:00Z", "price": 1}
+        overlay.take(change(PATCH, {"item_id": "c", "price": 1}), 9)  # said of a time after as_of, 2024-03-08
         overlay.take(change(PATCH, {"item_id": "a", **yesterday}), 10)  # the night of as_of 2024-03-08 knew it
         overlay.take(change(PATCH, {"item_id": "b", **yesterday}), 11)  # it came too late for that night
-        overlay.take(change(PATCH, {"item_id": "c", "price": 1}), 9)  # said of a time after its as_of
-        overlay.take(change(PATCH, {"item_id": "c", "price": 1}), 12)
         shop.manifest.volatile["item_changes_position"] = 10  # type: ignore[index]
         new = shop.catalogue(tmp_path)
         await overlay.attach(new)
