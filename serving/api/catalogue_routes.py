@@ -84,13 +84,14 @@ def build_catalogue_router(services: Services) -> APIRouter:
                 raise UnreadableBodyError("expected one object")
             record = given
         if record.get(id_field, record_id) != record_id:
-            problem = {"field": id_field, "seen": str(record[id_field])[:80], "expected": "the id of the address"}
+            problem = {"field": id_field, "seen": _seen(record[id_field]), "expected": "the id of the address"}
             raise InvalidRequestError([problem])
         results = await take(kind, operation, [{**record, id_field: record_id}])
         if results[0]["status"] == "rejected":
             field = results[0]["field"] or "body"
-            seen = str(record_id if field == id_field else record.get(field))[:80]
-            raise InvalidRequestError([{"field": field, "seen": seen, "expected": results[0]["detail"]}])
+            seen = _seen(record_id if field == id_field else record.get(field))
+            expected = results[0]["detail"].partition(", got ")[0]
+            raise InvalidRequestError([{"field": field, "seen": seen, "expected": expected}])
         return answered(results)
 
     def add_routes(kind: str, operation: str) -> None:
@@ -149,3 +150,8 @@ def build_catalogue_router(services: Services) -> APIRouter:
         for operation in (PUT, PATCH, DELETE):
             add_routes(kind, operation)
     return router
+
+
+def _seen(value: object) -> str:
+    """A value as a problem shows it; half a character, which JSON can say, becomes `?`."""
+    return str(value)[:80].encode("utf-8", "replace").decode("utf-8")

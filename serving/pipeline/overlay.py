@@ -167,5 +167,5 @@ def _is_built_in(catalogue: Catalogue, stamp: Stamp) -> bool:
 
 
 def names_of(late: Sequence[str]) -> list[str]:
-    """Fields as their senders call them: `attributes.<name>` without the prefix, whole attributes as `attributes`."""
-    return [name.removeprefix("attributes.") for name in late]
+    """Fields as their senders call them, without `attributes.`; half a character, which JSON can say, becomes `?`."""
+    return [name.removeprefix("attributes.").encode("utf-8", "replace").decode("utf-8") for name in late]

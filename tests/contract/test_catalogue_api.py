@@ -264,7 +264,7 @@ class TestErrors:
         ("method", "path", "content", "status", "said"),
         [
             ("PATCH", "/v1/items/i0", b'{"price": -1}', 422, {"errors": [
-                {"field": "price", "seen": "-1", "expected": "price is a number >= 0, got '-1'"}]}),
+                {"field": "price", "seen": "-1", "expected": "price is a number >= 0"}]}),
             ("PUT", "/v1/items/i0", b'{"item_id": "other"}', 422, {"errors": [
                 {"field": "item_id", "seen": "other", "expected": "the id of the address"}]}),
             ("PUT", "/v1/items/i0", b"[]", 400, {"detail": "expected one object"}),
