@@ -39,6 +39,7 @@ _COLUMNS: Mapping[str, tuple[str, ...]] = {
     for kind in (ITEMS, USERS)
 }
 _TIME_COLUMNS = frozenset(TIME_FIELDS)
+_TIMES = frozenset({"created_at", "expire_time", "attributes.available_time"})
 _CONSENT = "consent_"
 _NOT_SAID: Mapping[str, Any] = {"availability": "IN_STOCK", "is_hidden": False}
 _SAID_BY_DELETE: Mapping[str, Mapping[str, Any]] = {
@@ -74,6 +75,7 @@ class Change(NamedTuple):
             and change.operation in (PUT, PATCH, DELETE)
             and isinstance(change.record_id, str)
             and isinstance(change.fields, dict)
+            and all(_fits(name, value) for name, value in change.fields.items())
             and type(change.at_micros) is type(change.received_micros) is int
         )
         if not is_whole:
@@ -105,7 +107,7 @@ def check_change(
         assert rejection is not None
         return None, rejection
     assert isinstance(record, Mapping)
-    stated = said_updated_at(row)
+    stated = _stated(row) if record.get("updated_at") is not None else None
     if stated is not None and stated > received_at + MAX_FUTURE_SKEW:
         detail = f"updated_at lies more than 24 hours ahead: {format_timestamp(stated)}"
         return None, Rejection(Reason.TIMESTAMP_IN_FUTURE, "updated_at", detail)
@@ -117,7 +119,39 @@ def check_change(
     if sum(name.startswith(_ATTRIBUTE) for name in fields) > MAX_ATTRIBUTES:
         detail = f"attributes: at most {MAX_ATTRIBUTES} of them fit one change"
         return None, Rejection(Reason.INVALID_FIELD, _ATTRIBUTES, detail)
+    wrong = next((name for name, value in fields.items() if not _fits(name, value)), None)
+    if wrong is not None:
+        detail = f"{wrong} is a time, got {str(fields[wrong])[:80]!r}"
+        return None, Rejection(Reason.INVALID_TIMESTAMP, wrong, detail)
     return Change(kind, row[id_field], operation, at_micros, received, fields), None
+
+
+def _stated(row: Mapping[str, Any]) -> datetime | None:
+    """The `updated_at` of a row; None also when its attributes have something of that name that is no time."""
+    try:
+        return said_updated_at(row)
+    except DataError:
+        return None
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Whether a field may have this value: a log may hold anything, and `attributes` are anybody's."""
+    if value is None:
+        return name not in _NOT_SAID
+    if name in _TIMES:
+        try:
+            return isinstance(value, str) and bool(parse_timestamp(value))
+        except DataError:
+            return False
+    if name.startswith(_ATTRIBUTE):
+        return True
+    if name == "is_hidden" or name.startswith(_CONSENT):
+        return isinstance(value, bool)
+    if name == "price":
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if name == "available_quantity":
+        return type(value) is int
+    return isinstance(value, str) and name != _ATTRIBUTES
 
 
 def _said(kind: str, operation: str, record: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,7 +287,7 @@ def changed_row(
     if not exists:
         return None
     base = dict(row) if row is not None else {ID_FIELDS[kind]: record_id, **_NOT_SAID_OF[kind], "source": "api"}
-    stated = said_updated_at(base) if row is not None else None
+    stated = _stated(base) if row is not None else None
     base_stamp = Stamp(to_micros(stated), -1) if stated is not None else Stamp(-(2**63), -1)
     said = json.loads(base.get(_ATTRIBUTES) or "{}")
     names = {_ATTRIBUTE + name for name in said} | {n for n in state.fields if n.startswith(_ATTRIBUTE)}

@@ -185,8 +185,11 @@ class CatalogueTail:
                 try:
                     await self.step()
                     pause = PAUSE_SECONDS[0]
-                except DependencyError as error:
-                    if self._is_following:
+                except Exception as error:
+                    # whatever it is: a tail that ends for good would leave the catalogue behind without a word
+                    if not isinstance(error, DependencyError):
+                        logger.exception("the change stream cannot be followed")
+                    elif self._is_following:
                         logger.warning("%s; the catalogue stays as it is", error)
                     self._is_following = False
                     self._wake()

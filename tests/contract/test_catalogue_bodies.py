@@ -64,6 +64,8 @@ def door(environment: Environment) -> FrontDoor:
 )
 @example(document={"item_id": "i1", "\ud800": 1}, method="PUT", path="/v1/items/i1", kind="")
 @example(document={"item_id": "\ud800"}, method="PUT", path="/v1/items/i1", kind="")
+@example(document={"attributes": {"updated_at": "x"}}, method="PATCH", path="/v1/items/i1", kind="")
+@example(document={"attributes": {"available_time": "x"}}, method="PATCH", path="/v1/items/i1", kind="")
 @example(document={"title": "\ud800"}, method="PATCH", path="/v1/items/i1", kind="")
 @example(document={"\ud800": 1}, method="PATCH", path="/v1/items/i1", kind="")
 @example(document={"consent": {"\ud800": 1}}, method="PATCH", path="/v1/users/u1", kind="")

@@ -105,9 +105,11 @@ class TestRules:
             (ITEMS, DELETE, 7, (Reason.UNREADABLE, None)),
             (USERS, PATCH, {"user_id": "u", "consent": {"sell": True}}, (Reason.INVALID_FIELD, "consent")),
             (USERS, DELETE, {}, (Reason.MISSING_SUBJECT, "user_id")),
+            (ITEMS, PATCH, {"item_id": "i", "attributes": {"available_time": "soon"}},
+             (Reason.INVALID_TIMESTAMP, "attributes.available_time")),
             (ITEMS, PUT, {"item_id": "i", **{f"f{n}": n for n in range(201)}}, (Reason.INVALID_FIELD, "attributes")),
         ],
-    )
+    )  # fmt: skip
     def test_what_breaks_a_rule_is_rejected(self, kind: str, operation: str, record: Any, expected: Any) -> None:
         assert rejected(operation, record, kind) == expected
 
@@ -116,6 +118,30 @@ class TestRules:
         for _ in range(33):
             deep = [deep]
         assert rejected(PUT, {"item_id": "i", "x": deep}) == (Reason.NESTED_TOO_DEEPLY, None)
+
+    def test_an_attribute_that_is_called_updated_at_is_no_time_of_ours(self) -> None:
+        said = change(PATCH, {"item_id": "i", "attributes": {"updated_at": "whenever", "size": 1}})
+        assert (said.at_micros, said.fields) == (NOON_MICROS, {"attributes.size": 1})
+        row = {**dict.fromkeys(table("bronze.items").columns), "item_id": "i", "attributes": '{"updated_at": "once"}'}
+        found = changed_row(ITEMS, row, [(said, 0)])
+        assert found is not None
+        assert found["attributes"] == '{"size": 1, "updated_at": "once"}'
+
+    @pytest.mark.parametrize(
+        ("name", "bad", "good"),
+        [
+            ("available_quantity", True, 3), ("available_quantity", "3", 0), ("price", "3", 2.5), ("price", False, 3),
+            ("is_hidden", None, False), ("is_hidden", 1, True), ("availability", None, "BACKORDER"),
+            ("consent_store", "no", None), ("expire_time", "soon", "2024-03-08T12:00:00Z"), ("title", 7, None),
+            ("attributes.available_time", 7, None), ("attributes", "x", None), ("attributes.any", None, [1]),
+        ],
+    )  # fmt: skip
+    def test_a_log_may_hold_anything_but_not_as_a_change(self, name: str, bad: Any, good: Any) -> None:
+        fine = Change(ITEMS, "i", PATCH, 0, 0, {name: good})
+        assert Change.from_json(fine.to_json()) == fine
+        if name != "attributes.any":
+            with pytest.raises(ContractError, match="not a change"):
+                Change.from_json(Change(ITEMS, "i", PATCH, 0, 0, {name: bad}).to_json())
 
     @pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind":"items"}', b"\xff"])
     def test_what_is_no_change_is_refused(self, text: str | bytes) -> None:
