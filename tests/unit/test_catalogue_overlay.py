@@ -188,7 +188,7 @@ def known(state: RecordState) -> dict[str, Any]:
 
 class TestMerge:
     @given(history=histories(), again=st.integers(0, 7), cut=st.integers(0, 8))
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=150, deadline=None)
     def test_any_order_any_repetition_any_compaction_is_a_replay(
         self, history: list[tuple[Change, int]], again: int, cut: int
     ) -> None:
