@@ -20,9 +20,11 @@ from starlette.responses import HTMLResponse
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError, NightjarError
 from serving.adapters.bundle import load_catalogue
-from serving.adapters.event_log import EventLog, RedisEventLog
+from serving.adapters.change_feed import CatalogueTail, ChangeFeed, MemoryChangeFeed, RedisChangeFeed
+from serving.adapters.event_log import EventLog, MemoryEventLog, RedisEventLog
 from serving.adapters.online import OnlineStore, RedisOnlineStore
 from serving.adapters.shelf import VersionShelf
+from serving.api.catalogue_routes import build_catalogue_router
 from serving.api.docs_page import DOCS_HTML
 from serving.api.errors import answer_domain_error, answer_http_error
 from serving.api.event_routes import build_event_router
@@ -30,6 +32,7 @@ from serving.api.middleware import RequestEnvelope
 from serving.api.routes import build_router
 from serving.api.schemas import Problem, RecommendationRequest, SimilarRequest
 from serving.api.services import Services
+from serving.pipeline.overlay import CatalogueOverlay
 from serving.recommender import Recommender
 from serving.settings import ServingSettings
 
@@ -55,6 +58,7 @@ def create_app(
     *,
     store: OnlineStore | None = None,
     log: EventLog | None = None,
+    feed: ChangeFeed | None = None,
     wall_micros: Callable[[], int] = wall_micros,
     timer: Callable[[], int] = time.perf_counter_ns,
     new_id: Callable[[], str] = new_id,
@@ -74,11 +78,25 @@ def create_app(
         max_queued_events=settings.log_queue_events,
         max_queued_bytes=settings.log_queue_bytes,
     )
-    shelf = VersionShelf(partial(load_catalogue, environment.publications, tenant=tenant))
-    recommender = Recommender(store, shelf, settings, wall_micros=wall_micros, timer=timer)
+    if feed is None and isinstance(log, MemoryEventLog):
+        feed = MemoryChangeFeed(log)
+    feed = feed or RedisChangeFeed(
+        environment.redis_log_url, tenant=tenant, timeout_seconds=settings.log_timeout_ms / 1000
+    )
+    overlay = CatalogueOverlay()
+    tail = CatalogueTail(feed, overlay, wall_micros=wall_micros)
+    shelf = VersionShelf(
+        partial(load_catalogue, environment.publications, tenant=tenant),
+        prepare=overlay.attach,
+        release=overlay.detach,
+    )
+    recommender = Recommender(store, shelf, settings, wall_micros=wall_micros, timer=timer, overlay=overlay)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        with contextlib.suppress(DependencyError):
+            await tail.start()  # known before the first answer
+        follower = asyncio.create_task(tail.follow())
         with contextlib.suppress(DependencyError):
             await recommender.settle()
         stopping = asyncio.Event()
@@ -90,14 +108,18 @@ def create_app(
         yield
         stopping.set()
         await watcher
+        follower.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await follower
         await store.close()
         await log.close()
 
     app = FastAPI(
         title="Nightjar", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan
     )
-    services = Services(recommender, store, log, settings, wall_micros, timer, new_id)
+    services = Services(recommender, store, log, settings, wall_micros, timer, new_id, overlay, tail)
     app.include_router(build_event_router(services))
+    app.include_router(build_catalogue_router(services))
     app.include_router(build_router(services))
     app.add_exception_handler(NightjarError, answer_domain_error)
     app.add_exception_handler(HTTPException, answer_http_error)

@@ -28,6 +28,9 @@ REFUSED_RECORDS = Counter("nightjar_api_refused_records_total", "Records that co
 EVENTS = Counter("nightjar_api_events_total", "Events received, by answer", ["status"])
 QUARANTINED = Counter("nightjar_api_events_quarantined_total", "Quarantined events by reason", ["reason"])
 NOT_STORED = Counter("nightjar_api_events_not_stored_total", "Events counted only: their person said no to storing")
+CATALOGUE_CHANGES = Counter(
+    "nightjar_api_catalogue_changes_total", "Changes of items and users received, by answer", ["kind", "status"]
+)
 WORKER_STARTS = Counter("nightjar_api_worker_starts_total", "Worker processes started since the server was")
 
 

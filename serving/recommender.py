@@ -21,6 +21,8 @@ from serving.adapters.online import OnlineRecords, OnlineStore
 from serving.adapters.shelf import VersionShelf
 from serving.observability import DEGRADED, REFUSED_RECORDS, SECOND_READS, SLATES, STALE_FEATURES
 from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.consent import with_refusal
+from serving.pipeline.overlay import CatalogueOverlay
 from serving.pipeline.slate import build_slate
 from serving.pipeline.values import Person, Slate, SlateRequest
 from serving.settings import ServingSettings
@@ -56,6 +58,7 @@ class Answer:
     reads: int
     degraded: list[str] = field(default_factory=list)
     feature_micros: int | None = None
+    changes_micros: int | None = None
 
 
 class Recommender:
@@ -69,8 +72,10 @@ class Recommender:
         *,
         wall_micros: Callable[[], int],
         timer: Callable[[], int],
+        overlay: CatalogueOverlay | None = None,
     ) -> None:
         self._store = store
+        self._overlay = overlay or CatalogueOverlay()
         self._shelf = shelf
         self._settings = settings
         self._tuning = settings.tuning()
@@ -80,8 +85,9 @@ class Recommender:
     async def recommend(self, request: SlateRequest) -> Answer:
         """The slate of one request. Raises NoVersionError when there is nothing to serve from.
 
-        A request that says personalize=false reads nothing about the person.
+        A request that says personalize=false, or whose user said so last, reads nothing about the person.
         """
+        request = with_refusal(request, refuses=self._overlay.refuses_personalization(request.user_id))
         asks_personally = request.personalize is not False
         settled = await self.settle(
             user_id=request.user_id if asks_personally else None,
@@ -100,7 +106,7 @@ class Recommender:
         SLATES.labels(slate.fallback_level).inc()
         for reason in degraded:
             DEGRADED.labels(reason).inc()
-        return Answer(slate, settled.catalogue, settled.reads, degraded, feature_micros)
+        return Answer(slate, settled.catalogue, settled.reads, degraded, feature_micros, self._overlay.heard_micros)
 
     async def settle(self, *, user_id: str | None = None, anonymous_id: str | None = None) -> Settled:
         """Read the person together with the pointer; when the pointer moved, load that version and read once more.

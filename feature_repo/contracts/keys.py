@@ -125,6 +125,19 @@ def dead_letter_stream_key(tenant: str = DEFAULT_TENANT) -> str:
     return _prefix(tenant) + "{dead-letters}"
 
 
+def change_stream_key(tenant: str = DEFAULT_TENANT) -> str:
+    """Stream: changes of items and users; field `change` is a `changes.Change` as JSON."""
+    return _prefix(tenant) + "{catalogue}"
+
+
+def changed_records_key(kind: str, tenant: str = DEFAULT_TENANT) -> str:
+    """Hash in the slot of the change stream: record id -> `changes.RecordState` as JSON, of all that was archived.
+
+    `kind` is `items` or `users`. Never parsed back.
+    """
+    return f"{change_stream_key(tenant)}:{kind}"
+
+
 def lease_key(name: str, tenant: str = DEFAULT_TENANT) -> str:
     """String with TTL: the token of the one process that now holds a role such as `archiver`. Never parsed back."""
     return f"{_prefix(tenant)}lease:{name}"

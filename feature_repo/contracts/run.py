@@ -46,7 +46,7 @@ MODELS_FOLDER = "models"
 
 PINNED_TABLES = (
     "bronze.events", "bronze.events_import", "bronze.items", "bronze.users", "bronze.quarantine",
-    "bronze.quarantine_import",
+    "bronze.quarantine_import", "bronze.item_changes", "bronze.user_changes",
 )  # fmt: skip
 """Read by the night, written by others: pinned by version. A table that does not exist yet is pinned at -1 (empty)."""
 

@@ -52,6 +52,14 @@ _QUARANTINE_COLUMNS: Mapping[str, str] = {
     "source_position": "bigint", "quarantined_at": "timestamp",
 }  # fmt: skip
 
+
+def _change_columns(id_field: str) -> Mapping[str, str]:
+    return {
+        id_field: "string", "operation": "string", "fields": "string", "changed_at": "timestamp",
+        "received_at": "timestamp", "source": "string", "source_position": "bigint",
+    }  # fmt: skip
+
+
 _TABLES = (
     TableSpec("bronze.events", "one delivery of one event", "archiver", _EVENT_COLUMNS, ("event_date",), ("received_at",)),
     TableSpec("bronze.events_import", "one imported event line", "importer", _EVENT_COLUMNS, ("event_date",), ("received_at",)),
@@ -68,6 +76,8 @@ _TABLES = (
         "consent_personalize": "boolean", "consent_share": "boolean", "attributes": "string",
         "created_at": "timestamp", "source": "string",
     }),
+    TableSpec("bronze.item_changes", "one change of one item through the API", "archiver", _change_columns("item_id")),
+    TableSpec("bronze.user_changes", "one change of one user through the API", "archiver", _change_columns("user_id")),
     TableSpec("silver.events", "one event (event_id is unique)", "refine_events",
               {**_EVENT_COLUMNS, "subject_key": "string", "is_bot": "boolean"}, ("event_date",), ("received_at",)),
     TableSpec("silver.quarantine", "one bronze event that the nightly gate refused", "refine_events",

@@ -24,7 +24,13 @@ import hiredis
 from redis.exceptions import RedisError
 
 from feature_repo.contracts.errors import DependencyError
-from feature_repo.contracts.keys import dedup_key, partition_of, quarantine_stream_key, stream_key
+from feature_repo.contracts.keys import (
+    change_stream_key,
+    dedup_key,
+    partition_of,
+    quarantine_stream_key,
+    stream_key,
+)
 from serving.adapters.redis_pipe import RedisPipe, Replies, open_pipe, pack
 
 logger = logging.getLogger("nightjar.serving")
@@ -74,6 +80,12 @@ class EventLog(Protocol):
         Raises OverloadedError at once when there is no room. A request that finds the queue empty always has room.
         """
 
+    async def append_changes(self, changes: Sequence[bytes]) -> list[str]:
+        """Make changes of items and users (`changes.Change` as JSON) durable; the position of each. Raises as `append`.
+
+        Changes of one item or user keep their order, also over several requests.
+        """
+
     async def close(self) -> None:
         """Give the connections back."""
 
@@ -88,10 +100,12 @@ class _Waiting:
     done: asyncio.Future[list[bool]]
     is_new: list[bool]
     error: DependencyError | None = None
+    changes: Sequence[bytes] = ()
+    positions: list[str] = field(default_factory=list)
 
     @property
     def event_count(self) -> int:
-        return len(self.entries) + len(self.quarantined)
+        return len(self.entries) + len(self.quarantined) + len(self.changes)
 
 
 @dataclass(slots=True)
@@ -104,6 +118,7 @@ class _Multi:
     commands: list[bytes] = field(default_factory=list)
     requests: list[_Waiting] = field(default_factory=list)
     marks: list[tuple[_Waiting, int, int]] = field(default_factory=list)
+    holds_changes: bool = False
 
     @property
     def reply_count(self) -> int:
@@ -148,20 +163,33 @@ class RedisEventLog:
 
     async def append(self, entries: Sequence[LogEntry], quarantined: Sequence[QuarantinedEvent] = ()) -> list[bool]:
         byte_count = sum(len(e.event) for e in entries) + sum(len(q.raw) for q in quarantined)
-        event_count = len(entries) + len(quarantined)
-        if not event_count:
+        if not entries and not quarantined:
             return []
+        done: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
+        self._wait_for(_Waiting(entries, quarantined, byte_count, done, [False] * len(entries)))
+        return await done
+
+    async def append_changes(self, changes: Sequence[bytes]) -> list[str]:
+        if not changes:
+            return []
+        done: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
+        request = _Waiting((), (), sum(map(len, changes)), done, [], changes=changes)
+        self._wait_for(request)
+        await done
+        return request.positions
+
+    def _wait_for(self, request: _Waiting) -> None:
+        """Put a request in the queue. Raises OverloadedError when there is no room."""
+        event_count, byte_count = request.event_count, request.byte_count
         has_room = (
             self._queued_events + event_count <= self._max_events and self._queued_bytes + byte_count <= self._max_bytes
         )
         if self._queued_events and not has_room:
             raise OverloadedError(f"no room for {event_count} events of {byte_count} bytes: {self._full()}")
-        done: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
         self._queued_events += event_count
         self._queued_bytes += byte_count
-        self._waiting.append(_Waiting(entries, quarantined, byte_count, done, [False] * len(entries)))
+        self._waiting.append(request)
         self._schedule()
-        return await done
 
     def _full(self) -> str:
         return (
@@ -290,6 +318,13 @@ class RedisEventLog:
                 )
                 multi.commands.append(pack("XADD", quarantine, "*", *fields))
             multis.append(multi)
+        changes = [(request, change) for request in group for change in request.changes]
+        for some_changes in _chunks(changes, MAX_MULTI_EVENTS):
+            multi = _Multi(holds_changes=True)
+            for request, change in some_changes:
+                multi.requests.append(request)
+                multi.commands.append(pack("XADD", change_stream_key(self._tenant), "*", "change", change))
+            multis.append(multi)
         return multis
 
     async def close(self) -> None:
@@ -311,6 +346,9 @@ def _settle(multi: _Multi, replies: Replies) -> None:
         return
     for request, index, at in multi.marks:
         request.is_new[index] = results[at] is not None
+    if multi.holds_changes:
+        for request, position in zip(multi.requests, results, strict=True):
+            request.positions.append(position.decode())
 
 
 def _chunks(values: Sequence[Value], size: int) -> Iterator[Sequence[Value]]:
@@ -325,6 +363,10 @@ class MemoryEventLog:
         self.marks: dict[str, str] = {}
         self.streams: dict[str, list[tuple[bytes, str]]] = {}
         self.quarantined: list[QuarantinedEvent] = []
+        self.changes: list[tuple[str, bytes]] = []
+        """(position, change): the change stream."""
+        self.change_count = 0
+        """Changes ever taken; the last position."""
         self.is_down = False
         self.is_full = False
 
@@ -345,6 +387,15 @@ class MemoryEventLog:
             self.streams.setdefault(stream_key(partition, self._tenant), []).append((entry.event, entry.nonce))
         self.quarantined += quarantined
         return is_new
+
+    async def append_changes(self, changes: Sequence[bytes]) -> list[str]:
+        self.require_room()
+        if self.is_down:
+            raise DependencyError("the event log does not answer: it is set to be down")
+        positions = [f"{self.change_count + number}-0" for number in range(1, len(changes) + 1)]
+        self.change_count += len(changes)
+        self.changes += zip(positions, changes, strict=True)
+        return positions
 
     async def close(self) -> None:
         """Nothing to give back."""

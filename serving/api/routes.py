@@ -125,6 +125,7 @@ def build_router(services: Services) -> APIRouter:
             explain=wanted.explain,
             now_micros=now_micros,
             took_micros=(services.timer() - started) // 1000,
+            changes_micros=services.overlay.heard_micros,
         )
         return Response(content, media_type=JSON)
 

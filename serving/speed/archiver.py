@@ -1,9 +1,9 @@
 """`python -m serving.speed.archiver`: from the streams to Delta, exactly once; then the streams may forget.
 
-Every few seconds: read each stream behind its archived position, append the rows to bronze.events or bronze.quarantine
-with the stream position as transaction version, fsync, move the archived position, and trim the stream below
-min(applied, archived). After a crash between commit and any later step, the table itself says how far it is: what it
-already has is not appended again.
+Every few seconds: read each stream behind its archived position, append the rows to bronze.events, bronze.quarantine
+or the tables of changes with the stream position as transaction version, fsync, move the archived position, and trim
+the stream below min(applied, archived). After a crash between commit and any later step, the table itself says how far
+it is: what it already has is not appended again.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ from typing import Any
 
 import redis
 
+from feature_repo.contracts.changes import CHANGE_TABLE_OF
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError, NightjarError
 from feature_repo.contracts.keys import (
     EVENT_PARTITIONS,
     applied_key,
     archived_key,
+    change_stream_key,
     lease_key,
     quarantine_stream_key,
     stream_key,
 )
 from serving.settings import ServingSettings
-from serving.speed.archive_rows import Row, event_rows, quarantine_rows
+from serving.speed.archive_rows import Row, change_rows, event_rows, quarantine_rows
+from serving.speed.change_records import compact_changes
 from serving.speed.delta_archive import DeltaArchive
 from serving.speed.maintenance_requests import answer_request
 from serving.speed.metrics import ArchiverMetrics, StreamPositions, metrics_port, show_metrics, timed
@@ -37,6 +40,7 @@ from serving.speed.roles import Lease, run_role
 
 EVENTS_TABLE = "bronze.events"
 QUARANTINE_TABLE = "bronze.quarantine"
+TABLES = (EVENTS_TABLE, QUARANTINE_TABLE, *CHANGE_TABLE_OF.values())
 
 Entry = tuple[str, dict[bytes, bytes]]
 """Stream position and fields."""
@@ -59,18 +63,21 @@ class Archiver:
     ) -> None:
         self._log = log
         self._online = online
+        self._tenant = tenant
         self._may_write = may_write
         self._metrics = metrics or ArchiverMetrics()
         self._tables = {
             name: DeltaArchive(
                 lakehouse, name, tenant=tenant, on_synced=self._metrics.fsync_seconds.labels(name).observe
             )
-            for name in (EVENTS_TABLE, QUARANTINE_TABLE)
+            for name in TABLES
         }
         self._applied_keys: dict[str, str | None] = {
             stream_key(p, tenant): applied_key(p, tenant) for p in range(EVENT_PARTITIONS)
         }
         self._applied_keys[quarantine_stream_key(tenant)] = None  # no consumer reads it
+        self._changes = change_stream_key(tenant)
+        self._applied_keys[self._changes] = None
         self.stream_share = max(1, max_entries // len(self._applied_keys))
         """How many entries of one stream a round takes, so that a busy one does not keep the others waiting."""
 
@@ -81,15 +88,17 @@ class Archiver:
 
     def archive(self) -> int:
         """One round over all streams: how many entries the fullest of them gave."""
-        rows: dict[str, list[Row]] = {EVENTS_TABLE: [], QUARANTINE_TABLE: []}
-        moves: dict[str, dict[str, int]] = {EVENTS_TABLE: {}, QUARANTINE_TABLE: {}}
+        rows: dict[str, list[Row]] = {name: [] for name in TABLES}
+        moves: dict[str, dict[str, int]] = {name: {} for name in TABLES}
         ends: dict[str, str] = {}
+        changes: Sequence[Entry] = ()
         most = 0
         for stream in self._applied_keys:
             entries = self._read(stream)
             most = max(most, len(entries))
             if entries:
                 ends[stream] = entries[-1][0]
+                changes = entries if stream == self._changes else changes
                 self._sort_in(stream, entries, rows, moves)
         for name, archive in self._tables.items():
             if moves[name]:
@@ -99,13 +108,16 @@ class Archiver:
                     archive.append(rows[name], moves[name])
                 self._metrics.batch_rows.labels(name).observe(len(rows[name]))
                 self._metrics.rows.labels(name).inc(len(rows[name]))
+        if changes:
+            compact_changes(self._log, changes, tenant=self._tenant)
+            del ends[self._changes]
         for stream, end in ends.items():
             self._log.set(archived_key(stream), end)
         self._trim()
         return most
 
     def maintain(self, *, dry_run: bool, retention_days: int) -> dict[str, Any]:
-        """Compact and vacuum both tables; table -> what was done. Events wait in their streams meanwhile."""
+        """Compact and vacuum the tables; table -> what was done. Events wait in their streams meanwhile."""
         return {
             name: archive.maintain(dry_run=dry_run, retention_days=retention_days, may_write=self._may_write)
             for name, archive in self._tables.items()
@@ -128,13 +140,15 @@ class Archiver:
         app_id = f"archiver:{stream}"
         has_until = {name: archive.position(app_id) for name, archive in self._tables.items()}
         for stream_id, fields in entries:
-            if self._applied_keys[stream] is None:
+            if stream == self._changes:
+                found = change_rows(stream_id, fields, source=stream)
+            elif self._applied_keys[stream] is None:
                 found = {QUARANTINE_TABLE: quarantine_rows(stream_id, fields, source=stream)}
             else:
                 good, bad = event_rows(stream_id, fields, source=stream)
                 found = {EVENTS_TABLE: good, QUARANTINE_TABLE: bad}
             number = position_number(stream_id)
-            for name, new in found.items():
+            for name, new in found.items():  # each table has a position of its own
                 if new and number > has_until[name]:
                     rows[name] += new
                     moves[name][app_id] = number

@@ -28,6 +28,7 @@ from feature_repo.contracts.keys import (
     EVENT_PARTITIONS,
     applied_key,
     archived_key,
+    change_stream_key,
     dead_letter_stream_key,
     quarantine_stream_key,
     speed_counters_key,
@@ -83,7 +84,7 @@ class ConsumerMetrics(RoleMetrics):
 
 
 class ArchiverMetrics(RoleMetrics):
-    """Of one archiver process. Label `table`: bronze.events or bronze.quarantine."""
+    """Of one archiver process. Label `table`: one of `archiver.TABLES`."""
 
     def __init__(self) -> None:
         super().__init__("archiver")
@@ -192,7 +193,7 @@ class StreamPositions(Collector):
 def _streams(tenant: str) -> Sequence[tuple[str, str]]:
     """(name in labels, key)"""
     events = [(f"events-{p}", stream_key(p, tenant)) for p in range(EVENT_PARTITIONS)]
-    return [*events, ("quarantine", quarantine_stream_key(tenant))]
+    return [*events, ("quarantine", quarantine_stream_key(tenant)), ("changes", change_stream_key(tenant))]
 
 
 @contextmanager

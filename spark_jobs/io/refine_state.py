@@ -70,7 +70,8 @@ def days_to_derive(
                 return None
             days |= days_changed_between(environment, name, state.pins[name], pins[name])
             days |= {day for day in days_by_row_count(environment, name, pins[name]) if day >= state.as_of_day}
-        open_table(environment, "bronze.users", state.pins["bronze.users"])  # refine_events compares consents with it
+        for name in ("bronze.users", "bronze.user_changes"):  # refine_events compares consents with them
+            open_table(environment, name, state.pins.get(name, -1))
     except DataError:
         return None
     return tuple(day.isoformat() for day in sorted(days) if day < as_of)

@@ -26,6 +26,7 @@ from feature_repo.contracts.errors import ContractError, DataError
 from feature_repo.contracts.run import QUALITY_FILE, QUALITY_PAGE, REFINE_FILE, Run
 from feature_repo.contracts.tables import table
 from spark_jobs.io import tracking
+from spark_jobs.io.catalogue import in_run, read_items, read_users
 from spark_jobs.io.delta import overwrite_partitions, read_table
 from spark_jobs.io.light_delta import NO_DAY, days_by_row_count
 from spark_jobs.io.refine_state import EVENT_TABLES, read_state, state_after
@@ -47,6 +48,7 @@ from spark_jobs.transforms.events import (
 from spark_jobs.transforms.interactions import select_interactions
 from spark_jobs.transforms.sessions import assign_sessions, summarise_sessions
 
+USER_TABLES = ("bronze.users", "bronze.user_changes")
 _SHOWN_REASONS = 3
 _LONGEST_TAG = 4000
 _EVENT_DATE = "event_date"
@@ -105,15 +107,15 @@ def refine_events(
     tell: Callable[[QualityReport], None] | None = None,
 ) -> dict[str, Any]:
     """Derive silver for `run`; returns what it wrote to refine.json. `tell` gets the verdict on the data at once."""
-    users = read_table(spark, environment, "bronze.users", run.pins["bronze.users"])
+    users = read_users(spark, environment, in_run(run.pins))
     state = read_state(environment)
     deliveries = _read_deliveries(spark, environment, run)
     if run.derive_days is None:
         scope = Scope(None, None)
     else:
         before = users
-        if state is not None and state.pins["bronze.users"] != run.pins["bronze.users"]:
-            before = read_table(spark, environment, "bronze.users", state.pins["bronze.users"])
+        if state is not None and any(in_run(state.pins)[name] != in_run(run.pins)[name] for name in USER_TABLES):
+            before = read_users(spark, environment, in_run(state.pins))
         scope, deliveries = _narrow(run, deliveries, before, users)
 
     repeated = repeated_ids(deliveries).persist()
@@ -184,7 +186,8 @@ def _read_deliveries(spark: SparkSession, environment: Environment, run: Run) ->
 
 
 def _catalogue(spark: SparkSession, environment: Environment, run: Run) -> DataFrame:
-    return read_table(spark, environment, "bronze.items", run.pins.get("bronze.items", -1)).select("item_id", "price")
+    pins = in_run({"bronze.items": -1, **run.pins})
+    return read_items(spark, environment, pins, cut_off=run.cut_off).select("item_id", "price")
 
 
 def _narrow(run: Run, deliveries: DataFrame, users_before: DataFrame, users: DataFrame) -> tuple[Scope, DataFrame]:

@@ -151,7 +151,14 @@ class TestRecommendations:
             "fallback_level": "personal",
             "fallback_reason": None,
             "degraded": False,
-            "freshness": {"model": 46800.0, "data": 54000.0, "candidates": 36000.0, "features": None, "session": None},
+            "freshness": {
+                "model": 46800.0,
+                "data": 54000.0,
+                "candidates": 36000.0,
+                "features": None,
+                "session": None,
+                "catalogue": None,
+            },
             "experiments": [],
         }
         assert response.json()["took_ms"] > 0
@@ -596,6 +603,7 @@ class TestDocs:
         assert set(document["paths"]) == {
             "/v1/recommendations", "/v1/similar", "/v1/events", "/v1/pixel.gif", "/v1/track", "/v1/identify",
             "/v1/alias", "/v1/page", "/v1/batch", "/mp/collect", "/health/live", "/health/ready", "/metrics",
+            "/v1/items", "/v1/items/{item_id}", "/v1/users", "/v1/users/{user_id}",
         }  # fmt: skip
         text = json.dumps(document)
         names = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}

@@ -116,6 +116,12 @@ class Stack:
         assert response.status_code == 200, response.text
         return dict(response.json())
 
+    def like_i0(self) -> list[str]:
+        """Items like i0, asked over a new connection: any worker may answer."""
+        with httpx.Client(base_url=self.url, timeout=5) as fresh:
+            answer = fresh.post("/v1/similar", json={"item_id": "i0", "num_results": 12}).json()
+        return [item["item_id"] for item in answer["items"]]
+
     def click(self, event_id: str, item: str, user: str = "u1") -> httpx.Response:
         moment = datetime.now(UTC).isoformat()
         event = {"event_id": event_id, "event_type": "view_item", "user_id": user, "item_id": item}
@@ -194,6 +200,11 @@ def test_the_server_outlives_its_stores_and_its_workers(stack: Stack) -> None:
     stack.start_api()
     personal = stack.ask(user_id="u1", num_results=3)
 
+    # What the shop takes down is gone from every worker's answers, also from those of a worker that starts later.
+    assert "i5" in stack.like_i0()
+    assert stack.client.delete("/v1/items/i5").json()["results"][0]["status"] == "accepted"
+    wait_for(lambda: all("i5" not in stack.like_i0() for _ in range(8)), "both workers know the change")
+
     # A worker dies: the other one answers, a new one comes, and no count is lost.
     first_workers = stack.workers()
     assert len(first_workers) == 2
@@ -203,6 +214,7 @@ def test_the_server_outlives_its_stores_and_its_workers(stack: Stack) -> None:
     for _ in range(10):
         with httpx.Client(base_url=stack.url, timeout=5) as fresh:  # a new connection each: any worker
             assert fresh.post("/v1/recommendations", json={"user_id": "u1"}).status_code == 200
+        assert "i5" not in stack.like_i0()
     line = 'nightjar_api_requests_total{route="/v1/recommendations",status="200"}'
     metrics = stack.client.get("/metrics").text.splitlines()
     assert [float(text.rpartition(" ")[2]) for text in metrics if text.startswith(line)] == [11.0]
