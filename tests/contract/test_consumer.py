@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,7 +54,7 @@ from tests.session_oracle import oracle
 TENANT = "shop"
 HERE = partition_of("u:u1")
 NOON = datetime(2024, 3, 8, 12, tzinfo=UTC)
-GOLDEN_V1 = "tests/golden/session_v1.bin"
+GOLDEN_V1 = Path(__file__).parents[1] / "golden" / "session_v1.bin"
 
 
 def click(event_id: str, item: str, second: int = 0, **more: Any) -> dict[str, Any]:
@@ -350,7 +351,7 @@ class TestBatches:
         world.deliver(click("e3", "c", 3))
         for key, value in before.items():
             world.put(key, value)
-        assert [applier.consume(block_ms=None) for _ in range(3)] == [1, 2, 0]  # noticed by the batch that comes
+        assert [applier.consume(block_ms=None) for _ in range(3)] == [0, 2, 0]  # noticed by the batch that comes
         assert world.items() == ["a", "b", "c"]
 
     def test_an_emptied_store_is_rebuilt_from_the_stream(self, world: World) -> None:
@@ -361,7 +362,9 @@ class TestBatches:
             world.put(key, None)
         assert applier.consume(block_ms=None) == 0
         assert HERE not in applier.ownership.claims
-        world.alone().consume(block_ms=None)
+        successor = world.alone()
+        while successor.consume(block_ms=None):
+            pass
         assert world.items() == ["a", "b"]
 
     def test_a_damaged_record_starts_anew_without_consent(self, world: World) -> None:
@@ -372,8 +375,7 @@ class TestBatches:
         assert world.counters() == {"applied": 1, "damaged_session": 1}
 
     def test_a_record_of_format_1_is_continued_and_replaced(self, world: World) -> None:
-        with open(GOLDEN_V1, "rb") as file:
-            world.put(session_key_v1("u:u1", TENANT), file.read())
+        world.put(session_key_v1("u:u1", TENANT), GOLDEN_V1.read_bytes())
         world.deliver(click("e1", "a"))
         world.alone().consume(block_ms=None)
         assert world.items() == ["i1", "ä" * 128, "a"]
