@@ -193,7 +193,7 @@ def _first(values: Mapping[str, float]) -> tuple[str | None, float | None]:
 
 _T = EventType
 SIGNALS: tuple[Signal, ...] = (
-    Signal("session_event_count", "events", "events on items in the running session (30 minutes without any event end it)",
+    Signal("session_event_count", "events", "events on items in the running session (30 minutes of silence end it)",
            lambda e: len(e.session)),
     Signal("session_duration_seconds", "s", "from the first to the last event of the running session; 0 without one",
            _duration),

@@ -1,4 +1,4 @@
-"""Packed records: golden bytes of every format, inverses, and refusal of whatever is cut, foreign or of another version."""
+"""Packed records: golden bytes of every format, inverses, refusal of what is cut, foreign or of another version."""
 
 from __future__ import annotations
 

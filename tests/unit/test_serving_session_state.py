@@ -189,7 +189,8 @@ def test_words_are_the_newest_said_and_the_first_referrer_the_oldest() -> None:
     )
     assert state.words == {
         "channel": Word(NOON + 9 * SECOND, "app"), "device": Word(NOON + 9 * SECOND, "phone"),
-        "referrer": Word(NOON + 12 * SECOND, "http://[broken"), "first_referrer": Word(NOON + 5 * SECOND, "mail.example"),
+        "referrer": Word(NOON + 12 * SECOND, "http://[broken"),
+        "first_referrer": Word(NOON + 5 * SECOND, "mail.example"),
         "language": Word(NOON + 12 * SECOND, "x" * 64),
     }  # fmt: skip
     assert unpack_session(pack_session(state)) == state
