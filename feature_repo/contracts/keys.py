@@ -76,7 +76,12 @@ def session_key(subject: str, tenant: str = DEFAULT_TENANT) -> str:
 
 def session_key_v1(subject: str, tenant: str = DEFAULT_TENANT) -> str:
     """String with TTL: the record that was kept before v2. It counts while there is none under `session_key`."""
-    return session_key(subject, tenant).replace(":sess:v2:", ":sess:v1:", 1)
+    return session_key_before(session_key(subject, tenant))
+
+
+def session_key_before(key: str) -> str:
+    """The `session_key_v1` of the subject whose `session_key` this is. A tenant has no colon, so there is one place."""
+    return key.replace(":sess:v2:", ":sess:v1:", 1)
 
 
 def parse_session_key(key: str, tenant: str = DEFAULT_TENANT) -> str:

@@ -33,6 +33,7 @@ import struct
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
 from feature_repo.contracts.errors import ContractError
@@ -156,48 +157,45 @@ _V1_EVENT = struct.Struct("<qBQH")
 _V1_MARK = struct.Struct("<qH")
 
 
-class _Names(dict[str, int]):
-    """Position of each name, in the order in which they are first asked for."""
-
-    def __missing__(self, name: str) -> int:
-        if not name or "\0" in name:
-            raise ContractError(f"a session record cannot name {name[:40]!r}: empty, or with a NUL")
-        position = self[name] = len(self)
-        return position
-
-
 def pack_session(state: SessionState) -> bytes:
     """The v2 record of one subject: equal states have equal bytes. Raises ContractError on an unknown event type, and
     on a number or name that does not fit."""
-    names = _Names()
+    names: dict[str, int] = {}
+    place = names.setdefault  # of a name: where it was first asked for
+    types = _TYPE_INDEX
     try:
         rows = [
-            [_EVENT.pack(e.micros, _TYPE_INDEX[e.event_type], e.session_hash, e.event_hash, names[e.item_id])
-             for e in state.events],
-            [_STEP.pack(e.micros, _TYPE_INDEX[e.event_type], e.session_hash, e.event_hash) for e in state.steps],
-            [_CART.pack(c.micros, c.is_removal, c.quantity, c.event_hash, names[c.item_id]) for c in state.cart],
-            *([_MARK.pack(mark.micros, names[mark.item_id]) for mark in marks]
-              for marks in (state.bought, state.dismissed)),
-            [_MARK.pack(micros, names[item_id])
-             for micros, item_id in sorted((micros, item_id) for item_id, micros in state.seen.items())],
-            [_INTEREST.pack(day, names[item_id], weight)
-             for (day, item_id), weight in sorted(state.interests.items())],
-            [_VOTE.pack(*period, bucket, names[item_id])
-             for period, votes in sorted(state.votes.items()) for item_id, bucket in sorted(votes.items())],
-            sorted(_COUNT.pack(_TYPE_INDEX[name], number) for name, number in state.counts.items()),
-            sorted(_WORD.pack(_WORD_INDEX[name], word.micros, names[word.text])
-                   for name, word in sorted(state.words.items())),
+            [_EVENT.pack(micros, types[kind], session, mark, place(item, len(names)))
+             for micros, kind, session, item, mark in state.events],
+            [_STEP.pack(micros, types[kind], session, mark) for micros, kind, session, _, mark in state.steps],
+            [_CART.pack(micros, is_removal, quantity, mark, place(item, len(names)))
+             for micros, is_removal, quantity, item, mark in state.cart],
+            [_MARK.pack(micros, place(item, len(names))) for micros, item in state.bought],
+            [_MARK.pack(micros, place(item, len(names))) for micros, item in state.dismissed],
+            [_MARK.pack(micros, place(item, len(names)))
+             for micros, item in sorted(zip(state.seen.values(), state.seen, strict=True))],
+            [_INTEREST.pack(day, place(item, len(names)), weight)
+             for (day, item), weight in sorted(state.interests.items())],
+            [_VOTE.pack(*period, bucket, place(item, len(names)))
+             for period, votes in sorted(state.votes.items()) for item, bucket in sorted(votes.items())],
+            sorted(_COUNT.pack(types[kind], number) for kind, number in state.counts.items()),
+            sorted([_WORD.pack(_WORD_INDEX[name], word.micros, place(word.text, len(names)))
+                    for name, word in sorted(state.words.items())]),
         ]  # fmt: skip
-        named = "\0".join(names).encode("utf-8")
+        joined = "\0".join(names)
+        if "" in names or joined.count("\0") != max(0, len(names) - 1):
+            wrong = next(name for name in names if not name or "\0" in name)
+            raise ContractError(f"a session record cannot name {wrong[:40]!r}: empty, or with a NUL")
+        named = joined.encode("utf-8")
         header = _HEADER.pack(
             FORMAT_V2, state.flags, state.consent_micros, state.first_micros, state.last_micros, len(named), len(names),
-            *(len(some) for some in rows),
+            *map(len, rows),
         )  # fmt: skip
     except KeyError as error:
         raise ContractError(f"event type {error.args[0]!r} has no number in the session record") from error
     except (struct.error, UnicodeEncodeError) as error:
         raise ContractError(f"a session record cannot hold this state: {error}") from error
-    return b"".join([header, named, *(row for some in rows for row in some)])
+    return b"".join([header, named, *chain.from_iterable(rows)])
 
 
 def unpack_session(record: bytes) -> SessionState:

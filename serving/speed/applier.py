@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from feature_repo.contracts.errors import ContractError
-from feature_repo.contracts.keys import session_key, session_key_v1, trend_key
+from feature_repo.contracts.keys import session_key, session_key_before, trend_key
 from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED
 from feature_repo.contracts.session_record import SessionState, Votes, pack_session, unpack_session
 from feature_repo.contracts.trend_record import MICROS, WINDOWS, TrendTable, pack_trend, unpack_trend
@@ -191,13 +191,13 @@ class Applier:
             ]
             batch.letters += [_letter(e, e.problem or "", 1) for e in entries if e.problem is not None]
             live = self._without_duplicates(entries, batch.counts)
-            by_subject = _by_subject(live)
+            by_key = self._by_session_key(live)
             try:
                 with self._store.transaction(claims) as transaction:
-                    records = self._records(transaction, list(by_subject), batch)
+                    records = self._records(transaction, list(by_key), batch)
                     if not self._is_where_we_are(transaction):
                         return 0
-                    votes = self._fold(by_subject, records, batch)
+                    votes = self._fold(by_key, records, batch)
                     self._count_votes(transaction, votes, batch)
                     batch.counts[DEAD] += len(batch.letters)
                     self._bury(batch.letters)
@@ -247,28 +247,38 @@ class Applier:
         return not moved
 
     def _fold(
-        self, by_subject: Mapping[str, Sequence[Entry]], records: Sequence[bytes | None], batch: _Batch
+        self, by_key: Mapping[str, Sequence[Entry]], records: Sequence[bytes | None], batch: _Batch
     ) -> dict[int, list[VoteChange]]:
         """New records into `batch`; the vote changes of each partition, without those that no reader will look at."""
         votes: dict[int, list[VoteChange]] = {}
-        for (subject, entries), record in zip(by_subject.items(), records, strict=True):
+        for (key, entries), record in zip(by_key.items(), records, strict=True):
             before, after, packed = self._fold_subject(record, entries, batch)
             if not packed:
                 continue
-            batch.changes.writes.append(Write(session_key(subject, self._tenant), packed, seconds=self._ttl))
-            newest = receipt_micros(entries[-1].position) // MICROS
-            for change in vote_changes(before, after):
-                if _WINDOW[change.window].expires_at(change.bucket) > newest:
-                    votes.setdefault(entries[0].partition, []).append(change)
+            batch.changes.writes.append(Write(key, packed, self._ttl))
+            changes = vote_changes(before, after)
+            if changes:
+                newest = receipt_micros(entries[-1].position) // MICROS
+                votes.setdefault(entries[0].partition, []).extend(
+                    change for change in changes if _WINDOW[change.window].expires_at(change.bucket) > newest
+                )
         return votes
 
-    def _records(self, transaction: Transaction, subjects: Sequence[str], batch: _Batch) -> list[bytes | None]:
+    def _by_session_key(self, live: Iterable[Entry]) -> dict[str, list[Entry]]:
+        """Session keys in the order of their first entry, each with its entries in theirs."""
+        found: dict[str, list[Entry]] = {}
+        for entry in live:
+            assert entry.subject is not None
+            found.setdefault(entry.subject, []).append(entry)
+        return {session_key(subject, self._tenant): entries for subject, entries in found.items()}
+
+    def _records(self, transaction: Transaction, keys: Sequence[str], batch: _Batch) -> list[bytes | None]:
         """The stored record of each subject; of a subject without one, that of format 1, which is replaced."""
-        found = transaction.read([session_key(subject, self._tenant) for subject in subjects])
+        found = transaction.read(keys)
         missing = [at for at, record in enumerate(found) if record is None]
         if not missing:
             return found
-        old_keys = [session_key_v1(subjects[at], self._tenant) for at in missing]
+        old_keys = [session_key_before(keys[at]) for at in missing]
         for at, key, record in zip(missing, old_keys, transaction.read(old_keys), strict=True):
             if record is not None:
                 found[at] = record
@@ -355,15 +365,6 @@ class Applier:
                 "partition %d: entry %s cannot be applied: %s", letter.partition, letter.position, letter.error
             )
         self._streams.bury(letters)
-
-
-def _by_subject(live: Iterable[Entry]) -> dict[str, list[Entry]]:
-    """Subjects in the order of their first entry, each with its entries in theirs."""
-    found: dict[str, list[Entry]] = {}
-    for entry in live:
-        assert entry.subject is not None
-        found.setdefault(entry.subject, []).append(entry)
-    return found
 
 
 def _letter(entry: Entry, error: str, deliveries: int) -> DeadLetter:

@@ -35,7 +35,7 @@ from feature_repo.contracts.session_record import (
     session_hash,
 )
 from feature_repo.contracts.times import to_micros
-from feature_repo.contracts.trend_record import MAX_VOTES, MICROS, WINDOWS, TrendWindow, vote_order
+from feature_repo.contracts.trend_record import MAX_VOTES, MICROS, WINDOWS, vote_order
 from serving.pipeline.identify import BUYING_TYPES, TOUCHING_TYPES
 
 DAY_MICROS = 86_400 * MICROS
@@ -49,7 +49,7 @@ SILENT_TYPES = TOUCHING_TYPES | DISMISSING_TYPES | {EventType.IMPRESSION, EventT
 _CART_TYPES = {EventType.ADD_TO_CART: False, EventType.REMOVE_FROM_CART: True}
 _HALVES = {kind: int(2 * weight) for kind, weight in SESSION_VOTE_WEIGHTS.items()}
 
-Row = TypeVar("Row")
+Row = TypeVar("Row", bound=tuple[Any, ...])
 
 
 def replay_session(events: Iterable[Mapping[str, Any]]) -> SessionState:
@@ -84,11 +84,12 @@ def fold_event(state: SessionState, event: Mapping[str, Any]) -> None:
     items = [line["item_id"] for line in lines]
 
     if kind in TOUCHING_TYPES:
+        kept = state.events
         new = [SessionEvent(micros, kind, session, item, mark) for item in items]
-        if any(_is_among(state.events, one, _event_order) for one in new):
+        if kept and micros <= kept[-1].micros and any(_is_among(kept, one, _event_order) for one in new):
             return
         for one in new:
-            _keep(state.events, one, _event_order, MAX_EVENTS)
+            _keep(kept, one, _event_order, MAX_EVENTS)
     elif kind not in SILENT_TYPES:
         step = SessionEvent(micros, kind, session, "", mark)
         if _is_among(state.steps, step, _event_order):
@@ -107,8 +108,7 @@ def fold_event(state: SessionState, event: Mapping[str, Any]) -> None:
     if kind in _HALVES:
         _add_interests(state.interests, micros, items, _HALVES[kind])
         if consent.get("train") is not False:
-            for window in WINDOWS:
-                _vote(state.votes, window, micros, items)
+            _vote(state.votes, micros, items)
 
     state.counts[kind] = min(state.counts.get(kind, 0) + 1, MAX_COUNT)
     state.first_micros = min(state.first_micros or micros, micros)
@@ -129,8 +129,8 @@ def _is_among(rows: MutableSequence[Row], row: Row, order: Callable[[Row], Any])
 
 
 def _keep(rows: MutableSequence[Row], row: Row, order: Callable[[Row], Any], limit: int) -> None:
-    """Put `row` in its place, unless it is there, and forget the oldest beyond `limit`."""
-    if not rows or order(rows[-1]) < order(row):
+    """Put `row` in its place, unless it is there, and forget the oldest beyond `limit`. A row begins with its time."""
+    if not rows or rows[-1][0] < row[0] or order(rows[-1]) < order(row):
         rows.append(row)
     else:
         at = bisect_left(rows, order(row), key=order)
@@ -176,25 +176,29 @@ def _add_interests(interests: dict[tuple[int, str], int], micros: int, items: It
         del interests[min(interests)]
 
 
-def _vote(votes: Votes, window: TrendWindow, micros: int, items: Iterable[str]) -> None:
-    period, within = divmod(micros // MICROS, window.seconds)
-    bucket = within // window.bucket_seconds
-    here = votes.get((window.number, period))
-    if here is None:
-        known = sorted(key for key in votes if key[0] == window.number)
-        if len(known) >= VOTED_PERIODS:
-            if period < known[0][1]:
-                return
-            del votes[known[0]]
-        here = votes[window.number, period] = {}
-    for item in items:
-        held = here.get(item)
-        if held is not None:
-            here[item] = min(held, bucket)
-            continue
-        here[item] = bucket
-        if len(here) > MAX_VOTES:
-            del here[max(here, key=vote_order)]
+def _vote(votes: Votes, micros: int, items: Iterable[str]) -> None:
+    """Speak for the items in every window, each in the first bucket of its period in which it was touched."""
+    seconds = micros // MICROS
+    for _, window, length, bucket_seconds in WINDOWS:
+        period = seconds // length
+        here = votes.get((window, period))
+        if here is None:
+            known = [key for key in votes if key[0] == window]
+            if len(known) >= VOTED_PERIODS:
+                oldest = min(known)
+                if period < oldest[1]:
+                    continue
+                del votes[oldest]
+            here = votes[window, period] = {}
+        bucket = seconds % length // bucket_seconds
+        for item in items:
+            held = here.get(item)
+            if held is None:
+                here[item] = bucket
+                if len(here) > MAX_VOTES:
+                    del here[max(here, key=vote_order)]
+            elif bucket < held:
+                here[item] = bucket
 
 
 def _hear_consent(state: SessionState, micros: int, personalize: bool | None) -> None:
@@ -221,26 +225,28 @@ def _hear_words(state: SessionState, micros: int, event: Mapping[str, Any]) -> N
 
 def _words_of(event: Mapping[str, Any]) -> dict[str, str]:
     """Device, referrer (its host) and language as native, Segment and GA4 events say them in `context`; the channel."""
-    context, channel = event.get("context"), event.get("channel")
-    if not context and channel is None:
-        return {}
-    said: dict[str, object] = {"channel": channel}
+    found: dict[str, str] = {}
+    _note(found, "channel", event.get("channel"))
+    context = event.get("context")
     if context:
         device, page = context.get("device"), context.get("page")
-        said["device"] = device.get("type") or device.get("category") if isinstance(device, Mapping) else device
-        said["referrer"] = _host(context.get("referrer") or (page.get("referrer") if isinstance(page, Mapping) else 0))
-        said["language"] = context.get("language") or context.get("locale")
-    found = {}
-    for name, value in said.items():
-        text = _cut(value) if isinstance(value, str) else ""
-        if text:
-            found[name] = text
+        if isinstance(device, dict):
+            device = device.get("type") or device.get("category")
+        _note(found, "device", device)
+        referrer = context.get("referrer") or (page.get("referrer") if isinstance(page, dict) else None)
+        if isinstance(referrer, str):
+            _note(found, "referrer", _host(referrer))
+        _note(found, "language", context.get("language") or context.get("locale"))
     return found
 
 
-def _host(address: object) -> str | None:
-    if not isinstance(address, str):
-        return None
+def _note(found: dict[str, str], name: str, value: object) -> None:
+    text = _cut(value) if isinstance(value, str) else ""
+    if text:
+        found[name] = text
+
+
+def _host(address: str) -> str:
     try:
         return urlsplit(address).hostname or address
     except ValueError:

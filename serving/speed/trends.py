@@ -11,6 +11,9 @@ from feature_repo.contracts.trend_record import WINDOWS
 BUCKETS = {window.number: window.buckets for window in WINDOWS}
 
 
+_NONE: Mapping[str, int] = {}
+
+
 class VoteChange(NamedTuple):
     """One vote that comes into a bucket (counted since 1970), or leaves it."""
 
@@ -25,16 +28,16 @@ def vote_changes(before: Mapping[tuple[int, int], Mapping[str, int]], after: Vot
     votes: it is over."""
     changes: list[VoteChange] = []
     for (window, period), votes in after.items():
-        held = before.get((window, period), {})
+        held = before.get((window, period), _NONE)
         if held == votes:
             continue
         first = period * BUCKETS[window]
         for item_id, bucket in held.items():
             if votes.get(item_id) != bucket:
-                changes.append(VoteChange(window, first + bucket, item_id, is_withdrawn=True))
+                changes.append(VoteChange(window, first + bucket, item_id, True))
         for item_id, bucket in votes.items():
             if held.get(item_id) != bucket:
-                changes.append(VoteChange(window, first + bucket, item_id, is_withdrawn=False))
+                changes.append(VoteChange(window, first + bucket, item_id, False))
     return changes
 
 
