@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from feature_repo.contracts.errors import ContractError
@@ -69,6 +70,8 @@ class _Batch:
 
     partitions: dict[int, str]
     """Partition -> its position afterwards."""
+    alone: list[tuple[int, str, int]] = field(default_factory=list)
+    """Entries delivered alone: partition, position, and how often each was delivered before."""
     counts: Counter[str] = field(default_factory=Counter)
     letters: list[DeadLetter] = field(default_factory=list)
     changes: Changes = field(default_factory=Changes)
@@ -184,11 +187,12 @@ class Applier:
                 for partition, rows in group.items()
                 if partition not in self._cares or self._may_deliver(partition, rows, batch)
             }
-            entries = [
-                read_entry(partition, position, fields)
-                for partition, rows in deliverable.items()
-                for position, fields in rows
-            ]
+            with self._noting(batch):
+                entries = [
+                    read_entry(partition, position, fields)
+                    for partition, rows in deliverable.items()
+                    for position, fields in rows
+                ]
             batch.letters += [_letter(e, e.problem or "", 1) for e in entries if e.problem is not None]
             live = self._without_duplicates(entries, batch.counts)
             by_key = self._by_session_key(live)
@@ -197,7 +201,8 @@ class Applier:
                     records = self._records(transaction, list(by_key), batch)
                     if not self._is_where_we_are(transaction):
                         return 0
-                    votes = self._fold(by_key, records, batch)
+                    with self._noting(batch):
+                        votes = self._fold(by_key, records, batch)
                     self._count_votes(transaction, votes, batch)
                     batch.counts[DEAD] += len(batch.letters)
                     self._bury(batch.letters)
@@ -214,7 +219,7 @@ class Applier:
         return handled
 
     def _may_deliver(self, partition: int, rows: Rows, batch: _Batch) -> bool:
-        """Note that an entry is delivered alone; or bury it, when that has ended badly often enough."""
+        """Whether an entry is to be delivered alone; it is buried when that has ended badly often enough."""
         care = self._cares[partition]
         position, fields = rows[0]
         so_far = care.deliveries if position == care.position else 1
@@ -225,8 +230,18 @@ class Applier:
             entry = Entry(partition, position, fields.get(b"event", b""), fields.get(b"nonce", b""), None, None)
             batch.letters.append(_letter(entry, f"its consumer died in each of {so_far} deliveries", so_far))
             return False
-        self._store.note_delivery(partition, position, so_far + 1)
+        batch.alone.append((partition, position, so_far))
         return True
+
+    @contextmanager
+    def _noting(self, batch: _Batch) -> Iterator[None]:
+        """While this runs, a death of the process is laid at the door of the entry that is delivered alone; while
+        Redis is waited for it is not."""
+        for partition, position, so_far in batch.alone:
+            self._store.note_delivery(partition, position, so_far + 1)
+        yield
+        for partition, position, so_far in batch.alone:
+            self._store.note_delivery(partition, position, so_far)
 
     def _without_duplicates(self, entries: Sequence[Entry], counts: Counter[str]) -> list[Entry]:
         """The readable entries whose nonce is the mark's. A mark that is gone (24 h) can refuse nobody."""

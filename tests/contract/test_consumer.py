@@ -591,6 +591,18 @@ class TestDeadLetters:
         assert handled == [1, 1, 1, 2]  # as many alone as may have been under way, then in batches again
         assert (world.counters(), world.letters()) == ({"applied": 5}, [])
 
+    def test_a_death_while_the_store_is_written_is_no_entrys_fault(self, world: World) -> None:
+        """Five owners die in the commit of the very same entry: it is applied by the sixth."""
+        world.deliver(click("e1", "a", 1), click("e2", "b", 2))
+        real = world.store
+        world.store = Crashing(real, is_written=False)  # type: ignore[assignment]
+        for _ in range(5):
+            with pytest.raises(CrashError):
+                world.alone().consume(block_ms=None)
+        world.store = real
+        drain(world.alone())
+        assert (world.items(), world.counters(), world.letters()) == (["a", "b"], {"applied": 2}, [])
+
     def test_accepted_is_applied_and_dead_lettered(self, world: World) -> None:
         users = [f"u{number}" for number in range(9)]
         world.deliver(*(click(f"{user}-{n}", f"i{n}", n, user_id=user) for user in users for n in range(4)))
