@@ -119,8 +119,10 @@ def test_every_list_forgets_its_oldest() -> None:
         assert (len(rows), rows[0].micros) == (limit, NOON + 2 * SECOND), name
     seen = after_all(*(event("impression", second, f"i{second}") for second in range(MAX_SEEN + 2))).seen
     assert (len(seen), min(seen.values())) == (MAX_SEEN, NOON + 2 * SECOND)
-    days = after_all(*(event("click", day * 86_400, "i") for day in range(MAX_INTERESTS + 1))).interests
-    assert (len(days), min(days)) == (MAX_INTERESTS, (19_790 + 1, "i"))
+    daily = [event("click", day * 86_400, "i") for day in range(MAX_INTERESTS + 1)]
+    for order in (daily, daily[::-1]):
+        days = after_all(*order).interests
+        assert (len(days), min(days)) == (MAX_INTERESTS, (19_790 + 1, "i"))
 
 
 def test_events_without_an_item_are_steps_and_all_are_counted() -> None:
