@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from functools import lru_cache
 from urllib.parse import quote, unquote
 
 from feature_repo.contracts.errors import ContractError
@@ -26,6 +27,12 @@ def check_tenant(tenant: str) -> str:
     return tenant
 
 
+def _quoted(text: str) -> str:
+    """`quote`, without its cost for what needs none."""
+    return text if text.isalnum() and text.isascii() else quote(text, safe="")
+
+
+@lru_cache(maxsize=64)
 def _prefix(tenant: str) -> str:
     return f"nj:{check_tenant(tenant)}:"
 
@@ -71,7 +78,7 @@ def parse_candidates_key(key: str, tenant: str = DEFAULT_TENANT) -> tuple[str, s
 
 def session_key(subject: str, tenant: str = DEFAULT_TENANT) -> str:
     """String with TTL: the packed session record (`session_record`, v2) of one subject (`events.subject_key`)."""
-    return f"{_prefix(tenant)}sess:v2:{{{subject[:2]}{quote(subject[2:], safe='')}}}"
+    return f"{_prefix(tenant)}sess:v2:{{{subject[:2]}{_quoted(subject[2:])}}}"
 
 
 def session_key_v1(subject: str, tenant: str = DEFAULT_TENANT) -> str:
@@ -149,7 +156,7 @@ def stream_key(partition: int, tenant: str = DEFAULT_TENANT) -> str:
 
 def dedup_key(partition: int, event_id: str, tenant: str = DEFAULT_TENANT) -> str:
     """String with TTL: the nonce of the first delivery of an event id, in the slot of its stream. Never parsed back."""
-    return f"{stream_key(partition, tenant)}:dedup:{quote(event_id, safe='')}"
+    return f"{stream_key(partition, tenant)}:dedup:{_quoted(event_id)}"
 
 
 def quarantine_stream_key(tenant: str = DEFAULT_TENANT) -> str:

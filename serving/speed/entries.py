@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from feature_repo.contracts.errors import DataError
@@ -46,9 +48,14 @@ def read_event(stream_id: str, raw: bytes) -> dict[str, Any]:
         document = decode_json(raw)
     except ValueError as error:
         raise DataError(f"not JSON: {error}") from error
-    received_at = from_micros(receipt_micros(stream_id)) + MAX_FUTURE_SKEW
-    event, rejection = check_event(document, received_at=received_at)
+    event, rejection = check_event(document, received_at=_latest_receipt(receipt_micros(stream_id)))
     if event is None:
         assert rejection is not None
         raise DataError(f"{rejection.reason.value}: {rejection.detail}", field=rejection.field)
     return event
+
+
+@lru_cache(maxsize=1024)
+def _latest_receipt(micros: int) -> datetime:
+    """Entries of one group commit share their millisecond."""
+    return from_micros(micros) + MAX_FUTURE_SKEW
