@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.events import subject_key
-from feature_repo.contracts.keys import candidates_key, pointer_key, session_key
+from feature_repo.contracts.keys import candidates_key, pointer_key, session_key, session_key_v1
 from serving.adapters.feast_online import (
     SEGMENT_FEATURE,
     USER_JOIN_KEY,
@@ -77,7 +77,8 @@ class RedisOnlineStore:
         pipe.get(self._pointer_key)
         has_session = user_id is not None or anonymous_id is not None
         if has_session:
-            pipe.get(session_key(subject_key(user_id, anonymous_id), self._tenant))
+            subject = subject_key(user_id, anonymous_id)
+            pipe.mget(session_key(subject, self._tenant), session_key_v1(subject, self._tenant))
         if user_id is not None:
             pipe.execute_command("HMGET", entity_key(USER_JOIN_KEY, user_id), SEGMENT_FIELD, SEGMENT_TIME_FIELD)
             if version is not None:
@@ -88,7 +89,8 @@ class RedisOnlineStore:
         except (RedisError, OSError, TimeoutError) as error:
             raise DependencyError(f"the online store does not answer: {type(error).__name__}") from error
         pointer = next(values)
-        session = next(values) if has_session else None
+        newest, older = next(values) if has_session else (None, None)
+        session = older if newest is None else newest
         segment, segment_time = next(values) if user_id is not None else (None, None)
         candidates = next(values, None)
         return OnlineRecords(pointer.decode() if pointer else None, candidates, session, segment, segment_time)
@@ -120,7 +122,9 @@ class MemoryOnlineStore:
         if version is not None and user_id is not None:
             candidates = self.strings.get(candidates_key(version, user_id, self._tenant))
         if user_id is not None or anonymous_id is not None:
-            session = self.strings.get(session_key(subject_key(user_id, anonymous_id), self._tenant))
+            subject = subject_key(user_id, anonymous_id)
+            keys = (session_key(subject, self._tenant), session_key_v1(subject, self._tenant))
+            session = next((self.strings[key] for key in keys if key in self.strings), None)
         if user_id is not None:
             features = self.hashes.get(entity_key(USER_JOIN_KEY, user_id), {})
         return OnlineRecords(

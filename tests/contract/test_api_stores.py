@@ -18,6 +18,7 @@ from feature_repo.contracts.keys import (
     pointer_key,
     quarantine_stream_key,
     session_key,
+    session_key_v1,
     stream_key,
 )
 from serving.adapters.event_log import EventLog, LogEntry, MemoryEventLog, QuarantinedEvent, RedisEventLog
@@ -80,6 +81,15 @@ class TestOnlineStore:
             V2, None, b"session of the user", b"\x12\x01A", b"\x08\x05"
         )
         assert await store.read(version=V1, user_id="u 2", anonymous_id=None) == OnlineRecords(V2)
+
+    async def test_a_session_of_the_older_format_counts_while_there_is_no_newer_one(
+        self, online: tuple[OnlineStore, Put, PutHash]
+    ) -> None:
+        store, put, _ = online
+        put(session_key_v1("u:u1", TENANT), b"older")
+        assert (await store.read(version=None, user_id="u1", anonymous_id=None)).session == b"older"
+        put(session_key("u:u1", TENANT), b"newer")
+        assert (await store.read(version=None, user_id="u1", anonymous_id=None)).session == b"newer"
 
     async def test_many_readers_at_once_each_get_their_own(self, online: tuple[OnlineStore, Put, PutHash]) -> None:
         store, put, _ = online
