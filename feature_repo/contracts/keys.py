@@ -82,6 +82,22 @@ def parse_session_key(key: str, tenant: str = DEFAULT_TENANT) -> str:
     return match[1] + unquote(match[2])
 
 
+def edges_key(subject: str, tenant: str = DEFAULT_TENANT) -> str:
+    """Hash: the identity edges of one subject (`identity`, edge v1): field is the subject at the other end.
+
+    A device (`a:`) or a former name has fields `u:<user_id>`, a user has fields `a:<anonymous_id>`.
+    """
+    return f"{_prefix(tenant)}edges:v1:{{{subject[:2]}{quote(subject[2:], safe='')}}}"
+
+
+def parse_edges_key(key: str, tenant: str = DEFAULT_TENANT) -> str:
+    """Inverse of `edges_key`: the subject."""
+    match = re.fullmatch(re.escape(_prefix(tenant)) + r"edges:v1:\{([ua]:)([^{}]*)\}", key)
+    if match is None:
+        raise ContractError(f"not a v1 edges key of tenant {tenant!r}: {key!r}")
+    return match[1] + unquote(match[2])
+
+
 def applied_key(partition: int, tenant: str = DEFAULT_TENANT) -> str:
     """String: the stream position up to which the consumer's effects of this partition are in the sessions."""
     return f"{_prefix(tenant)}applied:{partition}"
