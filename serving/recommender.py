@@ -237,8 +237,8 @@ class Recommender:
         return person, feature_micros
 
     def _joined(self, read: PersonRecords, own: SessionState, degraded: list[str]) -> SessionState:
-        """The person's record with what their devices add. A record that cannot be read may say no, so it counts as one:
-        of another device it adds nothing, of the one that asks it makes the answer non-personal."""
+        """The person's record with what their devices add. A record that cannot be read may say no, so that it does:
+        another device's adds nothing, that of the one who asks makes the answer non-personal."""
         assert read.identity is not None
         sessions = {read.identity.primary: own}
         for subject, record in read.records.joined.items():
