@@ -186,8 +186,8 @@ def _online(environment: Environment, name: str) -> list[Known]:
 
     try:
         with redis.Redis.from_url(environment.redis_online_url, socket_timeout=5) as client:
-            fields: Mapping[bytes, bytes] = client.hgetall(edges_key("a:" + name, environment.tenant))  # type: ignore[assignment]
-            devices: Mapping[bytes, bytes] = client.hgetall(edges_key("u:" + name, environment.tenant))  # type: ignore[assignment]
+            fields: Mapping[bytes, bytes] = client.hgetall(edges_key("a:" + name, environment.tenant))
+            devices: Mapping[bytes, bytes] = client.hgetall(edges_key("u:" + name, environment.tenant))
     except RedisError as error:
         raise DependencyError(
             f"Redis `online` does not answer ({type(error).__name__}): see `nightjar status`"

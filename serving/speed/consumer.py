@@ -87,6 +87,7 @@ class Consumer:
 
     def resume(self) -> None:
         """Take the applied positions from the store; a store that was emptied starts at the beginning."""
+        self._identity.forget()
         keys = [applied_key(partition, self._tenant) for partition in range(EVENT_PARTITIONS)]
         stored: Sequence[bytes | None] = self._online.mget(keys)  # type: ignore[assignment]
         self._applied = {p: value.decode() if value else START for p, value in enumerate(stored)}
@@ -118,6 +119,7 @@ class Consumer:
             applied = stored[0].decode() if stored[0] else START
             if applied != self._applied[partition]:
                 self._applied[partition] = applied
+                self._identity.forget()
                 return
             states = {
                 subject: self._state(record, counts) for subject, record in zip(subjects, stored[1:], strict=True)

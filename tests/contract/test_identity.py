@@ -224,10 +224,10 @@ async def test_edges_are_written_for_news_only_and_live_as_long_as_sessions(shop
             pipe.execute()
         return changed
 
-    assert [said("view_item", 119), said("view_item", 60), said("view_item", 120)] == [0, 0, 1]
+    assert [said("view_item", 359), said("view_item", 60), said("view_item", 360)] == [0, 0, 1]
     assert said("view_item", 30) == 1  # earlier than the first: news, however late
-    assert shop.edge("a:phone", "u:ann") == Edge(minute - 30_000_000, minute + 60_000_000, NEVER)
-    assert [said("unmerge", 121), said("unmerge", 121), said("view_item", 122)] == [1, 0, 1]  # live again: news
+    assert shop.edge("a:phone", "u:ann") == Edge(minute - 30_000_000, minute + 300_000_000, NEVER)
+    assert [said("unmerge", 361), said("unmerge", 361), said("view_item", 362)] == [1, 0, 1]  # live again: news
     with shop.redis.pipeline(transaction=True) as pipe:
         crowd = [
             {"event_type": "identify", "timestamp": NOON + timedelta(seconds=n), "user_id": f"k{n}", **PHONE}
@@ -235,8 +235,20 @@ async def test_edges_are_written_for_news_only_and_live_as_long_as_sessions(shop
         ]
         assert recorder.queue(pipe, crowd) == 40
         pipe.execute()
-    said("view_item", 500)
+    recorder.forget()
+    assert [said("view_item", 363), said("view_item", 364)] == [1, 1]  # one of many users: each sighting counts
     assert shop.redis.hlen(edges_key("a:phone")) == 32
+
+
+async def test_a_store_that_was_emptied_gets_its_edges_back(shop: Installation) -> None:
+    await shop.send("identify", 1, **ANN, **PHONE)
+    edge = shop.edge("a:phone", "u:ann")
+    assert edge is not None
+    for key in shop.redis.keys("nj:*:edges:*") + shop.redis.keys("nj:*:applied:*"):
+        shop.redis.delete(key)
+    await shop.send("view_item", 2, "i30", **ANN)  # finds that the position is gone, and begins anew
+    assert shop.consumer.consume(block_ms=None) == 2
+    assert shop.edge("a:phone", "u:ann") == edge
 
 
 @pytest.mark.parametrize("subject", ["u:ann", "a:x:y", "u:{ä}%"])
