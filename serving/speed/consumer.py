@@ -38,7 +38,7 @@ from feature_repo.contracts.keys import (
 from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED, SessionState, pack_session, unpack_session
 from serving.settings import ServingSettings
 from serving.speed.entries import read_event
-from serving.speed.identity_edges import IdentityEdges
+from serving.speed.identity_edges import IdentityEdges, queue_writes, redis_hashes
 from serving.speed.metrics import ConsumerMetrics, StreamPositions, metrics_port, show_metrics, timed
 from serving.speed.positions import START
 from serving.speed.roles import Lease, run_role
@@ -83,7 +83,7 @@ class Consumer:
         self._ttl = session_ttl_seconds
         self._metrics = metrics or ConsumerMetrics()
         self._applied: dict[int, str] = {}
-        self._identity = IdentityEdges(online, tenant=tenant, ttl_seconds=session_ttl_seconds)
+        self._identity = IdentityEdges(redis_hashes(online), tenant=tenant, ttl_seconds=session_ttl_seconds)
 
     def resume(self) -> None:
         """Take the applied positions from the store; a store that was emptied starts at the beginning."""
@@ -133,7 +133,7 @@ class Consumer:
             pipe.multi()
             for subject, state in states.items():
                 pipe.set(session_key(subject, self._tenant), pack_session(state), ex=self._ttl)
-            self._identity.queue(pipe, [entry.event for entry in live if entry.event is not None])
+            queue_writes(pipe, self._identity.news([entry.event for entry in live if entry.event is not None]))
             pipe.set(position, entries[-1].stream_id)
             for outcome, count in counts.items():
                 if count:

@@ -9,7 +9,8 @@ write other fields of the same device and never meet.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import redis
@@ -23,6 +24,19 @@ LAST_SEEN_GRAIN_MICROS = 300_000_000
 MAX_EDGES = 4 * MAX_DEVICE_USERS
 """Edges kept of one subject: those heard of last. A device with so many users is nobody's anyway."""
 REMEMBERED_PAIRS = 50_000
+
+ReadHashes = Callable[[Sequence[str]], Sequence[Mapping[bytes, bytes]]]
+"""Whole hashes by their keys, in one round trip; an empty one where there is none."""
+
+
+@dataclass(slots=True)
+class HashWrite:
+    """Fields to put into one hash and fields to take out of it; after that it lives `seconds`."""
+
+    key: str
+    seconds: int
+    fields: dict[str, bytes] = field(default_factory=dict)
+    dropped: list[bytes] = field(default_factory=list)
 
 
 class _Pair(NamedTuple):
@@ -38,11 +52,11 @@ class _Written(NamedTuple):
 
 
 class IdentityEdges:
-    """Writes what events say about identity, within the transaction that applies them."""
+    """What events say about identity, as writes for the transaction that applies these events."""
 
-    def __init__(self, online: redis.Redis, *, tenant: str, ttl_seconds: int) -> None:
-        """`ttl_seconds`: how long edges live after the last event about them."""
-        self._online = online
+    def __init__(self, read_hashes: ReadHashes, *, tenant: str, ttl_seconds: int) -> None:
+        """`ttl_seconds`: how long the edges of a subject live after the last news of one."""
+        self._read_hashes = read_hashes
         self._tenant = tenant
         self._ttl = ttl_seconds
         self._written: OrderedDict[_Pair, _Written] = OrderedDict()
@@ -51,11 +65,12 @@ class IdentityEdges:
         """To be called when a partition was taken, or the store was found in another state than it was left in."""
         self._written.clear()
 
-    def queue(self, pipe: redis.client.Pipeline, events: Iterable[Mapping[str, Any]]) -> int:
-        """Queue the writes for these checked events on `pipe` (after its MULTI); the number of edges that change.
+    def news(self, events: Iterable[Mapping[str, Any]]) -> list[HashWrite]:
+        """The writes for these checked events, each key once.
 
-        Reads the edges that might change, in one round trip; none when no event brings news of a pair. Whoever calls
-        holds the partition of these events: the transaction must fail when another owner took it meanwhile.
+        Reads the edges that might change, in one round trip; nothing when no event brings news of a pair. Whoever calls
+        holds the partitions of these events: the transaction must fail when another owner took one meanwhile, and after
+        a transaction that failed `forget` is due.
         """
         claims: dict[_Pair, Edge] = {}
         for event in events:
@@ -65,9 +80,9 @@ class IdentityEdges:
                 claims[pair] = merge_edges(claims.get(pair, Edge()), claim.edge)
         claims = {pair: said for pair, said in claims.items() if self._may_be_news(pair, said)}
         if not claims:
-            return 0
+            return []
         stored = self._stored({kind + name for pair in claims for kind, name in zip(("a:", "u:"), pair, strict=True)})
-        changed = 0
+        writes: dict[str, HashWrite] = {}
         for pair, said in claims.items():
             of_device = stored["a:" + pair.anonymous_id]
             own_field = b"u:" + pair.user_id.encode()
@@ -75,15 +90,17 @@ class IdentityEdges:
             known = _unpacked(of_device.get(own_field))
             edge = merge_edges(known, said)
             if _is_news(known, edge, is_only_user=is_only_user):
-                changed += 1
-                self._put(pipe, "a:" + pair.anonymous_id, "u:" + pair.user_id, edge)
-                self._put(pipe, "u:" + pair.user_id, "a:" + pair.anonymous_id, edge)
-                if edge.is_alias and pair.anonymous_id != pair.user_id:
-                    self._put(pipe, "u:" + pair.anonymous_id, "u:" + pair.user_id, edge)
+                device, user, former = "a:" + pair.anonymous_id, "u:" + pair.user_id, "u:" + pair.anonymous_id
+                self._write(writes, device).fields[user] = pack_edge(edge)
+                self._write(writes, user).fields[device] = pack_edge(edge)
+                if edge.is_alias and former != user:
+                    self._write(writes, former).fields[user] = pack_edge(edge)
                 known = edge
             self._remember(pair, _Written(known, is_only_user))
-        self._thin_out(pipe, stored)
-        return changed
+        for subject, fields in stored.items():
+            if len(fields) > MAX_EDGES:
+                self._write(writes, subject).dropped += _oldest(fields, len(fields) - MAX_EDGES)
+        return list(writes.values())
 
     def _may_be_news(self, pair: _Pair, said: Edge) -> bool:
         """What this process wrote only saves it a look: whatever may be news is judged by the store."""
@@ -98,25 +115,46 @@ class IdentityEdges:
         if len(self._written) > REMEMBERED_PAIRS:
             self._written.popitem(last=False)
 
-    def _put(self, pipe: redis.client.Pipeline, subject: str, other: str, edge: Edge) -> None:
+    def _write(self, writes: dict[str, HashWrite], subject: str) -> HashWrite:
         key = edges_key(subject, self._tenant)
-        pipe.hset(key, other, pack_edge(edge))  # type: ignore[arg-type]
-        pipe.expire(key, self._ttl)
+        return writes.setdefault(key, HashWrite(key, self._ttl))
 
-    def _stored(self, subjects: set[str]) -> dict[str, dict[bytes, bytes]]:
+    def _stored(self, subjects: set[str]) -> dict[str, Mapping[bytes, bytes]]:
         names = sorted(subjects)
-        with self._online.pipeline(transaction=False) as reader:
-            for subject in names:
-                reader.hgetall(edges_key(subject, self._tenant))
-            return dict(zip(names, reader.execute(), strict=True))
+        hashes = self._read_hashes([edges_key(subject, self._tenant) for subject in names])
+        return dict(zip(names, hashes, strict=True))
 
-    def _thin_out(self, pipe: redis.client.Pipeline, stored: Mapping[str, Mapping[bytes, bytes]]) -> None:
-        """Drop the oldest edges of a subject that has too many: a broken client's constant, a new cookie every day."""
-        for subject, fields in stored.items():
-            surplus = len(fields) - MAX_EDGES
-            if surplus > 0:
-                oldest = sorted(fields, key=lambda field: (_heard(_unpacked(fields[field])), field))[:surplus]
-                pipe.hdel(edges_key(subject, self._tenant), *oldest)  # type: ignore[arg-type]
+
+def redis_hashes(client: redis.Redis) -> ReadHashes:
+    """From Redis `online`."""
+
+    def read(keys: Sequence[str]) -> list[Mapping[bytes, bytes]]:
+        with client.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.hgetall(key)
+            return pipe.execute()
+
+    return read
+
+
+def queue_writes(pipe: redis.client.Pipeline, writes: Iterable[HashWrite]) -> None:
+    """Queue the writes on a transaction. Dropping comes first: what has news just now is no longer the oldest."""
+    for write in writes:
+        if write.dropped:
+            pipe.hdel(write.key, *write.dropped)  # type: ignore[arg-type]
+        if write.fields:
+            pipe.hset(write.key, mapping=write.fields)  # type: ignore[arg-type]
+        pipe.expire(write.key, write.seconds)
+
+
+def _oldest(fields: Mapping[bytes, bytes], count: int) -> list[bytes]:
+    """The fields of the edges heard of longest ago: a broken client's constant, a new cookie every day."""
+
+    def heard(name: bytes) -> tuple[int, bytes]:
+        edge = _unpacked(fields[name])
+        return max(edge.last_micros, edge.undone_micros), name
+
+    return sorted(fields, key=heard)[:count]
 
 
 def _unpacked(record: bytes | None) -> Edge:
@@ -125,10 +163,6 @@ def _unpacked(record: bytes | None) -> Edge:
         return Edge() if record is None else unpack_edge(record)
     except ContractError:
         return Edge()
-
-
-def _heard(edge: Edge) -> int:
-    return max(edge.last_micros, edge.undone_micros)
 
 
 def _is_news(known: Edge, edge: Edge, *, is_only_user: bool) -> bool:

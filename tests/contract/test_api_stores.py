@@ -14,6 +14,7 @@ from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.keys import (
     candidates_key,
     dedup_key,
+    edges_key,
     partition_of,
     pointer_key,
     quarantine_stream_key,

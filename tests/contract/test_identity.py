@@ -19,7 +19,7 @@ from serving.adapters.online import RedisOnlineStore
 from serving.main import create_app
 from serving.settings import ServingSettings
 from serving.speed.consumer import Consumer
-from serving.speed.identity_edges import IdentityEdges
+from serving.speed.identity_edges import IdentityEdges, queue_writes, redis_hashes
 from tests.serving_builders import Shop
 
 ITEMS = [f"i{number:02d}" for number in range(40)]
@@ -215,29 +215,33 @@ async def test_edges_are_written_for_news_only_and_live_as_long_as_sessions(shop
     minute = to_micros(NOON) + 60_000_000
     assert shop.edge("a:phone", "u:ann") == shop.edge("u:ann", "a:phone") == Edge(minute, minute)
     assert 990 < shop.redis.ttl(edges_key("a:phone")) <= 1000
-    recorder = IdentityEdges(shop.redis, tenant="default", ttl_seconds=1000)
+    recorder = IdentityEdges(redis_hashes(shop.redis), tenant="default", ttl_seconds=1000)
 
-    def said(event_type: str, seconds: int) -> int:
-        event = {"event_type": event_type, "timestamp": NOON + timedelta(seconds=seconds), **ANN, **PHONE}
+    def hears(*events: dict[str, Any]) -> int:
+        writes = recorder.news(events)
         with shop.redis.pipeline(transaction=True) as pipe:
-            changed = recorder.queue(pipe, [event])
+            queue_writes(pipe, writes)
             pipe.execute()
-        return changed
+        return len(writes)
 
-    assert [said("view_item", 359), said("view_item", 60), said("view_item", 360)] == [0, 0, 1]
-    assert said("view_item", 30) == 1  # earlier than the first: news, however late
+    def said(event_type: str, seconds: int, user: str = "ann") -> dict[str, Any]:
+        moment = NOON + timedelta(seconds=seconds)
+        return {"event_type": event_type, "timestamp": moment, "user_id": user, **PHONE}
+
+    assert [hears(said("view_item", second)) for second in (359, 60, 360)] == [0, 0, 2]
+    assert hears(said("view_item", 30)) == 2  # earlier than the first: news, however late
     assert shop.edge("a:phone", "u:ann") == Edge(minute - 30_000_000, minute + 300_000_000, NEVER)
-    assert [said("unmerge", 361), said("unmerge", 361), said("view_item", 362)] == [1, 0, 1]  # live again: news
-    with shop.redis.pipeline(transaction=True) as pipe:
-        crowd = [
-            {"event_type": "identify", "timestamp": NOON + timedelta(seconds=n), "user_id": f"k{n}", **PHONE}
-            for n in range(40)
-        ]
-        assert recorder.queue(pipe, crowd) == 40
-        pipe.execute()
+    assert hears(said("unmerge", 361)) == 2
+    assert hears(said("unmerge", 361)) == 0
+    assert hears(said("view_item", 362)) == 2  # live again: news
+    assert hears(*(said("identify", n, f"k{n}") for n in range(40))) == 41  # the phone once, and each of them
     recorder.forget()
-    assert [said("view_item", 363), said("view_item", 364)] == [1, 1]  # one of many users: each sighting counts
+    assert hears(said("view_item", 363)) == 2  # one of many users: each sighting counts
+    assert hears(said("view_item", 364)) == 2
     assert shop.redis.hlen(edges_key("a:phone")) == 32
+    assert shop.edge("a:phone", "u:k8") is None  # of 41 the nine heard of longest ago
+    assert shop.edge("a:phone", "u:k9") is not None
+    assert shop.edge("a:phone", "u:ann") is not None
 
 
 async def test_a_store_that_was_emptied_gets_its_edges_back(shop: Installation) -> None:
