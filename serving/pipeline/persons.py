@@ -121,7 +121,7 @@ def join_sessions(person: Identity, edges: Mapping[str, Edges], sessions: Mappin
     asked = sessions.get(person.asked, SessionState())
     if person.user_id is None or person.subjects == (person.primary,):
         return own
-    if (own.flags | asked.flags) & FLAG_PERSONALIZE_DENIED:
+    if asked.flags & FLAG_PERSONALIZE_DENIED:
         return replace(own, flags=own.flags | FLAG_PERSONALIZE_DENIED)
     names = {subject[2:] for subject in person.subjects if subject.startswith("u:")} | {person.user_id}
     events: list[SessionEvent] = list(own.events)

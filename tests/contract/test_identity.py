@@ -152,6 +152,13 @@ async def test_a_no_to_personalization_is_not_joined(shop: Installation) -> None
         assert (answer["fallback_reason"], answer["trace"].get("session") or []) == ("consent", []), who
 
 
+async def test_a_user_whom_the_night_does_not_know_yet_is_no_stranger(shop: Installation) -> None:
+    shop.now = NOON + timedelta(minutes=10)
+    assert (await shop.ask(**PHONE))["fallback_reason"] == "no_user"
+    await shop.send("identify", 1, user_id="new", **PHONE)
+    assert (await shop.ask(**PHONE))["fallback_reason"] == "unknown_user"
+
+
 async def test_whoever_forbids_storing_makes_no_edge(shop: Installation) -> None:
     await shop.send("view_item", 0, "i30", **PHONE)
     await shop.send("identify", 1, **ANN, **PHONE, consent={"store": False})
