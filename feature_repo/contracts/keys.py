@@ -70,15 +70,20 @@ def parse_candidates_key(key: str, tenant: str = DEFAULT_TENANT) -> tuple[str, s
 
 
 def session_key(subject: str, tenant: str = DEFAULT_TENANT) -> str:
-    """String: the packed session record (`packing`, session v1) of one subject (`events.subject_key`)."""
-    return f"{_prefix(tenant)}sess:v1:{{{subject[:2]}{quote(subject[2:], safe='')}}}"
+    """String with TTL: the packed session record (`session_record`, v2) of one subject (`events.subject_key`)."""
+    return f"{_prefix(tenant)}sess:v2:{{{subject[:2]}{quote(subject[2:], safe='')}}}"
+
+
+def session_key_v1(subject: str, tenant: str = DEFAULT_TENANT) -> str:
+    """String with TTL: the record that was kept before v2. It counts while there is none under `session_key`."""
+    return session_key(subject, tenant).replace(":sess:v2:", ":sess:v1:", 1)
 
 
 def parse_session_key(key: str, tenant: str = DEFAULT_TENANT) -> str:
     """Inverse of `session_key`: the subject."""
-    match = re.fullmatch(re.escape(_prefix(tenant)) + r"sess:v1:\{([ua]:)([^{}]*)\}", key)
+    match = re.fullmatch(re.escape(_prefix(tenant)) + r"sess:v2:\{([ua]:)([^{}]*)\}", key)
     if match is None:
-        raise ContractError(f"not a v1 session key of tenant {tenant!r}: {key!r}")
+        raise ContractError(f"not a v2 session key of tenant {tenant!r}: {key!r}")
     return match[1] + unquote(match[2])
 
 
@@ -96,6 +101,33 @@ def parse_edges_key(key: str, tenant: str = DEFAULT_TENANT) -> str:
     if match is None:
         raise ContractError(f"not a v1 edges key of tenant {tenant!r}: {key!r}")
     return match[1] + unquote(match[2])
+
+
+def trend_key(window: int, bucket: int, partition: int, tenant: str = DEFAULT_TENANT) -> str:
+    """String with TTL: the packed trend table (`trend_record`, v1) of one bucket and partition. Never parsed back."""
+    return f"{_prefix(tenant)}trend:v1:{window}:{bucket}:{partition}"
+
+
+def members_key(role: str, tenant: str = DEFAULT_TENANT) -> str:
+    """Sorted set with TTL: who shares a role such as `consumer`; score = when they were heard of last, ms by the
+    store's clock. Never parsed back."""
+    return f"{_prefix(tenant)}members:{role}"
+
+
+def owner_key(partition: int, tenant: str = DEFAULT_TENANT) -> str:
+    """String with TTL: the fence of the process that now owns the partition. Never parsed back."""
+    return f"{_prefix(tenant)}owner:{partition}"
+
+
+def fence_key(partition: int, tenant: str = DEFAULT_TENANT) -> str:
+    """String: `<epoch>:<member>` of the newest owner; whoever has another one may write nothing. Never parsed back."""
+    return f"{_prefix(tenant)}fence:{partition}"
+
+
+def delivering_key(partition: int, tenant: str = DEFAULT_TENANT) -> str:
+    """String: there while an owner has not left in good order: empty, or `<position> <deliveries>` of the entry that is
+    delivered alone because an owner died before. Never parsed back."""
+    return f"{_prefix(tenant)}delivering:{partition}"
 
 
 def applied_key(partition: int, tenant: str = DEFAULT_TENANT) -> str:

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.events import subject_key
-from feature_repo.contracts.keys import candidates_key, edges_key, pointer_key, session_key
+from feature_repo.contracts.keys import candidates_key, edges_key, pointer_key, session_key, session_key_v1
 from serving.adapters.feast_online import (
     SEGMENT_FEATURE,
     USER_JOIN_KEY,
@@ -91,7 +91,7 @@ class RedisOnlineStore:
         has_session = user_id is not None or anonymous_id is not None
         subjects = [subject_key(user_id, anonymous_id), *joined] if has_session else []
         for subject in subjects:
-            pipe.get(session_key(subject, self._tenant))
+            pipe.mget(session_key(subject, self._tenant), session_key_v1(subject, self._tenant))
             pipe.hgetall(edges_key(subject, self._tenant))
         if user_id is not None:
             pipe.execute_command("HMGET", entity_key(USER_JOIN_KEY, user_id), SEGMENT_FIELD, SEGMENT_TIME_FIELD)
@@ -103,7 +103,7 @@ class RedisOnlineStore:
         except (RedisError, OSError, TimeoutError) as error:
             raise DependencyError(f"the online store does not answer: {type(error).__name__}") from error
         pointer = next(values)
-        found = [(subject, next(values), next(values)) for subject in subjects]
+        found = [(subject, _newest(next(values)), next(values)) for subject in subjects]
         segment, segment_time = next(values) if user_id is not None else (None, None)
         candidates = next(values, None)
         return OnlineRecords(
@@ -145,7 +145,7 @@ class MemoryOnlineStore:
         if version is not None and user_id is not None:
             candidates = self.strings.get(candidates_key(version, user_id, self._tenant))
         subjects = [subject_key(user_id, anonymous_id), *joined] if user_id or anonymous_id else []
-        sessions = {subject: self.strings.get(session_key(subject, self._tenant)) for subject in subjects}
+        sessions = {subject: self._session(subject) for subject in subjects}
         edges = {subject: self.hashes.get(edges_key(subject, self._tenant)) for subject in subjects}
         if subjects:
             session = sessions[subjects[0]]
@@ -161,9 +161,18 @@ class MemoryOnlineStore:
             {subject: sessions[subject] or b"" for subject in subjects[1:] if sessions[subject] is not None},
         )
 
+    def _session(self, subject: str) -> bytes | None:
+        keys = (session_key(subject, self._tenant), session_key_v1(subject, self._tenant))
+        return _newest([self.strings.get(key) for key in keys])
+
     async def close(self) -> None:
         """Nothing to give back."""
 
     def _check(self) -> None:
         if self.is_down:
             raise DependencyError("the online store does not answer: it is set to be down")
+
+
+def _newest(records: Sequence[bytes | None]) -> bytes | None:
+    """The record of the current format if there is one, else that of the one before."""
+    return next((record for record in records if record is not None), None)

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from feature_repo.contracts.errors import DataError
-from feature_repo.contracts.events import check_event
+from feature_repo.contracts.events import check_event, subject_key
 from feature_repo.contracts.times import MAX_FUTURE_SKEW, from_micros
 from serving.adapters.json_bytes import decode_json
 from serving.speed.positions import receipt_micros
+
+
+class Entry(NamedTuple):
+    """One stream entry; `event` and `subject` are None, and `problem` says why, when it cannot be applied."""
+
+    partition: int
+    position: str
+    raw: bytes
+    nonce: bytes
+    event: Mapping[str, Any] | None
+    subject: str | None
+    problem: str | None = None
+
+
+def read_entry(partition: int, position: str, fields: Mapping[bytes, bytes]) -> Entry:
+    """The entry with its event, or with the problem; whatever goes wrong, it is the problem of this entry alone."""
+    raw, nonce = fields.get(b"event", b""), fields.get(b"nonce", b"")
+    try:
+        event = read_event(position, raw)
+        return Entry(
+            partition, position, raw, nonce, event, subject_key(event.get("user_id"), event.get("anonymous_id"))
+        )
+    except Exception as error:  # one entry must never hold up the others
+        words = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+        return Entry(partition, position, raw, nonce, None, None, words)
 
 
 def read_event(stream_id: str, raw: bytes) -> dict[str, Any]:

@@ -68,6 +68,14 @@ class ConsumerMetrics(RoleMetrics):
 
     def __init__(self) -> None:
         super().__init__("consumer")
+        self.partitions_owned = Gauge(
+            "nightjar_consumer_partitions_owned", "Event partitions this process owns now", registry=self.registry
+        )
+        self.fenced = Counter(
+            "nightjar_consumer_fenced_total",
+            "Batches given up because a partition has another owner or another position by now",
+            registry=self.registry,
+        )
         self.batch_entries = Histogram(
             "nightjar_consumer_batch_entries",
             "Stream entries applied at once, of one partition",
