@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from feature_repo.contracts.session_record import CartChange, ItemMark, SessionEvent, SessionState, TrendVote, Word
+from feature_repo.contracts.session_record import CartChange, ItemMark, SessionEvent, SessionState, Votes, Word
 from feature_repo.contracts.session_record import session_hash as hashed
 
 TOUCHING = {"view_item", "select_item", "click", "watch", "add_to_wishlist", "like", "add_to_cart", "purchase",
@@ -84,13 +84,14 @@ def oracle(deliveries: Iterable[Mapping[str, Any]]) -> SessionState:
     last_word = max((at for at, _ in consents), default=0)
     denied = any(at == last_word and not agreed for at, agreed in consents)
     times = [micros_of(e) for e in events]
+    showing = [e for e in events if e["event_type"] in TOUCHING | {"impression"}]
     return SessionState(
         events=rows(TOUCHING)[-50:],
         steps=rows(steps)[-30:],
         cart=sorted(set(cart))[-64:],
         bought=newest_marks((e for e in events if e["event_type"] == "purchase"), 200),
         dismissed=newest_marks((e for e in events if e["event_type"] in ("dislike", "not_interested")), 200),
-        seen=newest_marks((e for e in events if e["event_type"] in TOUCHING | {"impression"}), 100),
+        seen={mark.item_id: mark.micros for mark in newest_marks(showing, 100)},
         interests={key: interests[key] for key in sorted(interests)[-100:]},
         votes=votes_of(events),
         counts=dict(Counter(e["event_type"] for e in events)),
@@ -102,14 +103,14 @@ def oracle(deliveries: Iterable[Mapping[str, Any]]) -> SessionState:
     )
 
 
-def votes_of(events: Iterable[Mapping[str, Any]]) -> list[TrendVote]:
+def votes_of(events: Iterable[Mapping[str, Any]]) -> Votes:
     speaking = [
         (micros_of(e) // 1_000_000, item)
         for e in events
         if e["event_type"] in HALVES and e.get("consent", {}).get("train") is not False
         for item in items_of(e)
     ]
-    votes = []
+    votes: Votes = {}
     for window, (seconds, bucket_seconds) in WINDOWS.items():
         for period in sorted({at // seconds for at, _ in speaking})[-2:]:
             first: dict[str, int] = {}
@@ -118,5 +119,5 @@ def votes_of(events: Iterable[Mapping[str, Any]]) -> list[TrendVote]:
                     bucket = at % seconds // bucket_seconds
                     first[item] = min(bucket, first.get(item, bucket))
             chosen = sorted(first, key=lambda item: (zlib.crc32(item.encode()), item))[:8]
-            votes += [TrendVote(window, period, first[item], item) for item in chosen]
-    return sorted(votes)
+            votes[window, period] = {item: first[item] for item in chosen}
+    return votes

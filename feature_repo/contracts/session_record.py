@@ -96,19 +96,13 @@ class CartChange(NamedTuple):
 
 
 class ItemMark(NamedTuple):
-    """An item and the event time of the newest event that marked it (bought, dismissed, seen)."""
+    """An item and the event time of the newest event that marked it (bought, dismissed)."""
 
     micros: int
     item_id: str
 
 
-class TrendVote(NamedTuple):
-    """This subject speaks for an item in a trend: in `bucket` of one period of a window (`trend_record`)."""
-
-    window: int
-    period: int
-    bucket: int
-    item_id: str
+Votes = dict[tuple[int, int], dict[str, int]]
 
 
 class Word(NamedTuple):
@@ -123,9 +117,10 @@ class SessionState:
     """What the speed layer knows of one subject. Lists are oldest first; ties by item id.
 
     events     the newest events that touched an item        steps  the newest events that touched none
-    cart       the newest changes of the cart                seen   items shown or touched last
+    cart       the newest changes of the cart                counts  event type -> events so far
+    seen       item shown or touched -> time of the newest event that did (us)
     interests  (day since 1970, item id) -> weight in halves (SESSION_VOTE_WEIGHTS x 2)
-    votes      what the subject says in the trends           counts  event type -> events so far
+    votes      (trend window, period) -> item that the subject speaks for -> bucket within the period (`trend_record`)
     words      one of WORD_ORDER -> the word that holds      first_micros, last_micros  event times; 0 without an event
     """
 
@@ -136,9 +131,9 @@ class SessionState:
     consent_micros: int = 0
     steps: list[SessionEvent] = field(default_factory=list)
     cart: list[CartChange] = field(default_factory=list)
-    seen: list[ItemMark] = field(default_factory=list)
+    seen: dict[str, int] = field(default_factory=dict)
     interests: dict[tuple[int, str], int] = field(default_factory=dict)
-    votes: list[TrendVote] = field(default_factory=list)
+    votes: Votes = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     words: dict[str, Word] = field(default_factory=dict)
     first_micros: int = 0
@@ -182,10 +177,13 @@ def pack_session(state: SessionState) -> bytes:
             [_STEP.pack(e.micros, _TYPE_INDEX[e.event_type], e.session_hash, e.event_hash) for e in state.steps],
             [_CART.pack(c.micros, c.is_removal, c.quantity, c.event_hash, names[c.item_id]) for c in state.cart],
             *([_MARK.pack(mark.micros, names[mark.item_id]) for mark in marks]
-              for marks in (state.bought, state.dismissed, state.seen)),
+              for marks in (state.bought, state.dismissed)),
+            [_MARK.pack(micros, names[item_id])
+             for micros, item_id in sorted((micros, item_id) for item_id, micros in state.seen.items())],
             [_INTEREST.pack(day, names[item_id], weight)
              for (day, item_id), weight in sorted(state.interests.items())],
-            [_VOTE.pack(v.window, v.period, v.bucket, names[v.item_id]) for v in state.votes],
+            [_VOTE.pack(*period, bucket, names[item_id])
+             for period, votes in sorted(state.votes.items()) for item_id, bucket in sorted(votes.items())],
             sorted(_COUNT.pack(_TYPE_INDEX[name], number) for name, number in state.counts.items()),
             sorted(_WORD.pack(_WORD_INDEX[name], word.micros, names[word.text])
                    for name, word in sorted(state.words.items())),
@@ -216,19 +214,23 @@ def unpack_session(record: bytes) -> SessionState:
 def _unpack_v2(record: bytes) -> SessionState:
     _, flags, consent, first, last, name_bytes, name_count, *counts = _HEADER.unpack_from(record)
     at = _HEADER.size + name_bytes
-    expected = at + sum(count * row.size for count, row in zip(counts, _ROWS, strict=True))
-    if len(record) != expected:
-        raise ContractError(f"a session record of these counts ends at byte {expected}, got {len(record)} bytes")
     names = record[_HEADER.size : at].decode("utf-8").split("\0") if name_count else []
     if len(names) != name_count:
-        raise ContractError(f"a session record is damaged: {name_count} names promised, {len(names)} found")
+        raise ContractError(
+            f"a session record is cut short or damaged: {name_count} names promised, {len(names)} found"
+        )
     sections: list[Iterable[tuple[int, ...]]] = []
     for count, row in zip(counts, _ROWS, strict=True):
         end = at + count * row.size
         sections.append(row.iter_unpack(record[at:end]) if count else ())
         at = end
-    events, steps, cart, bought, dismissed, seen, interests, votes, numbers, words = sections
+    if len(record) != at:
+        raise ContractError(f"a session record of these counts ends at byte {at}, got {len(record)} bytes")
+    events, steps, cart, bought, dismissed, seen, interests, voted, numbers, words = sections
     types = EVENT_TYPE_ORDER
+    votes: Votes = {}
+    for window, period, bucket, item in voted:
+        votes.setdefault((window, period), {})[names[item]] = bucket
     return SessionState(
         [SessionEvent(micros, types[kind], session, names[item], mark) for micros, kind, session, mark, item in events],
         [ItemMark(micros, names[item]) for micros, item in bought],
@@ -237,9 +239,9 @@ def _unpack_v2(record: bytes) -> SessionState:
         consent,
         [SessionEvent(micros, types[kind], session, "", mark) for micros, kind, session, mark in steps],
         [CartChange(micros, bool(out), quantity, names[item], mark) for micros, out, quantity, mark, item in cart],
-        [ItemMark(micros, names[item]) for micros, item in seen],
+        {names[item]: micros for micros, item in seen},
         {(day, names[item]): weight for day, item, weight in interests},
-        [TrendVote(window, period, bucket, names[item]) for window, period, bucket, item in votes],
+        votes,
         {types[kind]: number for kind, number in numbers},
         {WORD_ORDER[which]: Word(micros, names[text]) for which, micros, text in words},
         first,

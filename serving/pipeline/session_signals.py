@@ -57,15 +57,26 @@ class Evidence:
     catalogue: Catalogue
 
     @cached_property
+    def running(self) -> Sequence[SessionEvent]:
+        """Events and steps of the running session, oldest first; empty when the last is more than 30 minutes old."""
+        everything = sorted([*self.state.events, *self.state.steps], key=lambda event: event.micros)
+        return session_events(
+            SessionState(events=everything),
+            session_id=None,
+            recent_events=(),
+            now_micros=self.now_micros,
+            gap_seconds=SESSION_GAP_SECONDS,
+        )
+
+    @cached_property
     def session(self) -> Sequence[SessionEvent]:
-        """Events on items of the running session, oldest first; empty when the last is more than 30 minutes old."""
-        return self._running(self.state.events)
+        """Those on items."""
+        return [event for event in self.running if event.item_id]
 
     @cached_property
     def steps(self) -> Sequence[SessionEvent]:
-        """The events without an item since the running session began."""
-        running = self._running(sorted([*self.state.events, *self.state.steps], key=lambda event: event.micros))
-        return [event for event in running if not event.item_id]
+        """Those without."""
+        return [event for event in self.running if not event.item_id]
 
     @cached_property
     def cart(self) -> Mapping[str, int]:
@@ -74,12 +85,6 @@ class Evidence:
     @cached_property
     def interests(self) -> Mapping[str, float]:
         return category_interests(self.state, self.catalogue, now_micros=self.now_micros)
-
-    def _running(self, events: Sequence[SessionEvent]) -> list[SessionEvent]:
-        return session_events(
-            SessionState(events=list(events)), session_id=None, recent_events=(), now_micros=self.now_micros,
-            gap_seconds=SESSION_GAP_SECONDS,
-        )  # fmt: skip
 
     def seconds_since(self, micros: int) -> float:
         return max(0, self.now_micros - micros) / MICROS
@@ -140,8 +145,8 @@ def _since_mark(evidence: Evidence, marks: Sequence[ItemMark]) -> float | None:
 
 
 def _duration(evidence: Evidence) -> float:
-    times = [event.micros for event in (*evidence.session, *evidence.steps)]
-    return (max(times) - min(times)) / MICROS if times else 0.0
+    running = evidence.running
+    return (running[-1].micros - running[0].micros) / MICROS if running else 0.0
 
 
 def _mean_gap(evidence: Evidence) -> float | None:
@@ -188,7 +193,7 @@ def _first(values: Mapping[str, float]) -> tuple[str | None, float | None]:
 
 _T = EventType
 SIGNALS: tuple[Signal, ...] = (
-    Signal("session_event_count", "events", "events on items in the running session (30 minutes without one end it)",
+    Signal("session_event_count", "events", "events on items in the running session (30 minutes of silence end it)",
            lambda e: len(e.session)),
     Signal("session_duration_seconds", "s", "from the first to the last event of the running session; 0 without one",
            _duration),

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from feature_repo.contracts.errors import ContractError
 from feature_repo.contracts.keys import session_key, session_key_v1, trend_key
 from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED
-from feature_repo.contracts.session_record import SessionState, TrendVote, pack_session, unpack_session
+from feature_repo.contracts.session_record import SessionState, Votes, pack_session, unpack_session
 from feature_repo.contracts.trend_record import MICROS, WINDOWS, TrendTable, pack_trend, unpack_trend
 from serving.speed.entries import Entry, read_entry
 from serving.speed.identity_edges import IdentityEdges
@@ -281,7 +281,7 @@ class Applier:
 
     def _fold_subject(
         self, record: bytes | None, entries: Sequence[Entry], batch: _Batch
-    ) -> tuple[Sequence[TrendVote], Sequence[TrendVote], bytes]:
+    ) -> tuple[Votes, Votes, bytes]:
         """(votes before, votes after, the new record); the record is empty when nothing could be applied.
 
         An entry that fails is delivered again, to a fresh copy, until it has failed MAX_DELIVERIES times.
@@ -290,7 +290,7 @@ class Applier:
         good = list(entries)
         while good:
             state = self._state(record, batch.counts if not failures else Counter())
-            before = list(state.votes)
+            before = {period: dict(votes) for period, votes in state.votes.items()}
             entry = good[0]
             try:
                 for entry in good:
@@ -308,7 +308,7 @@ class Applier:
                 continue
             batch.counts[APPLIED] += len(good)
             return before, state.votes, packed
-        return [], [], b""
+        return {}, {}, b""
 
     def _state(self, record: bytes | None, counts: Counter[str]) -> SessionState:
         """A record that cannot be read starts anew, without consent: what it said about that is unknown."""

@@ -29,7 +29,7 @@ from feature_repo.contracts.session_record import (
     ItemMark,
     SessionEvent,
     SessionState,
-    TrendVote,
+    Votes,
     Word,
     event_hash,
     session_hash,
@@ -82,7 +82,7 @@ def fold_event(state: SessionState, event: Mapping[str, Any]) -> None:
         return  # an operator's word about identity, no deed of this person
     mark = event_hash(event["event_id"])
     session = session_hash(event.get("session_id"))
-    lines = [line for line in expand_items(event) if "item_id" in line]
+    lines = expand_items(event) if event.get("items") else [event] if "item_id" in event else []
     items = [line["item_id"] for line in lines]
 
     if kind in TOUCHING_TYPES:
@@ -104,13 +104,13 @@ def fold_event(state: SessionState, event: Mapping[str, Any]) -> None:
     if kind in DISMISSING_TYPES:
         _mark_items(state.dismissed, micros, items, MAX_MARKS)
     if kind in TOUCHING_TYPES or kind == EventType.IMPRESSION:
-        _mark_items(state.seen, micros, items, MAX_SEEN)
+        _see(state.seen, micros, items)
     consent = event.get("consent", {})
     if kind in _HALVES:
         _add_interests(state.interests, micros, items, _HALVES[kind])
         if consent.get("train") is not False:
             for window in WINDOWS:
-                _vote(state, window, micros, items)
+                _vote(state.votes, window, micros, items)
 
     state.counts[kind] = min(state.counts.get(kind, 0) + 1, MAX_COUNT)
     state.first_micros = min(state.first_micros or micros, micros)
@@ -162,6 +162,14 @@ def _mark_items(marks: MutableSequence[ItemMark], micros: int, items: Iterable[s
             _keep(marks, ItemMark(micros, item), tuple, limit)
 
 
+def _see(seen: dict[str, int], micros: int, items: Iterable[str]) -> None:
+    for item in items:
+        if seen.get(item, -1) < micros:
+            seen[item] = micros
+    while len(seen) > MAX_SEEN:
+        del seen[min(seen, key=lambda item: (seen[item], item))]
+
+
 def _add_interests(interests: dict[tuple[int, str], int], micros: int, items: Iterable[str], halves: int) -> None:
     day = micros // DAY_MICROS
     for item in items:
@@ -170,24 +178,25 @@ def _add_interests(interests: dict[tuple[int, str], int], micros: int, items: It
         del interests[min(interests)]
 
 
-def _vote(state: SessionState, window: TrendWindow, micros: int, items: Iterable[str]) -> None:
-    seconds = micros // MICROS
-    period, bucket = seconds // window.seconds, seconds % window.seconds // window.bucket_seconds
-    periods = {vote.period for vote in state.votes if vote.window == window.number}
-    if period not in periods:
-        newest = sorted({*periods, period})[-VOTED_PERIODS:]
-        if period not in newest:
-            return
-        state.votes = [v for v in state.votes if v.window != window.number or v.period in newest]
-    here = {v.item_id: v.bucket for v in state.votes if v.window == window.number and v.period == period}
-    before = dict(here)
+def _vote(votes: Votes, window: TrendWindow, micros: int, items: Iterable[str]) -> None:
+    period, within = divmod(micros // MICROS, window.seconds)
+    bucket = within // window.bucket_seconds
+    here = votes.get((window.number, period))
+    if here is None:
+        known = sorted(key for key in votes if key[0] == window.number)
+        if len(known) >= VOTED_PERIODS:
+            if period < known[0][1]:
+                return
+            del votes[known[0]]
+        here = votes[window.number, period] = {}
     for item in items:
-        here[item] = min(bucket, here.get(item, bucket))
-    if here == before:
-        return
-    kept = sorted(here, key=vote_order)[:MAX_VOTES]
-    others = [v for v in state.votes if v.window != window.number or v.period != period]
-    state.votes = sorted([*others, *(TrendVote(window.number, period, here[item], item) for item in kept)])
+        held = here.get(item)
+        if held is not None:
+            here[item] = min(held, bucket)
+            continue
+        here[item] = bucket
+        if len(here) > MAX_VOTES:
+            del here[max(here, key=vote_order)]
 
 
 def _hear_consent(state: SessionState, micros: int, personalize: bool | None) -> None:
@@ -204,8 +213,9 @@ def _hear_words(state: SessionState, micros: int, event: Mapping[str, Any]) -> N
     """Of two words of one instant the one that sorts last holds; of the first referrer, the one that sorts first."""
     words = _words_of(event)
     for name, text in words.items():
-        word = Word(micros, text)
-        state.words[name] = max(state.words.get(name, word), word)
+        held = state.words.get(name)
+        if held is None or held < (micros, text):
+            state.words[name] = Word(micros, text)
     if "referrer" in words:
         word = Word(micros, words["referrer"])
         state.words["first_referrer"] = min(state.words.get("first_referrer", word), word)
@@ -213,8 +223,10 @@ def _hear_words(state: SessionState, micros: int, event: Mapping[str, Any]) -> N
 
 def _words_of(event: Mapping[str, Any]) -> dict[str, str]:
     """Device, referrer (its host) and language as native, Segment and GA4 events say them in `context`; the channel."""
-    said: dict[str, object] = {"channel": event.get("channel")}
-    context = event.get("context")
+    context, channel = event.get("context"), event.get("channel")
+    if not context and channel is None:
+        return {}
+    said: dict[str, object] = {"channel": channel}
     if context:
         device, page = context.get("device"), context.get("page")
         said["device"] = device.get("type") or device.get("category") if isinstance(device, Mapping) else device
@@ -239,5 +251,7 @@ def _host(address: object) -> str | None:
 
 def _cut(text: str) -> str:
     """At most 64 bytes of UTF-8, without NUL and lone surrogates."""
+    if len(text) <= MAX_WORD_BYTES and text.isascii() and "\0" not in text:
+        return text
     raw = text.replace("\0", "").encode("utf-8", "replace")[:MAX_WORD_BYTES]
     return raw.decode("utf-8", "ignore")

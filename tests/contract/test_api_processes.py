@@ -182,9 +182,9 @@ def test_a_click_travels_to_the_next_slate_and_to_the_archive_whatever_dies(stac
     with redis.Redis.from_url(stack.online.url) as client:  # exact, although the consumer was killed in between
         assert client.hgetall(speed_counters_key()) == {b"applied": b"2", b"duplicate": b"1"}
 
-    # A second consumer waits for its turn.
+    # A second consumer gets its share of the partitions.
     second = stack.start("second", "serving.speed.consumer")
-    wait_for(lambda: "another process has the role" in stack.output("second"), "the second consumer waits")
+    wait_for(lambda: "running, owns partitions" in stack.output("second"), "the second consumer has a share")
     assert second.poll() is None
 
 

@@ -1,4 +1,4 @@
-"""Packed records: golden bytes of every format, inverses, and refusal of whatever is cut, foreign or of another version."""
+"""Packed records: golden bytes of every format, inverses, refusal of what is cut, foreign or of another version."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ from feature_repo.contracts.session_record import (
     ItemMark,
     SessionEvent,
     SessionState,
-    TrendVote,
     Word,
     event_hash,
     pack_session,
@@ -68,9 +67,9 @@ SESSION = SessionState(
     ],
     bought=[ItemMark(1_709_895_600_000_001, "ä" * 128)],
     dismissed=[ItemMark(-5, "i9")],
-    seen=[ItemMark(1_709_895_600_000_000, "i1")],
+    seen={"i1": 1_709_895_600_000_000},
     interests={(19_790, "i1"): 2, (19_789, "ä" * 128): 65_535},
-    votes=[TrendVote(0, 5_699_652, 4, "i1"), TrendVote(2, 19_790, 11, "i1")],
+    votes={(2, 19_790): {"i1": 11}, (0, 5_699_652): {"i1": 4}},
     counts={"view_item": 1, "purchase": 2**32 - 1, "search": 3},
     words={"device": Word(1_709_895_600_000_000, "mobile"), "channel": Word(5, "web")},
     flags=FLAG_PERSONALIZE_DENIED,
@@ -142,9 +141,9 @@ def test_the_documented_size_holds() -> None:
         cart=[CartChange(1, False, 1, item, 1) for item in ids("c", MAX_CART_CHANGES)],
         bought=[ItemMark(1, item) for item in ids("b", MAX_MARKS)],
         dismissed=[ItemMark(1, item) for item in ids("d", MAX_MARKS)],
-        seen=[ItemMark(1, item) for item in ids("s", MAX_SEEN)],
+        seen=dict.fromkeys(ids("s", MAX_SEEN), 1),
         interests=dict.fromkeys(((1, item) for item in ids("i", MAX_INTERESTS)), 1),
-        votes=[TrendVote(0, 1, 1, item) for item in ids("v", MAX_VOTES * 2 * len(WINDOWS))],
+        votes={(0, 1): dict.fromkeys(ids("v", MAX_VOTES * 2 * len(WINDOWS)), 1)},
         counts=dict.fromkeys(EVENT_TYPE_ORDER, 1),
         words={name: Word(1, ("w" + name).ljust(256, "x")) for name in WORD_ORDER},
     )
@@ -245,9 +244,13 @@ types = st.sampled_from(EVENT_TYPE_ORDER)
         cart=st.lists(st.builds(CartChange, micros, st.booleans(), small, ids, numbers), max_size=3),
         bought=marks,
         dismissed=marks,
-        seen=marks,
+        seen=st.dictionaries(ids, micros, max_size=4),
         interests=st.dictionaries(st.tuples(small, ids), small, max_size=3),
-        votes=st.lists(st.builds(TrendVote, st.integers(0, 2), numbers, st.integers(0, 255), ids), max_size=3),
+        votes=st.dictionaries(
+            st.tuples(st.integers(0, 2), numbers),
+            st.dictionaries(ids, st.integers(0, 255), min_size=1, max_size=2),
+            max_size=3,
+        ),
         counts=st.dictionaries(types, numbers, max_size=4),
         words=st.dictionaries(st.sampled_from(WORD_ORDER), st.builds(Word, micros, ids)),
         flags=st.integers(0, 255),

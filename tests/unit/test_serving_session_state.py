@@ -23,7 +23,6 @@ from feature_repo.contracts.session_record import (
     CartChange,
     ItemMark,
     SessionState,
-    TrendVote,
     Word,
     event_hash,
     pack_session,
@@ -114,10 +113,12 @@ def test_the_argument_stays_as_it_is() -> None:
 
 def test_every_list_forgets_its_oldest() -> None:
     kinds = {"steps": ("search", MAX_STEPS), "cart": ("remove_from_cart", MAX_CART_CHANGES),
-             "seen": ("impression", MAX_SEEN), "dismissed": ("dislike", MAX_MARKS)}  # fmt: skip
+             "dismissed": ("dislike", MAX_MARKS)}  # fmt: skip
     for name, (kind, limit) in kinds.items():
         rows = getattr(after_all(*(event(kind, second, f"i{second}") for second in range(limit + 2))), name)
         assert (len(rows), rows[0].micros) == (limit, NOON + 2 * SECOND), name
+    seen = after_all(*(event("impression", second, f"i{second}") for second in range(MAX_SEEN + 2))).seen
+    assert (len(seen), min(seen.values())) == (MAX_SEEN, NOON + 2 * SECOND)
     days = after_all(*(event("click", day * 86_400, "i") for day in range(MAX_INTERESTS + 1))).interests
     assert (len(days), min(days)) == (MAX_INTERESTS, (19_790 + 1, "i"))
 
@@ -132,7 +133,7 @@ def test_events_without_an_item_are_steps_and_all_are_counted() -> None:
     ]  # fmt: skip
     assert state.counts == {"search": 1, "page_view": 2, "impression": 1, "click": 1, "view_item_list": 1}
     assert (state.first_micros, state.last_micros) == (NOON + SECOND, NOON + 9 * SECOND)
-    assert state.seen == [ItemMark(NOON + 9 * SECOND, "i")]
+    assert state.seen == {"i": NOON + 9 * SECOND}
 
 
 def test_the_cart_is_what_its_changes_say_in_their_own_order() -> None:
@@ -165,19 +166,17 @@ def test_interests_weigh_items_by_day() -> None:
 def test_a_subject_speaks_once_for_an_item_in_each_period_where_it_first_touched_it() -> None:
     state = after_all(event("click", 130, "a"), event("view_item", 65, "a"), event("view_item", 299, "a"))
     noon = NOON // SECOND
-    assert state.votes == [
-        TrendVote(0, noon // 300, 1, "a"), TrendVote(1, noon // 3600, 0, "a"), TrendVote(2, noon // 86_400, 12, "a"),
-    ]  # fmt: skip
+    assert state.votes == {(0, noon // 300): {"a": 1}, (1, noon // 3600): {"a": 0}, (2, noon // 86_400): {"a": 12}}
     later = after_all(*(event("click", 300 * period, "a") for period in (0, 2, 1, 3)))
-    assert [vote.period for vote in later.votes if vote.window == 0] == [noon // 300 + 2, noon // 300 + 3]
+    assert sorted(key for key in later.votes if key[0] == 0) == [(0, noon // 300 + 2), (0, noon // 300 + 3)]
 
 
 def test_a_subject_speaks_for_eight_items_in_a_period_and_who_may_not_be_trained_on_for_none() -> None:
     everything = [event("click", number, f"i{number}") for number in range(30)]
-    assert len([vote for vote in after_all(*everything).votes if vote.window == 0]) == 8
+    assert [len(items) for items in after_all(*everything).votes.values()] == [8, 8, 8]
     assert after_all(*everything).votes == after_all(*everything[::-1]).votes
-    assert after_all(event("click", 1, "a", consent={"train": False})).votes == []
-    assert after_all(event("impression", 1, "a"), event("remove_from_cart", 1, "b")).votes == []
+    assert after_all(event("click", 1, "a", consent={"train": False})).votes == {}
+    assert after_all(event("impression", 1, "a"), event("remove_from_cart", 1, "b")).votes == {}
 
 
 def test_words_are_the_newest_said_and_the_first_referrer_the_oldest() -> None:
@@ -190,7 +189,8 @@ def test_words_are_the_newest_said_and_the_first_referrer_the_oldest() -> None:
     )
     assert state.words == {
         "channel": Word(NOON + 9 * SECOND, "app"), "device": Word(NOON + 9 * SECOND, "phone"),
-        "referrer": Word(NOON + 12 * SECOND, "http://[broken"), "first_referrer": Word(NOON + 5 * SECOND, "mail.example"),
+        "referrer": Word(NOON + 12 * SECOND, "http://[broken"),
+        "first_referrer": Word(NOON + 5 * SECOND, "mail.example"),
         "language": Word(NOON + 12 * SECOND, "x" * 64),
     }  # fmt: skip
     assert unpack_session(pack_session(state)) == state
