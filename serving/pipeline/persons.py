@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from feature_repo.contracts.identity import ALWAYS, MAX_ALIAS_HOPS, NEVER, Edge, current_name, stretches
-from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED
-from feature_repo.contracts.session_record import MAX_WEIGHT, ItemMark, SessionState
+from feature_repo.contracts.identity import MAX_ALIAS_HOPS, Edge, current_name, stretches
+from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED, ItemMark, SessionEvent, SessionState
 
 MAX_DEVICES = 8
 """Devices of one person whose sessions join: those seen last."""
 MAX_FORMER_NAMES = 4
-_TIMED_LISTS = ("events", "steps", "cart", "bought", "dismissed", "seen")
 MAX_READS = 3 + MAX_ALIAS_HOPS
 """Reads that a cold answer may take: the device, its user, that user's devices, and a step for each alias."""
 
@@ -126,24 +124,22 @@ def join_sessions(person: Identity, edges: Mapping[str, Edges], sessions: Mappin
     if asked.flags & FLAG_PERSONALIZE_DENIED:
         return replace(own, flags=own.flags | FLAG_PERSONALIZE_DENIED)
     names = {subject[2:] for subject in person.subjects if subject.startswith("u:")} | {person.user_id}
-    copies: dict[str, Any] = {name: list(getattr(own, name)) for name in _TIMED_LISTS}
-    joined = replace(own, **copies, interests=dict(own.interests))
+    events: list[SessionEvent] = list(own.events)
+    bought, dismissed = list(own.bought), list(own.dismissed)
     for subject in person.subjects:
         state = sessions.get(subject)
         if state is None or subject == person.primary or state.flags & FLAG_PERSONALIZE_DENIED:
             continue
         spans = None if subject.startswith("u:") else _spans(edges.get(subject, {}), names)
-        for name in _TIMED_LISTS:
-            getattr(joined, name).extend(row for row in getattr(state, name) if _within(spans, row.micros))
-        if spans is None or spans == [(NEVER, ALWAYS)]:  # weights by day say no instant: all of a device's, or none
-            for place, weight in state.interests.items():
-                joined.interests[place] = min(joined.interests.get(place, 0) + weight, MAX_WEIGHT)
-    for name in ("events", "steps"):
-        getattr(joined, name).sort(key=lambda event: (event.micros, event.item_id))
-    joined.cart.sort()
-    for name in ("bought", "dismissed", "seen"):
-        setattr(joined, name, _newest(getattr(joined, name)))
-    return joined
+        events += [event for event in state.events if _within(spans, event.micros)]
+        bought += [mark for mark in state.bought if _within(spans, mark.micros)]
+        dismissed += [mark for mark in state.dismissed if _within(spans, mark.micros)]
+    return replace(
+        own,
+        events=sorted(events, key=lambda event: (event.micros, event.item_id)),
+        bought=_newest(bought),
+        dismissed=_newest(dismissed),
+    )
 
 
 def _spans(edges: Edges, names: Iterable[str]) -> list[tuple[int, int]]:

@@ -2,8 +2,8 @@
 
 A batch: read the entries behind the applied positions, leave out duplicates (an entry counts only if its nonce is the
 one in its dedup mark), fold what is left into the records of its subjects, and write records, identity edges, trend
-tables, positions and counters in one transaction, which holds only while fences and positions are what they were. A crash before it
-changes nothing, a crash after it repeats nothing, and an owner that was replaced writes nothing.
+tables, positions and counters in one transaction, which holds only while fences and positions are what they were. A
+crash before it changes nothing, a crash after it repeats nothing, and an owner that was replaced writes nothing.
 
 An entry that cannot be applied is given up after three deliveries and becomes a dead letter; the entries around it,
 also those of its own subject, are applied in the same batch (their order does not matter, see `session_state`). When an
