@@ -143,7 +143,7 @@ def queue_writes(pipe: redis.client.Pipeline, writes: Iterable[HashWrite]) -> No
         if write.dropped:
             pipe.hdel(write.key, *write.dropped)  # type: ignore[arg-type]
         if write.fields:
-            pipe.hset(write.key, mapping=write.fields)  # type: ignore[arg-type]
+            pipe.hset(write.key, mapping=write.fields)
         pipe.expire(write.key, write.seconds)
 
 

@@ -183,8 +183,9 @@ def connected(subjects: DataFrame, ties: DataFrame) -> DataFrame:
     count = reached.count()
     while True:
         near = ties.join(reached, on="subject_key", how="left_semi").select(F.col("other_key").alias("subject_key"))
-        wider = reached.union(near).distinct().localCheckpoint()
+        wider = reached.union(near).distinct().persist()
+        before, count = count, wider.count()
         reached.unpersist()
-        reached, before, count = wider, count, wider.count()
+        reached = wider
         if count == before:
             return reached
