@@ -78,7 +78,7 @@ class ConsumerMetrics(RoleMetrics):
         )
         self.batch_entries = Histogram(
             "nightjar_consumer_batch_entries",
-            "Stream entries applied at once, of one partition",
+            "Stream entries applied at once",
             buckets=_SIZES,
             registry=self.registry,
         )
