@@ -82,8 +82,8 @@ def show(
     def render() -> None:
         _show_table(found)
         if of_device:
-            out.print(f"Device {name} is now {owner or 'nobody'}'s." if owner else f"Device {name} is nobody's now.",
-                      markup=False)  # fmt: skip
+            words = f"is now {owner}'s" if owner else "is nobody's now"
+            out.print(f"Device {name} {words}.", markup=False)
 
     emit(answer, as_json=as_json, render=render)
 

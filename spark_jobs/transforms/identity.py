@@ -177,15 +177,14 @@ def subjects_of_changes(before: DataFrame, after: DataFrame) -> DataFrame:
 def connected(subjects: DataFrame, ties: DataFrame) -> DataFrame:
     """`subjects` and everybody whom `ties` (`links`) connect with them, near or far. Returns: subject_key, distinct.
 
-    One query for each step away; persons are a few steps wide.
+    One query for each step away; persons are a few steps wide. Each step is checkpointed where it was computed: else
+    the plan would double with every step. Should such a machine be lost, the job fails and is tried again.
     """
-    reached = subjects.select("subject_key").distinct().persist()
+    reached = subjects.select("subject_key").distinct().localCheckpoint()
     count = reached.count()
     while True:
         near = ties.join(reached, on="subject_key", how="left_semi").select(F.col("other_key").alias("subject_key"))
-        wider = reached.union(near).distinct().persist()
-        before, count = count, wider.count()
-        reached.unpersist()
-        reached = wider
+        reached = reached.union(near).distinct().localCheckpoint()
+        before, count = count, reached.count()
         if count == before:
             return reached

@@ -69,6 +69,9 @@ class Stack:
         done = CliRunner().invoke(self._app, ["identity", *arguments, "--json"], catch_exceptions=False)
         return json.loads(done.stdout)
 
+    def print(self, *arguments: str) -> str:
+        return CliRunner().invoke(self._app, ["identity", *arguments], catch_exceptions=False).stdout
+
     def stop(self) -> None:
         self._stopping.set()
         self._server.should_exit = True
@@ -102,6 +105,11 @@ def test_an_edge_is_shown_and_taken_back(stack: Stack) -> None:
     done = stack.say("unmerge", "phone", "ann", "--reason", "lent to a friend")
     assert done["changed"]
     assert done["forgotten_ms"] < 1000
+    assert stack.print("show", "tablet").splitlines()[-1] == "Device tablet is now ann's."
+    assert stack.print("show", "phone").splitlines()[-1] == "Device phone is nobody's now."
+    assert stack.print("unmerge", "phone", "ann", "--reason", "again") == (
+        "phone is not ann's already; nothing is changed.\n"
+    )
     shown = stack.say("show", "phone")
     assert (shown["owner_now"], shown["edges"][0]["is_live"]) == (None, False)
     assert stack.say("show", "tablet")["owner_now"] == "ann"
@@ -136,6 +144,11 @@ def test_the_tables_know_what_the_store_forgot(stack: Stack) -> None:
     ]
     assert [e["anonymous_id"] for e in stack.say("list", "--undone")["edges"]] == ["new phone"]
     assert len(stack.say("list", "--limit", "1")["edges"]) == 1
+    lines = [" ".join(line.split()) for line in stack.print("list", "--limit", "1").splitlines()]
+    assert lines[1:] == [
+        "new phone ann 2024-03-01 00:00 2024-03-03 08:00 undone 2024-03-04 00:00 tables",
+        "1 of 2 edges; --limit shows more.",
+    ]
     with pytest.raises(DataError, match="never seen with 'anne', but with ann; did you mean 'ann'"):
         stack.say("unmerge", "old phone", "anne", "--reason", "x")
     with pytest.raises(DataError, match="no edge is known of the device 'nothing'"):
