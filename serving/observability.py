@@ -21,6 +21,7 @@ REQUEST_SECONDS = Histogram("nightjar_api_request_seconds", "Time to answer, in 
 SLATES = Counter("nightjar_api_slates_total", "Slates by the rung that gave them", ["fallback_level"])
 DEGRADED = Counter("nightjar_api_degraded_total", "Degraded answers by reason", ["reason"])
 SECOND_READS = Counter("nightjar_api_second_reads_total", "Requests that read twice because the pointer had moved")
+IDENTITY_READS = Counter("nightjar_api_identity_reads_total", "Further reads because a person's devices were not known")
 STALE_FEATURES = Counter(
     "nightjar_api_stale_features_total", "Features too far behind the served version to be used, by view", ["view"]
 )

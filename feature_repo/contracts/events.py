@@ -51,6 +51,8 @@ class EventType(StrEnum):
     """This device or browser (`anonymous_id`) belongs to this person (`user_id`). An edge of the identity graph."""
     ALIAS = "alias"
     """The same, said afterwards: what was known as `anonymous_id` is `user_id` from now on."""
+    UNMERGE = "unmerge"
+    """An operator's word, no deed of a person: whatever said so far that `anonymous_id` is `user_id` was wrong."""
 
 
 EVENT_TYPES = frozenset(t.value for t in EventType)
@@ -77,7 +79,7 @@ ITEM_REQUIRED = frozenset(
 )  # fmt: skip
 """Types that mean nothing without an item (`item_id`, or at least one entry in `items`)."""
 
-TWO_IDS_REQUIRED = frozenset({EventType.ALIAS})
+TWO_IDS_REQUIRED = frozenset({EventType.ALIAS, EventType.UNMERGE})
 """Types that mean nothing without both `user_id` and `anonymous_id`. `identify` may also just describe one of them."""
 
 DEFAULT_PREFERENCE_WEIGHTS: Mapping[str, float] = {

@@ -99,6 +99,22 @@ def parse_session_key(key: str, tenant: str = DEFAULT_TENANT) -> str:
     return match[1] + unquote(match[2])
 
 
+def edges_key(subject: str, tenant: str = DEFAULT_TENANT) -> str:
+    """Hash: the identity edges of one subject (`identity`, edge v1): field is the subject at the other end.
+
+    A device (`a:`) or a former name has fields `u:<user_id>`, a user has fields `a:<anonymous_id>`.
+    """
+    return f"{_prefix(tenant)}edges:v1:{{{subject[:2]}{quote(subject[2:], safe='')}}}"
+
+
+def parse_edges_key(key: str, tenant: str = DEFAULT_TENANT) -> str:
+    """Inverse of `edges_key`: the subject."""
+    match = re.fullmatch(re.escape(_prefix(tenant)) + r"edges:v1:\{([ua]:)([^{}]*)\}", key)
+    if match is None:
+        raise ContractError(f"not a v1 edges key of tenant {tenant!r}: {key!r}")
+    return match[1] + unquote(match[2])
+
+
 def trend_key(window: int, bucket: int, partition: int, tenant: str = DEFAULT_TENANT) -> str:
     """String with TTL: the packed trend table (`trend_record`, v1) of one bucket and partition. Never parsed back."""
     return f"{_prefix(tenant)}trend:v1:{window}:{bucket}:{partition}"

@@ -92,6 +92,10 @@ _TABLES = (
         "started_at": "timestamp", "ended_at": "timestamp", "event_count": "bigint", "item_count": "bigint",
         "duration_seconds": "double", "has_purchase": "boolean", "session_date": "date",
     }, ("session_date",)),
+    TableSpec("silver.identity_edges", "one edge: an anonymous_id and a user_id that were seen together", "refine_events", {
+        "anonymous_id": "string", "user_id": "string", "subject_key": "string", "is_alias": "boolean",
+        "first_seen_at": "timestamp", "last_seen_at": "timestamp", "undone_at": "timestamp", "event_date": "date",
+    }),
     TableSpec("gold.item_ids", "one item; numbers are appended, never reused", "build_features", {
         "item_id": "string", "item_number": "int", "first_as_of": "date",
     }),

@@ -1,9 +1,9 @@
 """From stream entries to session records and trend tables, with effects exactly once.
 
 A batch: read the entries behind the applied positions, leave out duplicates (an entry counts only if its nonce is the
-one in its dedup mark), fold what is left into the records of its subjects, and write records, trend tables, positions
-and counters in one transaction, which holds only while fences and positions are what they were. A crash before it
-changes nothing, a crash after it repeats nothing, and an owner that was replaced writes nothing.
+one in its dedup mark), fold what is left into the records of its subjects, and write records, identity edges, trend
+tables, positions and counters in one transaction, which holds only while fences and positions are what they were. A
+crash before it changes nothing, a crash after it repeats nothing, and an owner that was replaced writes nothing.
 
 An entry that cannot be applied is given up after three deliveries and becomes a dead letter; the entries around it,
 also those of its own subject, are applied in the same batch (their order does not matter, see `session_state`). When an
@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from feature_repo.contracts.errors import ContractError
 from feature_repo.contracts.keys import session_key, session_key_before, trend_key
@@ -25,6 +26,7 @@ from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED
 from feature_repo.contracts.session_record import SessionState, Votes, pack_session, unpack_session
 from feature_repo.contracts.trend_record import MICROS, WINDOWS, TrendTable, pack_trend, unpack_trend
 from serving.speed.entries import Entry, read_entry
+from serving.speed.identity_edges import IdentityEdges
 from serving.speed.metrics import ConsumerMetrics, timed
 from serving.speed.ownership import Ownership
 from serving.speed.positions import START, receipt_micros
@@ -101,6 +103,7 @@ class Applier:
         self._positions: dict[int, str] = {}
         self._cares: dict[int, _Care] = {}
         self._tables: dict[tuple[int, int, int], TrendTable] = {}
+        self._identity = IdentityEdges(store.hashes, tenant=tenant, ttl_seconds=session_ttl_seconds)
 
     def resume(self) -> None:
         """Own all partitions, whoever did, and begin at their applied positions; at the beginning in an empty store."""
@@ -163,6 +166,7 @@ class Applier:
         self._forget_tables(partition)
 
     def _forget_tables(self, partition: int) -> None:
+        self._identity.forget()
         for key in [key for key in self._tables if key[0] == partition]:
             del self._tables[key]
 
@@ -204,6 +208,7 @@ class Applier:
                     with self._noting(batch):
                         votes = self._fold(by_key, records, batch)
                     self._count_votes(transaction, votes, batch)
+                    batch.changes.hashes += self._identity.news(_applied_events(live, batch.letters))
                     batch.counts[DEAD] += len(batch.letters)
                     self._bury(batch.letters)
                     batch.changes.positions = batch.partitions
@@ -380,6 +385,12 @@ class Applier:
                 "partition %d: entry %s cannot be applied: %s", letter.partition, letter.position, letter.error
             )
         self._streams.bury(letters)
+
+
+def _applied_events(live: Iterable[Entry], letters: Iterable[DeadLetter]) -> list[Mapping[str, Any]]:
+    """The events that count: a dead letter says nothing about identity either."""
+    dead = {(letter.partition, letter.position) for letter in letters}
+    return [e.event for e in live if e.event is not None and (e.partition, e.position) not in dead]
 
 
 def _letter(entry: Entry, error: str, deliveries: int) -> DeadLetter:

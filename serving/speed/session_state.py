@@ -78,6 +78,8 @@ def fold_event(state: SessionState, event: Mapping[str, Any]) -> None:
     """
     micros = to_micros(event["timestamp"])
     kind = event["event_type"]
+    if kind == EventType.UNMERGE:
+        return  # an operator's word about identity, no deed of this person
     mark = event_hash(event["event_id"])
     session = session_hash(event.get("session_id"))
     lines = expand_items(event) if event.get("items") else [event] if "item_id" in event else []

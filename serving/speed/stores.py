@@ -27,6 +27,7 @@ from feature_repo.contracts.keys import (
     speed_counters_key,
     stream_key,
 )
+from serving.speed.identity_edges import HashWrite, queue_writes, redis_hashes
 
 ROLE = "consumer"
 MAX_DEAD_LETTERS = 10_000
@@ -75,6 +76,7 @@ class Changes:
     """What one transaction writes. `positions`: partition -> applied position; `counters`: outcome -> number."""
 
     writes: list[Write] = field(default_factory=list)
+    hashes: list[HashWrite] = field(default_factory=list)
     deletes: list[str] = field(default_factory=list)
     positions: dict[int, str] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
@@ -131,6 +133,9 @@ class StateStore(Protocol):
 
     def note_delivery(self, partition: int, position: str, deliveries: int) -> None:
         """The entry at `position` is about to be delivered, alone, for this time."""
+
+    def hashes(self, keys: Sequence[str]) -> Sequence[Mapping[bytes, bytes]]:
+        """Whole hashes, in one round trip; an empty one where there is none."""
 
     def transaction(self, claims: Claims) -> AbstractContextManager[Transaction]:
         """A transaction on these partitions."""
@@ -262,6 +267,9 @@ class RedisStateStore:
     def note_delivery(self, partition: int, position: str, deliveries: int) -> None:
         self._redis.set(delivering_key(partition, self._tenant), f"{position} {deliveries}")
 
+    def hashes(self, keys: Sequence[str]) -> Sequence[Mapping[bytes, bytes]]:
+        return redis_hashes(self._redis)(keys)
+
     def _keys_of(self, partition: int) -> tuple[str, str, str]:
         keys = (owner_key, fence_key, delivering_key)
         owner, fence, delivering = (key(partition, self._tenant) for key in keys)
@@ -308,6 +316,7 @@ class _RedisTransaction:
                 self._pipe.set(key, value, exat=until)
             else:
                 self._pipe.set(key, value, ex=seconds)
+        queue_writes(self._pipe, changes.hashes)
         if changes.deletes:
             self._pipe.delete(*changes.deletes)
         for partition, position in changes.positions.items():
@@ -366,6 +375,7 @@ class MemoryStateStore:
         self._now_ms = now_ms
         self.strings: dict[str, bytes] = {}
         self.until: dict[str, int] = {}
+        self.fields: dict[str, dict[bytes, bytes]] = {}
         self.counters: dict[str, int] = {}
         self._members: dict[str, int] = {}
 
@@ -419,6 +429,9 @@ class MemoryStateStore:
     def note_delivery(self, partition: int, position: str, deliveries: int) -> None:
         self.put(delivering_key(partition, self._tenant), f"{position} {deliveries}".encode())
 
+    def hashes(self, keys: Sequence[str]) -> Sequence[Mapping[bytes, bytes]]:
+        return [dict(self.fields.get(key, {})) for key in keys]
+
     @contextmanager
     def transaction(self, claims: Claims) -> Iterator[Transaction]:
         yield _MemoryTransaction(self, claims, self._tenant)
@@ -458,6 +471,11 @@ class _MemoryTransaction:
         for key, value, seconds, until in changes.writes:
             end = until * 1000 if until is not None else None if seconds is None else now + seconds * 1000
             store.put(key, value, until_ms=end)
+        for write in changes.hashes:
+            kept = store.fields.setdefault(write.key, {})
+            for name in write.dropped:
+                kept.pop(name, None)
+            kept.update({name.encode(): value for name, value in write.fields.items()})
         for key in changes.deletes:
             store.strings.pop(key, None)
         for partition, position in changes.positions.items():

@@ -16,7 +16,7 @@ from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.run import Run
 from spark_jobs.io.light_delta import days_by_row_count, days_changed_between, last_user_metadata, open_table
 
-REFINE_RULES = "1"
+REFINE_RULES = "2"
 """Raise when the rules of bronze -> silver change: every day is derived again."""
 
 EVENT_TABLES = ("bronze.events", "bronze.events_import")

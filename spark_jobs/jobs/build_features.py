@@ -28,13 +28,14 @@ from spark_jobs.jobs.entry import run_job
 from spark_jobs.session import get_session
 from spark_jobs.transforms.candidates import denied_users
 from spark_jobs.transforms.feature_facts import feature_facts
+from spark_jobs.transforms.identity import identity_edges, resolve_events, under_current_names
 from spark_jobs.transforms.item_features import item_features
 from spark_jobs.transforms.item_ids import number_items
 from spark_jobs.transforms.user_features import user_category_features, user_features
 
-_EVENT_COLUMNS = ("event_type", "user_id", "subject_key", "session_id", "item_id", "event_id", "event_timestamp",
-                  "quantity", "price", "value", "channel", "properties", "consent_personalize", "is_bot",
-                  "event_date")  # fmt: skip
+_EVENT_COLUMNS = ("event_type", "user_id", "anonymous_id", "subject_key", "session_id", "item_id", "event_id",
+                  "event_timestamp", "quantity", "price", "value", "channel", "properties", "consent_personalize",
+                  "is_bot", "event_date")  # fmt: skip
 
 FEATURE_TABLES = {
     "users": "gold.user_features",
@@ -99,7 +100,9 @@ def build_feature_tables(
     items = read_items(spark, environment, versions, cut_off=start_of_day(as_of))
     users = read_users(spark, environment, versions)
     denied = denied_users(users, events, cut_off=start_of_day(as_of))
-    facts = feature_facts(events, items, denied, as_of=as_of).persist()
+    edges = identity_edges(events).persist()  # of the past alone: as_of knows no login that came later
+    denied = under_current_names(denied, edges)
+    facts = feature_facts(resolve_events(events, edges), items, denied, as_of=as_of).persist()
     made = {
         "gold.user_features": user_features(facts, as_of=as_of),
         "gold.user_category_features": user_category_features(facts, as_of=as_of),
@@ -108,6 +111,7 @@ def build_feature_tables(
     for name, rows in made.items():
         overwrite_partitions(rows, environment, name, {"as_of": [as_of]})
     facts.unpersist()
+    edges.unpersist()
     return {name: days_by_row_count(environment, table).get(as_of, 0) for name, table in FEATURE_TABLES.items()}
 
 

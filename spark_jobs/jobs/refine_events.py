@@ -2,7 +2,7 @@
 
 Reads   run.json; the bronze tables at their pinned versions; silver as it stands
 Writes  quality.json and quality.html (and both to MLflow);
-        silver.quarantine, silver.sessions, silver.interactions, silver.events; refine.json
+        silver.quarantine, silver.sessions, silver.interactions, silver.identity_edges, silver.events; refine.json
         (in this order: the last commit carries the state, so a run killed in between is simply derived again)
 
 A run derives the event days that changed since the last one, or every day. Both ways give the same tables.
@@ -44,6 +44,15 @@ from spark_jobs.transforms.events import (
     rejection_reason,
     repeated_ids,
     subject_key,
+)
+from spark_jobs.transforms.identity import (
+    SIGHTING_COLUMNS,
+    connected,
+    identity_edges,
+    links,
+    resolve_events,
+    subjects_of_changes,
+    under_current_names,
 )
 from spark_jobs.transforms.interactions import select_interactions
 from spark_jobs.transforms.sessions import assign_sessions, summarise_sessions
@@ -148,8 +157,11 @@ def refine_events(
     kept = in_scope.filter(F.col("is_first") & ~F.col("is_withheld"))
     bots = _local(find_bots(kept))
     events = flag_bots(kept, bots).select(*table("silver.events").columns)
+    edges_before = read_table(spark, environment, "silver.identity_edges")
+    edges = identity_edges(_sightings(spark, environment, run, scope, events)).persist()
+    scope = _with_persons(scope, edges_before, edges)
     history = _unchanged_events(spark, environment, run, scope).unionByName(events.select(*_SESSION_COLUMNS))
-    assigned = assign_sessions(history).persist()
+    assigned = assign_sessions(resolve_events(history, edges)).persist()
 
     before_as_of = f"`{_EVENT_DATE}` < DATE'{run.as_of}'" if scope.days is None else {_EVENT_DATE: scope.days}
     if report["total"]["quarantined"] or _rows_before(environment, "silver.quarantine", run):
@@ -157,8 +169,11 @@ def refine_events(
         quarantine = quarantine_rows(rejected, columns=list(table("bronze.events").columns), no_day=NO_DAY)
         overwrite_partitions(quarantine, environment, "silver.quarantine", before_as_of)
     _replace_subjects(environment, "silver.sessions", summarise_sessions(assigned), scope)
-    interactions = select_interactions(assigned, users_denying(users, "train"))
+    interactions = select_interactions(assigned, under_current_names(users_denying(users, "train"), edges))
     _replace_subjects(environment, "silver.interactions", interactions, scope)
+    # After what follows from them: a run killed before this still sees which edges changed.
+    if _days_that_differ(edges_before, edges, _EVENT_DATE):
+        overwrite_partitions(edges, environment, "silver.identity_edges", None)
     overwrite_partitions(events, environment, "silver.events", before_as_of, user_metadata=state_after(state, run))
 
     report |= {
@@ -166,7 +181,7 @@ def refine_events(
         "bot_events": events.filter("is_bot").count(),
         **{name: _rows_before(environment, f"silver.{name}", run) for name in ("events", "sessions", "interactions")},
     }
-    for frame in (assigned, marked, repeated):
+    for frame in (assigned, edges, marked, repeated):
         frame.unpersist()
     write_report(environment, run.run_key, REFINE_FILE, report)
     return report
@@ -289,6 +304,26 @@ def _refuse_if_empty(run: Run, report: dict[str, Any]) -> None:
             f"{f' ({reasons})' if reasons else ''}, {total['withheld']:,} belong to users who do not allow storing",
             field="as_of",
         )
+
+
+def _sightings(spark: SparkSession, environment: Environment, run: Run, scope: Scope, events: DataFrame) -> DataFrame:
+    """Events of silver that name both ids: of the days that are derived from `events`, of the others as stored."""
+    stored = read_table(spark, environment, "silver.events").select(*SIGHTING_COLUMNS, _EVENT_DATE)
+    day = F.col(_EVENT_DATE)
+    others = stored.filter(day >= F.lit(run.as_of_day) if scope.days is None else ~day.isin(sorted(scope.days)))
+    both = F.col("user_id").isNotNull() & F.col("anonymous_id").isNotNull()
+    return others.select(*SIGHTING_COLUMNS).unionByName(events.select(*SIGHTING_COLUMNS)).filter(both)
+
+
+def _with_persons(scope: Scope, before: DataFrame, after: DataFrame) -> Scope:
+    """`scope` with everybody whom the edges, as they were or as they are, connect with its subjects.
+
+    So an edge that appears, or is undone, derives again what its person did on days on which nothing else changed.
+    """
+    if scope.subjects is None or (before.isEmpty() and after.isEmpty()):
+        return scope
+    touched = scope.subjects.union(subjects_of_changes(before, after))
+    return Scope(scope.days, connected(touched, links(before).union(links(after)).persist()))
 
 
 def _unchanged_events(spark: SparkSession, environment: Environment, run: Run, scope: Scope) -> DataFrame:
