@@ -37,9 +37,10 @@ from feature_repo.contracts.keys import (
 )
 from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED, SessionState, pack_session, unpack_session
 from serving.settings import ServingSettings
+from serving.speed.bot_guard import BotGuard
 from serving.speed.entries import read_event
 from serving.speed.metrics import ConsumerMetrics, StreamPositions, metrics_port, show_metrics, timed
-from serving.speed.positions import START
+from serving.speed.positions import START, position_number
 from serving.speed.roles import Lease, run_role
 from serving.speed.session_state import apply_event
 
@@ -49,6 +50,8 @@ BLOCK_MS = 1000
 MAX_DEAD_LETTERS = 10_000
 
 APPLIED, DUPLICATE, DEAD, DAMAGED_SESSION = "applied", "duplicate", "dead_lettered", "damaged_session"
+BOT = "bot"
+"""Of the applied: entries of subjects that behave like bots."""
 
 
 class Entry(NamedTuple):
@@ -82,6 +85,7 @@ class Consumer:
         self._ttl = session_ttl_seconds
         self._metrics = metrics or ConsumerMetrics()
         self._applied: dict[int, str] = {}
+        self._guard = BotGuard()
 
     def resume(self) -> None:
         """Take the applied positions from the store; a store that was emptied starts at the beginning."""
@@ -124,7 +128,12 @@ class Consumer:
             for entry in live:
                 assert entry.event is not None
                 assert entry.subject is not None
-                states[entry.subject] = apply_event(states[entry.subject], entry.event)
+                state, is_bot = self._guard.judge(
+                    states[entry.subject], entry.event, entry.subject, partition=partition,
+                    position=position_number(entry.stream_id),
+                )  # fmt: skip
+                counts[BOT] += is_bot
+                states[entry.subject] = apply_event(state, entry.event)
             counts[DEAD] += self._bury(partition, [entry for entry in entries if entry.problem is not None])
             pipe.multi()
             for subject, state in states.items():

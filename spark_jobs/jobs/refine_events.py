@@ -33,12 +33,11 @@ from spark_jobs.io.run_store import write_report
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.quality.gate import QualityReport, check_quality
 from spark_jobs.session import get_session
+from spark_jobs.transforms.bots import find_bots, flag_bots
 from spark_jobs.transforms.consent import users_denying, users_who_changed
 from spark_jobs.transforms.events import (
     check_deliveries,
-    find_bots,
     first_deliveries,
-    flag_bots,
     quarantine_rows,
     rejection_reason,
     repeated_ids,

@@ -1,0 +1,71 @@
+"""Bots on the speed path: the same rules as at night (`contracts.bots`), on the entries of one partition as they come.
+
+A flagged subject keeps everything: its events are durable and in its session record. But the record says FLAG_BOT, so
+its answers come from the non-personal rungs, and whoever counts trends or popularity leaves the event out.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+from feature_repo.contracts.bots import BotCounters, broken_bot_rules
+from feature_repo.contracts.packing import FLAG_BOT, SessionState
+from feature_repo.contracts.times import to_micros
+
+MICROS_PER_DAY = 86_400_000_000
+MAX_SUBJECTS = 50_000
+"""Subjects that one guard counts; beyond it the one heard of longest ago is forgotten. A bot is heard of all the time."""
+
+
+class BotGuard:
+    """Counters of the subjects of the partitions that one consumer owns, in memory.
+
+    They begin anew with the process; what was flagged stays flagged, for that is in the session record. Bounded: a
+    subject takes about 400 bytes, and up to 60 kB more when it looks at a thousand different items in a day.
+    """
+
+    def __init__(self, *, max_subjects: int = MAX_SUBJECTS) -> None:
+        self._max_subjects = max_subjects
+        self._subjects: OrderedDict[str, tuple[int, BotCounters]] = OrderedDict()
+        self._counted_to: dict[int, int] = {}
+
+    def judge(
+        self, state: SessionState, event: Mapping[str, Any], subject: str, *, partition: int, position: int
+    ) -> tuple[SessionState, bool]:
+        """`state` with FLAG_BOT set or cleared as this checked event demands, and whether the event is a bot's.
+
+        `state` is the record before the event. `position` (`positions.position_number`) makes it harmless to judge an
+        entry again after a failed write. A flag holds for the UTC day of event time on which it was earned: the first
+        event of a later day, by the newest event in the record, starts clean.
+        """
+        micros = to_micros(event["timestamp"])
+        if position > self._counted_to.get(partition, -1):
+            self._counted_to[partition] = position
+            self._count(subject, micros, event)
+        is_bot = self._is_flagged(subject, micros)
+        if not is_bot and state.flags & FLAG_BOT:
+            is_bot = bool(state.events) and micros // MICROS_PER_DAY <= state.events[-1].micros // MICROS_PER_DAY
+        flags = state.flags | FLAG_BOT if is_bot else state.flags & ~FLAG_BOT
+        if flags != state.flags:
+            state = SessionState(state.events, state.bought, state.dismissed, flags, state.consent_micros)
+        return state, is_bot
+
+    def _count(self, subject: str, micros: int, event: Mapping[str, Any]) -> None:
+        day = micros // MICROS_PER_DAY
+        found = self._subjects.get(subject)
+        if found is None or found[0] < day:
+            found = self._subjects[subject] = (day, BotCounters())
+            if len(self._subjects) > self._max_subjects:
+                self._subjects.popitem(last=False)
+        elif found[0] > day:
+            return  # a late event of a day that is over: the night counts it
+        self._subjects.move_to_end(subject)
+        context, kind = event.get("context"), event["event_type"]
+        for line in event.get("items") or (event,):
+            found[1].add(kind, micros, line.get("item_id"), context=context)
+
+    def _is_flagged(self, subject: str, micros: int) -> bool:
+        found = self._subjects.get(subject)
+        return found is not None and found[0] == micros // MICROS_PER_DAY and bool(broken_bot_rules(found[1]))
