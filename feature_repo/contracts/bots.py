@@ -4,8 +4,8 @@ A subject is judged by UTC day of event time, from counters that are small and f
 night computes the same counters in Spark (`spark_jobs.transforms.bots`; a test holds the two to each other). What each
 limit lets pass of real shops' logs is in infra/docs/event-quality.md.
 
-The rules look at what a page does when somebody looks at it. Order lines, impressions and lists come in bulk from people
-too, so they prove nothing.
+The rules look at what a page does when somebody looks at it. Order lines, impressions and lists come in bulk from
+people too, so they prove nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BROWSING_TYPES = (
 """What the rates count, line by line. `view_item_list` is not among them: one list is many lines at one instant."""
 
 VIEWING_TYPE = EventType.VIEW_ITEM
-"""What dwell, sweep and rhythm look at. A page that also sends `page_view` at the same instant changes nothing there."""
+"""What dwell, sweep and rhythm look at. A page that sends `page_view` at the same instant changes nothing there."""
 
 
 class BotRule(StrEnum):

@@ -57,6 +57,11 @@ _TABLES = (
     TableSpec("bronze.events_import", "one imported event line", "importer", _EVENT_COLUMNS, ("event_date",), ("received_at",)),
     TableSpec("bronze.quarantine", "one rejected event of the API", "archiver", _QUARANTINE_COLUMNS, (), ("quarantined_at",)),
     TableSpec("bronze.quarantine_import", "one rejected import line", "importer", _QUARANTINE_COLUMNS, (), ("quarantined_at",)),
+    TableSpec("bronze.quarantine_replays", "one attempt to mend one quarantined event", "importer", {
+        "quarantine_id": "string", "quarantine_table": "string", "source": "string", "source_position": "bigint",
+        "event_id": "string", "subject_key": "string", "outcome": "string", "reason": "string", "detail": "string",
+        "repair": "string", "replayed_at": "timestamp",
+    }, (), ("replayed_at",)),
     TableSpec("bronze.items", "one item, as last imported", "importer", {
         "item_id": "string", "title": "string", "category": "string", "brand": "string", "price": "double",
         "currency": "string", "availability": "string", "available_quantity": "int", "created_at": "timestamp",

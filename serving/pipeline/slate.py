@@ -29,7 +29,6 @@ from serving.pipeline.values import (
     Tuning,
 )
 
-
 BOT = "bot"
 """The fallback reason of a subject that behaves like a bot (`contracts.bots`)."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from feature_repo.contracts.bots import BotCounters, broken_bot_rules
@@ -48,9 +49,7 @@ class BotGuard:
         if not is_bot and state.flags & FLAG_BOT:
             is_bot = bool(state.events) and micros // MICROS_PER_DAY <= state.events[-1].micros // MICROS_PER_DAY
         flags = state.flags | FLAG_BOT if is_bot else state.flags & ~FLAG_BOT
-        if flags != state.flags:
-            state = SessionState(state.events, state.bought, state.dismissed, flags, state.consent_micros)
-        return state, is_bot
+        return (state if flags == state.flags else replace(state, flags=flags)), is_bot
 
     def _count(self, subject: str, micros: int, event: Mapping[str, Any]) -> None:
         day = micros // MICROS_PER_DAY

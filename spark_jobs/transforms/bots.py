@@ -35,8 +35,7 @@ def find_bots(events: DataFrame) -> DataFrame:
         BotRule.NO_DWELL: (c["gaps"] >= rules.LEAST_QUICK_GAPS)
         & (c["quick_gaps"] >= rules.MAX_QUICK_SHARE * c["gaps"]),
         BotRule.SWEEP: c["items"] > rules.MAX_ITEMS,
-        BotRule.RHYTHM: (c["steps"] >= rules.LEAST_STEPS)
-        & (c["steady_steps"] >= rules.MAX_STEADY_SHARE * c["steps"]),
+        BotRule.RHYTHM: (c["steps"] >= rules.LEAST_STEPS) & (c["steady_steps"] >= rules.MAX_STEADY_SHARE * c["steps"]),
     }
     words = F.array_compact(F.array(*(F.when(is_broken, F.lit(rule.value)) for rule, is_broken in broken.items())))
     judged = count_day(events).withColumn("bot_rules", words)
