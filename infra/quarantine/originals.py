@@ -1,4 +1,4 @@
-"""The bytes of a refused event, read again as the entrance read them: our own form, another dialect, a line of a file."""
+"""The bytes of a refused event, read as the entrance read them: our own form, another dialect, a line of a file."""
 
 from __future__ import annotations
 

@@ -41,9 +41,7 @@ class Repair:
         by `set`."""
         mended = copy.deepcopy(dict(event))
         for old, new in self.rename.items():
-            for holder, name in _places(mended, old):
-                if name in holder:
-                    holder[new.rpartition(".")[2]] = holder.pop(name)
+            _move(mended, old, new)
         for path, words in self.values.items():
             for holder, name in _places(mended, path):
                 if name in holder and _text(holder[name]) in words:
@@ -157,6 +155,19 @@ def _repair_of(entry: Any, where: str) -> Repair:
 _WORDS = {str: "text", list: "list", Mapping: "table"}
 
 
+def _move(event: dict[str, Any], old: str, new: str) -> None:
+    """Within one object, or in every entry of one list; to another object the first value found goes."""
+    (outer, _, _), (target, _, name) = old.rpartition("."), new.rpartition(".")
+    found = [(holder, at) for holder, at in _places(event, old) if at in holder]
+    if outer == target:
+        for holder, at in found:
+            holder[name] = holder.pop(at)
+    elif found:
+        value = found[0][0].pop(found[0][1])
+        for holder, at in _places(event, new, create=True):
+            holder[at] = value
+
+
 def _places(event: dict[str, Any], path: str, *, create: bool = False) -> Iterator[tuple[dict[str, Any], str]]:
     """The objects that hold the last name of a path, and that name."""
     *outer, name = path.split(".")
@@ -170,9 +181,7 @@ def _places(event: dict[str, Any], path: str, *, create: bool = False) -> Iterat
             found += inner if isinstance(inner, list) else [inner]
         holders = [holder for holder in found if isinstance(holder, dict)]
     for holder in holders:
-        entries = [holder] if not isinstance(holder, list) else holder
-        for entry in entries:
-            yield entry, name
+        yield holder, name
 
 
 def _pair(text: str, option: str, form: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from feature_repo.contracts.times import to_micros
 
 MICROS_PER_DAY = 86_400_000_000
 MAX_SUBJECTS = 50_000
-"""Subjects that one guard counts; beyond it the one heard of longest ago is forgotten. A bot is heard of all the time."""
+"""Subjects that one guard counts; beyond it the one heard of longest ago is forgotten. A bot is heard of all along."""
 
 
 class BotGuard:
