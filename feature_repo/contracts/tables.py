@@ -77,6 +77,9 @@ _TABLES = (
               {**_EVENT_COLUMNS, "subject_key": "string", "is_bot": "boolean"}, ("event_date",), ("received_at",)),
     TableSpec("silver.quarantine", "one bronze event that the nightly gate refused", "refine_events",
               {**_QUARANTINE_COLUMNS, "event_date": "date"}, ("event_date",), ("quarantined_at",)),
+    TableSpec("silver.quality_flags", "one rule on sequences (`contracts.sequences`) that one event breaks", "refine_events", {
+        "event_id": "string", "subject_key": "string", "rule": "string", "event_date": "date",
+    }, ("event_date",)),
     TableSpec("silver.interactions", "one event that tells a preference (item known, train allowed, no bot)", "refine_events", {
         "event_id": "string", "subject_key": "string", "user_id": "string", "item_id": "string", "event_type": "string",
         "event_timestamp": "timestamp", "quantity": "int", "price": "double", "session_key": "string",

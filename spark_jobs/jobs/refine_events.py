@@ -2,7 +2,7 @@
 
 Reads   run.json; the bronze tables at their pinned versions; silver as it stands
 Writes  quality.json and quality.html (and both to MLflow);
-        silver.quarantine, silver.sessions, silver.interactions, silver.events; refine.json
+        silver.quarantine, silver.quality_flags, silver.sessions, silver.interactions, silver.events; refine.json
         (in this order: the last commit carries the state, so a run killed in between is simply derived again)
 
 A run derives the event days that changed since the last one, or every day. Both ways give the same tables.
@@ -12,7 +12,7 @@ Raises DataError, with silver untouched, when the data breaks a limit of the qua
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -24,9 +24,10 @@ from pyspark.sql import functions as F  # noqa: N812
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DataError
 from feature_repo.contracts.run import QUALITY_FILE, QUALITY_PAGE, REFINE_FILE, Run
+from feature_repo.contracts.sequences import NOT_LEARNED_FROM
 from feature_repo.contracts.tables import table
 from spark_jobs.io import tracking
-from spark_jobs.io.delta import overwrite_partitions, read_table
+from spark_jobs.io.delta import overwrite_partitions, read_table, spark_schema
 from spark_jobs.io.light_delta import NO_DAY, days_by_row_count
 from spark_jobs.io.refine_state import EVENT_TABLES, read_state, state_after
 from spark_jobs.io.run_store import write_report
@@ -44,6 +45,7 @@ from spark_jobs.transforms.events import (
     subject_key,
 )
 from spark_jobs.transforms.interactions import select_interactions
+from spark_jobs.transforms.sequences import READS, find_breaks, may_break
 from spark_jobs.transforms.sessions import assign_sessions, summarise_sessions
 
 _SHOWN_REASONS = 3
@@ -147,23 +149,34 @@ def refine_events(
     events = flag_bots(kept, bots).select(*table("silver.events").columns)
     history = _unchanged_events(spark, environment, run, scope).unionByName(events.select(*_SESSION_COLUMNS))
     assigned = assign_sessions(history).persist()
+    breaks = _sequence_breaks(
+        _unchanged_events(spark, environment, run, scope, READS).unionByName(events.select(*READS))
+    )
 
     before_as_of = f"`{_EVENT_DATE}` < DATE'{run.as_of}'" if scope.days is None else {_EVENT_DATE: scope.days}
     if report["total"]["quarantined"] or _rows_before(environment, "silver.quarantine", run):
         rejected = in_scope.filter(F.col("broken_rule").isNotNull())
         quarantine = quarantine_rows(rejected, columns=list(table("bronze.events").columns), no_day=NO_DAY)
         overwrite_partitions(quarantine, environment, "silver.quarantine", before_as_of)
+    if breaks is not None or _rows_before(environment, "silver.quality_flags", run):
+        _replace_subjects(environment, "silver.quality_flags", _no_breaks(spark) if breaks is None else breaks, scope)
     _replace_subjects(environment, "silver.sessions", summarise_sessions(assigned), scope)
     interactions = select_interactions(assigned, users_denying(users, "train"))
+    if breaks is not None:
+        untold = breaks.filter(F.col("rule").isin([rule.value for rule in NOT_LEARNED_FROM]))
+        interactions = interactions.join(untold.select("event_id"), on="event_id", how="left_anti").select(
+            *table("silver.interactions").columns
+        )
     _replace_subjects(environment, "silver.interactions", interactions, scope)
     overwrite_partitions(events, environment, "silver.events", before_as_of, user_metadata=state_after(state, run))
 
     report |= {
         "bots": bots.count(),
         "bot_events": events.filter("is_bot").count(),
+        "sequence_breaks": {} if breaks is None else _count_words(breaks, "rule"),
         **{name: _rows_before(environment, f"silver.{name}", run) for name in ("events", "sessions", "interactions")},
     }
-    for frame in (assigned, marked, repeated):
+    for frame in (assigned, marked, repeated, *(() if breaks is None else (breaks,))):
         frame.unpersist()
     write_report(environment, run.run_key, REFINE_FILE, report)
     return report
@@ -287,14 +300,30 @@ def _refuse_if_empty(run: Run, report: dict[str, Any]) -> None:
         )
 
 
-def _unchanged_events(spark: SparkSession, environment: Environment, run: Run, scope: Scope) -> DataFrame:
+def _sequence_breaks(history: DataFrame) -> DataFrame | None:
+    """The rules on sequences that these events break, computed once; None when no event could break any."""
+    possible = may_break(history)
+    return find_breaks(history, possible).persist() if possible else None
+
+
+def _no_breaks(spark: SparkSession) -> DataFrame:
+    return spark.createDataFrame([], spark_schema("silver.quality_flags"))
+
+
+def _count_words(frame: DataFrame, column: str) -> dict[str, int]:
+    return {row[0]: row["count"] for row in frame.groupBy(column).count().orderBy(column).collect()}
+
+
+def _unchanged_events(
+    spark: SparkSession, environment: Environment, run: Run, scope: Scope, columns: Sequence[str] = _SESSION_COLUMNS
+) -> DataFrame:
     """Silver events of the days that are not derived, of the subjects in scope: the rest of their sessions."""
-    stored = read_table(spark, environment, "silver.events").select(*_SESSION_COLUMNS)
+    stored = read_table(spark, environment, "silver.events").select(*columns)
     if scope.days is None:
         return stored.filter(F.col(_EVENT_DATE) >= F.lit(run.as_of_day))
     assert scope.subjects is not None
     others = stored.filter(~F.col(_EVENT_DATE).isin(sorted(scope.days)))
-    return others.join(scope.subjects, on="subject_key", how="left_semi").select(*_SESSION_COLUMNS)
+    return others.join(scope.subjects, on="subject_key", how="left_semi").select(*columns)
 
 
 def _replace_subjects(environment: Environment, name: str, rows: DataFrame, scope: Scope) -> None:
