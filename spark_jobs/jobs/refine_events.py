@@ -172,6 +172,7 @@ def refine_events(
 
     report |= {
         "bots": bots.count(),
+        "bots_by_rule": _count_words(bots.select(F.explode("bot_rules").alias("rule")), "rule"),
         "bot_events": events.filter("is_bot").count(),
         "sequence_breaks": {} if breaks is None else _count_words(breaks, "rule"),
         **{name: _rows_before(environment, f"silver.{name}", run) for name in ("events", "sessions", "interactions")},

@@ -106,7 +106,7 @@ class TestOriginals:
             self.read(environment, raw)
             for raw in (
                 event(event_type="veiw_item"),
-                {"messageId": "m1", "userId": 7, "event": "Item Seen", "properties": {"product_id": "i1"}, "type": "track"},
+                {"messageId": "m1", "userId": 7, "event": "Item Seen", "properties": {"sku": "i1"}, "type": "track"},
                 {"client_id": "c.1", "events": [{"name": "first_visit", "params": {"item_id": "i1"}}]},
                 {"specversion": "1.0", "id": "4", "source": "/shop", "type": "com.seen", "data": {"user_id": "u"}},
                 b"event_type=seen&user_id=u1&item_id=i1",
