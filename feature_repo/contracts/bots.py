@@ -150,10 +150,13 @@ class BotCounters:
             self._in_minute = self._in_minute + 1 if minute == self._minute else 1
             self._in_hour = self._in_hour + 1 if hour == self._hour else 1
             self._second, self._minute, self._hour = second, minute, hour
-        self.second_peak = max(self.second_peak, self._in_second)
-        self.minute_peak = max(self.minute_peak, self._in_minute)
-        self.hour_peak = max(self.hour_peak, self._in_hour)
-        if event_type == VIEWING_TYPE:
+        if self._in_second > self.second_peak:
+            self.second_peak = self._in_second
+        if self._in_minute > self.minute_peak:
+            self.minute_peak = self._in_minute
+        if self._in_hour > self.hour_peak:
+            self.hour_peak = self._in_hour
+        if event_type == _VIEWING:
             self._view(micros, item_id)
 
     def _view(self, micros: int, item_id: str | None) -> None:
@@ -172,7 +175,13 @@ class BotCounters:
         self._last_view = micros
 
 
+_VIEWING = VIEWING_TYPE.value
 _BROWSING = frozenset(str(kind) for kind in BROWSING_TYPES)
+
+
+def is_bot(counters: BotCounters) -> bool:
+    """Whether any rule is broken; fast for the many who did little."""
+    return counters.is_crawler or (counters.browsing > LEAST_BUSY and bool(broken_bot_rules(counters)))
 
 
 def broken_bot_rules(counters: BotCounters) -> list[BotRule]:

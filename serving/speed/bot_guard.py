@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from feature_repo.contracts.bots import BotCounters, broken_bot_rules
+from feature_repo.contracts.bots import BotCounters, is_bot
 from feature_repo.contracts.packing import FLAG_BOT, SessionState
-from feature_repo.contracts.times import to_micros
 
 MICROS_PER_DAY = 86_400_000_000
 MAX_SUBJECTS = 50_000
@@ -33,23 +32,22 @@ class BotGuard:
         self._counted_to: dict[int, int] = {}
 
     def judge(
-        self, state: SessionState, event: Mapping[str, Any], subject: str, *, partition: int, position: int
+        self, state: SessionState, event: Mapping[str, Any], subject: str, *, micros: int, partition: int, position: int
     ) -> tuple[SessionState, bool]:
         """`state` with FLAG_BOT set or cleared as this checked event demands, and whether the event is a bot's.
 
-        `state` is the record before the event. `position` (`positions.position_number`) makes it harmless to judge an
+        `state` is the record before the event, `micros` the event's time (us since 1970). `position` (`positions.position_number`) makes it harmless to judge an
         entry again after a failed write. A flag holds for the UTC day of event time on which it was earned: the first
         event of a later day, by the newest event in the record, starts clean.
         """
-        micros = to_micros(event["timestamp"])
         if position > self._counted_to.get(partition, -1):
             self._counted_to[partition] = position
             self._count(subject, micros, event)
-        is_bot = self._is_flagged(subject, micros)
-        if not is_bot and state.flags & FLAG_BOT:
-            is_bot = bool(state.events) and micros // MICROS_PER_DAY <= state.events[-1].micros // MICROS_PER_DAY
-        flags = state.flags | FLAG_BOT if is_bot else state.flags & ~FLAG_BOT
-        return (state if flags == state.flags else replace(state, flags=flags)), is_bot
+        flagged = self._is_flagged(subject, micros)
+        if not flagged and state.flags & FLAG_BOT:
+            flagged = bool(state.events) and micros // MICROS_PER_DAY <= state.events[-1].micros // MICROS_PER_DAY
+        flags = state.flags | FLAG_BOT if flagged else state.flags & ~FLAG_BOT
+        return (state if flags == state.flags else replace(state, flags=flags)), flagged
 
     def _count(self, subject: str, micros: int, event: Mapping[str, Any]) -> None:
         day = micros // MICROS_PER_DAY
@@ -67,4 +65,4 @@ class BotGuard:
 
     def _is_flagged(self, subject: str, micros: int) -> bool:
         found = self._subjects.get(subject)
-        return found is not None and found[0] == micros // MICROS_PER_DAY and bool(broken_bot_rules(found[1]))
+        return found is not None and found[0] == micros // MICROS_PER_DAY and is_bot(found[1])

@@ -36,6 +36,7 @@ from feature_repo.contracts.keys import (
     stream_key,
 )
 from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED, SessionState, pack_session, unpack_session
+from feature_repo.contracts.times import to_micros
 from serving.settings import ServingSettings
 from serving.speed.bot_guard import BotGuard
 from serving.speed.entries import read_event
@@ -129,8 +130,8 @@ class Consumer:
                 assert entry.event is not None
                 assert entry.subject is not None
                 state, is_bot = self._guard.judge(
-                    states[entry.subject], entry.event, entry.subject, partition=partition,
-                    position=position_number(entry.stream_id),
+                    states[entry.subject], entry.event, entry.subject, micros=to_micros(entry.event["timestamp"]),
+                    partition=partition, position=position_number(entry.stream_id),
                 )  # fmt: skip
                 counts[BOT] += is_bot
                 states[entry.subject] = apply_event(state, entry.event)

@@ -25,7 +25,7 @@ from feature_repo.contracts.packing import (
     pack_session,
     unpack_session,
 )
-from feature_repo.contracts.times import from_micros
+from feature_repo.contracts.times import from_micros, to_micros
 from serving.speed.bot_guard import BotGuard
 from serving.speed.session_state import apply_event
 from spark_jobs.models.matrix import build_matrix
@@ -139,12 +139,18 @@ def view(at: float, item: str = "i1", **more: Any) -> dict[str, Any]:
     return {"event_id": "e", "event_type": "view_item", "user_id": "u", "item_id": item, "timestamp": moment, **more}
 
 
+def judge(
+    guard: BotGuard, state: SessionState, event: dict[str, Any], position: int, subject: str = "u:u"
+) -> tuple[SessionState, bool]:
+    return guard.judge(state, event, subject, micros=to_micros(event["timestamp"]), partition=1, position=position)
+
+
 class TestGuard:
     def run(self, guard: BotGuard, events: list[dict[str, Any]], *, first: int = 0) -> tuple[SessionState, list[bool]]:
         """The state and the verdicts after these events of one subject, applied as the consumer does."""
         state, verdicts = SessionState(), []
         for position, event in enumerate(events, first):
-            state, is_bot = guard.judge(state, event, "u:u", partition=1, position=position)
+            state, is_bot = judge(guard, state, event, position)
             state = apply_event(state, event)
             verdicts.append(is_bot)
         return state, verdicts
@@ -164,15 +170,15 @@ class TestGuard:
         guard = BotGuard()
         state, _ = self.run(guard, [view(1 + n / 100) for n in range(30)])
         assert state.flags == FLAG_BOT
-        state, is_bot = guard.judge(state, view(86_400 + 5), "u:u", partition=1, position=31)
+        state, is_bot = judge(guard, state, view(86_400 + 5), 31)
         assert (state.flags, is_bot) == (0, False)
 
     def test_a_new_process_keeps_the_flag_of_the_day_and_the_consent(self) -> None:
         state, _ = self.run(BotGuard(), [view(1 + n / 100) for n in range(30)])
         state.flags |= FLAG_PERSONALIZE_DENIED
-        after, is_bot = BotGuard().judge(state, view(50_000), "u:u", partition=1, position=7)
+        after, is_bot = judge(BotGuard(), state, view(50_000), 7)
         assert (after.flags, is_bot) == (FLAG_BOT | FLAG_PERSONALIZE_DENIED, True)
-        later, is_bot = BotGuard().judge(after, view(86_400), "u:u", partition=1, position=8)
+        later, is_bot = judge(BotGuard(), after, view(86_400), 8)
         assert (later.flags, is_bot) == (FLAG_PERSONALIZE_DENIED, False)
 
     def test_judging_an_entry_again_counts_it_once(self) -> None:
@@ -184,13 +190,13 @@ class TestGuard:
     def test_a_list_of_lines_counts_line_by_line(self) -> None:
         event = view(1, items=[{"item_id": f"i{n}"} for n in range(21)])
         del event["item_id"]
-        _, is_bot = BotGuard().judge(SessionState(), event, "u:u", partition=1, position=1)
+        _, is_bot = judge(BotGuard(), SessionState(), event, 1)
         assert is_bot
 
     def test_the_one_heard_of_longest_ago_is_forgotten(self) -> None:
         guard = BotGuard(max_subjects=2)
         for position, subject in enumerate(["u:a", "u:b", "u:a", "u:c"]):
-            guard.judge(SessionState(), view(1), subject, partition=1, position=position)
+            judge(guard, SessionState(), view(1), position, subject)
         assert list(guard._subjects) == ["u:a", "u:c"]
 
 
@@ -249,7 +255,7 @@ class TestPopularity:
         before = np.array([trends[n] for n in range(ITEMS)], float)
         guard, state, passed = BotGuard(), SessionState(), []
         for n in range(10_000):
-            state, is_bot = guard.judge(state, view(1 + n / 10_000), "u:bot", partition=0, position=n)
+            state, is_bot = judge(guard, state, view(1 + n / 10_000), n, "u:bot")
             passed += [] if is_bot else [400]
         after = before.copy()
         after[400] += len(passed)
