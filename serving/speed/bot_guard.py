@@ -36,9 +36,10 @@ class BotGuard:
     ) -> tuple[SessionState, bool]:
         """`state` with FLAG_BOT set or cleared as this checked event demands, and whether the event is a bot's.
 
-        `state` is the record before the event, `micros` the event's time (us since 1970). `position` (`positions.position_number`) makes it harmless to judge an
-        entry again after a failed write. A flag holds for the UTC day of event time on which it was earned: the first
-        event of a later day, by the newest event in the record, starts clean.
+        `state` is the record before the event, `micros` the event's time (us since 1970). `position`
+        (`positions.position_number`) makes it harmless to judge an entry again after a failed write. A flag holds for
+        the UTC day of event time on which it was earned: the first event of a later day, by the newest event in the
+        record, starts clean.
         """
         if position > self._counted_to.get(partition, -1):
             self._counted_to[partition] = position
