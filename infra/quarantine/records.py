@@ -95,7 +95,8 @@ def read_records(
     Raises DataError for a reason that does not exist, DependencyError when a table cannot be read.
     """
     if reason is not None and reason not in tuple(Reason):
-        raise DataError(f"no reason {reason!r}{nearest(reason, [str(r) for r in Reason])}", field="reason")
+        hint = nearest(reason, [str(r) for r in Reason]) or "; `nightjar quarantine list` names those that occur"
+        raise DataError(f"there is no reason {reason!r}{hint}", field="reason")
     newest = newest_attempts(env)
     found = [
         QuarantinedRecord(**row, last=newest.get(row["quarantine_id"]))

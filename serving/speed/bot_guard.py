@@ -1,4 +1,4 @@
-"""Bots on the speed path: the same rules as at night (`contracts.bots`), on the entries of one partition as they come.
+"""Bots on the speed path: the same rules as at night (`contracts.bots`), on the entries of one consumer as they come.
 
 A flagged subject keeps everything: its events are durable and in its session record. But the record says FLAG_BOT, so
 its answers come from the non-personal rungs, and whoever counts trends or popularity leaves the event out.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from feature_repo.contracts.bots import BotCounters, is_bot
@@ -17,6 +17,15 @@ from feature_repo.contracts.packing import FLAG_BOT, SessionState
 MICROS_PER_DAY = 86_400_000_000
 MAX_SUBJECTS = 50_000
 """Subjects that one guard counts; beyond it the one heard of longest ago is forgotten. A bot is heard of all along."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What one subject did on the newest day it was heard of; `position`: up to where its entries are counted."""
+
+    day: int
+    position: int = -1
+    counters: BotCounters = field(default_factory=BotCounters)
 
 
 class BotGuard:
@@ -28,42 +37,42 @@ class BotGuard:
 
     def __init__(self, *, max_subjects: int = MAX_SUBJECTS) -> None:
         self._max_subjects = max_subjects
-        self._subjects: OrderedDict[str, tuple[int, BotCounters]] = OrderedDict()
-        self._counted_to: dict[int, int] = {}
+        self._subjects: OrderedDict[str, _Seen] = OrderedDict()
 
-    def judge(
-        self, state: SessionState, event: Mapping[str, Any], subject: str, *, micros: int, partition: int, position: int
-    ) -> tuple[SessionState, bool]:
-        """`state` with FLAG_BOT set or cleared as this checked event demands, and whether the event is a bot's.
+    def judge(self, state: SessionState, event: Mapping[str, Any], subject: str, *, micros: int, position: int) -> bool:
+        """Whether this checked event is a bot's; FLAG_BOT of `state` says the same afterwards.
 
-        `state` is the record before the event, `micros` the event's time (us since 1970). `position`
-        (`positions.position_number`) makes it harmless to judge an entry again after a failed write. A flag holds for
-        the UTC day of event time on which it was earned: the first event of a later day, by the newest event in the
-        record, starts clean.
+        `state` is the subject's record before the event, `micros` the event's time (us since 1970). `position`
+        (`positions.position_number`), which rises for one subject, makes it harmless to judge an entry again after a
+        failed write. A flag holds for the UTC day of event time on which it was earned: the first event of a later day,
+        by the newest event in the record, starts clean.
         """
-        if position > self._counted_to.get(partition, -1):
-            self._counted_to[partition] = position
-            self._count(subject, micros, event)
-        flagged = self._is_flagged(subject, micros)
-        if not flagged and state.flags & FLAG_BOT:
-            flagged = bool(state.events) and micros // MICROS_PER_DAY <= state.events[-1].micros // MICROS_PER_DAY
-        flags = state.flags | FLAG_BOT if flagged else state.flags & ~FLAG_BOT
-        return (state if flags == state.flags else replace(state, flags=flags)), flagged
-
-    def _count(self, subject: str, micros: int, event: Mapping[str, Any]) -> None:
         day = micros // MICROS_PER_DAY
-        found = self._subjects.get(subject)
-        if found is None or found[0] < day:
-            found = self._subjects[subject] = (day, BotCounters())
+        seen = self._see(subject, day)
+        if position > seen.position:
+            seen.position = position
+            if day == seen.day:  # a late event of a day that is over is counted by the night
+                context, kind = event.get("context"), event["event_type"]
+                for line in event.get("items") or (event,):
+                    seen.counters.add(kind, micros, line.get("item_id"), context=context)
+        flagged = day == seen.day and is_bot(seen.counters)
+        if state.flags & FLAG_BOT:
+            flagged = flagged or (bool(state.events) and day <= state.events[-1].micros // MICROS_PER_DAY)
+            if not flagged:
+                state.flags &= ~FLAG_BOT
+        elif flagged:
+            state.flags |= FLAG_BOT
+        return flagged
+
+    def _see(self, subject: str, day: int) -> _Seen:
+        """The subject's entry, of a new day when `day` is newer."""
+        seen = self._subjects.get(subject)
+        if seen is None:
+            seen = self._subjects[subject] = _Seen(day)
             if len(self._subjects) > self._max_subjects:
                 self._subjects.popitem(last=False)
-        elif found[0] > day:
-            return  # a late event of a day that is over: the night counts it
-        self._subjects.move_to_end(subject)
-        context, kind = event.get("context"), event["event_type"]
-        for line in event.get("items") or (event,):
-            found[1].add(kind, micros, line.get("item_id"), context=context)
-
-    def _is_flagged(self, subject: str, micros: int) -> bool:
-        found = self._subjects.get(subject)
-        return found is not None and found[0] == micros // MICROS_PER_DAY and is_bot(found[1])
+        else:
+            self._subjects.move_to_end(subject)
+            if seen.day < day:
+                seen.day, seen.counters = day, BotCounters()
+        return seen

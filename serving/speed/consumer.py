@@ -129,11 +129,9 @@ class Consumer:
             for entry in live:
                 assert entry.event is not None
                 assert entry.subject is not None
-                state, is_bot = self._guard.judge(
-                    states[entry.subject], entry.event, entry.subject, micros=to_micros(entry.event["timestamp"]),
-                    partition=partition, position=position_number(entry.stream_id),
-                )  # fmt: skip
-                counts[BOT] += is_bot
+                state, micros = states[entry.subject], to_micros(entry.event["timestamp"])
+                number = position_number(entry.stream_id)
+                counts[BOT] += self._guard.judge(state, entry.event, entry.subject, micros=micros, position=number)
                 states[entry.subject] = apply_event(state, entry.event)
             counts[DEAD] += self._bury(partition, [entry for entry in entries if entry.problem is not None])
             pipe.multi()

@@ -139,10 +139,8 @@ def view(at: float, item: str = "i1", **more: Any) -> dict[str, Any]:
     return {"event_id": "e", "event_type": "view_item", "user_id": "u", "item_id": item, "timestamp": moment, **more}
 
 
-def judge(
-    guard: BotGuard, state: SessionState, event: dict[str, Any], position: int, subject: str = "u:u"
-) -> tuple[SessionState, bool]:
-    return guard.judge(state, event, subject, micros=to_micros(event["timestamp"]), partition=1, position=position)
+def judge(guard: BotGuard, state: SessionState, event: dict[str, Any], position: int, subject: str = "u:u") -> bool:
+    return guard.judge(state, event, subject, micros=to_micros(event["timestamp"]), position=position)
 
 
 class TestGuard:
@@ -150,7 +148,7 @@ class TestGuard:
         """The state and the verdicts after these events of one subject, applied as the consumer does."""
         state, verdicts = SessionState(), []
         for position, event in enumerate(events, first):
-            state, is_bot = judge(guard, state, event, position)
+            is_bot = judge(guard, state, event, position)
             state = apply_event(state, event)
             verdicts.append(is_bot)
         return state, verdicts
@@ -170,16 +168,16 @@ class TestGuard:
         guard = BotGuard()
         state, _ = self.run(guard, [view(1 + n / 100) for n in range(30)])
         assert state.flags == FLAG_BOT
-        state, is_bot = judge(guard, state, view(86_400 + 5), 31)
+        is_bot = judge(guard, state, view(86_400 + 5), 31)
         assert (state.flags, is_bot) == (0, False)
 
     def test_a_new_process_keeps_the_flag_of_the_day_and_the_consent(self) -> None:
         state, _ = self.run(BotGuard(), [view(1 + n / 100) for n in range(30)])
         state.flags |= FLAG_PERSONALIZE_DENIED
-        after, is_bot = judge(BotGuard(), state, view(50_000), 7)
-        assert (after.flags, is_bot) == (FLAG_BOT | FLAG_PERSONALIZE_DENIED, True)
-        later, is_bot = judge(BotGuard(), after, view(86_400), 8)
-        assert (later.flags, is_bot) == (FLAG_PERSONALIZE_DENIED, False)
+        assert judge(BotGuard(), state, view(50_000), 7)
+        assert state.flags == FLAG_BOT | FLAG_PERSONALIZE_DENIED
+        assert not judge(BotGuard(), state, view(86_400), 8)
+        assert state.flags == FLAG_PERSONALIZE_DENIED
 
     def test_judging_an_entry_again_counts_it_once(self) -> None:
         guard = BotGuard()
@@ -187,11 +185,18 @@ class TestGuard:
             _, verdicts = self.run(guard, [view(1 + n / 100) for n in range(20)])
         assert verdicts == [False] * 20
 
+    def test_subjects_may_be_judged_one_after_another(self) -> None:
+        """A batch is applied subject by subject, so positions go back between two of them."""
+        guard = BotGuard()
+        for subject, first in (("u:a", 100), ("u:b", 0)):
+            state = SessionState()
+            verdicts = [judge(guard, state, view(1 + n / 100), first + n, subject) for n in range(30)]
+            assert verdicts == [False] * 20 + [True] * 10, subject
+
     def test_a_list_of_lines_counts_line_by_line(self) -> None:
         event = view(1, items=[{"item_id": f"i{n}"} for n in range(21)])
         del event["item_id"]
-        _, is_bot = judge(BotGuard(), SessionState(), event, 1)
-        assert is_bot
+        assert judge(BotGuard(), SessionState(), event, 1)
 
     def test_the_one_heard_of_longest_ago_is_forgotten(self) -> None:
         guard = BotGuard(max_subjects=2)
@@ -255,7 +260,7 @@ class TestPopularity:
         before = np.array([trends[n] for n in range(ITEMS)], float)
         guard, state, passed = BotGuard(), SessionState(), []
         for n in range(10_000):
-            state, is_bot = judge(guard, state, view(1 + n / 10_000), n, "u:bot")
+            is_bot = judge(guard, state, view(1 + n / 10_000), n, "u:bot")
             passed += [] if is_bot else [400]
         after = before.copy()
         after[400] += len(passed)

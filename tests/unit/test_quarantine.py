@@ -282,7 +282,7 @@ class TestReplay:
         assert len(read_records(environment, reason="unknown_event_type")) == 2
         assert [r.source_position for r in read_records(environment, since=RECEIVED + timedelta(seconds=2))] == [2, 60]
         assert len(read_records(environment, states=[State.STILL_BAD])) == 0
-        with pytest.raises(DataError, match="no reason 'unknown_event'; did you mean 'unknown_event_type'"):
+        with pytest.raises(DataError, match="there is no reason 'unknown_event'; did you mean 'unknown_event_type'"):
             read_records(environment, reason="unknown_event")
 
     @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
