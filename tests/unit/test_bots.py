@@ -95,6 +95,13 @@ class TestRules:
         wobbly = [(n * 5.0 + (0.3 if n % 2 else 0.0), "i") for n in range(150)]  # 5.3, 4.7, 5.3: 12 % apart
         assert broken(wobbly) == []
 
+    def test_a_pair_with_one_short_step_says_nothing(self) -> None:
+        counters, at = BotCounters(), MARCH_8
+        for n in range(40):  # 1.48 s and 1.52 s in turn: alike, but one of each pair is too short
+            counters.add("view_item", at, "i")
+            at += 1_480_000 if n % 2 else 1_520_000
+        assert (counters.gaps, counters.steps) == (39, 0)
+
     def test_what_comes_in_bulk_from_people_proves_nothing(self) -> None:
         order = [(1.0, f"i{n}") for n in range(1500)]
         assert broken(order, "purchase") == broken(order, "impression") == broken(order, "view_item_list") == []
