@@ -149,7 +149,7 @@ def refine_events(
     events = flag_bots(kept, bots).select(*table("silver.events").columns)
     history = _unchanged_events(spark, environment, run, scope).unionByName(events.select(*_SESSION_COLUMNS))
     assigned = assign_sessions(history).persist()
-    breaks = _sequence_breaks(
+    breaks, break_counts = _sequence_breaks(
         _unchanged_events(spark, environment, run, scope, READS).unionByName(events.select(*READS))
     )
 
@@ -174,7 +174,7 @@ def refine_events(
         "bots": bots.count(),
         "bots_by_rule": _count_words(bots.select(F.explode("bot_rules").alias("rule")), "rule"),
         "bot_events": events.filter("is_bot").count(),
-        "sequence_breaks": {} if breaks is None else _count_words(breaks, "rule"),
+        "sequence_breaks": break_counts,
         **{name: _rows_before(environment, f"silver.{name}", run) for name in ("events", "sessions", "interactions")},
     }
     for frame in (assigned, marked, repeated, *(() if breaks is None else (breaks,))):
@@ -301,10 +301,17 @@ def _refuse_if_empty(run: Run, report: dict[str, Any]) -> None:
         )
 
 
-def _sequence_breaks(history: DataFrame) -> DataFrame | None:
-    """The rules on sequences that these events break, computed once; None when no event could break any."""
+def _sequence_breaks(history: DataFrame) -> tuple[DataFrame | None, dict[str, int]]:
+    """(the rules on sequences that these events break, how often each); (None, {}) when no event breaks any."""
     possible = may_break(history)
-    return find_breaks(history, possible).persist() if possible else None
+    if not possible:
+        return None, {}
+    breaks = find_breaks(history, possible).persist()
+    counts = _count_words(breaks, "rule")
+    if not counts:
+        breaks.unpersist()
+        return None, {}
+    return breaks, counts
 
 
 def _no_breaks(spark: SparkSession) -> DataFrame:
