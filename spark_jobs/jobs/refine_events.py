@@ -158,7 +158,7 @@ def refine_events(
         rejected = in_scope.filter(F.col("broken_rule").isNotNull())
         quarantine = quarantine_rows(rejected, columns=list(table("bronze.events").columns), no_day=NO_DAY)
         overwrite_partitions(quarantine, environment, "silver.quarantine", before_as_of)
-    if breaks is not None or _rows_before(environment, "silver.quality_flags", run):
+    if breaks is not None or any(days_by_row_count(environment, "silver.quality_flags").values()):
         _replace_subjects(environment, "silver.quality_flags", _no_breaks(spark) if breaks is None else breaks, scope)
     _replace_subjects(environment, "silver.sessions", summarise_sessions(assigned), scope)
     interactions = select_interactions(assigned, users_denying(users, "train"))
