@@ -47,6 +47,8 @@ MAX_CANDIDATES = 65_535
 
 FLAG_PERSONALIZE_DENIED = 1
 """Both records: this person said no to personalization; only non-personal rungs may answer."""
+FLAG_BOT = 2
+"""Session record: this subject behaves like a bot today (`contracts.bots`); only non-personal rungs answer it."""
 
 
 class Source(IntEnum):

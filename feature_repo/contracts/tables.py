@@ -65,6 +65,11 @@ _TABLES = (
     TableSpec("bronze.events_import", "one imported event line", "importer", _EVENT_COLUMNS, ("event_date",), ("received_at",)),
     TableSpec("bronze.quarantine", "one rejected event of the API", "archiver", _QUARANTINE_COLUMNS, (), ("quarantined_at",)),
     TableSpec("bronze.quarantine_import", "one rejected import line", "importer", _QUARANTINE_COLUMNS, (), ("quarantined_at",)),
+    TableSpec("bronze.quarantine_replays", "one attempt to mend one quarantined event", "importer", {
+        "quarantine_id": "string", "quarantine_table": "string", "source": "string", "source_position": "bigint",
+        "event_id": "string", "subject_key": "string", "outcome": "string", "reason": "string", "detail": "string",
+        "repair": "string", "replayed_at": "timestamp",
+    }, (), ("replayed_at",)),
     TableSpec("bronze.items", "one item, as last imported", "importer", {
         "item_id": "string", "title": "string", "category": "string", "brand": "string", "price": "double",
         "currency": "string", "availability": "string", "available_quantity": "int", "created_at": "timestamp",
@@ -82,6 +87,9 @@ _TABLES = (
               {**_EVENT_COLUMNS, "subject_key": "string", "is_bot": "boolean"}, ("event_date",), ("received_at",)),
     TableSpec("silver.quarantine", "one bronze event that the nightly gate refused", "refine_events",
               {**_QUARANTINE_COLUMNS, "event_date": "date"}, ("event_date",), ("quarantined_at",)),
+    TableSpec("silver.quality_flags", "one rule on sequences (`contracts.sequences`) that one event breaks", "refine_events", {
+        "event_id": "string", "subject_key": "string", "rule": "string", "event_date": "date",
+    }, ("event_date",)),
     TableSpec("silver.interactions", "one event that tells a preference (item known, train allowed, no bot)", "refine_events", {
         "event_id": "string", "subject_key": "string", "user_id": "string", "item_id": "string", "event_type": "string",
         "event_timestamp": "timestamp", "quantity": "int", "price": "double", "session_key": "string",

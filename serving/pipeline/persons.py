@@ -10,11 +10,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from feature_repo.contracts.identity import MAX_ALIAS_HOPS, Edge, current_name, stretches
-from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED, ItemMark, SessionEvent, SessionState
+from feature_repo.contracts.packing import FLAG_BOT, FLAG_PERSONALIZE_DENIED, ItemMark, SessionEvent, SessionState
 
 MAX_DEVICES = 8
 """Devices of one person whose sessions join: those seen last."""
 MAX_FORMER_NAMES = 4
+_NOT_JOINED = FLAG_PERSONALIZE_DENIED | FLAG_BOT
 MAX_READS = 3 + MAX_ALIAS_HOPS
 """Reads that a cold answer may take: the device, its user, that user's devices, and a step for each alias."""
 
@@ -114,21 +115,22 @@ def join_sessions(person: Identity, edges: Mapping[str, Edges], sessions: Mappin
     """The person's record: that of the user, with what devices and former names add to it.
 
     Of a device only what lies in a stretch that is this person's joins: on a shared tablet the other's clicks do not.
-    A device whose own record says no to personalization adds nothing, unless it is the one that asks: then its no is
-    the answer's. The user's no is everybody's. Lists stay sorted by time; an item marked twice keeps its newest time.
+    A device whose own record says no to personalization, or that it behaves like a bot, adds nothing, unless it is the
+    one that asks: then that holds for the answer. What the user's own record says holds on all devices.
+    Lists stay sorted by time; an item marked twice keeps its newest time.
     """
     own = sessions.get(person.primary, SessionState())
     asked = sessions.get(person.asked, SessionState())
     if person.user_id is None or person.subjects == (person.primary,):
         return own
-    if asked.flags & FLAG_PERSONALIZE_DENIED:
-        return replace(own, flags=own.flags | FLAG_PERSONALIZE_DENIED)
+    if asked.flags & _NOT_JOINED:
+        return replace(own, flags=own.flags | asked.flags & _NOT_JOINED)
     names = {subject[2:] for subject in person.subjects if subject.startswith("u:")} | {person.user_id}
     events: list[SessionEvent] = list(own.events)
     bought, dismissed = list(own.bought), list(own.dismissed)
     for subject in person.subjects:
         state = sessions.get(subject)
-        if state is None or subject == person.primary or state.flags & FLAG_PERSONALIZE_DENIED:
+        if state is None or subject == person.primary or state.flags & _NOT_JOINED:
             continue
         spans = None if subject.startswith("u:") else _spans(edges.get(subject, {}), names)
         events += [event for event in state.events if _within(spans, event.micros)]

@@ -24,12 +24,14 @@ from feature_repo.contracts.errors import ContractError
 from feature_repo.contracts.keys import session_key, session_key_before, trend_key
 from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED
 from feature_repo.contracts.session_record import SessionState, Votes, pack_session, unpack_session
+from feature_repo.contracts.times import to_micros
 from feature_repo.contracts.trend_record import MICROS, WINDOWS, TrendTable, pack_trend, unpack_trend
+from serving.speed.bot_guard import BotGuard
 from serving.speed.entries import Entry, read_entry
 from serving.speed.identity_edges import IdentityEdges
 from serving.speed.metrics import ConsumerMetrics, timed
 from serving.speed.ownership import Ownership
-from serving.speed.positions import START, receipt_micros
+from serving.speed.positions import START, position_number, receipt_micros
 from serving.speed.session_state import fold_event
 from serving.speed.stores import (
     Changes,
@@ -51,6 +53,8 @@ KEPT_TABLES = 256
 """Trend tables of all owned partitions that stay in memory between two batches."""
 
 APPLIED, DUPLICATE, DEAD = "applied", "duplicate", "dead_lettered"
+BOT = "bot"
+"""Of the applied: entries of subjects that behave like bots."""
 DAMAGED_SESSION, DAMAGED_TREND = "damaged_session", "damaged_trend"
 
 Rows = Sequence[tuple[str, Fields]]
@@ -103,6 +107,7 @@ class Applier:
         self._positions: dict[int, str] = {}
         self._cares: dict[int, _Care] = {}
         self._tables: dict[tuple[int, int, int], TrendTable] = {}
+        self._guard = BotGuard()
         self._identity = IdentityEdges(store.hashes, tenant=tenant, ttl_seconds=session_ttl_seconds)
 
     def resume(self) -> None:
@@ -317,10 +322,11 @@ class Applier:
         while good:
             state = self._state(record, batch.counts if not failures else Counter())
             before = {period: dict(votes) for period, votes in state.votes.items()}
-            entry = good[0]
+            entry, of_bots = good[0], 0
             try:
                 for entry in good:
                     assert entry.event is not None
+                    of_bots += self._is_bot(state, entry.event, entry)
                     fold_event(state, entry.event)
                     if failures:
                         pack_session(state)  # who is to blame for a record that cannot be written
@@ -333,8 +339,15 @@ class Applier:
                     batch.letters.append(_letter(entry, words, failures[entry.position]))
                 continue
             batch.counts[APPLIED] += len(good)
+            batch.counts[BOT] += of_bots
             return before, state.votes, packed
         return {}, {}, b""
+
+    def _is_bot(self, state: SessionState, event: Mapping[str, Any], entry: Entry) -> bool:
+        """Whether the entry's subject behaves like a bot; its record says so before the event is folded in."""
+        assert entry.subject is not None
+        micros, position = to_micros(event["timestamp"]), position_number(entry.position)
+        return self._guard.judge(state, event, entry.subject, micros=micros, position=position)
 
     def _state(self, record: bytes | None, counts: Counter[str]) -> SessionState:
         """A record that cannot be read starts anew, without consent: what it said about that is unknown."""

@@ -158,16 +158,20 @@ class StreamPositions(Collector):
         outcomes = CounterMetricFamily(
             "nightjar_consumer_entries", "Stream entries by what became of them, exactly once", labels=["outcome"]
         )
+        bots = CounterMetricFamily(
+            "nightjar_consumer_bot_entries", "Of the applied entries: those of subjects that behave like bots"
+        )
         letters = GaugeMetricFamily("nightjar_consumer_dead_letters_kept", "Entries in the dead-letter stream")
         now = self._now_micros()
         for partition in range(EVENT_PARTITIONS):
             position: Any = self._online.get(applied_key(partition, tenant))
             lag.add_metric([str(partition)], self._age(stream_key(partition, tenant), position, now))
         counters: Mapping[bytes, bytes] = self._online.hgetall(speed_counters_key(tenant))  # type: ignore[assignment]
-        for outcome in sorted({b"applied", b"dead_lettered", b"duplicate", *counters}):
+        bots.add_metric([], int(counters.get(b"bot", 0)))
+        for outcome in sorted({b"applied", b"dead_lettered", b"duplicate", *counters} - {b"bot"}):
             outcomes.add_metric([outcome.decode()], int(counters.get(outcome, 0)))
         letters.add_metric([], self._length(dead_letter_stream_key(tenant)))
-        return [lag, outcomes, letters]
+        return [lag, outcomes, bots, letters]
 
     def _archiver(self) -> list[Metric]:
         lag = GaugeMetricFamily(

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from feature_repo.contracts.events import DISMISSING_TYPES, SESSION_VOTE_WEIGHTS, EventType, expand_items
-from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED
+from feature_repo.contracts.packing import FLAG_BOT, FLAG_PERSONALIZE_DENIED
 from feature_repo.contracts.session_record import (
     MAX_CART_CHANGES,
     MAX_COUNT,
@@ -74,7 +74,8 @@ def fold_event(state: SessionState, event: Mapping[str, Any]) -> None:
 
     Kept are the newest 50 events that touched an item and 30 others, 64 changes of the cart, the items bought (200),
     dismissed (200) and shown or touched (100) last, 100 weights of items by day, and the newest word about
-    personalization; two opposite words of one instant are a no. Should it raise, `state` may be half changed.
+    personalization; two opposite words of one instant are a no. Who is flagged as a bot (`bot_guard`) moves no trend.
+    Should it raise, `state` may be half changed.
     """
     micros = to_micros(event["timestamp"])
     kind = event["event_type"]
@@ -109,7 +110,7 @@ def fold_event(state: SessionState, event: Mapping[str, Any]) -> None:
     consent = event.get("consent", {})
     if kind in _HALVES:
         _add_interests(state.interests, micros, items, _HALVES[kind])
-        if consent.get("train") is not False:
+        if consent.get("train") is not False and not state.flags & FLAG_BOT:
             _vote(state.votes, micros, items)
 
     state.counts[kind] = min(state.counts.get(kind, 0) + 1, MAX_COUNT)

@@ -2,7 +2,8 @@
 
 Reads   run.json; the bronze tables at their pinned versions; silver as it stands
 Writes  quality.json and quality.html (and both to MLflow);
-        silver.quarantine, silver.sessions, silver.interactions, silver.identity_edges, silver.events; refine.json
+        silver.quarantine, silver.quality_flags, silver.sessions, silver.interactions, silver.identity_edges,
+        silver.events; refine.json
         (in this order: the last commit carries the state, so a run killed in between is simply derived again)
 
 A run derives the event days that changed since the last one, or every day. Both ways give the same tables.
@@ -12,7 +13,7 @@ Raises DataError, with silver untouched, when the data breaks a limit of the qua
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -24,22 +25,22 @@ from pyspark.sql import functions as F  # noqa: N812
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DataError
 from feature_repo.contracts.run import QUALITY_FILE, QUALITY_PAGE, REFINE_FILE, Run
+from feature_repo.contracts.sequences import NOT_LEARNED_FROM
 from feature_repo.contracts.tables import table
 from spark_jobs.io import tracking
 from spark_jobs.io.catalogue import in_run, read_items, read_users
-from spark_jobs.io.delta import overwrite_partitions, read_table
+from spark_jobs.io.delta import overwrite_partitions, read_table, spark_schema
 from spark_jobs.io.light_delta import NO_DAY, days_by_row_count
 from spark_jobs.io.refine_state import EVENT_TABLES, read_state, state_after
 from spark_jobs.io.run_store import write_report
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.quality.gate import QualityReport, check_quality
 from spark_jobs.session import get_session
+from spark_jobs.transforms.bots import find_bots, flag_bots
 from spark_jobs.transforms.consent import users_denying, users_who_changed
 from spark_jobs.transforms.events import (
     check_deliveries,
-    find_bots,
     first_deliveries,
-    flag_bots,
     quarantine_rows,
     rejection_reason,
     repeated_ids,
@@ -55,6 +56,7 @@ from spark_jobs.transforms.identity import (
     under_current_names,
 )
 from spark_jobs.transforms.interactions import select_interactions
+from spark_jobs.transforms.sequences import READS, find_breaks, may_break
 from spark_jobs.transforms.sessions import assign_sessions, summarise_sessions
 
 USER_TABLES = ("bronze.users", "bronze.user_changes")
@@ -63,6 +65,7 @@ _LONGEST_TAG = 4000
 _EVENT_DATE = "event_date"
 _SESSION_COLUMNS = ("event_id", "event_type", "user_id", "item_id", "session_id", "subject_key", "event_timestamp",
                     "quantity", "price", "consent_train", "is_bot", "event_date")  # fmt: skip
+_DEED_COLUMNS = (*READS, "user_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,14 +165,23 @@ def refine_events(
     scope = _with_persons(scope, edges_before, edges)
     history = _unchanged_events(spark, environment, run, scope).unionByName(events.select(*_SESSION_COLUMNS))
     assigned = assign_sessions(resolve_events(history, edges)).persist()
+    deeds = _unchanged_events(spark, environment, run, scope, _DEED_COLUMNS).unionByName(events.select(*_DEED_COLUMNS))
+    breaks, break_counts = _sequence_breaks(resolve_events(deeds, edges))
 
     before_as_of = f"`{_EVENT_DATE}` < DATE'{run.as_of}'" if scope.days is None else {_EVENT_DATE: scope.days}
     if report["total"]["quarantined"] or _rows_before(environment, "silver.quarantine", run):
         rejected = in_scope.filter(F.col("broken_rule").isNotNull())
         quarantine = quarantine_rows(rejected, columns=list(table("bronze.events").columns), no_day=NO_DAY)
         overwrite_partitions(quarantine, environment, "silver.quarantine", before_as_of)
+    if breaks is not None or any(days_by_row_count(environment, "silver.quality_flags").values()):
+        _replace_subjects(environment, "silver.quality_flags", _no_breaks(spark) if breaks is None else breaks, scope)
     _replace_subjects(environment, "silver.sessions", summarise_sessions(assigned), scope)
     interactions = select_interactions(assigned, under_current_names(users_denying(users, "train"), edges))
+    if breaks is not None:
+        untold = breaks.filter(F.col("rule").isin([rule.value for rule in NOT_LEARNED_FROM]))
+        interactions = interactions.join(untold.select("event_id"), on="event_id", how="left_anti").select(
+            *table("silver.interactions").columns
+        )
     _replace_subjects(environment, "silver.interactions", interactions, scope)
     # After what follows from them: a run killed before this still sees which edges changed.
     if _days_that_differ(edges_before, edges, _EVENT_DATE):
@@ -178,10 +190,12 @@ def refine_events(
 
     report |= {
         "bots": bots.count(),
+        "bots_by_rule": _count_words(bots.select(F.explode("bot_rules").alias("rule")), "rule"),
         "bot_events": events.filter("is_bot").count(),
+        "sequence_breaks": break_counts,
         **{name: _rows_before(environment, f"silver.{name}", run) for name in ("events", "sessions", "interactions")},
     }
-    for frame in (assigned, edges, marked, repeated):
+    for frame in (assigned, edges, marked, repeated, *(() if breaks is None else (breaks,))):
         frame.unpersist()
     write_report(environment, run.run_key, REFINE_FILE, report)
     return report
@@ -326,14 +340,37 @@ def _with_persons(scope: Scope, before: DataFrame, after: DataFrame) -> Scope:
     return Scope(scope.days, connected(touched, links(before).union(links(after)).persist()))
 
 
-def _unchanged_events(spark: SparkSession, environment: Environment, run: Run, scope: Scope) -> DataFrame:
+def _sequence_breaks(history: DataFrame) -> tuple[DataFrame | None, dict[str, int]]:
+    """(the rules on sequences that these events break, how often each); (None, {}) when no event breaks any."""
+    possible = may_break(history)
+    if not possible:
+        return None, {}
+    breaks = find_breaks(history, possible).persist()
+    counts = _count_words(breaks, "rule")
+    if not counts:
+        breaks.unpersist()
+        return None, {}
+    return breaks, counts
+
+
+def _no_breaks(spark: SparkSession) -> DataFrame:
+    return spark.createDataFrame([], spark_schema("silver.quality_flags"))
+
+
+def _count_words(frame: DataFrame, column: str) -> dict[str, int]:
+    return {row[0]: row["count"] for row in frame.groupBy(column).count().orderBy(column).collect()}
+
+
+def _unchanged_events(
+    spark: SparkSession, environment: Environment, run: Run, scope: Scope, columns: Sequence[str] = _SESSION_COLUMNS
+) -> DataFrame:
     """Silver events of the days that are not derived, of the subjects in scope: the rest of their sessions."""
-    stored = read_table(spark, environment, "silver.events").select(*_SESSION_COLUMNS)
+    stored = read_table(spark, environment, "silver.events").select(*columns)
     if scope.days is None:
         return stored.filter(F.col(_EVENT_DATE) >= F.lit(run.as_of_day))
     assert scope.subjects is not None
     others = stored.filter(~F.col(_EVENT_DATE).isin(sorted(scope.days)))
-    return others.join(scope.subjects, on="subject_key", how="left_semi").select(*_SESSION_COLUMNS)
+    return others.join(scope.subjects, on="subject_key", how="left_semi").select(*columns)
 
 
 def _replace_subjects(environment: Environment, name: str, rows: DataFrame, scope: Scope) -> None:

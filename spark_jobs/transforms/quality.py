@@ -14,7 +14,8 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812
 
 from feature_repo.contracts.events import EVENT_TYPES
-from spark_jobs.transforms.events import BROWSING_TYPES, is_bot_like, rejection_reason, subject_key
+from spark_jobs.transforms.bots import is_browsing, is_fast
+from spark_jobs.transforms.events import rejection_reason, subject_key
 
 NULLABLE_COLUMNS = ("user_id", "anonymous_id", "session_id", "item_id", "quantity", "price", "value", "currency",
                     "recommendation_id", "placement", "channel", "properties")  # fmt: skip
@@ -113,14 +114,14 @@ def count_outcomes(checked: DataFrame) -> DataFrame:
 def describe_subjects(checked: DataFrame) -> DataFrame:
     """Who caused the deliveries of each day.
 
-    A bot is a subject that `is_bot_like` on that day, by its deliveries (duplicates count here).
+    A bot is a subject that `is_fast` on that day, by its deliveries (duplicates count here): the rules that need the
+    order of its events wait for `find_bots`.
     Grain: one row per day with a subject. Returns: event_date, subjects, users, bots, bot_deliveries,
         busiest_deliveries (of the busiest subject that is no bot; 0 when all are bots).
     """
-    is_browsing = F.col("event_type").isin([str(kind) for kind in BROWSING_TYPES])
     minute = F.date_trunc("minute", F.col("event_timestamp"))
     rows = checked.select(
-        "event_date", subject_key().alias("subject_key"), minute.alias("minute"), is_browsing.alias("b")
+        "event_date", subject_key().alias("subject_key"), minute.alias("minute"), is_browsing().alias("b")
     )
     per_minute = (
         rows.filter(F.col("subject_key").isNotNull())
@@ -134,7 +135,7 @@ def describe_subjects(checked: DataFrame) -> DataFrame:
             F.sum("browsing").alias("day_count"),
             F.max("browsing").alias("peak_count"),
         )
-        .withColumn("is_bot", is_bot_like(F.col("day_count"), F.col("peak_count")))
+        .withColumn("is_bot", is_fast(F.col("day_count"), F.col("peak_count")))
     )
     people = F.when(~F.col("is_bot"), F.col("deliveries"))
     return per_subject.groupBy("event_date").agg(

@@ -152,6 +152,19 @@ async def test_a_no_to_personalization_is_not_joined(shop: Installation) -> None
         assert (answer["fallback_reason"], answer["trace"].get("session") or []) == ("consent", []), who
 
 
+async def test_a_device_that_behaves_like_a_bot_is_not_joined(shop: Installation) -> None:
+    crawler = {"context": {"user_agent": "Mozilla/5.0 (compatible; Somebot/2.1; +http://some.example/bot)"}}
+    await shop.send("view_item", 0, "i30", **PHONE)
+    await shop.send("view_item", 0, "i33", **LAPTOP, **crawler)
+    await shop.send("identify", 1, **ANN, **PHONE)
+    await shop.send("identify", 1, **ANN, **LAPTOP)
+    shop.now = NOON + timedelta(minutes=10)
+    assert await shop.voters(**ANN) == {"i30"}
+    for who, reason in ((LAPTOP, "bot"), (PHONE, None), (ANN, None)):
+        answer = await shop.ask(**who)
+        assert (answer["fallback_level"] == "personal", answer["fallback_reason"]) == (reason is None, reason), who
+
+
 async def test_a_no_through_the_users_api_holds_on_every_device_and_under_every_name(shop: Installation) -> None:
     await shop.send("view_item", 0, "i30", **PHONE)
     await shop.send("identify", 1, user_id="old", **PHONE)

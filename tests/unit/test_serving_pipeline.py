@@ -11,6 +11,7 @@ import pytest
 
 from feature_repo.contracts.errors import RequestError
 from feature_repo.contracts.packing import (
+    FLAG_BOT,
     FLAG_PERSONALIZE_DENIED,
     NO_REASON,
     ItemMark,
@@ -389,6 +390,15 @@ class TestConsentInTheSlate:
         assert denied.items == nobody.items
         assert (denied.fallback_level, denied.fallback_reason) == ("popular", "consent")
         assert (denied.personalized, denied.session, denied.session_weight) == (False, [], 0.0)
+
+    def test_a_bot_gets_what_nobody_in_particular_gets(self, catalogue: Catalogue) -> None:
+        state = SessionState(events=[event("cup", 5)], flags=FLAG_BOT)
+        person = Person(candidates=night(("pan", 1.0)), session=state, segment=KITCHEN)
+        bot = slate(catalogue, person, user_id="u1", session_id="s1", personalize=True)
+        assert bot.items == slate(catalogue).items
+        assert (bot.fallback_level, bot.fallback_reason, bot.personalized) == ("popular", "bot", False)
+        state.flags |= FLAG_PERSONALIZE_DENIED  # who says no hears that their no was heard
+        assert slate(catalogue, person, user_id="u1").fallback_reason == "consent"
 
     def test_place_still_counts(self, catalogue: Catalogue) -> None:
         answer = slate(catalogue, Person(segment=HOME), user_id="u1", personalize=False, category=KITCHEN)
