@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from serving.adapters.decision_log import DecisionLog
 from serving.adapters.event_log import EventLog
 from serving.adapters.online import OnlineStore
 from serving.recommender import Recommender
@@ -22,3 +23,4 @@ class Services:
     wall_micros: Callable[[], int]
     timer: Callable[[], int]
     new_id: Callable[[], str]
+    decisions: DecisionLog
