@@ -81,6 +81,8 @@ async def test_no_personalization_is_still_somebodys_answer(api: Installation) -
 
 
 async def test_a_degraded_answer_and_one_for_nobody(api: Installation) -> None:
+    await api.ask()
+    api.decisions.payloads.clear()
     api.store.is_down = True
     answer = await api.ask(recent_events=[{"event_type": "add_to_cart", "item_id": "i12"}])
     said = logged(api)
