@@ -28,7 +28,9 @@ REFUSED_RECORDS = Counter("nightjar_api_refused_records_total", "Records that co
 EVENTS = Counter("nightjar_api_events_total", "Events received, by answer", ["status"])
 QUARANTINED = Counter("nightjar_api_events_quarantined_total", "Quarantined events by reason", ["reason"])
 NOT_STORED = Counter("nightjar_api_events_not_stored_total", "Events counted only: their person said no to storing")
-DECISIONS = Counter("nightjar_api_decisions_total", "Decisions by what became of them: logged (on disk) or lost", ["outcome"])
+DECISIONS = Counter(
+    "nightjar_api_decisions_total", "Decisions by what became of them: logged (on disk) or lost", ["outcome"]
+)
 DECISION_FLUSH_SECONDS = Histogram(
     "nightjar_api_decision_flush_seconds", "Time of one write and fsync of decisions, in seconds", buckets=_BUCKETS
 )

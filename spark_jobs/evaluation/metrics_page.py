@@ -19,7 +19,8 @@ _LEVEL_COLOURS = (
 )  # fmt: skip
 _CSS = """
 .whisker{stroke:var(--data);stroke-width:1.6}.legend{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:13px;
-color:var(--soft);margin-top:6px}.legend i{display:inline-block;width:11px;height:11px;border-radius:2px;margin-right:5px}
+color:var(--soft);margin-top:6px}.legend i{display:inline-block;width:11px;height:11px;border-radius:2px;
+margin-right:5px}
 """
 
 Part = Mapping[str, Any]
@@ -55,14 +56,20 @@ def _summary(report: Mapping[str, Any]) -> str:
     note = (
         ""
         if ctr
-        else '<p>Click-through counts impressions: events of type <code>impression</code> with the answer\'s '
+        else "<p>Click-through counts impressions: events of type <code>impression</code> with the answer's "
         "<code>recommendation_id</code>. Without them there are no shares, only counts.</p>"
     )
     conversion = total["conversion"]
-    revenue = " / ".join(f"{one['net']:,.2f} {escape(currency)}" for currency, one in total["revenue"].items()) or "none"
+    revenue = (
+        " / ".join(f"{one['net']:,.2f} {escape(currency)}" for currency, one in total["revenue"].items()) or "none"
+    )
     tiles = (
         ("Answers", f"{total['decisions']:,}", f"{total['slots']:,} items in them"),
-        ("Impressions", f"{total['impressions']:,}", f"{_share(total['impressions'] / (total['slots'] or 1))} of the items"),
+        (
+            "Impressions",
+            f"{total['impressions']:,}",
+            f"{_share(total['impressions'] / (total['slots'] or 1))} of the items",
+        ),
         ("Clicks", f"{total['clicks']:,}", f"CTR {_interval(ctr)}"),
         ("Put into carts", f"{total['carts']:,}", "credited to an answer"),
         ("Purchases", f"{total['purchases']:,}", f"conversion {_interval(conversion)}"),
@@ -93,7 +100,9 @@ def _clicks(report: Mapping[str, Any]) -> str:
         name = placement["placement"]
         places = [p for p in report["positions"] if p["placement"] == name and p["position"] <= _MOST_POSITIONS]
         figures.append(
-            _whiskers(f"By position: {name}", f"{placement['impressions']:,} seen", [(str(p["position"]), p) for p in places])
+            _whiskers(
+                f"By position: {name}", f"{placement['impressions']:,} seen", [(str(p["position"]), p) for p in places]
+            )
         )
     told = "Of the items that a client says were seen, the share that was clicked. Dots without a line: no interval."
     return _section("Clicks", told, "".join(figures))
@@ -121,11 +130,11 @@ def _whiskers(title: str, told: str, parts: Sequence[tuple[str, Part]]) -> str:
             short = label if len(label) <= 10 else f"{label[:9]}…"
             marks.append(f'<text x="{x:.1f}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(short)}</text>')
         if part["ctr"]:
-            ctr = part["ctr"]
+            low, middle, high = (y(part["ctr"][name]) for name in ("lower", "value", "upper"))
             marks.append(
-                f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{y(ctr["lower"]):.1f}" y2="{y(ctr["upper"]):.1f}"/>'
-                f'<circle class="dot" cx="{x:.1f}" cy="{y(ctr["value"]):.1f}" r="3.2">'
-                f"<title>{escape(label)}: {_interval(ctr)}, {part['impressions']:,} seen</title></circle>"
+                f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
+                f'<circle class="dot" cx="{x:.1f}" cy="{middle:.1f}" r="3.2">'
+                f"<title>{escape(label)}: {_interval(part['ctr'])}, {part['impressions']:,} seen</title></circle>"
             )
     return _figure(title, told, "".join(marks))
 
@@ -135,7 +144,9 @@ def _levels(report: Mapping[str, Any]) -> str:
     found = {(row["metric_date"], row["fallback_level"]): row["decisions"] for row in report["levels_by_day"]}
     known = {row["fallback_level"] for row in report["levels"]}
     order = [level for level in _LEVELS if level in known] + sorted(known - set(_LEVELS))
-    colours = {level: _LEVEL_COLOURS[n % len(_LEVEL_COLOURS)] for n, level in enumerate((*_LEVELS, *order[len(_LEVELS) :]))}
+    colours = {
+        level: _LEVEL_COLOURS[n % len(_LEVEL_COLOURS)] for n, level in enumerate((*_LEVELS, *order[len(_LEVELS) :]))
+    }
     width = _WIDTH * 3
     step = (width - _LEFT - 6) / max(len(days), 1)
     bar = min(step * 0.8, 60)
@@ -161,10 +172,13 @@ def _levels(report: Mapping[str, Any]) -> str:
             marks.append(f'<text x="{x + bar / 2:.1f}" y="{_HEIGHT - 6}" text-anchor="middle">{_day(day)}</text>')
     shares = {row["fallback_level"]: row["share"] for row in report["levels"]}
     legend = "".join(
-        f'<span><i style="background:{colours[level]}"></i>{escape(level)} {shares[level]:.1%}</span>' for level in order
+        f'<span><i style="background:{colours[level]}"></i>{escape(level)} {shares[level]:.1%}</span>'
+        for level in order
     )
     picture = _figure("Answers by fallback level", "share of the day", "".join(marks), width=width, below=legend)
-    told = "The best rung that gave an item; <code>none</code> is an empty slate. More of the lower rungs: fewer people "
+    told = (
+        "The best rung that gave an item; <code>none</code> is an empty slate. More of the lower rungs: fewer people "
+    )
     return _section("Coverage", told + "that the night knew, or stores that did not answer.", picture)
 
 
@@ -216,8 +230,9 @@ def _footer(report: Mapping[str, Any]) -> str:
     open_days = report["incomplete_days"]
     told = f"Not over yet, more may be credited: {escape(', '.join(open_days))}. " if open_days else ""
     return (
-        f'<p class="soft small" style="margin-top:28px">{told}Clicks, carts and purchases are events; CTR and conversion '
-        "count items seen that were clicked or bought at least once. What is credited to what: infra/docs/decisions.md.</p>"
+        f'<p class="soft small" style="margin-top:28px">{told}Clicks, carts and purchases are events; CTR and '
+        "conversion count items seen that were clicked or bought at least once. What is credited to what: "
+        "infra/docs/decisions.md.</p>"
     )
 
 

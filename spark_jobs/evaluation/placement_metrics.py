@@ -1,8 +1,8 @@
 """Days of gold.metrics_daily as numbers for a person: shares with 95 % intervals, by placement, place, version and arm.
 
-The interval is Wilson's (1927; scipy's `binomtest(...).proportion_ci(method="wilson")`): it stays inside [0, 1] and holds
-for few impressions and for none clicked. It takes impressions as independent; those of one slate and of one person are
-not quite, so true intervals are somewhat wider.
+The interval is Wilson's (1927; scipy's `binomtest(...).proportion_ci(method="wilson")`): it stays inside [0, 1] and
+holds for few impressions and for none clicked. It takes impressions as independent; those of one slate and of one
+person are not quite, so true intervals are somewhat wider.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FIRST = 1
 
 
 def proportion(part: int, whole: int) -> dict[str, float] | None:
-    """`part` of `whole` with its Wilson interval at 95 %; None when `whole` is 0. Raises ValueError when part > whole."""
+    """`part` of `whole` with its Wilson interval at 95 %; None when `whole` is 0. Raises ValueError on more parts."""
     if whole == 0:
         return None
     interval = binomtest(part, whole).proportion_ci(confidence_level=0.95, method="wilson")
@@ -56,7 +56,9 @@ def summarize(rows: pd.DataFrame, *, as_of: date) -> dict[str, Any]:
             {"metric_date": day.isoformat(), "fallback_level": level, "decisions": int(n)}
             for (day, level), n in by_day_level.items()
         ],
-        "incomplete_days": sorted({day.isoformat() for day in rows.loc[~rows["is_complete"].astype(bool), "metric_date"]}),
+        "incomplete_days": sorted(
+            {day.isoformat() for day in rows.loc[~rows["is_complete"].astype(bool), "metric_date"]}
+        ),
     }
 
 

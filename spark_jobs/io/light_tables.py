@@ -20,10 +20,11 @@ _UNKNOWN_TO_THIS_WRITER = frozenset({"delta.enableRowTracking"})
 
 
 def replace_days(environment: Environment, name: str, rows: pa.Table, days: Collection[date]) -> None:
-    """Put `rows` in the place of what the table has of `days` (its one partition column), in one commit, and remove the
-    files that no version of the last 30 days needs. The table is created when missing; no days, no commit.
+    """Put `rows` in the place of what the table has of `days` (its one partition column), in one commit, and remove
+    the files that no version of the last 30 days needs. The table is created when missing; no days, no commit.
 
-    Raises ContractError on a row of another day or a table of another engine, DependencyError when it cannot be written.
+    Raises ContractError on a row of another day or a table of another engine, DependencyError when it cannot be
+    written.
     """
     spec = table(name)
     if spec.writer not in LIGHT_WRITERS:

@@ -1,12 +1,12 @@
 """What the answers brought: clicks, carts, purchases and refunds credited to the decisions that showed the items.
 
 Reads    silver.decisions at the run's pin; silver.events; gold.metrics_daily (what is written already)
-Writes   silver.impressions and gold.metrics_daily, day by day of the decisions; metrics.json and metrics.html in the run
-         folder, and metrics/metrics.html in the night's MLflow run
+Writes   silver.impressions and gold.metrics_daily, by day of the decisions; metrics.json and metrics.html in the run
+         folder; metrics/metrics.html and the end of the night's run in MLflow
 
-A light task without Spark (infra/adr/0010). It derives the decision days that events of this run can have changed, those
-whose number of decisions changed, and the last eight before as_of. A day that a run of a later as_of wrote is left alone.
-Definitions: infra/docs/decisions.md.
+A light task without Spark, the last of the night. It derives the decision days that events of this run can have
+changed, those whose number of decisions changed, and the last eight before as_of. A day that a run of a later as_of
+wrote is left alone. Definitions: infra/docs/decisions.md.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def main(environment: Environment, run: Run) -> dict[str, Any]:
     tracking.log_report(
         environment, run.mlflow_run_id, files={f"metrics/{METRICS_PAGE}": page}, tags={}, metrics=_headline(summary)
     )
+    tracking.end_night(environment, run.mlflow_run_id, "FINISHED")
     print(f"{len(days)} days of decisions attributed: {dict(sorted(counts.items()))}", flush=True)
     return report
 

@@ -39,7 +39,8 @@ GROUP = ["metric_date", "placement", "model_version", "fallback_level", "arm"]
 SLOT = ["recommendation_id", "item_id"]
 SLOT_COLUMNS = [*SLOT, "subject_key", "decided_at", "position", *GROUP]
 COUNTS = (
-    "decisions", "impressions", "clicked_impressions", "converted_impressions", "clicks", "carts", "purchases", "refunds",
+    "decisions", "impressions", "clicked_impressions", "converted_impressions", "clicks", "carts", "purchases",
+    "refunds",
 )  # fmt: skip
 
 
@@ -54,7 +55,9 @@ def explode_slots(decisions: pd.DataFrame) -> pd.DataFrame:
 
     Takes recommendation_id, subject_key, decided_at, item_ids (lists) and GROUP; returns SLOT_COLUMNS.
     """
-    once = decisions.sort_values(["recommendation_id", "decided_at"], kind="stable").drop_duplicates("recommendation_id")
+    once = decisions.sort_values(["recommendation_id", "decided_at"], kind="stable").drop_duplicates(
+        "recommendation_id"
+    )
     slots = once.assign(item_id=once["item_ids"]).explode("item_id", ignore_index=True)
     slots["position"] = slots.groupby("recommendation_id").cumcount() + 1
     return slots.loc[slots["item_id"].notna(), SLOT_COLUMNS].drop_duplicates(SLOT).reset_index(drop=True)

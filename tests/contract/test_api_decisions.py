@@ -91,7 +91,9 @@ async def test_a_degraded_answer_and_one_for_nobody(api: Installation) -> None:
 
 
 async def test_similar_items_are_a_decision_about_an_item(api: Installation) -> None:
-    response = await api.client.post("/v1/similar", json={"item_id": "i05", "num_results": 3, "exclude_item_ids": ["i07"]})
+    response = await api.client.post(
+        "/v1/similar", json={"item_id": "i05", "num_results": 3, "exclude_item_ids": ["i07"]}
+    )
     answer = response.json()
     said = logged(api)
     assert len(answer["items"]) == 3

@@ -38,7 +38,7 @@ def dag_run(run_type: str, **values: Any) -> SimpleNamespace:
 
 
 def test_tasks_run_one_after_another_in_this_order(dag: Any) -> None:
-    assert len(dag.tasks) == len(TASKS) == 9
+    assert len(dag.tasks) == len(TASKS) == 10
     (first,) = [task for task in dag.tasks if not task.upstream_task_ids]
     order, task = [first.task_id], first
     while task.downstream_task_ids:

@@ -32,6 +32,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What MLflow is told."""
     said: list[dict[str, Any]] = []
     monkeypatch.setattr(tracking, "log_report", lambda _, run_id, **what: said.append({"run_id": run_id, **what}))
+    monkeypatch.setattr(tracking, "end_night", lambda _, run_id, status: said.append({"end": (run_id, status)}))
     return said
 
 
@@ -132,7 +133,8 @@ def test_a_night_from_silver_to_metrics(shop: Environment, told: list[dict[str, 
     assert read_report(shop, "night", METRICS_FILE) == report
     page = (folder_of(shop, "night") / METRICS_PAGE).read_text(encoding="utf-8")
     assert "50.0% of the items that were seen were clicked" in page
-    (said,) = told
+    said, ended = told
+    assert ended == {"end": ("none", "FINISHED")}
     assert said["files"] == {"metrics/metrics.html": page}
     assert said["metrics"] == {"decisions_28d": 4.0, "impressions_28d": 2.0, "ctr_28d": 0.5}
 
@@ -221,7 +223,7 @@ class _Tags(HTMLParser):
         super().__init__()
         self.names: list[str] = []
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
         self.names.append(tag)
 
 

@@ -65,7 +65,9 @@ def impressions(*rows: tuple[str, str | None, str, str]) -> pd.DataFrame:
     )
 
 
-def credits(events: pd.DataFrame, answered: pd.DataFrame, shown: pd.DataFrame | None = None) -> dict[str, tuple[str, str]]:
+def credits(
+    events: pd.DataFrame, answered: pd.DataFrame, shown: pd.DataFrame | None = None
+) -> dict[str, tuple[str, str]]:
     slots = explode_slots(answered)
     found = credit_outcomes(events, slots, seen_slots(impressions() if shown is None else shown, slots))
     assert found["event_id"].is_unique
@@ -90,9 +92,7 @@ def test_slots_have_positions_and_a_repeated_decision_counts_once() -> None:
 
 
 def test_an_impression_counts_once_per_decision_and_item() -> None:
-    slots = explode_slots(
-        decisions(("r1", "u:a", "8T09:00:00", ["i1", "i2"]), ("r2", "u:a", "8T10:00:00", ["i1"]))
-    )
+    slots = explode_slots(decisions(("r1", "u:a", "8T09:00:00", ["i1", "i2"]), ("r2", "u:a", "8T10:00:00", ["i1"])))
     seen = seen_slots(
         impressions(
             ("e2", "r1", "i2", "8T09:05:00"),
@@ -197,7 +197,10 @@ def test_a_refund_follows_its_purchase() -> None:
 
 
 def test_nothing_brings_nothing() -> None:
-    assert credits(outcomes(("p1", "u:a", "purchase", "i1", "8T10:00:00")), decisions(("r1", None, "8T09:00:00", []))) == {}
+    assert (
+        credits(outcomes(("p1", "u:a", "purchase", "i1", "8T10:00:00")), decisions(("r1", None, "8T09:00:00", [])))
+        == {}
+    )
 
 
 # --- the day ---------------------------------------------------------------------------------------------------

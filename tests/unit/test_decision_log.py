@@ -97,7 +97,7 @@ def counted(outcome: str) -> float:
 
 @contextmanager
 def no_file_larger_than(size: int) -> Iterator[None]:
-    """The kernel refuses to write beyond `size` bytes of any file, as a full disk does: first short, then not at all."""
+    """The kernel writes no file beyond `size` bytes, as on a full disk: first a part, then nothing."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
