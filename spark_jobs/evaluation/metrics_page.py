@@ -104,7 +104,7 @@ def _clicks(report: Mapping[str, Any]) -> str:
                 f"By position: {name}", f"{placement['impressions']:,} seen", [(str(p["position"]), p) for p in places]
             )
         )
-    told = "Of the items that a client says were seen, the share that was clicked. Dots without a line: no interval."
+    told = "Of the items that a client says were seen, the share that was clicked. Nothing seen, no dot."
     return _section("Clicks", told, "".join(figures))
 
 

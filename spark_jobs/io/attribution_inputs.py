@@ -22,13 +22,18 @@ from spark_jobs.transforms.attribution import (
     ID_WINDOW,
     OUTCOME_OF,
     SLOT,
+    SLOT_COLUMNS,
     arm_name,
+    asked_slots,
+    distinct_slots,
     explode_slots,
 )
 
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
 _ONE_DAY = timedelta(days=1)
-_DECISION_COLUMNS = ("recommendation_id", "subject_key", "placement", "model_version", "fallback_level")
+_GROUP_COLUMNS = ("placement", "model_version", "fallback_level")
+_ARM_COLUMNS = ("experiment_ids", "arms")
+_DTYPES = {"decided_at": "int64", "position": "int64"}
 
 
 class Interactions(NamedTuple):
@@ -83,14 +88,14 @@ def read_answers(environment: Environment, version: int, days: Collection[date],
     parts = [pd.DataFrame({name: pd.Series(dtype=object) for name in [*key, "decisions"]})]
     if table is not None:
         columns: Mapping[str, pc.Expression] = {
-            **{name: pc.field(name) for name in (*_DECISION_COLUMNS[2:], "experiment_ids", "arms")},
+            **{name: pc.field(name) for name in (*_GROUP_COLUMNS, *_ARM_COLUMNS)},
             "metric_date": pc.field("decision_date"),
             "item_count": pc.list_value_length(pc.field("item_ids")),
         }
         wanted = pc.field("decision_date").isin(sorted(days)) & _before(cut_off)
         for batch in table.to_pyarrow_dataset().scanner(columns=dict(columns), filter=wanted).to_batches():
-            rows = _with_arms(batch.to_pandas())
-            parts.append(rows.groupby(key).size().rename("decisions").reset_index())
+            counted = _with_arms(pa.table(batch)).group_by(key).aggregate([([], "count_all")])
+            parts.append(counted.rename_columns([*key, "decisions"]).to_pandas())
     stacked = pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
     return stacked.groupby(key, as_index=False)["decisions"].sum()
 
@@ -100,37 +105,34 @@ def read_slots(
 ) -> pd.DataFrame:
     """The slots that `events` can belong to: decisions they name, from ID_WINDOW before `first` on, and decisions for
     their subjects, until ID_WINDOW after `last` (a later touch takes an outcome away from an earlier one)."""
-    ids = pd.concat([events.outcomes["recommendation_id"], events.impressions["recommendation_id"]]).dropna().unique()
-    subjects = events.outcomes["subject_key"].dropna().unique()
     table = open_table(environment, "silver.decisions", version)
-    parts = []
+    names = ["recommendation_id", "subject_key", *_GROUP_COLUMNS, "item_ids"]
+    asked = asked_slots(events.outcomes, events.impressions)
+    parts = [pd.DataFrame({name: pd.Series(dtype=_DTYPES.get(name, object)) for name in SLOT_COLUMNS})]
     if table is not None:
-        columns = [*_DECISION_COLUMNS, "decided_at", "decision_date", "item_ids", "experiment_ids", "arms"]
+        columns: Mapping[str, pc.Expression] = {
+            **{name: pc.field(name) for name in (*names, *_ARM_COLUMNS)},
+            "metric_date": pc.field("decision_date"),
+            "decided_at": pc.field("decided_at").cast(pa.int64()),
+        }
         wanted = (
             (pc.field("decision_date") >= first - ID_WINDOW)
             & (pc.field("decision_date") <= last + _ONE_DAY + ID_WINDOW)
             & _before(cut_off)
-            & (
-                pc.field("recommendation_id").isin(pa.array(ids, pa.string()))
-                | pc.field("subject_key").isin(pa.array(subjects, pa.string()))
-            )
         )
-        for batch in table.to_pyarrow_dataset().scanner(columns=columns, filter=wanted).to_batches():
-            found = pa.table(batch)
-            rows = _with_arms(found.drop_columns(["decided_at"]).to_pandas())
-            at = found["decided_at"].cast(pa.int64()).to_pandas().to_numpy()
-            parts.append(rows.rename(columns={"decision_date": "metric_date"}).assign(decided_at=at))
-    if not parts:
-        names = [*_DECISION_COLUMNS, "metric_date", "item_ids", "arm"]
-        empty = pd.DataFrame({name: pd.Series(dtype=object) for name in names})
-        parts = [empty.assign(decided_at=pd.Series(dtype="int64"))]
-    return explode_slots(pd.concat(parts, ignore_index=True))
+        for batch in table.to_pyarrow_dataset().scanner(columns=dict(columns), filter=wanted).to_batches():
+            parts.append(explode_slots(_with_arms(pa.table(batch)), asked))
+    return distinct_slots(pd.concat([part for part in parts if len(part)] or parts, ignore_index=True))
 
 
 def _before(cut_off: datetime) -> pc.Expression:
     return pc.field("decided_at") < pa.scalar(cut_off, _TIMESTAMP)
 
 
-def _with_arms(rows: pd.DataFrame) -> pd.DataFrame:
-    arms = [arm_name(ids, arms) for ids, arms in zip(rows["experiment_ids"], rows["arms"], strict=True)]
-    return rows.assign(arm=arms).drop(columns=["experiment_ids", "arms"])
+def _with_arms(rows: pa.Table) -> pa.Table:
+    if pc.max(pc.list_value_length(rows["experiment_ids"])).as_py():
+        pairs = zip(rows["experiment_ids"].to_pylist(), rows["arms"].to_pylist(), strict=True)
+        arms = pa.array([arm_name(ids, arms) for ids, arms in pairs], pa.string())
+    else:  # nobody is in an experiment
+        arms = pa.array([""] * rows.num_rows, pa.string())
+    return rows.drop_columns(list(_ARM_COLUMNS)).append_column("arm", arms)

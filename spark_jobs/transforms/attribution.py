@@ -1,4 +1,4 @@
-"""Which answer brought which outcome, on pandas frames: small enough after the semi-join for one process.
+"""Which answer brought which outcome: an Arrow semi-join of many answers with few events, then pandas frames.
 
 Slot: one item of one decision. Times (`at`, `decided_at`) are microseconds since 1970 (UTC) as integers. The rules and
 their reasons are in infra/docs/decisions.md; every function is pure, and equal rows in any order give equal results.
@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from feature_repo.contracts.events import EventType
 
@@ -44,23 +47,59 @@ COUNTS = (
 )  # fmt: skip
 
 
+class Asked(NamedTuple):
+    """Which slots some event can belong to, as `_pairs` of recommendation and item, and of subject and item."""
+
+    by_id: pa.Array
+    by_subject: pa.Array
+
+
 def arm_name(experiment_ids: Collection[str] | None, arms: Collection[str] | None) -> str:
     """`experiment=arm` of all experiments a decision took part in, sorted, with commas; empty when in none."""
     pairs = zip(experiment_ids if experiment_ids is not None else (), arms if arms is not None else (), strict=True)
     return ",".join(sorted(f"{experiment}={arm}" for experiment, arm in pairs))
 
 
-def explode_slots(decisions: pd.DataFrame) -> pd.DataFrame:
-    """One row per item of each decision; `position` from 1. A recommendation_id that came twice counts once.
+def explode_slots(decisions: pa.Table, asked: Asked | None = None) -> pd.DataFrame:
+    """One row per item of each decision, `position` from 1; with `asked` only those that some event can belong to.
 
     Takes recommendation_id, subject_key, decided_at, item_ids (lists) and GROUP; returns SLOT_COLUMNS.
     """
-    once = decisions.sort_values(["recommendation_id", "decided_at"], kind="stable").drop_duplicates(
-        "recommendation_id"
-    )
-    slots = once.assign(item_id=once["item_ids"]).explode("item_id", ignore_index=True)
-    slots["position"] = slots.groupby("recommendation_id").cumcount() + 1
-    return slots.loc[slots["item_id"].notna(), SLOT_COLUMNS].drop_duplicates(SLOT).reset_index(drop=True)
+    lists = decisions["item_ids"].combine_chunks()
+    parents, items = pc.list_parent_indices(lists), pc.list_flatten(lists)
+    starts = np.concatenate(([0], np.cumsum(pc.fill_null(pc.list_value_length(lists), 0).to_numpy())))
+    positions = pa.array(np.arange(len(items)) - starts[parents.to_numpy()] + 1, pa.int64())
+    if asked is not None:
+        by_id = pc.is_in(_pairs(decisions["recommendation_id"].take(parents), items), asked.by_id)
+        by_subject = pc.is_in(_pairs(decisions["subject_key"].take(parents), items), asked.by_subject)
+        wanted = pc.or_(by_id, by_subject)
+        parents, items, positions = (column.filter(wanted) for column in (parents, items, positions))
+    slots = decisions.drop_columns(["item_ids"]).take(parents)
+    slots = slots.append_column("item_id", items).append_column("position", positions)
+    return slots.select(SLOT_COLUMNS).to_pandas()
+
+
+def distinct_slots(slots: pd.DataFrame) -> pd.DataFrame:
+    """A recommendation_id that came twice counts once, as it was first; an item counts once in a slate."""
+    ordered = slots.sort_values([*SLOT, "decided_at", "position"], kind="stable")
+    first = ordered.groupby("recommendation_id")["decided_at"].transform("min")
+    return ordered[ordered["decided_at"] == first].drop_duplicates(SLOT).reset_index(drop=True)
+
+
+def asked_slots(outcomes: pd.DataFrame, impressions: pd.DataFrame) -> Asked:
+    """What these events can belong to; the columns are those of `credit_outcomes` and `seen_slots`."""
+    named = pd.concat([outcomes[SLOT], impressions[SLOT]]).dropna()
+    subjects = outcomes[["subject_key", "item_id"]].dropna()
+    return Asked(_key_set(named["recommendation_id"], named["item_id"]), _key_set(*(subjects[c] for c in subjects)))
+
+
+def _key_set(owners: pd.Series, items: pd.Series) -> pa.Array:
+    return _pairs(pa.array(owners, pa.string()), pa.array(items, pa.string())).unique()
+
+
+def _pairs(owners: pa.ChunkedArray | pa.Array, items: pa.Array) -> pa.ChunkedArray | pa.Array:
+    """`owner NUL item`, null when either is: no id contains NUL."""
+    return pc.binary_join_element_wise(owners, items, "\0")
 
 
 def seen_slots(impressions: pd.DataFrame, slots: pd.DataFrame) -> pd.DataFrame:

@@ -60,7 +60,7 @@ def test_spark_tasks_are_submitted_one_at_a_time(dag: Any) -> None:
 
 
 def test_every_task_is_retried_twice_after_a_short_while(dag: Any) -> None:
-    assert [(t.retries, t.retry_delay.total_seconds()) for t in dag.tasks] == [(2, 10.0)] * 9
+    assert [(t.retries, t.retry_delay.total_seconds()) for t in dag.tasks] == [(2, 10.0)] * 10
     assert dag.max_active_runs == 1
     assert dag.catchup is False
 

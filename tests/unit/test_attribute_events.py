@@ -194,6 +194,16 @@ def test_no_decision_yet(environment: Environment, told: list[dict[str, Any]]) -
     assert light_delta.version(environment, "gold.metrics_daily") == -1
 
 
+def test_decisions_without_a_single_event(environment: Environment) -> None:
+    write_rows(environment, "silver.decisions", DECISIONS[:2])
+    report = job.main(environment, night(environment, "2024-03-08"))
+    assert [row[4:] for row in metrics(environment)] == [
+        [position, 1, 0, 0, 0, 0, 0, 0, 0] for position in (1, 2, 1, 2)
+    ]
+    assert report["events"] == {"clicks_without_impression": 0, "decisions": 2, "impressions": 0}
+    assert read_table(environment, "silver.impressions").num_rows == 0
+
+
 def test_only_its_own_tables_and_days_are_replaced(environment: Environment) -> None:
     empty = arrow_schema("gold.evaluations").empty_table()
     with pytest.raises(ContractError, match="written by train_models, with Spark"):

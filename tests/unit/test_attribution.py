@@ -6,14 +6,17 @@ from datetime import date
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from feature_repo.contracts.times import to_micros
 from spark_jobs.transforms.attribution import (
     OUTCOME_OF,
     arm_name,
+    asked_slots,
     credit_outcomes,
     daily_metrics,
+    distinct_slots,
     explode_slots,
     seen_slots,
 )
@@ -65,10 +68,14 @@ def impressions(*rows: tuple[str, str | None, str, str]) -> pd.DataFrame:
     )
 
 
+def slots_of(answered: pd.DataFrame) -> pd.DataFrame:
+    return distinct_slots(explode_slots(pa.Table.from_pandas(answered, preserve_index=False)))
+
+
 def credits(
     events: pd.DataFrame, answered: pd.DataFrame, shown: pd.DataFrame | None = None
 ) -> dict[str, tuple[str, str]]:
-    slots = explode_slots(answered)
+    slots = slots_of(answered)
     found = credit_outcomes(events, slots, seen_slots(impressions() if shown is None else shown, slots))
     assert found["event_id"].is_unique
     assert set(found["item_id"]) <= set(events["item_id"])
@@ -79,7 +86,7 @@ def credits(
 
 
 def test_slots_have_positions_and_a_repeated_decision_counts_once() -> None:
-    slots = explode_slots(
+    slots = slots_of(
         decisions(
             ("r2", "u:a", "8T10:00:00", ["i3"]),
             ("r1", "u:a", "8T09:00:00", ["i2", "i1", "i3"]),
@@ -88,11 +95,28 @@ def test_slots_have_positions_and_a_repeated_decision_counts_once() -> None:
         )
     )
     found = [(row.recommendation_id, row.item_id, row.position) for row in slots.itertuples()]
-    assert found == [("r1", "i2", 1), ("r1", "i1", 2), ("r1", "i3", 3), ("r2", "i3", 1)]
+    assert found == [("r1", "i1", 2), ("r1", "i2", 1), ("r1", "i3", 3), ("r2", "i3", 1)]
+
+
+def test_only_slots_that_an_event_can_belong_to_are_kept() -> None:
+    answered = decisions(
+        ("r1", "u:a", "8T09:00:00", ["i1", "i2", "i3"]),
+        ("r2", None, "8T09:00:00", ["i1"]),
+        ("r3", "u:b", "8T09:00:00", ["i2", "i9"]),
+        ("r4", "u:a", "8T09:00:00", []),
+    )
+    asked = asked_slots(
+        outcomes(("p1", "u:b", "purchase", "i9", "8T10:00:00"), ("c1", "u:c", "click", "i3", "8T10:00:00", "r1")),
+        impressions(("e1", "r2", "i1", "8T09:01:00"), ("e2", None, "i2", "8T09:01:00")),
+    )
+    found = explode_slots(pa.Table.from_pandas(answered, preserve_index=False), asked)
+    assert [(row.recommendation_id, row.item_id, row.position) for row in found.itertuples()] == [
+        ("r1", "i3", 3), ("r2", "i1", 1), ("r3", "i9", 2),
+    ]  # fmt: skip
 
 
 def test_an_impression_counts_once_per_decision_and_item() -> None:
-    slots = explode_slots(decisions(("r1", "u:a", "8T09:00:00", ["i1", "i2"]), ("r2", "u:a", "8T10:00:00", ["i1"])))
+    slots = slots_of(decisions(("r1", "u:a", "8T09:00:00", ["i1", "i2"]), ("r2", "u:a", "8T10:00:00", ["i1"])))
     seen = seen_slots(
         impressions(
             ("e2", "r1", "i2", "8T09:05:00"),
@@ -214,7 +238,7 @@ def answers(*rows: tuple[str, int, int]) -> pd.DataFrame:
 
 def test_a_day_worked_out_by_hand() -> None:
     """home: five answers, two of three items, two of one, one of none; cart: one of one that brought nothing."""
-    slots = explode_slots(
+    slots = slots_of(
         decisions(
             ("r1", "u:a", "8T09:00:00", ["i1", "i2", "i3"]),
             ("r2", "u:b", "8T09:00:00", ["i2", "i1", "i3"]),

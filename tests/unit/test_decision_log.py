@@ -229,6 +229,18 @@ def test_after_a_full_disk_the_file_goes_on_where_it_stopped(environment: Enviro
     assert names_in(path) == ["d1", "d2", "d3", "d4"]
 
 
+def test_after_a_failed_fsync_a_new_file_begins(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost, logged = counted("lost"), counted("logged")
+    worker = Worker(environment)
+    worker.say("d1")
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        worker.say("d2")
+    worker.say("d3")
+    assert sorted(names_in(path) for path in files(environment)) == [["d1", "d2"], ["d3"]]  # d2 is in doubt
+    assert (counted("lost") - lost, counted("logged") - logged) == (1, 2)
+
+
 def test_no_folder_no_answer_fails(environment: Environment) -> None:
     Path(environment.home).mkdir()
     blocked = Path(environment.home, "decisions")
