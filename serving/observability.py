@@ -32,6 +32,13 @@ NOT_STORED = Counter("nightjar_api_events_not_stored_total", "Events counted onl
 CATALOGUE_CHANGES = Counter(
     "nightjar_api_catalogue_changes_total", "Changes of items and users received, by answer", ["kind", "status"]
 )
+DECISIONS = Counter(
+    "nightjar_api_decisions_total", "Decisions by what became of them: logged (on disk) or lost", ["outcome"]
+)
+DECISION_FLUSH_SECONDS = Histogram(
+    "nightjar_api_decision_flush_seconds", "Time of one write and fsync of decisions, in seconds", buckets=_BUCKETS
+)
+DECISION_FAILURES = Counter("nightjar_api_decision_failures_total", "Writes of decisions that the disk refused")
 WORKER_STARTS = Counter("nightjar_api_worker_starts_total", "Worker processes started since the server was")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -70,7 +70,10 @@ class PersonRecords(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A slate with the circumstances under which it was made. Times are microseconds since 1970, None when unknown."""
+    """A slate with the circumstances under which it was made. Times are microseconds since 1970, None when unknown.
+
+    `refuses_storing`: the person said so through the users API, under any name that is known to be theirs.
+    """
 
     slate: Slate
     catalogue: Catalogue
@@ -78,6 +81,7 @@ class Answer:
     degraded: list[str] = field(default_factory=list)
     feature_micros: int | None = None
     changes_micros: int | None = None
+    refuses_storing: bool = False
 
 
 class Recommender:
@@ -107,7 +111,8 @@ class Recommender:
 
         A request that says personalize=false, or whose user said so last, reads nothing about the person.
         """
-        request = with_refusal(request, refuses=self._overlay.refuses_personalization(request.user_id))
+        names = {request.user_id}
+        request = self._with_refusal(request, names)
         asks_personally = request.personalize is not False
         settled = await self.settle(
             user_id=request.user_id if asks_personally else None,
@@ -116,7 +121,8 @@ class Recommender:
         degraded = settled.degraded
         person, feature_micros = self._person(settled, degraded)
         if settled.read is not None and settled.read.identity is not None:
-            request = self._as_known(request, settled.read.identity)
+            names |= _names_of(settled.read.identity)
+            request = self._with_refusal(replace(request, user_id=settled.read.identity.user_id), names)
         slate = build_slate(
             request,
             person,
@@ -128,13 +134,18 @@ class Recommender:
         SLATES.labels(slate.fallback_level).inc()
         for reason in degraded:
             DEGRADED.labels(reason).inc()
-        return Answer(slate, settled.catalogue, settled.reads, degraded, feature_micros, self._overlay.heard_micros)
+        return Answer(
+            slate,
+            settled.catalogue,
+            settled.reads,
+            degraded,
+            feature_micros,
+            self._overlay.heard_micros,
+            any(self._overlay.refuses_storing(name) for name in names),
+        )
 
-    def _as_known(self, request: SlateRequest, identity: Identity) -> SlateRequest:
-        """The request of the person behind a device or a former name, who may have refused under any of their names."""
-        names = {subject[2:] for subject in (identity.primary, *identity.subjects) if subject.startswith("u:")}
-        refuses = any(self._overlay.refuses_personalization(name) for name in names)
-        return with_refusal(replace(request, user_id=identity.user_id), refuses=refuses)
+    def _with_refusal(self, request: SlateRequest, names: Iterable[str | None]) -> SlateRequest:
+        return with_refusal(request, refuses=any(self._overlay.refuses_personalization(name) for name in names))
 
     async def settle(self, *, user_id: str | None = None, anonymous_id: str | None = None) -> Settled:
         """Read the person together with the pointer; when the pointer moved, load that version and read once more.
@@ -285,6 +296,11 @@ def _refuse(why: str, degraded: list[str]) -> str:
     REFUSED_RECORDS.labels(why).inc()
     degraded.append(why)
     return why
+
+
+def _names_of(identity: Identity) -> set[str]:
+    """The user's current name and former ones: somebody may have refused under any of them."""
+    return {subject[2:] for subject in (identity.primary, *identity.subjects) if subject.startswith("u:")}
 
 
 def _edges(fields: Mapping[bytes, bytes]) -> dict[str, Edge]:

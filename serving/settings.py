@@ -52,6 +52,13 @@ class ServingSettings:
     max_written_bytes      33554432 B  what the events of one request may take in the log; what they share in the body
                                      (a context, a client id) is written with each. Higher: more memory and disk.
     write_keys             (none)    write keys of /v1/track and its kind, separated by commas. With none, any is taken.
+    decision_flush_ms      100 ms    how often a worker's decisions are written and fsynced: what a crash loses at most.
+                                     Higher: fewer fsyncs.
+    decision_queue_bytes   16777216 B  decisions of one worker that wait for the disk; beyond it they are lost and
+                                     counted, answers go on. Higher: a longer hiccup of the disk is survived.
+    decision_file_bytes    268435456 B  size at which a worker begins a new decision file. Higher: fewer, larger files
+                                     wait for their deletion.
+    decision_file_seconds  3600 s    age at which it does. Higher: the same.
     session_ttl_seconds    2592000 s how long a person's session record lives after its last event (30 days: longer is
                                      more personal data kept).
     consumer_batch         500       stream entries the consumer applies at once. Higher: more throughput, later effect.
@@ -79,6 +86,10 @@ class ServingSettings:
     max_inflate_ratio: int = 100
     max_written_bytes: int = 33_554_432
     write_keys: str = ""
+    decision_flush_ms: float = 100.0
+    decision_queue_bytes: int = 16_777_216
+    decision_file_bytes: int = 268_435_456
+    decision_file_seconds: float = 3600.0
     session_ttl_seconds: int = 2_592_000
     consumer_batch: int = 500
     archive_seconds: float = 5.0

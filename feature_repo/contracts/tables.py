@@ -104,6 +104,20 @@ _TABLES = (
         "anonymous_id": "string", "user_id": "string", "subject_key": "string", "is_alias": "boolean",
         "first_seen_at": "timestamp", "last_seen_at": "timestamp", "undone_at": "timestamp", "event_date": "date",
     }),
+    TableSpec("silver.decisions", "one answer: what was shown to whom, from what (recommendation_id is unique)", "archiver", {
+        "recommendation_id": "string", "decided_at": "timestamp", "kind": "string", "placement": "string",
+        "subject_key": "string", "session_hash": "string", "model_version": "string", "fallback_level": "string",
+        "fallback_reason": "string", "degraded_reasons": "array<string>", "item_ids": "array<string>",
+        "item_numbers": "array<int>", "scores": "array<float>", "sources": "array<string>",
+        "rule_ids": "array<array<string>>", "propensities": "array<double>", "experiment_ids": "array<string>",
+        "arms": "array<string>", "inputs": "string", "source": "string", "source_position": "bigint",
+        "decision_date": "date",
+    }, ("decision_date",), ("source", "source_position")),
+    TableSpec("silver.impressions", "one item of one decision that the client says was seen", "attribute_events", {
+        "recommendation_id": "string", "item_id": "string", "position": "int", "placement": "string",
+        "model_version": "string", "subject_key": "string", "first_seen_at": "timestamp", "deliveries": "bigint",
+        "decision_date": "date",
+    }, ("decision_date",)),
     TableSpec("gold.item_ids", "one item; numbers are appended, never reused", "build_features", {
         "item_id": "string", "item_number": "int", "first_as_of": "date",
     }),
@@ -119,9 +133,19 @@ _TABLES = (
     TableSpec("gold.item_neighbours", "one item's neighbours at one as_of", "score_users", {
         "item_number": "int", "neighbour_numbers": "array<int>", "similarities": "array<float>", "as_of": "date",
     }, ("as_of",)),
+    TableSpec("gold.metrics_daily", "one place of the slates of one day, placement, version, fallback level and arm", "attribute_events", {
+        "metric_date": "date", "placement": "string", "model_version": "string", "fallback_level": "string", "arm": "string",
+        "position": "int", "decisions": "bigint", "impressions": "bigint", "clicked_impressions": "bigint",
+        "converted_impressions": "bigint", "clicks": "bigint", "carts": "bigint", "purchases": "bigint", "refunds": "bigint",
+        "currencies": "array<string>", "revenues": "array<double>", "refunded": "array<double>", "is_complete": "boolean",
+        "as_of": "date",
+    }, ("metric_date",)),
 )  # fmt: skip
 
 TABLES: Mapping[str, TableSpec] = {t.name: t for t in _TABLES}
+
+LIGHT_WRITERS = frozenset({"archiver", "importer", "attribute_events"})
+"""Writers without a JVM: Spark reads their tables, and never compacts or vacuums them."""
 
 
 def table(name: str) -> TableSpec:

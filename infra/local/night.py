@@ -18,7 +18,7 @@ DAG_ID = "nightly_recommendations"
 PUBLISH_MODES = ("auto", "never", "always")
 TASKS = (
     "pin_run", "refine_events", "build_features", "train_models", "judge_models", "score_users",
-    "materialize_features", "verify_publication", "flip_version",
+    "materialize_features", "verify_publication", "flip_version", "attribute_events",
 )  # fmt: skip
 """In the order in which they run (a test holds this to the DAG)."""
 

@@ -54,7 +54,9 @@ class Consent(_Taken):
     personalize: bool | None = Field(
         default=None, description="false: only non-personal rungs answer, nothing personal is read"
     )
-    store: bool | None = Field(default=None, description="taken for symmetry with events; a request stores nothing")
+    store: bool | None = Field(
+        default=None, description="false: what was answered is logged without saying to whom, or what they did"
+    )
     train: bool | None = Field(default=None, description="taken for symmetry with events; a request trains nothing")
     share: bool | None = None
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from serving.adapters.change_feed import CatalogueTail
+from serving.adapters.decision_log import DecisionLog
 from serving.adapters.event_log import EventLog
 from serving.adapters.online import OnlineStore
 from serving.pipeline.overlay import CatalogueOverlay
@@ -26,3 +27,4 @@ class Services:
     new_id: Callable[[], str]
     overlay: CatalogueOverlay
     tail: CatalogueTail
+    decisions: DecisionLog

@@ -32,6 +32,7 @@ from feature_repo.contracts.keys import (
 from serving.settings import ServingSettings
 from serving.speed.archive_rows import Row, change_rows, event_rows, quarantine_rows
 from serving.speed.change_records import compact_changes
+from serving.speed.decision_archive import DecisionArchiver
 from serving.speed.delta_archive import DeltaArchive
 from serving.speed.maintenance_requests import answer_request
 from serving.speed.metrics import ArchiverMetrics, StreamPositions, metrics_port, show_metrics, timed
@@ -189,13 +190,28 @@ def main() -> int:
         may_write=lease.hold,
         metrics=metrics,
     )
+    decisions = DecisionArchiver(
+        environment.decisions,
+        lakehouse=environment.lakehouse,
+        tenant=environment.tenant,
+        may_write=lease.hold,
+        metrics=metrics,
+    )
+
+    def resume() -> None:
+        archiver.resume()
+        decisions.resume()
+
+    def maintain(**options: Any) -> dict[str, Any]:
+        return {**archiver.maintain(**options), **decisions.maintain(**options)}
 
     def step(stopping: threading.Event) -> None:
-        answer_request(log, environment.tenant, archiver.maintain)
-        if archiver.archive() < archiver.stream_share:
+        answer_request(log, environment.tenant, maintain)
+        is_calm = archiver.archive() < archiver.stream_share
+        if not decisions.archive() and is_calm:
             _rest(stopping, lease, settings.archive_seconds, settings.lease_seconds / 3)
 
-    return run_role("archiver", lease, resume=archiver.resume, step=step, metrics=metrics)
+    return run_role("archiver", lease, resume=resume, step=step, metrics=metrics)
 
 
 def _rest(stopping: threading.Event, lease: Lease, seconds: float, pause: float) -> None:

@@ -1,4 +1,4 @@
-"""Appends to one bronze table without a JVM: exactly once by stream position, and on disk when it says so."""
+"""Appends to one table without a JVM: exactly once by stream position, and on disk when it says so."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from serving.speed.table_upkeep import keep_up
 _ARROW = {
     "string": pa.string(), "bigint": pa.int64(), "int": pa.int32(), "double": pa.float64(), "boolean": pa.bool_(),
     "timestamp": pa.timestamp("us", tz="UTC"), "date": pa.date32(), "binary": pa.binary(),
+    "array<int>": pa.list_(pa.int32()), "array<float>": pa.list_(pa.float32()), "array<double>": pa.list_(pa.float64()),
+    "array<string>": pa.list_(pa.string()), "array<array<string>>": pa.list_(pa.list_(pa.string())),
 }  # fmt: skip
 
 _UNKNOWN_TO_THIS_WRITER = frozenset({"delta.enableRowTracking"})
@@ -28,7 +30,7 @@ _UNKNOWN_TO_THIS_WRITER = frozenset({"delta.enableRowTracking"})
 
 
 class DeltaArchive:
-    """One bronze table. This process is its only writer (deltalake records transaction versions, it does not enforce
+    """One table. This process is its only writer (deltalake records transaction versions, it does not enforce
     them; `position` is what makes a repeated append harmless)."""
 
     def __init__(

@@ -92,7 +92,7 @@ class ConsumerMetrics(RoleMetrics):
 
 
 class ArchiverMetrics(RoleMetrics):
-    """Of one archiver process. Label `table`: one of `archiver.TABLES`."""
+    """Of one archiver process. Label `table`: one of `archiver.TABLES`, or silver.decisions."""
 
     def __init__(self) -> None:
         super().__init__("archiver")
@@ -115,6 +115,14 @@ class ArchiverMetrics(RoleMetrics):
             "Time until a commit was on disk, in seconds",
             table,
             buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.decision_files = Gauge(
+            "nightjar_archiver_decision_files", "Files of decisions not yet deleted", registry=self.registry
+        )
+        self.damaged_decision_bytes = Counter(
+            "nightjar_archiver_damaged_decision_bytes_total",
+            "Bytes of decision files that were cut short or damaged, and left out",
             registry=self.registry,
         )
 

@@ -25,7 +25,7 @@ from pyspark.sql import SparkSession
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.run import MAINTENANCE_FILE
-from feature_repo.contracts.tables import TABLES, table, table_path
+from feature_repo.contracts.tables import LIGHT_WRITERS, TABLES, table, table_path
 from spark_jobs.io.light_delta import open_table
 from spark_jobs.io.run_store import write_report
 from spark_jobs.jobs.entry import run_command
@@ -84,7 +84,7 @@ def maintain_tables(
     """Table -> what was done (of a dry run: what would be), also in maintenance.json."""
     check_retention(retention_days)
     report = {}
-    for name in sorted(n for n in TABLES if not n.startswith("bronze.")):  # bronze has writers of its own
+    for name in sorted(n for n, spec in TABLES.items() if spec.writer not in LIGHT_WRITERS):
         if open_table(environment, name) is None:
             continue
         report[name] = done = _maintain(spark, environment, name, dry_run=dry_run, retention_days=retention_days)

@@ -27,6 +27,7 @@ from feature_repo.contracts.packing import (
     pack_session,
     session_hash,
 )
+from serving.adapters.decision_log import MemoryDecisionLog
 from serving.adapters.event_log import MemoryEventLog
 from serving.adapters.feast_online import entity_key
 from serving.adapters.online import SEGMENT_FIELD, SEGMENT_TIME_FIELD, MemoryOnlineStore
@@ -71,6 +72,7 @@ class Installation:
         self.environment = environment
         self.store = MemoryOnlineStore(tenant=TENANT)
         self.log = MemoryEventLog(tenant=TENANT)
+        self.decisions = MemoryDecisionLog()
         self.now = NOW
         numbers, ticks = itertools.count(1), itertools.count(step=1_000_000)
         self.app: FastAPI = create_app(
@@ -78,6 +80,7 @@ class Installation:
             ServingSettings(max_events=3, max_body_bytes=5000),
             store=self.store,
             log=self.log,
+            decisions=self.decisions,
             wall_micros=lambda: self.now,
             timer=lambda: next(ticks),
             new_id=lambda: f"id{next(numbers)}",

@@ -248,6 +248,46 @@ def test_the_server_outlives_its_stores_and_its_workers(stack: Stack) -> None:
 
 
 @pytest.mark.redis
+def test_every_decision_is_archived_once_whoever_is_killed(stack: Stack) -> None:
+    stack.publish()
+    stack.start_api()
+    answered: list[str] = []
+
+    def ask(count: int) -> None:
+        for _ in range(count):
+            with httpx.Client(base_url=stack.url, timeout=5) as fresh:  # a new connection each: any worker
+                answered.append(fresh.post("/v1/recommendations", json={"user_id": "u1"}).json()["recommendation_id"])
+
+    def archived() -> list[str]:
+        path = table_path(stack.environment.lakehouse, "silver.decisions")
+        if not DeltaTable.is_deltatable(path):
+            return []
+        return sorted(DeltaTable(path).to_pyarrow_table(columns=["recommendation_id"])["recommendation_id"].to_pylist())
+
+    def logged() -> float:
+        line = 'nightjar_api_decisions_total{outcome="logged"}'
+        lines = [text for text in stack.client.get("/metrics").text.splitlines() if text.startswith(line)]
+        return float(lines[0].rpartition(" ")[2]) if lines else 0.0
+
+    ask(20)
+    wait_for(lambda: logged() == 20, "all decisions are on disk")
+    os.kill(stack.workers()[0], signal.SIGKILL)
+    stack.start_stream_processes()
+    wait_for(lambda: archived() == sorted(answered), "the archiver has all, those of the dead worker too")
+    stack.processes["archiver"].kill()
+    stack.processes["archiver"].wait()
+    wait_for(lambda: stack.listeners() == 2, "the new worker listens")
+    ask(20)
+    stack.processes["api"].terminate()
+    assert stack.processes["api"].wait(15) == 0
+    stack.start("archiver", "serving.speed.archiver")
+    folder = Path(stack.environment.decisions)
+    wait_for(lambda: not list(folder.iterdir()), "no file is left")
+    assert archived() == sorted(answered)
+    assert len(set(answered)) == 40
+
+
+@pytest.mark.redis
 def test_workers_end_with_a_supervisor_that_is_killed(stack: Stack) -> None:
     stack.publish()
     stack.start_api()
