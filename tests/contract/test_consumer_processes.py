@@ -100,12 +100,12 @@ class Shop:
         return self.folder / f"consumer-{number}.log"
 
     def send(self, *users: str, event_id: str | None = None, raw: bytes | None = None) -> None:
-        """One click of each user, accepted as the API accepts it."""
+        """An item into the cart of each user, accepted as the API accepts it. Whoever views so fast is a bot."""
         for user in users:
             number = next(self.numbers)
             name = event_id or f"e{number}"
             event = {
-                "event_id": name, "event_type": "view_item", "user_id": user, "item_id": f"i{number % 7}",
+                "event_id": name, "event_type": "add_to_cart", "user_id": user, "item_id": f"i{number % 7}",
                 "timestamp": datetime.now(UTC).isoformat(),
             }  # fmt: skip
             partition = partition_of(f"u:{user}")
