@@ -52,6 +52,7 @@ def run_worker(host: str, port: int) -> None:
         lifespan="on",
         access_log=False,
         log_level="warning",
+        proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=5,
     )
