@@ -121,9 +121,7 @@ def with_hot_routes(app: FastAPI) -> ASGIApp:
 
 def app_from_environment() -> ASGIApp:
     """What a worker process serves."""
-    return with_hot_routes(
-        create_app(Environment.from_mapping(os.environ), ServingSettings.from_mapping(os.environ))
-    )
+    return with_hot_routes(create_app(Environment.from_mapping(os.environ), ServingSettings.from_mapping(os.environ)))
 
 
 async def _watch_pointer(recommender: Recommender, seconds: float, stopping: asyncio.Event) -> None:

@@ -17,7 +17,9 @@ from prometheus_client.values import ValueClass
 REQUEST_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 REQUESTS = Counter("nightjar_api_requests_total", "Answered HTTP requests", ["route", "status"])
-REQUEST_SECONDS = Histogram("nightjar_api_request_seconds", "Time to answer, in seconds", ["route"], buckets=REQUEST_BUCKETS)
+REQUEST_SECONDS = Histogram(
+    "nightjar_api_request_seconds", "Time to answer, in seconds", ["route"], buckets=REQUEST_BUCKETS
+)
 SLATES = Counter("nightjar_api_slates_total", "Slates by the rung that gave them", ["fallback_level"])
 DEGRADED = Counter("nightjar_api_degraded_total", "Degraded answers by reason", ["reason"])
 SECOND_READS = Counter("nightjar_api_second_reads_total", "Requests that read twice because the pointer had moved")

@@ -408,6 +408,7 @@ class MemoryEventLog:
         self.quarantined += quarantined
         if on_durable is not None:
             on_durable(is_new)
+            await asyncio.sleep(0)
         return is_new
 
     async def close(self) -> None:
