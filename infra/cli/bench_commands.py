@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
     bench = typer.Typer(help="Measure, on real data or on a simulated shop.", no_args_is_help=True)
     bench.command("backfill")(backfill)
     bench.command("cluster")(cluster)
+    bench.command("ingest")(ingest)
     app.add_typer(bench, name="bench")
     torture = typer.Typer(help="Do harm on purpose, and see that nothing is lost.", no_args_is_help=True)
     torture.command("night")(night)
@@ -90,6 +91,39 @@ def cluster(
     out.print(f"{report['workers_killed']} workers killed; version {report['version']}; {_same(report)}")
     if not report["identical"]:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def ingest(
+    pairs: Annotated[int, typer.Option("--pairs", help="How often both sides are measured, in turns.")] = 3,
+    seconds: Annotated[int, typer.Option("--seconds", help="Of each measurement.")] = 4,
+    connections: Annotated[int, typer.Option("--connections", help="Of the load generator.")] = 128,
+    batch: Annotated[int, typer.Option("--batch", help="Events of a request, where they come in batches.")] = 100,
+    report_file: JsonOut = None,
+) -> None:
+    """Events that one worker core makes durable in a second, beside FastAPI + pydantic + redis-py without fsync.
+
+    Exit code 1: a request failed, or an acknowledged event is not in the log.
+    """
+    from infra.bench.ingest import bench_ingest
+
+    report = bench_ingest(
+        _own_home("bench-ingest"), os.environ, pairs=pairs, seconds=seconds, connections=connections, batch=batch,
+        say=_say,
+    )  # fmt: skip
+    _show(report, report_file)
+    out.print(
+        f"{report['batch']} events a batch, {report['connections']} connections of {report['generator']}; the worker's "
+        f"core was at least {report['worker_busy']:.0%} busy; {report['errors']} errors, {report['missing']} missing"
+    )
+    _show_disk(report)
+    if report["errors"] or report["missing"]:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _show_disk(report: Mapping[str, Any]) -> None:
+    out.print(f"fsync here: {report['fsync_median_ms']:g} ms in the median, on {report['filesystem']}")
+    if report["void"]:
+        out.print(f"[bold red]void[/]: {report['void']}")
 
 
 def _own_home(name: str) -> Path:
