@@ -103,7 +103,8 @@ class _Connection(asyncio.Protocol):
 class _OwnLoad:
     def __init__(self, port: int, seconds: float, connections: int, batch: int, run: str, moment: str) -> None:
         self.head = (
-            b"POST /v1/events HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\nContent-Length: " % port
+            b"POST /v1/events HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\nContent-Length: "
+            % port
         )
         self._port, self._seconds, self._connections = port, seconds, connections
         self._batch, self._run, self._moment = batch, run, moment

@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(bench, name="bench")
     torture = typer.Typer(help="Do harm on purpose, and see that nothing is lost.", no_args_is_help=True)
     torture.command("night")(night)
+    torture.command("events")(events)
     app.add_typer(torture, name="torture")
 
 
@@ -117,6 +118,38 @@ def ingest(
     )
     _show_disk(report)
     if report["errors"] or report["missing"]:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def events(
+    cycles: Annotated[int, typer.Option("--cycles", help="How many; one takes three or four seconds.")] = 20,
+    seed: Seed = 7,
+    report_file: JsonOut = None,
+) -> None:
+    """Kill, stop, fill the disk and cut the power under the event path; no acknowledged event may be lost or doubled.
+
+    Exit code 1: one was, a session record differs from an offline replay, or a control run was not caught.
+    """
+    from infra.bench.event_torture import torture_events
+
+    home = _own_home("torture-events")
+    report = torture_events(home, os.environ, cycles=cycles, seed=seed, say=_say)
+    _show(report, report_file)
+    harm = ", ".join(f"{name} {count}" for name, count in report["harm"].items())
+    out.print(
+        f"{report['acknowledged']:,} events acknowledged in {report['requests']:,} requests; {harm}; power cuts took "
+        f"{report['cut_bytes']:,} bytes; {report['wrong_sessions']} session records differ from the replay"
+    )
+    for name, control in report["controls"].items():
+        said = "caught" if control["caught"] else "[bold red]not caught[/]"
+        out.print(
+            f"control {name}: {said}, {control['events_lost']} lost, {control['events_counted_twice']} counted twice"
+        )
+    if report["skipped"]:
+        out.print(f"[bold yellow]left out[/]: {report['skipped']}")
+    _show_disk(report)
+    if not (report["clean"] and all(control["caught"] for control in report["controls"].values())):
+        out.print(f"what it left is in {home}", markup=False)
         raise typer.Exit(ExitCode.FAILED)
 
 
