@@ -1,8 +1,8 @@
-"""`nightjar torture events`: harm to the event path at seeded random moments; then its book is compared with what is left.
+"""`nightjar torture events`: harm to the event path at seeded random moments, and a book that says what must be left.
 
-An installation of its own: two Redis servers, an API with two workers, consumer and archiver, all watched by the library
-of `power`. Clients send events, alone and in batches, and send again whatever was not acknowledged. Meanwhile API
-workers, consumer, archiver and both Redis servers are killed or stopped for a while, and the archiver is told to
+An installation of its own: two Redis servers, an API with two workers, consumer and archiver, all watched by the
+library of `power`. Clients send events, alone and in batches, and send again whatever was not acknowledged. Meanwhile
+API workers, consumer, archiver and both Redis servers are killed or stopped for a while, and the archiver is told to
 compact its table. Some cycles end with a power cut, a full disk, or a torn end of the log's file. Then everything
 comes back, the clients finish, and the `Ledger` judges.
 
@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import httpx
 import redis
@@ -66,6 +66,9 @@ SETTLE_SECONDS = 60.0
 CONTROL_CYCLES = 6
 VICTIMS = ("api worker", "consumer", "archiver", "redis-log", "redis-online")
 _TYPES = ("view_item", "view_item", "view_item", "add_to_cart", "purchase", "dislike", "search")
+
+_ENDINGS: Sequence[Ending] = ("none", "power cut", "disk full", "power cut", "torn tail")
+_CONTROLS: Sequence[Control] = ("everysec", "no marks")
 
 
 class TortureError(NightjarError):
@@ -302,7 +305,7 @@ class Torture:
     def _ending(self, number: int) -> Ending:
         if self.installation.disk is None:
             return "torn tail" if number % 4 == 3 else "none"
-        return cast(Ending, ("none", "power cut", "disk full", "power cut", "torn tail")[number % 5])
+        return _ENDINGS[number % len(_ENDINGS)]
 
     async def _harm(self, seconds: float) -> None:
         """Kill or stop two to four victims at random moments."""
@@ -378,6 +381,7 @@ class Torture:
             self.installation.start_the_dead()
             with contextlib.suppress(redis.RedisError, OSError):
                 if self._is_applied():
+                    self.installation.wait_until_well()  # the next cycle's harm is to meet its load
                     return
             await asyncio.sleep(0.05)
         raise TortureError(f"the consumer did not catch up within {SETTLE_SECONDS:.0f} s")
@@ -439,10 +443,10 @@ def torture_events(home: Path, variables: Mapping[str, str], *, cycles: int, see
     torture = Torture(home / "torture", variables, seed=seed)
     findings, seconds = asyncio.run(_cycles(torture, cycles, say))
     controls: dict[str, Any] = {}
-    for control in ("everysec", "no marks"):
+    for control in _CONTROLS:
         if control == "everysec" and compiler() is None:
             continue
-        controls[control] = _control(home / control.replace(" ", "-"), variables, seed, cast(Control, control), say)
+        controls[control] = _control(home / control.replace(" ", "-"), variables, seed, control, say)
     report = make_report(
         "torture events",
         {

@@ -83,7 +83,7 @@ class Side:
             passed = time.monotonic() - began
             worker = self._cpu_seconds() - worker
             server = _cpu_seconds([psutil.Process(self._log.process.pid)]) - server
-            kept = sum(int(client.xlen(stream_key(partition))) for partition in range(EVENT_PARTITIONS))  # type: ignore[arg-type]
+            lengths: list[Any] = [client.xlen(stream_key(partition)) for partition in range(EVENT_PARTITIONS)]
             client.flushall()
         events = max(1, load.requests * batch)
         return Sample(
@@ -92,7 +92,7 @@ class Side:
             redis_cpu_us=server / events * 1e6,
             worker_busy=worker / passed,
             errors=load.errors,
-            missing=max(0, load.requests * batch - kept),
+            missing=max(0, load.requests * batch - sum(lengths)),
             load=load,
         )
 

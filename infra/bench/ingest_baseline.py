@@ -15,18 +15,18 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import AwareDatetime, BaseModel, Field, RootModel, model_validator
 
-from feature_repo.contracts.events import EVENT_TYPES, ITEM_REQUIRED, subject_key
+from feature_repo.contracts.events import ITEM_REQUIRED, EventType, subject_key
 from feature_repo.contracts.keys import dedup_key, partition_of, stream_key
 
 Id = Annotated[str, Field(min_length=1, max_length=256)]
-EventName = Literal[tuple(sorted(EVENT_TYPES))]  # type: ignore[valid-type]
+_ITEM_REQUIRED = frozenset(kind.value for kind in ITEM_REQUIRED)
 
 
 class Event(BaseModel):
     """The event's fields that the load has, and some."""
 
     event_id: Id
-    event_type: EventName
+    event_type: EventType
     timestamp: AwareDatetime
     user_id: Id | None = None
     anonymous_id: Id | None = None
@@ -42,7 +42,7 @@ class Event(BaseModel):
     def _complete(self) -> Event:
         if self.user_id is None and self.anonymous_id is None:
             raise ValueError("user_id or anonymous_id is required")
-        if self.item_id is None and self.event_type in {kind.value for kind in ITEM_REQUIRED}:
+        if self.item_id is None and self.event_type in _ITEM_REQUIRED:
             raise ValueError("item_id is required")
         return self
 

@@ -23,6 +23,9 @@ _ARROW = {
     "timestamp": pa.timestamp("us", tz="UTC"), "date": pa.date32(), "binary": pa.binary(),
 }  # fmt: skip
 
+MOST_UNSYNCED_COMMITS = 10
+"""More commits than a process can leave behind unsynced: compaction makes one between two syncs, vacuum two."""
+
 _UNKNOWN_TO_THIS_WRITER = frozenset({"delta.enableRowTracking"})
 """deltalake 1.6 cannot parse it; it never turns row tracking on either."""
 
@@ -42,6 +45,7 @@ class DeltaArchive:
         self._name = name
         self._on_synced = on_synced
         self._delta: DeltaTable | None = None
+        self._synced_version = -1
 
     def open(self) -> None:
         """Create the table when it is missing; make sure that its newest commit is on disk: a process that died between
@@ -61,7 +65,7 @@ class DeltaArchive:
                 )
         except (DeltaError, OSError) as error:
             raise DependencyError(f"{self._name} at {self._path} cannot be opened: {error}") from error
-        self._sync_newest_commit()
+        self._sync_commits()
 
     def position(self, app_id: str) -> int:
         """The position number up to which the rows of `app_id` are in the table; -1 when there are none."""
@@ -86,7 +90,7 @@ class DeltaArchive:
         except (DeltaError, OSError) as error:
             raise DependencyError(f"{self._name} cannot be written: {error}") from error
         began = perf_counter()
-        self._sync_newest_commit()
+        self._sync_commits()
         self._on_synced(perf_counter() - began)
 
     def maintain(self, *, dry_run: bool, retention_days: int, may_write: Callable[[], bool]) -> dict[str, Any]:
@@ -96,33 +100,51 @@ class DeltaArchive:
             dry_run=dry_run,
             retention_days=retention_days,
             may_write=may_write,
-            committed=self._sync_newest_commit,
+            committed=self._sync_commits,
         )
 
     def _opened(self) -> DeltaTable:
         assert self._delta is not None, "open() comes first"
         return self._delta
 
-    def _sync_newest_commit(self) -> None:
-        """fsync the data files of the newest commit, its log entry, and the folders that name them.
+    def _sync_commits(self) -> None:
+        """fsync every commit that may not be on disk yet: its data files, its log entry, the folders that name them,
+        and the checkpoint that the engine may have written with it. A damaged checkpoint would hide the whole table.
 
         On an object store a finished write is durable by itself.
         """
         if "://" in self._path:
             return
         root = Path(self._path)
-        entry = root / "_delta_log" / f"{self._opened().version():020d}.json"
-        folders = {root, entry.parent}
-        if entry.exists():
-            for line in entry.read_text(encoding="utf-8").splitlines():
-                added = json.loads(line).get("add")
-                if added:
-                    data_file = root / unquote(added["path"])
-                    _fsync(data_file)
-                    folders.add(data_file.parent)
-            _fsync(entry)
+        log = root / "_delta_log"
+        folders = {root, log}
+        newest = self._opened().version()
+        first = max(self._synced_version + 1, newest + 1 - MOST_UNSYNCED_COMMITS)
+        for version in range(min(first, newest), newest + 1):
+            folders |= _sync_commit(root, log / f"{version:020d}.json")
+            for checkpoint in log.glob(f"{version:020d}.checkpoint*.parquet"):
+                _fsync(checkpoint)
+        if (log / "_last_checkpoint").exists():
+            _fsync(log / "_last_checkpoint")
         for folder in sorted(folders):
             _fsync(folder)
+        self._synced_version = newest
+
+
+def _sync_commit(root: Path, entry: Path) -> set[Path]:
+    """fsync a log entry and the data files that it adds; the folders of these."""
+    folders: set[Path] = set()
+    if not entry.exists():
+        return folders
+    for line in entry.read_text(encoding="utf-8").splitlines():
+        added = json.loads(line).get("add")
+        if added:
+            data_file = root / unquote(added["path"])
+            if data_file.exists():  # a later commit may have compacted it away
+                _fsync(data_file)
+            folders.add(data_file.parent)
+    _fsync(entry)
+    return folders
 
 
 def _fsync(path: Path) -> None:
