@@ -19,7 +19,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -48,6 +47,7 @@ from feature_repo.contracts.packing import SessionState, unpack_session
 from feature_repo.contracts.tables import table_path
 from infra.bench.disk import judge_disk
 from infra.bench.event_ledger import Findings, Ledger, event_id_of
+from infra.bench.ingest import free_port, listens
 from infra.bench.power import Disk, compiler
 from infra.bench.report import figure, make_report
 from infra.local.redis_server import Role, answers, find_server, server_command
@@ -62,6 +62,8 @@ Control = Literal["everysec", "no marks"]
 CLIENTS = 12
 PEOPLE = 60
 LOAD_SECONDS = 0.9
+LEAST_EVENTS = 100
+"""Events that are acknowledged after the harm and before the ending."""
 SETTLE_SECONDS = 60.0
 CONTROL_CYCLES = 6
 VICTIMS = ("api worker", "consumer", "archiver", "redis-log", "redis-online")
@@ -96,7 +98,7 @@ class Installation:
         for path in (self.home, self._logs):
             path.mkdir(parents=True)
         self.disk = Disk(self.home, folder / "shim") if compiler() else None
-        self._ports = {name: _free_port() for name in ("redis-log", "redis-online", "api")}
+        self._ports = {name: free_port() for name in ("redis-log", "redis-online", "api")}
         self.url = f"http://127.0.0.1:{self._ports['api']}"
         self.log_url = f"redis://127.0.0.1:{self._ports['redis-log']}/0"
         self.online_url = f"redis://127.0.0.1:{self._ports['redis-online']}/0"
@@ -157,7 +159,7 @@ class Installation:
         """Raises TortureError when a server does not answer in time."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while not (
-            answers(self._ports["redis-log"]) and answers(self._ports["redis-online"]) and _listens(self._ports["api"])
+            answers(self._ports["redis-log"]) and answers(self._ports["redis-online"]) and listens(self._ports["api"])
         ):
             if time.monotonic() > deadline:
                 raise TortureError(f"the installation did not come back; see {self._logs}")
@@ -290,8 +292,7 @@ class Torture:
             if self._control is None:
                 ask(self._client(self.installation.log_url), "default", f"c{number}", dry_run=False, retention_days=7)
                 await self._harm(LOAD_SECONDS)
-            else:
-                await asyncio.sleep(LOAD_SECONDS)
+            await self._acknowledged(len(self.ledger.acknowledged) + LEAST_EVENTS)
             await self._end(ending, jobs)
             self.clients.is_open = False
             await sending
@@ -301,6 +302,12 @@ class Torture:
             await asyncio.gather(*jobs, sending, return_exceptions=True)
         await self._settle()
         return self.judge()
+
+    async def _acknowledged(self, count: int) -> None:
+        """Wait until so many events are: on a busy machine an ending shall meet a load too."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while len(self.ledger.acknowledged) < count and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
 
     def _ending(self, number: int) -> Ending:
         if self.installation.disk is None:
@@ -523,17 +530,3 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -59,7 +59,7 @@ class Side:
         self.name = name
         self._log = log
         self._cores = cores
-        self.port = _free_port()
+        self.port = free_port()
         command = [word.replace("{port}", str(self.port)) for word in command]
         self._process = subprocess.Popen(
             command, env=dict(variables), cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
@@ -111,7 +111,7 @@ class Side:
 
     def _wait(self) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while not _listens(self.port):
+        while not listens(self.port):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 raise DependencyError(f"{self.name} did not start to listen on port {self.port}")
@@ -232,7 +232,8 @@ def _pin(pid: int, cores: Sequence[int]) -> None:
         os.sched_setaffinity(pid, cores)
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Whether somebody takes connections on this port of the loopback."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:
@@ -240,7 +241,8 @@ def _listens(port: int) -> bool:
     return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody uses now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

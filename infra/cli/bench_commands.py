@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     bench.command("backfill")(backfill)
     bench.command("cluster")(cluster)
     bench.command("ingest")(ingest)
+    bench.command("freshness")(freshness)
     app.add_typer(bench, name="bench")
     torture = typer.Typer(help="Do harm on purpose, and see that nothing is lost.", no_args_is_help=True)
     torture.command("night")(night)
@@ -118,6 +119,30 @@ def ingest(
     )
     _show_disk(report)
     if report["errors"] or report["missing"]:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def freshness(
+    rounds: Annotated[int, typer.Option("--rounds", help="How often it is measured, after one round to warm up.")] = 3,
+    seconds: Annotated[int, typer.Option("--seconds", help="Of each round.")] = 10,
+    events_per_second: Annotated[int, typer.Option("--events", help="Events a second, one a request.")] = 5_000,
+    reads_per_second: Annotated[int, typer.Option("--reads", help="Recommendations a second.")] = 5_000,
+    report_file: JsonOut = None,
+) -> None:
+    """How soon an acknowledged event changes its person's next answer, under a fixed load of events and reads.
+
+    Exit code 1: a request failed, or an answer never changed.
+    """
+    from infra.bench.freshness import bench_freshness
+
+    report = bench_freshness(
+        _own_home("bench-freshness"), os.environ, rounds=rounds, seconds=seconds, events_per_second=events_per_second,
+        reads_per_second=reads_per_second, say=_say,
+    )  # fmt: skip
+    _show(report, report_file)
+    out.print(f"{report['probes']} probes, {report['unchanged']} never changed; {report['errors']} requests failed")
+    _show_disk(report)
+    if report["errors"] or report["unchanged"]:
         raise typer.Exit(ExitCode.FAILED)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -17,14 +16,12 @@ from deltalake.exceptions import DeltaError
 from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.tables import TABLE_PROPERTIES, table, table_path
 from serving.speed.table_upkeep import keep_up
+from serving.speed.torn_commits import MOST_UNSYNCED_COMMITS, sync, take_back_torn_commits
 
 _ARROW = {
     "string": pa.string(), "bigint": pa.int64(), "int": pa.int32(), "double": pa.float64(), "boolean": pa.bool_(),
     "timestamp": pa.timestamp("us", tz="UTC"), "date": pa.date32(), "binary": pa.binary(),
 }  # fmt: skip
-
-MOST_UNSYNCED_COMMITS = 10
-"""More commits than a process can leave behind unsynced: compaction makes one between two syncs, vacuum two."""
 
 _UNKNOWN_TO_THIS_WRITER = frozenset({"delta.enableRowTracking"})
 """deltalake 1.6 cannot parse it; it never turns row tracking on either."""
@@ -48,9 +45,15 @@ class DeltaArchive:
         self._synced_version = -1
 
     def open(self) -> None:
-        """Create the table when it is missing; make sure that its newest commit is on disk: a process that died between
-        commit and fsync left it to us. Raises DependencyError when the lakehouse does not answer."""
+        """Create the table when it is missing; take back what a power cut tore; make sure that the newest commits are
+        on disk: a process that died between commit and fsync left them to us.
+
+        Raises DependencyError when the lakehouse does not answer.
+        """
+        self._synced_version = -1
         try:
+            if "://" not in self._path:
+                take_back_torn_commits(Path(self._path))
             if DeltaTable.is_deltatable(self._path):
                 self._delta = DeltaTable(self._path)
             else:
@@ -108,48 +111,39 @@ class DeltaArchive:
         return self._delta
 
     def _sync_commits(self) -> None:
-        """fsync every commit that may not be on disk yet: its data files, its log entry, the folders that name them,
-        and the checkpoint that the engine may have written with it. A damaged checkpoint would hide the whole table.
+        """fsync every commit that may not be on disk yet, and the checkpoint that the engine may have written with it.
 
-        On an object store a finished write is durable by itself.
+        What is named comes before what names it: data files, their folders, log entries, the log's folder. On an object
+        store a finished write is durable by itself.
         """
         if "://" in self._path:
             return
         root = Path(self._path)
         log = root / "_delta_log"
-        folders = {root, log}
         newest = self._opened().version()
-        first = max(self._synced_version + 1, newest + 1 - MOST_UNSYNCED_COMMITS)
-        for version in range(min(first, newest), newest + 1):
-            folders |= _sync_commit(root, log / f"{version:020d}.json")
-            for checkpoint in log.glob(f"{version:020d}.checkpoint*.parquet"):
-                _fsync(checkpoint)
-        if (log / "_last_checkpoint").exists():
-            _fsync(log / "_last_checkpoint")
-        for folder in sorted(folders):
-            _fsync(folder)
+        first = min(max(self._synced_version + 1, newest + 1 - MOST_UNSYNCED_COMMITS), newest)
+        entries = [log / f"{version:020d}.json" for version in range(first, newest + 1)]
+        data_files = [path for entry in entries for path in _data_files(root, entry)]
+        checkpoints = [found for entry in entries for found in log.glob(f"{entry.stem}.checkpoint*.parquet")]
+        pointer = log / "_last_checkpoint"
+        for path in (
+            *(path for path in data_files if path.exists()),  # a later commit may have compacted it away
+            *sorted({path.parent for path in data_files}),
+            root,
+            *(entry for entry in entries if entry.exists()),
+            *checkpoints,
+            *([pointer] if pointer.exists() else []),
+            log,
+        ):
+            _fsync(path)
         self._synced_version = newest
 
 
-def _sync_commit(root: Path, entry: Path) -> set[Path]:
-    """fsync a log entry and the data files that it adds; the folders of these."""
-    folders: set[Path] = set()
-    if not entry.exists():
-        return folders
-    for line in entry.read_text(encoding="utf-8").splitlines():
-        added = json.loads(line).get("add")
-        if added:
-            data_file = root / unquote(added["path"])
-            if data_file.exists():  # a later commit may have compacted it away
-                _fsync(data_file)
-            folders.add(data_file.parent)
-    _fsync(entry)
-    return folders
+def _data_files(root: Path, entry: Path) -> list[Path]:
+    """What a log entry adds."""
+    lines = entry.read_text(encoding="utf-8").splitlines() if entry.exists() else []
+    added = [json.loads(line).get("add") for line in lines]
+    return [root / unquote(add["path"]) for add in added if add]
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+_fsync = sync
