@@ -2,8 +2,8 @@
 
 `python -m infra.bench.open_loop PORT SECONDS EVENTS_PER_SECOND READS_PER_SECOND FIRST_PERSON RUN` prints a `Freshness`
 as JSON. Every time is counted from the moment at which the request should have left, so a client or server that falls
-behind is seen to. Every 50th event is a probe: a person of its own views the item at the top of their list; once that is
-acknowledged, they ask until the item has left their answer.
+behind is seen to. Every 50th event is a probe: a person of its own views the item at the top of their list; once that
+is acknowledged, they ask until the item has left their answer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A small published version for benches that need answers but no night: written and published with the contracts alone."""
+"""A small published version, for benches that need answers but no night: made with the contracts alone."""
 
 from __future__ import annotations
 
