@@ -78,6 +78,8 @@ class _Connection(asyncio.Protocol):
             answered(int(head[9:12]), body[:size])
 
     def connection_lost(self, _: Exception | None) -> None:
+        if self in self._loop.free:
+            self._loop.free.remove(self)
         if self._answered is not None:
             self._answered(0, b"")
 

@@ -94,6 +94,15 @@ class EventLog(Protocol):
         Raises OverloadedError at once when there is no room. A request that finds the queue empty always has room.
         """
 
+    def submit(
+        self,
+        entries: Sequence[LogEntry],
+        quarantined: Sequence[QuarantinedEvent] = (),
+        *,
+        on_durable: OnDurable | None = None,
+    ) -> asyncio.Future[list[bool]]:
+        """`append` for those who do not wait: what it would return or raise, later. OverloadedError is raised now."""
+
     async def close(self) -> None:
         """Give the connections back."""
 
@@ -104,15 +113,12 @@ class _Waiting:
 
     entries: Sequence[LogEntry]
     quarantined: Sequence[QuarantinedEvent]
+    event_count: int
     byte_count: int
     done: asyncio.Future[list[bool]]
     is_new: list[bool]
     on_durable: OnDurable | None = None
     error: DependencyError | None = None
-
-    @property
-    def event_count(self) -> int:
-        return len(self.entries) + len(self.quarantined)
 
 
 @dataclass(slots=True)
@@ -188,9 +194,20 @@ class RedisEventLog:
         *,
         on_durable: OnDurable | None = None,
     ) -> list[bool]:
+        return await self.submit(entries, quarantined, on_durable=on_durable)
+
+    def submit(
+        self,
+        entries: Sequence[LogEntry],
+        quarantined: Sequence[QuarantinedEvent] = (),
+        *,
+        on_durable: OnDurable | None = None,
+    ) -> asyncio.Future[list[bool]]:
+        done: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
         event_count = len(entries) + len(quarantined)
         if not event_count:
-            return []
+            done.set_result([])
+            return done
         byte_count = sum([len(e.event) for e in entries])
         if quarantined:
             byte_count += sum([len(q.raw) for q in quarantined])
@@ -199,12 +216,12 @@ class RedisEventLog:
         )
         if self._queued_events and not has_room:
             raise OverloadedError(f"no room for {event_count} events of {byte_count} bytes: {self._full()}")
-        done: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
         self._queued_events += event_count
         self._queued_bytes += byte_count
-        self._waiting.append(_Waiting(entries, quarantined, byte_count, done, [False] * len(entries), on_durable))
+        is_new = [False] * len(entries)
+        self._waiting.append(_Waiting(entries, quarantined, event_count, byte_count, done, is_new, on_durable))
         self._schedule()
-        return await done
+        return done
 
     def _full(self) -> str:
         return (
@@ -395,9 +412,30 @@ class MemoryEventLog:
         *,
         on_durable: OnDurable | None = None,
     ) -> list[bool]:
+        return await self.submit(entries, quarantined, on_durable=on_durable)
+
+    def submit(
+        self,
+        entries: Sequence[LogEntry],
+        quarantined: Sequence[QuarantinedEvent] = (),
+        *,
+        on_durable: OnDurable | None = None,
+    ) -> asyncio.Future[list[bool]]:
         self.require_room()
+        done: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(self._write, done, entries, quarantined, on_durable)
+        return done
+
+    def _write(
+        self,
+        done: asyncio.Future[list[bool]],
+        entries: Sequence[LogEntry],
+        quarantined: Sequence[QuarantinedEvent],
+        on_durable: OnDurable | None,
+    ) -> None:
         if self.is_down:
-            raise DependencyError("the event log does not answer: it is set to be down")
+            done.set_exception(DependencyError("the event log does not answer: it is set to be down"))
+            return
         is_new = []
         for entry in entries:
             partition = partition_of(entry.subject)
@@ -408,8 +446,8 @@ class MemoryEventLog:
         self.quarantined += quarantined
         if on_durable is not None:
             on_durable(is_new)
-            await asyncio.sleep(0)
-        return is_new
+        if not done.done():
+            done.set_result(is_new)
 
     async def close(self) -> None:
         """Nothing to give back."""

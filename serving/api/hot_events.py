@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from feature_repo.contracts.common_events import check_common_event
@@ -49,22 +50,22 @@ class HotEvents:
 
     def __init__(self, app: ASGIApp, services: Services) -> None:
         self._app = app
-        self._log = services.log
+        self.log = services.log
         self._settings = services.settings
         self._wall_micros = services.wall_micros
-        self._new_id = Numbered(services.new_id)
+        self.new_id = Numbered(services.new_id)
         self._new_nonce = Numbered(services.new_id)
-        self._tally = EventTally(PATH, services.timer)
-        self._timer = services.timer
+        self.tally = EventTally(PATH, services.timer)
+        self.timer = services.timer
         self._latest, self._latest_second = EARLIEST_EVENT, -1
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        started = self._timer()
-        is_json, given_id = _read_headers(scope["headers"])
-        if not is_json or not self._log.has_room:
+        started = self.timer()
+        is_json, given_id = read_headers(scope["headers"])
+        if not is_json or not self.log.has_room:
             await self._app(scope, receive, send)
             return
         message = await receive()
@@ -73,20 +74,21 @@ class HotEvents:
             body = message.get("body", b"")
         else:
             messages, body = await self._collect(message, receive)
-        entries = self._entries(body) if body is not None else None
+        entries = self.entries(body) if body is not None else None
         if entries is None:
             await self._app(scope, _again(messages, receive), send)
             return
-        request_id = given_id or self._new_id()
+        request_id = given_id or self.new_id()
         try:
-            is_new = await self._log.append(entries, on_durable=lambda new: self._tally.count(started, new))
+            is_new = await self.log.append(entries, on_durable=lambda new: self.tally.count(started, new))
         except OverloadedError:  # somebody else took the room; the refusal is the application's
             await self._app(scope, _again(messages, receive), send)
             return
         except NightjarError as error:
-            await self._fail(error, started, request_id, scope, receive, send)
+            failure = await self.failure(error, started, request_id)
+            await failure(scope, receive, send)
             return
-        answer = _answer(entries, is_new)
+        answer = answer_of(entries, is_new)
         length = (b"content-length", b"%d" % len(answer))
         headers = [length, _JSON_HEADER, (b"x-request-id", request_id.encode())]
         await send({"type": "http.response.start", "status": 202, "headers": headers})
@@ -105,7 +107,7 @@ class HotEvents:
             messages.append(message)
         return messages, None
 
-    def _entries(self, body: bytes) -> list[LogEntry] | None:
+    def entries(self, body: bytes) -> list[LogEntry] | None:
         """What the log is to keep; None when the application has to look at this body."""
         if len(body) > self._settings.max_body_bytes:
             return None
@@ -148,17 +150,15 @@ class HotEvents:
             entries.append(LogEntry(subject, good["event_id"], f"{nonce}.{index}", data))
         return entries if written_bytes <= self._settings.max_written_bytes else None
 
-    async def _fail(
-        self, error: NightjarError, started: int, request_id: str, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        scope.setdefault("state", {})["request_id"] = request_id
-        answer = await answer_domain_error(Request(scope), error)
+    async def failure(self, error: NightjarError, started: int, request_id: str) -> Response:
+        """The answer to a request that the log did not take; counted."""
+        answer = await answer_domain_error(Request({"type": "http", "state": {"request_id": request_id}}), error)
         answer.headers["x-request-id"] = request_id
-        self._tally.count_failure(started, answer.status_code)
-        await answer(scope, receive, send)
+        self.tally.count_failure(started, answer.status_code)
+        return answer
 
 
-def _read_headers(headers: Sequence[tuple[bytes, bytes]]) -> tuple[bool, str | None]:
+def read_headers(headers: Sequence[tuple[bytes, bytes]]) -> tuple[bool, str | None]:
     """(whether the body is plain JSON, the client's own request id)."""
     is_json, given = False, None
     for name, value in headers:
@@ -173,8 +173,8 @@ def _read_headers(headers: Sequence[tuple[bytes, bytes]]) -> tuple[bool, str | N
     return is_json, given
 
 
-def _answer(entries: Sequence[LogEntry], is_new: Sequence[bool]) -> bytes:
-    """As orjson writes {"results": [{"index", "event_id", "status"}, ...]}."""
+def answer_of(entries: Sequence[LogEntry], is_new: Sequence[bool]) -> bytes:
+    """The body of a 202. As orjson writes {"results": [{"index", "event_id", "status"}, ...]}."""
     if len(entries) == 1:
         event_id = orjson.dumps(entries[0].event_id)
         return b'{"results":[{"index":0,"event_id":%b%b]}' % (event_id, _STATUS_WORDS[is_new[0]])
