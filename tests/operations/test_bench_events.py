@@ -10,6 +10,7 @@ import pytest
 
 from infra.bench import disk, event_load
 from infra.bench.disk import filesystem_of, judge_disk
+from infra.bench.freshness import bench_freshness
 from infra.bench.ingest import bench_ingest
 
 
@@ -38,7 +39,7 @@ class TestDisk:
 
 
 @pytest.mark.redis
-@pytest.mark.parametrize("has_wrk", [True, False], ids=["wrk", "own client"])
+@pytest.mark.parametrize("has_wrk", [pytest.param(True, marks=pytest.mark.soak), False], ids=["wrk", "own client"])
 def test_bench_ingest_measures_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_wrk: bool) -> None:
     if has_wrk and not shutil.which("wrk"):
         pytest.skip("wrk is not installed")
@@ -55,3 +56,14 @@ def test_bench_ingest_measures_both_sides(tmp_path: Path, monkeypatch: pytest.Mo
         assert found["baseline"] > 0
     assert report["fsync_median_ms"] > 0
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.soak
+@pytest.mark.redis
+def test_bench_freshness_sees_every_probe_change(tmp_path: Path) -> None:
+    report = bench_freshness(
+        tmp_path / "home", os.environ, rounds=1, seconds=2, events_per_second=200, reads_per_second=50,
+        say=lambda _: None,
+    )  # fmt: skip
+    assert (report["probes"], report["unchanged"], report["errors"]) == (8, 0, 0)
+    assert 0 < report["figures"]["event_to_answer_p99_ms"]["median"] < 10_000
