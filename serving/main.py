@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse
+from starlette.types import ASGIApp
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError, NightjarError
@@ -28,6 +29,7 @@ from serving.api.catalogue_routes import build_catalogue_router
 from serving.api.docs_page import DOCS_HTML
 from serving.api.errors import answer_domain_error, answer_http_error
 from serving.api.event_routes import build_event_router
+from serving.api.hot_events import HotEvents
 from serving.api.middleware import RequestEnvelope
 from serving.api.routes import build_router
 from serving.api.schemas import Problem, RecommendationRequest, SimilarRequest
@@ -132,6 +134,7 @@ def create_app(
         title="Nightjar", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan
     )
     services = Services(recommender, store, log, settings, wall_micros, timer, new_id, overlay, tail, decisions)
+    app.state.services = services
     app.include_router(build_event_router(services))
     app.include_router(build_catalogue_router(services))
     app.include_router(build_router(services))
@@ -147,9 +150,14 @@ def create_app(
     return app
 
 
-def app_from_environment() -> FastAPI:
+def with_hot_routes(app: FastAPI) -> ASGIApp:
+    """The application behind the routes that need no framework. It answers the same, and more slowly, without them."""
+    return HotEvents(app, app.state.services)
+
+
+def app_from_environment() -> ASGIApp:
     """What a worker process serves."""
-    return create_app(Environment.from_mapping(os.environ), ServingSettings.from_mapping(os.environ))
+    return with_hot_routes(create_app(Environment.from_mapping(os.environ), ServingSettings.from_mapping(os.environ)))
 
 
 async def _watch_pointer(recommender: Recommender, seconds: float, stopping: asyncio.Event) -> None:

@@ -23,9 +23,12 @@ def register(app: typer.Typer) -> None:
     bench = typer.Typer(help="Measure, on real data or on a simulated shop.", no_args_is_help=True)
     bench.command("backfill")(backfill)
     bench.command("cluster")(cluster)
+    bench.command("ingest")(ingest)
+    bench.command("freshness")(freshness)
     app.add_typer(bench, name="bench")
     torture = typer.Typer(help="Do harm on purpose, and see that nothing is lost.", no_args_is_help=True)
     torture.command("night")(night)
+    torture.command("events")(events)
     app.add_typer(torture, name="torture")
 
 
@@ -90,6 +93,95 @@ def cluster(
     out.print(f"{report['workers_killed']} workers killed; version {report['version']}; {_same(report)}")
     if not report["identical"]:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def ingest(
+    pairs: Annotated[int, typer.Option("--pairs", help="How often both sides are measured, in turns.")] = 3,
+    seconds: Annotated[int, typer.Option("--seconds", help="Of each measurement.")] = 4,
+    connections: Annotated[int, typer.Option("--connections", help="Of the load generator.")] = 128,
+    batch: Annotated[int, typer.Option("--batch", help="Events of a request, where they come in batches.")] = 100,
+    report_file: JsonOut = None,
+) -> None:
+    """Events that one worker core makes durable in a second, beside FastAPI + pydantic + redis-py without fsync.
+
+    Exit code 1: a request failed, or an acknowledged event is not in the log.
+    """
+    from infra.bench.ingest import bench_ingest
+
+    report = bench_ingest(
+        _own_home("bench-ingest"), os.environ, pairs=pairs, seconds=seconds, connections=connections, batch=batch,
+        say=_say,
+    )  # fmt: skip
+    _show(report, report_file)
+    out.print(
+        f"{report['batch']} events a batch, {report['connections']} connections of {report['generator']}; the worker's "
+        f"core was at least {report['worker_busy']:.0%} busy; {report['errors']} errors, {report['missing']} missing"
+    )
+    _show_disk(report)
+    if report["errors"] or report["missing"]:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def freshness(
+    rounds: Annotated[int, typer.Option("--rounds", help="How often it is measured, after one round to warm up.")] = 3,
+    seconds: Annotated[int, typer.Option("--seconds", help="Of each round.")] = 10,
+    events_per_second: Annotated[int, typer.Option("--events", help="Events a second, one a request.")] = 5_000,
+    reads_per_second: Annotated[int, typer.Option("--reads", help="Recommendations a second.")] = 5_000,
+    report_file: JsonOut = None,
+) -> None:
+    """How soon an acknowledged event changes its person's next answer, under a fixed load of events and reads.
+
+    Exit code 1: a request failed, or an answer never changed.
+    """
+    from infra.bench.freshness import bench_freshness
+
+    report = bench_freshness(
+        _own_home("bench-freshness"), os.environ, rounds=rounds, seconds=seconds, events_per_second=events_per_second,
+        reads_per_second=reads_per_second, say=_say,
+    )  # fmt: skip
+    _show(report, report_file)
+    out.print(f"{report['probes']} probes, {report['unchanged']} never changed; {report['errors']} requests failed")
+    _show_disk(report)
+    if report["errors"] or report["unchanged"]:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def events(
+    cycles: Annotated[int, typer.Option("--cycles", help="How many; one takes three or four seconds.")] = 20,
+    seed: Seed = 7,
+    report_file: JsonOut = None,
+) -> None:
+    """Kill, stop, fill the disk and cut the power under the event path; no acknowledged event may be lost or doubled.
+
+    Exit code 1: one was, a session record differs from an offline replay, or a control run was not caught.
+    """
+    from infra.bench.event_torture import torture_events
+
+    home = _own_home("torture-events")
+    report = torture_events(home, os.environ, cycles=cycles, seed=seed, say=_say)
+    _show(report, report_file)
+    harm = ", ".join(f"{name} {count}" for name, count in report["harm"].items())
+    out.print(
+        f"{report['acknowledged']:,} events acknowledged in {report['requests']:,} requests; {harm}; power cuts took "
+        f"{report['cut_bytes']:,} bytes; {report['wrong_sessions']} session records differ from the replay"
+    )
+    for name, control in report["controls"].items():
+        said = "caught" if control["caught"] else "[bold red]not caught[/]"
+        out.print(
+            f"control {name}: {said}, {control['events_lost']} lost, {control['events_counted_twice']} counted twice"
+        )
+    if report["skipped"]:
+        out.print(f"[bold yellow]left out[/]: {report['skipped']}")
+    _show_disk(report)
+    if not (report["clean"] and all(control["caught"] for control in report["controls"].values())):
+        out.print(f"what it left is in {home}", markup=False)
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _show_disk(report: Mapping[str, Any]) -> None:
+    out.print(f"fsync here: {report['fsync_median_ms']:g} ms in the median, on {report['filesystem']}")
+    if report["void"]:
+        out.print(f"[bold red]void[/]: {report['void']}")
 
 
 def _own_home(name: str) -> Path:

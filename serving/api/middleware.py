@@ -13,7 +13,7 @@ from serving.observability import REQUEST_SECONDS, REQUESTS
 
 logger = logging.getLogger("nightjar.serving")
 
-_GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestEnvelope:
@@ -65,6 +65,6 @@ class RequestEnvelope:
 
     def _request_id(self, scope: Scope) -> str:
         for name, value in scope["headers"]:
-            if name == b"x-request-id" and _GIVEN_ID.fullmatch(value):
+            if name == b"x-request-id" and GIVEN_ID.fullmatch(value):
                 return str(value.decode("ascii"))
         return self._new_id()

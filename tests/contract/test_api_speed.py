@@ -179,7 +179,7 @@ class TestArchiver:
         archive.speed.consumer.consume(block_ms=None)
         archiver = archive.new_archiver()
         target, method = {
-            "fsync": (DeltaArchive, "_sync_newest_commit"),
+            "fsync": (DeltaArchive, "_sync_commits"),
             "archived position": (redis.Redis, "set"),
             "trim": (redis.Redis, "xtrim"),
         }[dies_at]
@@ -283,9 +283,28 @@ class TestArchiver:
         done.clear()
         archiver.archive()
         assert done[0].endswith(".parquet")
-        assert done[1] == "00000000000000000001.json"
-        assert sorted(done[2:5]) == ["_delta_log", "event_date=2024-03-08", "events"]
-        assert done[5:] == ["position"]
+        # what is named comes before what names it
+        assert done[1:] == ["event_date=2024-03-08", "events", f"{1:020d}.json", "_delta_log", "position"]
+
+    async def test_a_checkpoint_and_every_commit_since_the_last_sync_are_on_disk(
+        self, archive: Archive, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        table_archive = DeltaArchive(archive.lakehouse, EVENTS_TABLE, tenant=TENANT)
+        table_archive.open()
+        done: list[str] = []
+        monkeypatch.setattr("serving.speed.delta_archive._fsync", lambda path: done.append(path.name))
+        with monkeypatch.context() as patch:
+            patch.setattr(DeltaArchive, "_sync_commits", lambda _: None)
+            for number in (1, 2):  # two commits before one sync, as a vacuum makes them
+                table_archive.append([], {"archiver:x": number})
+        table_archive._opened().create_checkpoint()
+        table_archive.append([], {"archiver:x": 3})
+        commits = [name for name in done if name.endswith(".json")]
+        assert commits == [f"{version:020d}.json" for version in (1, 2, 3)]
+        assert {f"{2:020d}.checkpoint.parquet", "_last_checkpoint"} <= set(done)
+        done.clear()
+        table_archive.append([], {"archiver:x": 4})
+        assert [name for name in done if name.endswith(".json")] == [f"{4:020d}.json"]
 
 
 class TestLease:
