@@ -106,7 +106,7 @@ async def test_a_crash_after_the_commit_repeats_nothing_and_forgets_nothing(
     await archive.send(change(ITEMS, PUT, {"item_id": "i", "price": 1}), change(USERS, PATCH, {"user_id": "u"}))
     archiver = archive.new_archiver()
     target, method = {
-        "fsync": (DeltaArchive, "_sync_newest_commit"),
+        "fsync": (DeltaArchive, "_sync_commits"),
         "compaction": (archiver_module, "compact_changes"),
         "trim": (redis.Redis, "xtrim"),
     }[dies_at]
