@@ -1,4 +1,5 @@
-"""What one event does to what we know of its person. Pure; the order in which events arrive does not matter.
+"""What one event does to what we know of its person. Pure; the order in which events arrive does not matter. (Who is
+flagged as a bot aside: `bot_guard` sets that flag before an event comes here, by what it saw when.)
 
 Every part of the state is a maximum, a minimum, a sum that stops at a bound, or the top of a sorted set whose sort key
 says nothing but what the events say: so it is a function of the set of events. What has been pushed out of a list
