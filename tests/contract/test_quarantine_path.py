@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import threading
@@ -24,7 +25,8 @@ from feature_repo.contracts.tables import table_path
 from infra.cli.main import build_app
 from infra.cli.output import ExitCode
 from serving.adapters.online import MemoryOnlineStore
-from serving.main import create_app
+from serving.api.hot_protocol import HotProtocol
+from serving.main import create_app, with_hot_routes
 from serving.settings import ServingSettings
 from serving.speed.archiver import Archiver
 from serving.speed.consumer import Consumer
@@ -80,7 +82,8 @@ def path(environment: Environment, redis_url: str) -> Iterator[Path]:
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         made = Path(environment.home, redis_url, address)
         app = create_app(made.environment, ServingSettings(), store=MemoryOnlineStore(tenant="default"))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        config = uvicorn.Config(with_hot_routes(app), http=HotProtocol, log_level="error")  # as a worker serves it
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         deadline = time.monotonic() + 30
@@ -170,6 +173,33 @@ def test_the_balance_holds_and_a_loss_is_seen(path: Path) -> None:
     done = CliRunner().invoke(build_app(), ["events", "balance"], env=path.variables)
     assert done.exit_code == ExitCode.FAILED
     assert "no quarantined 3, but 2 archived + 0 waiting for the archiver: +1" in done.stdout
+
+
+def test_it_holds_for_all_that_travels_the_path(path: Path) -> None:
+    """Short and long way, a bot, a login and its undo, a shop's changes, a person who refuses, an entry of nobody's."""
+    both = {"user_id": "ann", "anonymous_id": "phone", "item_id": None}
+    path.post(*(event(f"b{n}", user_id="bot", item_id=f"i{n}") for n in range(25)))
+    path.post(event("in", event_type="identify", **both))
+    path.post(event("order", event_type="purchase", items=[{"item_id": "a"}]))
+    path.post(event("un", event_type="unmerge", **both), event("b1", user_id="bot"), {})
+    lines = b"\n".join(json.dumps(event(f"l{n}")).encode() for n in range(3))
+    packed = {"content-type": "application/x-ndjson", "content-encoding": "gzip"}
+    api = path.variables[names.API_URL]
+    assert httpx.post(f"{api}/v1/events", content=gzip.compress(lines), headers=packed).status_code == 202
+    assert httpx.patch(f"{api}/v1/users/no", json={"consent": {"store": False}}).status_code == 202
+    assert httpx.put(f"{api}/v1/items/i1", json={"price": 2.5}).status_code == 202
+    assert path.post(event("refused", user_id="no"), event("kept", user_id="yes")) == ["accepted"] * 2
+    path.client.xadd("nj:default:{events:1}", {"event": b"7", "nonce": b"n"})
+    path.work()
+    code, found = path.run("events", "balance")
+    parts = {identity["name"]: identity["parts"] for identity in found["identities"]}
+    assert (code, found["holds"]) == (0, True)
+    assert parts["received"] == {"accepted": 33, "duplicate": 1, "quarantined": 1}
+    assert parts["accepted"] == {"applied": 32, "dead-lettered": 1, "waiting for the consumer": 0}
+    assert found["outcomes"]["bot"] == 5
+    assert "refused" not in {row["event_id"] for row in path.archived("bronze.events")}
+    assert [row["user_id"] for row in path.archived("bronze.user_changes")] == ["no"]
+    assert [row["item_id"] for row in path.archived("bronze.item_changes")] == ["i1"]
 
 
 def test_a_bot_is_durable_flagged_and_counted(path: Path) -> None:
