@@ -23,13 +23,14 @@ from tests.builders import EventRow, make_events, make_run, write_bronze_events
 
 pytestmark = pytest.mark.spark
 
-DERIVED = ("silver.sessions", "silver.interactions")
+DERIVED = ("silver.sessions", "silver.interactions", "silver.quality_flags")
 
 ANONYMOUS = [
     ("p1", None, "view_item", "2024-03-01T10:00:00", "i1", {"anonymous_id": "phone"}),
     ("p2", None, "view_item", "2024-03-01T10:20:00", "i2", {"anonymous_id": "phone"}),
     ("l1", None, "add_to_cart", "2024-03-02T09:00:00", "i3", {"anonymous_id": "laptop"}),
     ("u1", "u", "view_item", "2024-03-01T10:40:00", "i4"),  # 20 minutes after p2: joined, it is one session
+    ("u2", "u", "remove_from_cart", "2024-03-02T09:30:00", "i3"),  # never added, unless the laptop is theirs
     ("t1", None, "view_item", "2024-03-02T12:00:00", "i5", {"anonymous_id": "tablet"}),  # between u and v
     ("t2", "u", "view_item", "2024-03-01T12:00:00", "i5", {"anonymous_id": "tablet"}),
     ("t3", "v", "view_item", "2024-03-03T12:00:00", "i5", {"anonymous_id": "tablet"}),
@@ -77,6 +78,8 @@ def test_a_person_is_joined_and_parted_again(spark: SparkSession, environment: E
         "p1": "a:phone", "p2": "a:phone", "l1": "a:laptop", "u1": "u:u", "t1": "u:u", "t2": "u:u", "x1": "a:stranger",
     }  # fmt: skip
 
+    breaks = [("u2", "u:u", "removal_without_addition")]
+    assert rows(place, "silver.quality_flags", "event_id", "subject_key", "rule") == breaks
     write_bronze_events(place, [*LOGINS, ANONYMOUS[-2]], first_position=100)
     run = night(spark, place, "2024-03-04")
     assert run.derive_days == ("2024-03-03",)  # what was seen before is another day's, and changes all the same
@@ -84,6 +87,7 @@ def test_a_person_is_joined_and_parted_again(spark: SparkSession, environment: E
         "p1": "u:u", "p2": "u:u", "l1": "u:u", "u1": "u:u", "t2": "u:u", "t3": "u:v", "x1": "a:stranger",
         "t1": "a:tablet",  # v came: nobody's
     }  # fmt: skip
+    assert rows(place, "silver.quality_flags", "event_id") == []
     sessions = rows(place, "silver.sessions", "subject_key", "user_id", "session_date", "event_count")
     assert ("u:u", "u", date(2024, 3, 1), 3) in sessions  # p1, p2 and u1
     assert ("a:tablet", None, date(2024, 3, 2), 1) in sessions
@@ -101,6 +105,7 @@ def test_a_person_is_joined_and_parted_again(spark: SparkSession, environment: E
     for name in DERIVED:
         assert hash_table(place, name) == hash_table(never, name), name
     assert owners(place)["p1"] == "a:phone"
+    assert rows(place, "silver.quality_flags", "event_id", "subject_key", "rule") == breaks
     undone = rows(place, "silver.identity_edges", "anonymous_id", "undone_at")
     assert [name for name, at in undone if at is not None] == ["laptop", "phone"]
 
