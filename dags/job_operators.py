@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,11 @@ _LAST_LINES = 20
 
 
 class SparkJobOperator(SparkSubmitOperator):
-    """Submit spark_jobs/jobs/<job>.py with `--run-key KEY [arguments]`. The connection alone says where Spark is."""
+    """Submit spark_jobs/jobs/<job>.py with `--run-key KEY [arguments]`. The connection alone says where Spark is.
+
+    The settings in SPARK_CONF_DIR are handed over as a file: on the class path, where Spark would put the folder, Java
+    could not use its archive of classes.
+    """
 
     template_fields: Sequence[str] = (*SparkSubmitOperator.template_fields, "run_key")
 
@@ -37,6 +41,7 @@ class SparkJobOperator(SparkSubmitOperator):
             application=str(JOBS_FOLDER / f"{job}.py"),
             application_args=["--run-key", run_key, *arguments],
             name=f"nightjar-{job}",
+            **settings_of(os.environ),
             **options,
         )
         self.job = job
@@ -58,6 +63,17 @@ class SparkJobOperator(SparkSubmitOperator):
         """Kill spark-submit, and the Python driver that would outlive it."""
         super().on_kill()
         stop_leftovers(self.application, self.run_key)
+
+
+def settings_of(variables: Mapping[str, str]) -> dict[str, Any]:
+    """The operator's options for the settings in SPARK_CONF_DIR; none where that is not set."""
+    folder = variables.get("SPARK_CONF_DIR")
+    if not folder:
+        return {}
+    return {
+        "properties_file": os.path.join(folder, "spark-defaults.conf"),
+        "env_vars": {"SPARK_CONF_DIR": os.path.join(folder, "none")},
+    }
 
 
 class ProgramOperator(BaseOperator):

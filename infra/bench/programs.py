@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from feature_repo.contracts.errors import NightjarError
 from infra.local.night import SPARK_TASKS, TASKS
+from infra.local.spark_conf import SETTINGS_FILE
 from infra.local.variables import REPOSITORY
 
 _POLL_SECONDS = 0.005
@@ -35,14 +36,16 @@ class Attempt(NamedTuple):
     cpu_seconds: float = 0.0
 
 
-def command_of(task: str, run_key: str, as_of: str, master: str = "local[*]") -> list[str]:
-    """The command line of a task, as the DAG's operators build it."""
+def command_of(task: str, run_key: str, as_of: str, master: str = "local[*]", settings: str = "") -> list[str]:
+    """The command line of a task, as the DAG's operators build it. `settings`: the folder of spark-defaults.conf."""
     if task not in SPARK_TASKS:
         command = [sys.executable, "-m", f"spark_jobs.jobs.{task}", "--run-key", run_key]
         return [*command, "--dag-run-id", run_key, "--as-of", as_of] if task == TASKS[0] else command
     submit = Path(sys.executable).parent / "spark-submit"
     program = REPOSITORY / "spark_jobs" / "jobs" / f"{task}.py"
-    return [str(submit), "--master", master, "--name", f"nightjar-{task}", str(program), "--run-key", run_key]
+    file = str(Path(settings) / SETTINGS_FILE)
+    options = ["--master", master, "--name", f"nightjar-{task}", "--properties-file", file]
+    return [str(submit), *options, str(program), "--run-key", run_key]
 
 
 def attempt(
@@ -61,11 +64,13 @@ def attempt(
 
     Raises NightjarError with the end of its log when it fails by itself.
     """
+    settings = variables.get("SPARK_CONF_DIR", "")
+    child = {**variables, "SPARK_CONF_DIR": str(Path(settings) / "none")}
     with log.open("ab") as output:
         began, used = time.monotonic(), _children_cpu_seconds()
         process = subprocess.Popen(
-            command_of(task, run_key, as_of, master),
-            env=dict(variables), cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            command_of(task, run_key, as_of, master, settings),
+            env=child, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
         try:

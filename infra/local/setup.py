@@ -1,7 +1,7 @@
 """`python -m infra.local.setup`: the part of `make setup` that comes after the Python packages.
 
-Finds Java and a Redis-compatible server, fetches the Delta jars, writes spark-defaults.conf. Each part that is already
-done is left alone, so it may be killed and run again at any time.
+Finds Java and a Redis-compatible server, fetches the Delta jars, makes the class archive, writes spark-defaults.conf.
+Each part that is already done is left alone, so it may be killed and run again at any time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import NightjarError
+from infra.local.class_archive import ensure_archive
 from infra.local.jars import ensure_jars
 from infra.local.java import Java, choose_java
 from infra.local.redis_server import find_server
@@ -36,10 +37,13 @@ def prepare(variables: Mapping[str, str], *, say: bool = False) -> Tools:
     home = Path(environment.home)
     java = choose_java(variables, home / "java")
     origin = ensure_jars(Path(environment.jars), java_home=java.home, variables=variables)
-    spark_conf = write_spark_conf(home / "spark", Path(environment.jars))
+    jars = Path(environment.jars)
+    archive, archive_origin = ensure_archive(jars, java_home=java.home, variables=variables)
+    spark_conf = write_spark_conf(home / "spark", jars, class_archive=archive)
     if say:
         print(f"  java     {java.major} from {java.origin} ({java.home})")
         print(f"  jars     seven Delta jars, {origin} ({environment.jars})")
+        print(f"  classes  archive for Java, {archive_origin}")
     return Tools(java=java, spark_conf=str(spark_conf))
 
 

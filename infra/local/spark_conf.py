@@ -2,6 +2,9 @@
 
 Every process that starts Spark finds it by SPARK_CONF_DIR; sessions are built without further settings. A cluster
 brings its own file.
+
+The Delta jars stand on the class path instead of in `spark.jars`: only classes that Java itself loads from there can
+come from the class archive.
 """
 
 from __future__ import annotations
@@ -14,12 +17,30 @@ from infra.local.jars import jar_paths
 _JAVA_OPTIONS = "-Duser.timezone=UTC -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -Xss4m"
 
 
-def write_spark_conf(folder: Path, jars_folder: Path, *, driver_memory: str = "3g") -> Path:
-    """Write `folder`/spark-defaults.conf for the jars in `jars_folder`; returns `folder`, the SPARK_CONF_DIR."""
+SETTINGS_FILE = "spark-defaults.conf"
+_QUIET_WITHOUT_ARCHIVE = "-Xlog:cds=off -Xlog:cds+dynamic=off"
+
+
+def write_spark_conf(
+    folder: Path,
+    jars_folder: Path,
+    *,
+    driver_memory: str = "3g",
+    class_archive: Path | None = None,
+    java_options: str = "",
+) -> Path:
+    """Write `folder`/spark-defaults.conf for the jars in `jars_folder`; returns `folder`, the SPARK_CONF_DIR.
+
+    Drivers take their classes from `class_archive` when it fits them, silently from the jars otherwise; they get
+    `java_options` besides.
+    """
+    jars = [str(path.absolute()) for path in jar_paths(jars_folder)]
+    archive = f"-XX:SharedArchiveFile={class_archive.absolute()} {_QUIET_WITHOUT_ARCHIVE}" if class_archive else ""
     settings = {
         # `spark-submit --master`, and so the connection spark_default, takes precedence
         "spark.master": "local[*]",
-        "spark.jars": ",".join(str(path.absolute()) for path in jar_paths(jars_folder)),
+        "spark.driver.extraClassPath": ":".join(jars),
+        "spark.executor.extraClassPath": ":".join(jars),
         "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
         "spark.sql.session.timeZone": "UTC",
@@ -31,7 +52,7 @@ def write_spark_conf(folder: Path, jars_folder: Path, *, driver_memory: str = "3
         # A job of the night lives for half a minute: the optimising compiler would cost more than it could win back.
         # Without it the code cache has 48 MB, and once wide queries have filled that, nothing more is compiled.
         # The lineage of an iterative fit is deep: it is cut at checkpoints, and read on stacks that hold it.
-        "spark.driver.extraJavaOptions": _JAVA_OPTIONS,
+        "spark.driver.extraJavaOptions": " ".join(filter(None, [_JAVA_OPTIONS, archive, java_options])),
         # executors of a cluster are no different
         "spark.executor.extraJavaOptions": _JAVA_OPTIONS,
         "spark.executor.memory": "2g",
@@ -50,7 +71,7 @@ def write_spark_conf(folder: Path, jars_folder: Path, *, driver_memory: str = "3
     text = "# Written by infra/local/spark_conf.py; changes are lost.\n"
     text += "".join(f"{name} {value}\n" for name, value in settings.items())
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "spark-defaults.conf"
+    path = folder / SETTINGS_FILE
     partial = folder / f".spark-defaults.{os.getpid()}"
     partial.write_text(text)
     partial.replace(path)

@@ -6,7 +6,8 @@ Every write replaces the partitions it names in one commit, so running a job aga
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from typing import cast
 
@@ -93,6 +94,17 @@ def overwrite_partitions(
     if user_metadata is not None:
         writer = writer.option("userMetadata", json.dumps(user_metadata, sort_keys=True))
     writer.save(path)
+
+
+def side_by_side(*writes: Callable[[], None]) -> None:
+    """Make writes that do not need one another at the same time: planning one takes a core, and there are several.
+
+    Returns when all have ended. Raises what the first of them raised, in the order given; the others are done by then.
+    """
+    with ThreadPoolExecutor(len(writes)) as pool:
+        done = [pool.submit(write) for write in writes]
+    for each in done:
+        each.result()
 
 
 def _predicate(partitions: Partitions) -> str:

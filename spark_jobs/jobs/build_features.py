@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import date
+from functools import partial
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
@@ -21,7 +22,7 @@ from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.run import FEATURES_FILE, Run
 from feature_repo.contracts.times import start_of_day
 from spark_jobs.io.catalogue import in_run, read_items, read_users
-from spark_jobs.io.delta import overwrite_partitions, read_table
+from spark_jobs.io.delta import overwrite_partitions, read_table, side_by_side
 from spark_jobs.io.light_delta import days_by_row_count
 from spark_jobs.io.run_store import write_report
 from spark_jobs.jobs.entry import run_job
@@ -108,8 +109,8 @@ def build_feature_tables(
         "gold.user_category_features": user_category_features(facts, as_of=as_of),
         "gold.item_features": item_features(facts, items, as_of=as_of),
     }
-    for name, rows in made.items():
-        overwrite_partitions(rows, environment, name, {"as_of": [as_of]})
+    today = {"as_of": [as_of]}
+    side_by_side(*(partial(overwrite_partitions, rows, environment, name, today) for name, rows in made.items()))
     facts.unpersist()
     edges.unpersist()
     return {name: days_by_row_count(environment, table).get(as_of, 0) for name, table in FEATURE_TABLES.items()}

@@ -2,8 +2,8 @@
 
 Reads   run.json; the bronze tables at their pinned versions; silver as it stands
 Writes  quality.json and quality.html (and both to MLflow);
-        silver.quarantine, silver.quality_flags, silver.sessions, silver.interactions, silver.identity_edges,
-        silver.events; refine.json
+        silver.quarantine, silver.quality_flags, silver.sessions, silver.interactions (side by side), then
+        silver.identity_edges, then silver.events; refine.json
         (in this order: the last commit carries the state, so a run killed in between is simply derived again)
 
 A run derives the event days that changed since the last one, or every day. Both ways give the same tables.
@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from typing import Any
 
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -29,7 +30,7 @@ from feature_repo.contracts.sequences import NOT_LEARNED_FROM
 from feature_repo.contracts.tables import table
 from spark_jobs.io import tracking
 from spark_jobs.io.catalogue import in_run, read_items, read_users
-from spark_jobs.io.delta import overwrite_partitions, read_table, spark_schema
+from spark_jobs.io.delta import overwrite_partitions, read_table, side_by_side, spark_schema
 from spark_jobs.io.light_delta import NO_DAY, days_by_row_count
 from spark_jobs.io.refine_state import EVENT_TABLES, read_state, state_after
 from spark_jobs.io.run_store import write_report
@@ -166,23 +167,27 @@ def refine_events(
     history = _unchanged_events(spark, environment, run, scope).unionByName(events.select(*_SESSION_COLUMNS))
     assigned = assign_sessions(resolve_events(history, edges)).persist()
     deeds = _unchanged_events(spark, environment, run, scope, _DEED_COLUMNS).unionByName(events.select(*_DEED_COLUMNS))
-    breaks, break_counts = _sequence_breaks(resolve_events(deeds, edges))
+    breaks, break_counts = _sequence_breaks(deeds, edges)
 
     before_as_of = f"`{_EVENT_DATE}` < DATE'{run.as_of}'" if scope.days is None else {_EVENT_DATE: scope.days}
-    if report["total"]["quarantined"] or _rows_before(environment, "silver.quarantine", run):
-        rejected = in_scope.filter(F.col("broken_rule").isNotNull())
-        quarantine = quarantine_rows(rejected, columns=list(table("bronze.events").columns), no_day=NO_DAY)
-        overwrite_partitions(quarantine, environment, "silver.quarantine", before_as_of)
-    if breaks is not None or any(days_by_row_count(environment, "silver.quality_flags").values()):
-        _replace_subjects(environment, "silver.quality_flags", _no_breaks(spark) if breaks is None else breaks, scope)
-    _replace_subjects(environment, "silver.sessions", summarise_sessions(assigned), scope)
     interactions = select_interactions(assigned, under_current_names(users_denying(users, "train"), edges))
     if breaks is not None:
         untold = breaks.filter(F.col("rule").isin([rule.value for rule in NOT_LEARNED_FROM]))
         interactions = interactions.join(untold.select("event_id"), on="event_id", how="left_anti").select(
             *table("silver.interactions").columns
         )
-    _replace_subjects(environment, "silver.interactions", interactions, scope)
+    writes = [
+        partial(_replace_subjects, environment, "silver.sessions", summarise_sessions(assigned), scope),
+        partial(_replace_subjects, environment, "silver.interactions", interactions, scope),
+    ]
+    if report["total"]["quarantined"] or _rows_before(environment, "silver.quarantine", run):
+        rejected = in_scope.filter(F.col("broken_rule").isNotNull())
+        quarantine = quarantine_rows(rejected, columns=list(table("bronze.events").columns), no_day=NO_DAY)
+        writes.append(partial(overwrite_partitions, quarantine, environment, "silver.quarantine", before_as_of))
+    if breaks is not None or any(days_by_row_count(environment, "silver.quality_flags").values()):
+        flags = _no_breaks(spark) if breaks is None else breaks
+        writes.append(partial(_replace_subjects, environment, "silver.quality_flags", flags, scope))
+    side_by_side(*writes)
     # After what follows from them: a run killed before this still sees which edges changed.
     if _days_that_differ(edges_before, edges, _EVENT_DATE):
         overwrite_partitions(edges, environment, "silver.identity_edges", None)
@@ -340,13 +345,18 @@ def _with_persons(scope: Scope, before: DataFrame, after: DataFrame) -> Scope:
     return Scope(scope.days, connected(touched, links(before).union(links(after)).persist()))
 
 
-def _sequence_breaks(history: DataFrame) -> tuple[DataFrame | None, dict[str, int]]:
-    """(the rules on sequences that these events break, how often each); (None, {}) when no event breaks any."""
-    possible = may_break(history)
+def _sequence_breaks(deeds: DataFrame, edges: DataFrame) -> tuple[DataFrame | None, dict[str, int]]:
+    """(the rules on sequences that these events break, how often each); (None, {}) when no event breaks any.
+
+    Sequences are a person's: by `edges` it is known whose the events are.
+    """
+    possible = may_break(deeds)
     if not possible:
         return None, {}
+    history = resolve_events(deeds, edges).persist()  # every rule goes through it
     breaks = find_breaks(history, possible).persist()
     counts = _count_words(breaks, "rule")
+    history.unpersist()
     if not counts:
         breaks.unpersist()
         return None, {}

@@ -59,6 +59,15 @@ def test_spark_tasks_are_submitted_one_at_a_time(dag: Any) -> None:
     assert {dag.get_task(name).pool for name in set(TASKS) - SPARK_TASKS} == {"default_pool"}
 
 
+def test_settings_go_to_spark_as_a_file_and_not_on_the_class_path(module: Any) -> None:
+    from dags.job_operators import settings_of
+
+    assert settings_of({}) == {}
+    given = settings_of({"SPARK_CONF_DIR": "/settings"})
+    assert given["properties_file"] == "/settings/spark-defaults.conf"
+    assert given["env_vars"] == {"SPARK_CONF_DIR": "/settings/none"}
+
+
 def test_every_task_is_retried_twice_after_a_short_while(dag: Any) -> None:
     assert [(t.retries, t.retry_delay.total_seconds()) for t in dag.tasks] == [(2, 10.0)] * 10
     assert dag.max_active_runs == 1

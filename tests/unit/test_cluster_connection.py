@@ -43,6 +43,8 @@ def test_a_damaged_file_is_no_cluster(home: Path, text: str) -> None:
 
 
 def test_only_the_master_differs() -> None:
-    here, there = (command_of("score_users", "k1", "2024-03-08", *master) for master in ((), ("spark://h:1",)))
+    masters = ("local[*]", "spark://h:1")
+    here, there = (command_of("score_users", "k1", "2024-03-08", master, "/spark") for master in masters)
+    assert here[here.index("--properties-file") + 1] == "/spark/spark-defaults.conf"
     assert [pair for pair in zip(here, there, strict=True) if pair[0] != pair[1]] == [("local[*]", "spark://h:1")]
     assert len(CLUSTER_NAMES) == 3

@@ -6,7 +6,10 @@ import argparse
 import json
 import subprocess
 import sys
+import threading
+import time
 from datetime import date
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +20,7 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DataError, DependencyError, GateRefusedError
 from feature_repo.contracts.tables import table_path
 from spark_jobs.io import light_delta
+from spark_jobs.io.delta import side_by_side
 from spark_jobs.io.run_store import folder_of, has_run, read_report, read_run, write_report, write_run
 from spark_jobs.io.table_hash import hash_table, hash_tables
 from spark_jobs.jobs.entry import run_command, run_job
@@ -235,3 +239,19 @@ def test_the_last_commit_that_carries_a_key_is_found(environment: Environment) -
         )
     assert light_delta.last_user_metadata(environment, "silver.events", "refined") == {"refined": 2}
     assert light_delta.last_user_metadata(environment, "silver.events", "nothing") is None
+
+
+def test_writes_side_by_side_all_end_before_the_first_failure_is_raised() -> None:
+    together = threading.Barrier(3, timeout=20)
+    ended: list[str] = []
+
+    def write(name: str, error: Exception | None = None) -> None:
+        together.wait()  # passes only when all three run at once
+        if error is not None:
+            raise error
+        time.sleep(0.05)
+        ended.append(name)
+
+    with pytest.raises(DataError, match="disk full"):
+        side_by_side(partial(write, "a", DataError("disk full")), partial(write, "b"), partial(write, "c"))
+    assert sorted(ended) == ["b", "c"]

@@ -13,7 +13,8 @@ import pytest
 from feature_repo.contracts.errors import DependencyError
 from infra.local import jars as jars_module
 from infra.local import java as java_module
-from infra.local.jars import JARS, Jar, ensure_jars, proxy_options, wrong_jars
+from infra.local.class_archive import archive_path, ensure_archive
+from infra.local.jars import JARS, Jar, ensure_jars, jar_paths, proxy_options, wrong_jars
 from infra.local.java import choose_java, write_wrapper
 from infra.local.ports import USUAL_PORTS, choose_ports, is_free, read_ports, write_ports
 from infra.local.spark_conf import write_spark_conf
@@ -201,8 +202,53 @@ def test_spark_settings_hold_the_jars_and_utc(tmp_path: Path) -> None:
     folder = write_spark_conf(tmp_path / "spark", tmp_path / "jars", driver_memory="2g")
     lines = (folder / "spark-defaults.conf").read_text().splitlines()
     settings = dict(line.split(" ", 1) for line in lines if not line.startswith("#"))
-    assert len(settings["spark.jars"].split(",")) == 7
-    assert settings["spark.jars"].startswith(f"{tmp_path}/jars/delta-spark_4.2_2.13-4.4.0.jar,")
+    jars = settings["spark.driver.extraClassPath"]
+    assert len(jars.split(":")) == 7
+    assert jars.startswith(f"{tmp_path}/jars/delta-spark_4.2_2.13-4.4.0.jar:")
+    assert settings["spark.executor.extraClassPath"] == jars
+    assert "SharedArchiveFile" not in settings["spark.driver.extraJavaOptions"]
     assert settings["spark.sql.session.timeZone"] == "UTC"
     assert settings["spark.driver.bindAddress"] == "127.0.0.1"
     assert settings["spark.driver.memory"] == "2g"
+
+
+class TestClassArchive:
+    @pytest.fixture
+    def jars(self, tmp_path: Path) -> Path:
+        for path in jar_paths(tmp_path):
+            path.write_bytes(b"jar")
+        return tmp_path
+
+    def test_its_name_is_that_of_one_java_and_one_class_path(self, jars: Path) -> None:
+        java = jars / "java"
+        java.mkdir()
+        (java / "release").write_text("17.0.1")
+        first = archive_path(jars, str(java))
+        assert archive_path(jars, str(java)) == first
+        (java / "release").write_text("17.0.2")
+        second = archive_path(jars, str(java))
+        jar_paths(jars)[6].write_bytes(b"another jar")
+        assert len({first, second, archive_path(jars, str(java))}) == 3
+
+    def test_a_java_that_cannot_make_one_is_no_obstacle(self, jars: Path) -> None:
+        old = jars / "classes-000000000000.jsa"
+        old.write_bytes(b"of another Java")
+        java = jars / "java" / "bin" / "java"
+        java.parent.mkdir(parents=True)
+        java.write_text("#!/bin/sh\necho this Java is out of order\nexit 1\n")
+        java.chmod(0o755)
+        archive, words = ensure_archive(jars, java_home=str(jars / "java"), variables=dict(os.environ))
+        assert archive is None
+        assert "jobs start slower" in words
+        assert "out of order" in words
+        assert not list(jars.glob("*.jsa"))
+        assert not list(jars.glob(".classes-*"))
+
+    def test_one_that_is_there_is_kept_and_drivers_are_told(self, jars: Path) -> None:
+        path = archive_path(jars, str(jars))
+        path.write_bytes(b"classes")
+        assert ensure_archive(jars, java_home=str(jars), variables={}) == (path, "already there")
+        text = (write_spark_conf(jars / "spark", jars, class_archive=path) / "spark-defaults.conf").read_text()
+        (driver,) = (line for line in text.splitlines() if line.startswith("spark.driver.extraJavaOptions"))
+        assert f"-XX:SharedArchiveFile={path}" in driver
+        assert text.count("SharedArchiveFile") == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -175,3 +177,17 @@ def test_an_unknown_run_is_a_dependency_error(mlflow_environment: Environment) -
 def test_a_night_cannot_end_in_any_odd_way(environment: Environment) -> None:
     with pytest.raises(DataError, match="FINISHED, FAILED or KILLED, got 'DONE'"):
         tracking.end_night(environment, "x", "DONE")
+
+
+def test_a_job_that_logs_does_not_import_the_feature_store(mlflow_environment: Environment) -> None:
+    program = (
+        "import sys\n"
+        "from spark_jobs.io.mlflow_connection import connect\n"
+        "from feature_repo.contracts.environment import Environment\n"
+        "with connect(Environment.from_mapping({'NIGHTJAR_HOME': '/nowhere', 'MLFLOW_TRACKING_URI': sys.argv[1]})):\n"
+        "    import mlflow.tracking.request_header.registry as headers\n"
+        "    print(len(list(headers._request_header_provider_registry)), 'feast' in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", program, mlflow_environment.mlflow_uri]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.split() == ["2", "False"], done.stderr
