@@ -6,6 +6,7 @@ that prefix that no field knows is refused, so a typing error is not a silent de
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -52,6 +53,8 @@ class ServingSettings:
     max_written_bytes      33554432 B  what the events of one request may take in the log; what they share in the body
                                      (a context, a client id) is written with each. Higher: more memory and disk.
     write_keys             (none)    write keys of /v1/track and its kind, separated by commas. With none, any is taken.
+    cors_origins           (none)    origins whose pages may call the API, separated by commas (https://shop.example), or
+                                     * for any. With none, only pages of the API's own origin may.
     session_ttl_seconds    2592000 s how long a person's session record lives after its last event (30 days: longer is
                                      more personal data kept).
     consumer_batch         500       stream entries the consumer applies at once. Higher: more throughput, later effect.
@@ -79,6 +82,7 @@ class ServingSettings:
     max_inflate_ratio: int = 100
     max_written_bytes: int = 33_554_432
     write_keys: str = ""
+    cors_origins: str = ""
     session_ttl_seconds: int = 2_592_000
     consumer_batch: int = 500
     archive_seconds: float = 5.0
@@ -107,9 +111,16 @@ class ServingSettings:
             if not (value >= 0 if field.name in _MAY_BE_ZERO else value > 0) or value == float("inf"):
                 raise DataError(f"{name} must be a positive number such as {field.default}, got {text!r}", field=name)
             values[field.name] = value
+        for origin in _words(values.get("cors_origins", "")):
+            _check_origin(origin)
         if values.get("position_decay", 1.0) > 1:
             raise DataError(f"{PREFIX}POSITION_DECAY must lie in (0, 1], got {values['position_decay']}")
         return cls(**values)
+
+    def allowed_origins(self) -> list[str]:
+        """The origins of `cors_origins` as browsers write them: small letters, no port that goes without saying."""
+        origins = [origin.lower() for origin in _words(self.cors_origins)]
+        return [re.sub(r"^(https://.*):443$|^(http://.*):80$", r"\1\2", origin) for origin in origins]
 
     def tuning(self) -> Tuning:
         """The part that the pipeline reads."""
@@ -122,5 +133,20 @@ class ServingSettings:
         )
 
 
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _check_origin(origin: str) -> None:
+    """Raises DataError unless it is scheme://host[:port], or *."""
+    if origin != "*" and not _ORIGIN.fullmatch(origin):
+        raise DataError(
+            f"{PREFIX}CORS_ORIGINS has origins such as https://shop.example or http://localhost:3000 (scheme, host, "
+            f"port; no path), or *; got {origin!r}",
+            field=f"{PREFIX}CORS_ORIGINS",
+        )
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^/?#@:\s*\[\]]+)(:[0-9]{1,5})?", re.IGNORECASE)
 _WORDS = {int: "a whole number", float: "a number"}
 _MAY_BE_ZERO = frozenset({"session_weight"})

@@ -51,6 +51,8 @@ class EventType(StrEnum):
     """This device or browser (`anonymous_id`) belongs to this person (`user_id`). An edge of the identity graph."""
     ALIAS = "alias"
     """The same, said afterwards: what was known as `anonymous_id` is `user_id` from now on."""
+    USER_ENGAGEMENT = "user_engagement"
+    """Dwell: `value` seconds more of a page (`page_view_id`), or of its item, were looked at."""
 
 
 EVENT_TYPES = frozenset(t.value for t in EventType)
