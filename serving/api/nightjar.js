@@ -74,8 +74,8 @@
   // still there may send its events too: under the same ids.
   const adopt = () => {
     const keys = storedQueues().filter(key => key !== queueKey)
-    const events = keys.flatMap(key => read(key) || [])
-    if (events.length) enqueue(events)
+    const events = new Map(keys.flatMap(key => read(key) || []).map(event => [event.event_id, event]))
+    if (events.size) enqueue([...events.values()])
     keys.forEach(remove)
   }
 
@@ -104,7 +104,7 @@
   // what became of it, so whatever else happens, it is sent again under its id, here or on the next page.
   const flush = async leaving => {
     if (!allowed('store') || underway.size && !leaving) return
-    if (pause()) return schedule(0)
+    if (pause() && (state.asked || !leaving)) return schedule(0)
     const batch = []
     let size = 0
     for (const event of queue) {
@@ -252,35 +252,36 @@
     track('click', { ...fields, properties: { position } })
   }
 
-  // store=false: what we know is forgotten, what is under way is broken off. Only the choice itself is kept, so that the
-  // next page knows it. What waits goes out under the newest choice.
   const consent = ({ store, train, personalize }) => {
     const was = allowed('store')
     state.consent = { store: !!store, train: !!train, personalize: !!personalize }
-    if (!store) forget()
-    if (!mayKnow()) state.anonymous = state.user = 0
+    if (!store) state = { consent: state.consent }
+    else if (!mayKnow()) state.anonymous = state.user = 0
+    remember()
+    obey(was)
+  }
+  // store=false: what waits is forgotten, what is under way is broken off; only the choice itself is kept, so that the
+  // next page knows it. Else what waits goes out under the newest choice.
+  const obey = was => {
+    if (!allowed('store')) {
+      queue = []
+      seenNow.clear()
+      cancel()
+      storedQueues().forEach(remove)
+    }
     queue.forEach(event => {
       event.consent = state.consent
       if (!mayKnow()) delete event.user_id
     })
-    remember()
     keepQueue()
-    if (store && !was) begin()
-  }
-  const forget = () => {
-    state = { consent: state.consent }
-    queue = []
-    seenNow.clear()
-    cancel()
-    storedQueues().forEach(remove)
+    if (allowed('store') && !was) begin()
   }
   // Another page of this site has the word: its session, its pauses, and above all its consent are ours.
   addEventListener('storage', ({ key }) => {
     if (key && key !== PREFIX) return
     const was = allowed('store')
     state = read(PREFIX) || {}
-    if (!allowed('store')) forget()
-    else if (!was) begin()
+    obey(was)
   })
 
   // Who this is: tells the server once per device and person. Nobody: whoever comes next is somebody else.
