@@ -7,8 +7,8 @@
         events.put(make_event("click", user_id="u1", item_id=slate.items[0].item_id,
                               recommendation_id=slate.recommendation_id))
 
-`AsyncNightjarClient` and `AsyncEventQueue` are the same for asyncio. Standard library and httpx only; nothing of the rest of
-Nightjar is imported.
+`AsyncNightjarClient` and `AsyncEventQueue` are the same for asyncio. Standard library and httpx only; nothing of
+the rest of Nightjar is imported.
 """
 
 from infra.client.clients import AsyncNightjarClient, NightjarClient

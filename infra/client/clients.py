@@ -76,8 +76,8 @@ class NightjarClient:
     def send(self, events: Iterable[Event], *, policy: RetryPolicy | None = None) -> list[EventResult]:
         """Send events now; what became of each, in order. They are on the API's disk when this returns.
 
-        An event without `event_id` gets one here, once; give it one (`make_event`) to be able to send it again yourself.
-        When a request fails for good, the error's `results` tell of those before it.
+        An event without `event_id` gets one here, once; give it one (`make_event`) to be able to send it again
+        yourself. When a request fails for good, the error's `results` tell of those before it.
         """
         results: list[EventResult] = []
         for request in self._settings.requests(events):

@@ -28,7 +28,7 @@ def make_event(
     timestamp: datetime | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
-    """One event for `send` or `put`. Without an `event_id` it gets one now, once: every attempt to send it bears that id.
+    """One event for `send` or `put`. Without an `event_id` it gets one now, once: every attempt to send bears that id.
 
     `timestamp` must be aware; without one it happens now. `fields`: item_id, items, session_id, recommendation_id,
     placement, value, quantity, price, currency, consent, properties ... (infra/docs/events.md). None is left out.

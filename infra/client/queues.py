@@ -32,7 +32,7 @@ OnResults = Callable[[Sequence[EventResult]], None]
 
 @dataclass(frozen=True, slots=True)
 class QueueStatistics:
-    """Counts of events since the queue was made. `sent`: accepted or duplicate; `waiting`: not yet any of the others."""
+    """Counts of events since the queue was made. `sent`: accepted or duplicate; `waiting`: none of the others yet."""
 
     put: int = 0
     sent: int = 0
@@ -170,8 +170,8 @@ _ONE_TRY = RetryPolicy(attempts=1)
 
 
 class EventQueue:
-    """Events in the background of a program with threads. Use it with `with`, or call `close`; else the end of the program
-    does. After a fork make a new one: threads do not fork."""
+    """Events in the background of a program with threads. Use it with `with`, or call `close`; else the end of the
+    program does. After a fork make a new one: threads do not fork."""
 
     def __init__(
         self,
@@ -181,9 +181,11 @@ class EventQueue:
         close_seconds: float = 10.0,
         **limits: Any,
     ) -> None:
-        """`limits`: max_batch, max_delay_seconds, max_waiting, on_dropped, on_results (of `_Backlog`). `policy`: its waits
-        between attempts count, not their number: the queue tries until it is closed. `close_seconds`: how long the end of
-        `with` or of the program waits for what is left."""
+        """`limits`: max_batch, max_delay_seconds, max_waiting, on_dropped, on_results, as in `_Backlog`.
+
+        `policy`: its waits between attempts count, not their number: the queue tries until it is closed.
+        `close_seconds`: how long the end of `with` or of the program waits for what is left.
+        """
         self._client = client
         self._policy = policy or RetryPolicy()
         self._close_seconds = close_seconds

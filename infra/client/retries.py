@@ -86,8 +86,8 @@ def exchange(
 ) -> Generator[Step, Outcome, Any]:
     """Yields what to do next, takes what came of it, returns the JSON of the answer.
 
-    Raises RefusedError for an answer that says no, UnavailableError when the policy is used up. An answer of 2xx that is
-    no JSON comes from somebody else on the way, and counts as no answer.
+    Raises RefusedError for an answer that says no, UnavailableError when the policy is used up. An answer of 2xx
+    that is no JSON comes from somebody else on the way, and counts as no answer.
     """
     started = clock()
     attempt = 0

@@ -30,7 +30,7 @@ class RecommendedItem:
 
 @dataclass(frozen=True, slots=True)
 class Slate:
-    """An answer. `recommendation_id` goes back on events. `freshness` has ages in seconds, None where there is nothing."""
+    """An answer. `recommendation_id` goes back on events. `freshness` has ages in seconds, None where unknown."""
 
     recommendation_id: str
     placement: str

@@ -8,7 +8,7 @@
   const IN_VIEW = 1000, SESSION_GAP = 1800000, TIMEOUT = 30000, LONGEST_WAIT = 300000, LONGEST_ASKED = 3600000
   const PREFIX = 'nightjar', QUEUE = PREFIX + '.queue.'
   const doc = document, early = window.nightjar
-  if (early && early.track) return
+  if (early?.track) return
 
   const { src, dataset: own } = doc.currentScript
   const base = new URL('.', src).href
@@ -34,7 +34,7 @@
   let user = own.user, timer, failures = 0, limit = MAX_BATCH
   const stats = { queued: 0, sent: 0, rejected: 0, dropped: 0 }
 
-  const allowed = purpose => !!(state.consent && state.consent[purpose])
+  const allowed = purpose => !!state.consent?.[purpose]
   const mayKnow = () => allowed('train') || allowed('personalize')
   const remember = () => write(PREFIX, state)
   // A clock that was set back must not silence us for days.
@@ -195,16 +195,13 @@
   }
 
   // <section data-nightjar-recommendation="ID" data-nightjar-placement="P"> ... <a data-nightjar-item="i9"> ...
-  const find = (element, name) => {
-    const owner = element.closest('[data-nightjar-' + name + ']')
-    return owner ? owner.getAttribute('data-nightjar-' + name) : undefined
-  }
+  const owner = (element, name) => element.closest(`[data-nightjar-${name}]`)
+  const find = (element, name) => owner(element, name)?.getAttribute('data-nightjar-' + name)
   const about = element => {
-    const slate = element.closest('[data-nightjar-recommendation]')
-    const place = slate ? [...slate.querySelectorAll('[data-nightjar-item]')].indexOf(element) + 1 : 0
+    const items = owner(element, 'recommendation')?.querySelectorAll('[data-nightjar-item]') || []
     return {
       item_id: find(element, 'item'), recommendation_id: find(element, 'recommendation'),
-      placement: find(element, 'placement'), position: +find(element, 'position') || place || undefined,
+      placement: find(element, 'placement'), position: [...items].indexOf(element) + 1 || undefined,
     }
   }
   const see = element => {
@@ -246,7 +243,7 @@
     }, 50)
   }
   const click = ({ type, button, target }) => {
-    const element = (type === 'click' || button === 1) && target.closest && target.closest('[data-nightjar-item]')
+    const element = (type === 'click' || button === 1) && owner(target, 'item')
     if (!element) return
     const { position, ...fields } = about(element)
     track('click', { ...fields, properties: { position } })

@@ -50,7 +50,10 @@ def build_snippet_router() -> APIRouter:
         summary="The script for web pages",
         response_model=None,
         response_class=Response,
-        responses={200: {"description": "JavaScript", "content": {"text/javascript": {}}}, 304: {"description": "Same"}},
+        responses={
+            200: {"description": "JavaScript", "content": {"text/javascript": {}}},
+            304: {"description": "Same"},
+        },
     )
     async def get_snippet(request: Request) -> Response:
         """One line in a page: `<script async src=".../v1/nightjar.js" data-consent="store train personalize">`.

@@ -27,7 +27,9 @@ _OPTIONS = (
     "--disable-background-networking", "--disable-component-update", "--disable-default-apps", "--disable-sync",
     "--no-default-browser-check", "--no-first-run", "--no-proxy-server", "--password-store=basic", "--mute-audio",
 )  # fmt: skip
-_WITH_PIPE = "import os,sys; os.dup2(int(sys.argv[1]),3); os.dup2(int(sys.argv[2]),4); os.execv(sys.argv[3],sys.argv[3:])"
+_WITH_PIPE = (
+    "import os,sys; os.dup2(int(sys.argv[1]),3); os.dup2(int(sys.argv[2]),4); os.execv(sys.argv[3],sys.argv[3:])"
+)
 
 
 def find_chromium() -> str | None:

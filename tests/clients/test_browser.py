@@ -121,7 +121,7 @@ def test_an_item_is_seen_when_half_of_it_was_in_view_for_a_second(api: ServedApi
     </div>"""
     page = person.open(write_page(api, body=body))
     loaded = page.run("performance.timeOrigin") / 1000
-    page.run("later.innerHTML = '<a data-nightjar-item=\"i3\" style=\"position: fixed; top: 50px\">came later</a>'")
+    page.run('later.innerHTML = \'<a data-nightjar-item="i3" style="position: fixed; top: 50px">came later</a>\'')
     glances = {
         number: page.run(
             f"""(async () => {{
