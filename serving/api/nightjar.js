@@ -195,7 +195,7 @@
   }
 
   // <section data-nightjar-recommendation="ID" data-nightjar-placement="P"> ... <a data-nightjar-item="i9"> ...
-  const owner = (element, name) => element.closest(`[data-nightjar-${name}]`)
+  const owner = (element, name) => element.closest?.(`[data-nightjar-${name}]`)
   const find = (element, name) => owner(element, name)?.getAttribute('data-nightjar-' + name)
   const about = element => {
     const items = owner(element, 'recommendation')?.querySelectorAll('[data-nightjar-item]') || []

@@ -143,7 +143,7 @@ class Page:
         self._wait_loaded(url)
 
     def run(self, script: str) -> Any:
-        """The value of an expression; of a promise, what it brings. Raises DevToolsError with what the script throws."""
+        """The value of an expression; of a promise, what it brings. Raises DevToolsError with what is thrown."""
         done = self._call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in done:
             details = done["exceptionDetails"]
