@@ -53,7 +53,7 @@ class ServingSettings:
     max_written_bytes      33554432 B  what the events of one request may take in the log; what they share in the body
                                      (a context, a client id) is written with each. Higher: more memory and disk.
     write_keys             (none)    write keys of /v1/track and its kind, separated by commas. With none, any is taken.
-    cors_origins           (none)    origins whose pages may call the API, such as https://shop.example, separated by commas;
+    cors_origins           (none)    origins whose pages may call the API (https://shop.example), separated by commas;
                                      * is any. With none, only pages of the API's own origin may.
     session_ttl_seconds    2592000 s how long a person's session record lives after its last event (30 days: longer is
                                      more personal data kept).

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class ClientError(Exception):
-    """Base of what the client raises. `results`: of the events of those requests that came before the one that failed."""
+    """Base of what the client raises. `results`: of the events in the requests before the one that failed."""
 
     results: Sequence[EventResult] = ()
 
 
 class RefusedError(ClientError):
-    """The request cannot be answered as asked. `problem`: the API's problem+json, empty when something else answered."""
+    """The request cannot be answered as asked. `problem`: the problem+json, empty when somebody else answered."""
 
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
         words = problem.get("detail") or problem.get("title") or "no reason given"

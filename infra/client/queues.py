@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import json
 import logging
 import threading
 import time
@@ -28,6 +29,10 @@ logger = logging.getLogger("nightjar.client")
 Event = Mapping[str, Any]
 OnDropped = Callable[[Sequence[Event], str], None]
 OnResults = Callable[[Sequence[EventResult]], None]
+
+_WRONG_EVENTS = frozenset({400, 413, 415, 422})
+"""These speak of the body: the batch is dropped. Other refusals (401, 403, 404) speak of the address or of what stands
+before it; they can be mended, so the events wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +86,9 @@ class _Backlog:
         self.counts = QueueStatistics()
 
     def add(self, event: Event) -> tuple[str, list[dict[str, Any]]]:
-        """(the event's id, what is dropped because there is no room)."""
+        """(the event's id, what is dropped for want of room). Raises ValueError or TypeError for what is no JSON."""
         ready = with_id(event)
+        json.dumps(ready, allow_nan=False)  # in a batch it would take its neighbours along
         self.counts = replace(self.counts, put=self.counts.put + 1)
         if self.is_closed or len(self._waiting) >= self._max_waiting:
             return ready["event_id"], [ready]
@@ -103,12 +109,16 @@ class _Backlog:
 
     def settle(self, batch: Sequence[Event], outcome: Sequence[EventResult] | ClientError, policy: RetryPolicy) -> str:
         """Note what became of a batch. Returns why it is dropped, or an empty text."""
-        if isinstance(outcome, UnavailableError):
-            self._failures += 1
-            self._not_before = self._clock() + (outcome.retry_after or 0.0) + policy.jitter(self._failures)
-            return ""
         if isinstance(outcome, RefusedError) and outcome.status == 413 and len(batch) > 1:
             self.limit = len(batch) // 2
+            return ""
+        is_refused = isinstance(outcome, RefusedError) and outcome.status in _WRONG_EVENTS
+        if isinstance(outcome, UnavailableError | RefusedError) and not is_refused:
+            self._failures += 1
+            if self._failures == 1:
+                logger.warning("cannot send now, %d event(s) wait: %s", len(self._waiting), outcome)
+            asked = outcome.retry_after if isinstance(outcome, UnavailableError) else None
+            self._not_before = self._clock() + (asked or 0.0) + policy.jitter(self._failures)
             return ""
         for _ in batch:
             self._waiting.popleft()
@@ -198,7 +208,10 @@ class EventQueue:
         atexit.register(self.close)
 
     def put(self, event: Event) -> str:
-        """Take an event; its id. It never waits: an event for which there is no room is dropped, and reported."""
+        """Take an event; its id. It never waits: an event for which there is no room is dropped, and reported.
+
+        Raises ValueError or TypeError for an event that is no JSON.
+        """
         with self._changed:
             event_id, dropped = self._backlog.add(event)
             self._backlog.count_dropped(dropped)

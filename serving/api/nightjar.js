@@ -5,8 +5,8 @@
   const MAX_QUEUED = 500, MAX_BATCH = 50, BATCH_DELAY = 2000
   // Two requests that outlive their page may be under way; browsers allow them 64 KiB together.
   const MAX_BYTES = 30000
-  const IN_VIEW = 1000, SESSION_GAP = 1800000, TIMEOUT = 30000, LONGEST_WAIT = 300000, LONGEST_ASKED = 3600000
-  const PREFIX = 'nightjar', QUEUE = PREFIX + '.queue.'
+  const LONGEST_WAIT = 300000, LONGEST_ASKED = 3600000
+  const STATE = 'nightjar', CONSENT = STATE + '.consent', QUEUE = STATE + '.queue.'
   const doc = document, early = window.nightjar
   if (early?.track) return
 
@@ -26,17 +26,18 @@
   const remove = key => attempt(() => localStorage.removeItem(key))
   const storedQueues = () => attempt(() => Object.keys(localStorage).filter(key => key.startsWith(QUEUE))) || []
 
-  // consent, anonymous (id), session (id), seen (last activity, ms), user (the last one identified), until (no request
-  // before this, ms)
-  let state = read(PREFIX) || {}
+  // The choice has a key of its own: a page that has not heard of a new one must not write the old one back.
+  let choice = read(CONSENT)
+  // anonymous (id), session (id), seen (last activity, ms), user (the last one identified), until (no request before, ms)
+  let state = read(STATE) || {}
   const queueKey = QUEUE + newId()
   let queue = [], underway = new Set(), controller = new AbortController()
   let user = own.user, timer, failures = 0, limit = MAX_BATCH
   const stats = { queued: 0, sent: 0, rejected: 0, dropped: 0 }
 
-  const allowed = purpose => !!state.consent?.[purpose]
+  const allowed = purpose => !!choice?.[purpose]
   const mayKnow = () => allowed('train') || allowed('personalize')
-  const remember = () => write(PREFIX, state)
+  const remember = () => write(STATE, state)
   // A clock that was set back must not silence us for days.
   const pause = () => {
     const left = (state.until || 0) - Date.now()
@@ -48,12 +49,12 @@
   }
   const drop = (events, why, counter) => {
     stats[counter] += events.length
-    console.warn(PREFIX, counter, events.length, why)
+    console.warn(STATE, counter, events.length, why)
   }
 
   // A visit ends after half an hour; so does the id of somebody whom nobody may know.
   const touch = () => {
-    if (!state.session || Date.now() - state.seen > SESSION_GAP) {
+    if (!state.session || Date.now() - state.seen > 1800000) {
       state.session = newId()
       if (!mayKnow()) state.anonymous = 0
     }
@@ -86,7 +87,7 @@
     const event = {
       event_id: newId(), event_type: type, timestamp: now(), anonymous_id: state.anonymous,
       user_id: mayKnow() && user || undefined, session_id: state.session, page_view_id: pageView, channel: 'web',
-      consent: state.consent, ...fields,
+      consent: choice, ...fields,
     }
     if (sizeOf(event) > MAX_BYTES) drop([event], 'too large', 'dropped')
     else enqueue([event])
@@ -117,7 +118,7 @@
     const body = JSON.stringify({ events: batch.map(event => ({ ...event, sent_at: now() })) })
     // Text needs no preflight from another origin; the API reads it as JSON.
     if (leaving && !('keepalive' in Request.prototype)) return navigator.sendBeacon(base + 'events', body)
-    const timeout = setTimeout(cancel, TIMEOUT)
+    const timeout = setTimeout(cancel, 30000)
     batch.forEach(event => underway.add(event))
     let wait = 0
     try {
@@ -229,7 +230,8 @@
       inView.delete(target)
     }
   }), { threshold: 0.5 })
-  const clockFor = target => doc.hidden ? 0 : setTimeout(see, IN_VIEW, target)
+  // Half of it for a second: the standard of the Media Rating Council.
+  const clockFor = target => doc.hidden ? 0 : setTimeout(see, 1000, target)
   const restartClocks = () => inView.forEach((clock, target) => {
     clearTimeout(clock)
     inView.set(target, clockFor(target))
@@ -238,7 +240,6 @@
   const scan = () => {
     scanning = scanning || setTimeout(() => {
       scanning = 0
-      inView.forEach((clock, target) => target.isConnected || (clearTimeout(clock), inView.delete(target)))
       doc.querySelectorAll('[data-nightjar-item]').forEach(element => watcher.observe(element))
     }, 50)
   }
@@ -251,34 +252,41 @@
 
   const consent = ({ store, train, personalize }) => {
     const was = allowed('store')
-    state.consent = { store: !!store, train: !!train, personalize: !!personalize }
-    if (!store) state = { consent: state.consent }
-    else if (!mayKnow()) state.anonymous = state.user = 0
-    remember()
+    choice = { store: !!store, train: !!train, personalize: !!personalize }
+    write(CONSENT, choice)
     obey(was)
   }
   // store=false: what waits is forgotten, what is under way is broken off; only the choice itself is kept, so that the
   // next page knows it. Else what waits goes out under the newest choice.
   const obey = was => {
-    if (!allowed('store')) {
+    if (allowed('store')) {
+      if (!mayKnow()) state.anonymous = state.user = 0
+      remember()
+    } else {
+      state = {}
       queue = []
       seenNow.clear()
       cancel()
-      storedQueues().forEach(remove)
+      storedQueues().concat(STATE).forEach(remove)
     }
     queue.forEach(event => {
-      event.consent = state.consent
+      event.consent = choice
       if (!mayKnow()) delete event.user_id
     })
     keepQueue()
     if (allowed('store') && !was) begin()
   }
-  // Another page of this site has the word: its session, its pauses, and above all its consent are ours.
-  addEventListener('storage', ({ key }) => {
-    if (key && key !== PREFIX) return
+  // What another page of this site wrote: its session and its pauses are ours, and above all its consent.
+  const reread = () => {
     const was = allowed('store')
-    state = read(PREFIX) || {}
+    state = read(STATE) || {}
+    choice = read(CONSENT)
     obey(was)
+    return was
+  }
+  addEventListener('storage', ({ key }) => {
+    if (key === STATE) state = read(STATE) || {}
+    else if (!key || key === CONSENT) reread()
   })
 
   // Who this is: tells the server once per device and person. Nobody: whoever comes next is somebody else.
@@ -317,8 +325,8 @@
     else lookedAt = performance.now()
   })
   addEventListener('pagehide', hide)
-  // From the back/forward cache: the same page, seen once more.
-  addEventListener('pageshow', ({ persisted }) => persisted && start({ item_id: item }))
+  // From the back/forward cache: the same page, seen once more. It was deaf while it lay there.
+  addEventListener('pageshow', ({ persisted }) => persisted && reread() && start({ item_id: item }))
   addEventListener('online', () => {
     failures = 0
     if (!state.asked) state.until = 0
@@ -345,7 +353,7 @@
   // The person's own choice wins over what the page says by default.
   const launch = () => {
     if (allowed('store')) begin()
-    else if (!state.consent && own.consent) {
+    else if (!choice && own.consent) {
       consent(Object.fromEntries(own.consent.split(/[\s,]+/).map(purpose => [purpose, true])))
     }
     if (Array.isArray(early)) early.forEach(api.push)

@@ -150,6 +150,12 @@ class Page:
             raise DevToolsError(details.get("exception", {}).get("description") or details["text"])
         return done["result"].get("value")
 
+    def try_run(self, script: str) -> Any:
+        """The same; None while the page is on its way."""
+        with suppress(DevToolsError):
+            return self.run(script)
+        return None
+
     def click(self, selector: str, button: str = "left") -> None:
         """The mouse on the middle of an element."""
         x, y = self.run(

@@ -198,6 +198,7 @@ class ServedApi:
             names.REDIS_ONLINE_URL: self.online.url,
             "NIGHTJAR_SERVING_CORS_ORIGINS": f"https://shop.example:443, {self.pages.url}",
             "NIGHTJAR_SERVING_LOG_TIMEOUT_MS": "5000",
+            "NIGHTJAR_SERVING_ONLINE_TIMEOUT_MS": "5000",
         }
         version = SHOP.write(Environment.from_mapping(variables).publications)
         rows = [PackedCandidate(SHOP.numbers[item], 1.0 - n / 10, Source.ALS) for n, item in enumerate(ITEMS[:6])]

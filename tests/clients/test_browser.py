@@ -181,7 +181,7 @@ def test_nothing_is_sent_or_stored_without_consent(api: ServedApi, person: Profi
     assert all(event["consent"] == consent for event in api.proxy.arrived[0].events)
     assert len(queued(page)) >= 3
     page.run("nightjar.consent({ store: false })")
-    refusal = {"nightjar": {"consent": {"store": False, "train": False, "personalize": False}}}
+    refusal = {"nightjar.consent": {"store": False, "train": False, "personalize": False}}
     assert page.storage() == refusal
     api.proxy.reset()
     page.click("#inner")
@@ -192,6 +192,18 @@ def test_nothing_is_sent_or_stored_without_consent(api: ServedApi, person: Profi
     page.go(api.pages.url + "/elsewhere")
     time.sleep(0.3)
     assert (page.storage(), api.proxy.arrived, api.events()) == (refusal, [], [])
+
+
+def test_a_page_that_comes_back_has_heard_of_the_choice(api: ServedApi, person: Profile) -> None:
+    page = person.open(write_page(api))
+    page.go(write_page(api, "/next"))
+    page.run("nightjar.consent({ store: false })")
+    api.proxy.reset()
+    page.run("history.back()")
+    wait_for(lambda: page.try_run("location.pathname === '/' && !!nightjar"), "the first page is back")
+    assert page.run("nightjar.track('search')") is None
+    time.sleep(0.3)
+    assert (list(page.storage()), api.proxy.arrived) == (["nightjar.consent"], [])
 
 
 def test_a_choice_holds_in_every_tab_and_for_what_waits(api: ServedApi, person: Profile) -> None:
@@ -210,7 +222,7 @@ def test_a_choice_holds_in_every_tab_and_for_what_waits(api: ServedApi, person: 
     assert len({e["anonymous_id"] for e in queued(first) if e["event_type"] in ("identify", "search")}) == 2
     second.run("nightjar.consent({ store: false })")
     wait_for(lambda: first.run("nightjar.track('search')") is None, "the other tab has heard it")
-    assert list(first.storage()) == ["nightjar"]
+    wait_for(lambda: list(first.storage()) == ["nightjar.consent"], "both have forgotten")
 
 
 def test_offline_and_a_reload_lose_nothing_and_double_nothing(api: ServedApi, person: Profile) -> None:
