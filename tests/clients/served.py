@@ -66,7 +66,7 @@ class _Server(ThreadingHTTPServer):
 
 def _listening(handler: type[BaseHTTPRequestHandler]) -> _Server:
     server = _Server(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return server
 
 
@@ -90,8 +90,8 @@ class ChaosProxy:
         self._server = _listening(self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
-    def reset(self) -> None:
-        """For the next test."""
+    def forget(self) -> None:
+        """What came so far, and what was planned."""
         self._over.set()
         self._over = threading.Event()
         self.plan.clear()
@@ -220,8 +220,10 @@ class ServedApi:
         return False
 
     def begin(self) -> None:
-        """A test begins: what is in the streams is not its own."""
-        self.proxy.reset()
+        """A test begins: what is in the streams is not its own, nor what pages of an earlier one may still send."""
+        self.proxy.always = "refuse"
+        self.proxy.stop()
+        self.proxy = ChaosProxy(self.port)
         self.pages.html.clear()
         for partition in range(EVENT_PARTITIONS):
             stream = stream_key(partition)

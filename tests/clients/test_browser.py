@@ -183,7 +183,7 @@ def test_nothing_is_sent_or_stored_without_consent(api: ServedApi, person: Profi
     page.run("nightjar.consent({ store: false })")
     refusal = {"nightjar.consent": {"store": False, "train": False, "personalize": False}}
     assert page.storage() == refusal
-    api.proxy.reset()
+    api.proxy.forget()
     page.click("#inner")
     assert page.run("nightjar.track('search')") is None
     # The next page says that everything is allowed; the person's word stands.
@@ -198,7 +198,7 @@ def test_a_page_that_comes_back_has_heard_of_the_choice(api: ServedApi, person: 
     page = person.open(write_page(api))
     page.go(write_page(api, "/next"))
     page.run("nightjar.consent({ store: false })")
-    api.proxy.reset()
+    api.proxy.forget()
     page.run("history.back()")
     wait_for(lambda: page.try_run("location.pathname === '/' && !!nightjar"), "the first page is back")
     assert page.run("nightjar.track('search')") is None
