@@ -5,7 +5,7 @@
   const MAX_QUEUED = 500, MAX_BATCH = 50, BATCH_DELAY = 2000
   // Two requests that outlive their page may be under way; browsers allow them 64 KiB together.
   const MAX_BYTES = 30000
-  const LONGEST_WAIT = 300000, LONGEST_ASKED = 3600000
+  const LONGEST_WAIT = 3600000
   const STATE = 'nightjar', CONSENT = STATE + '.consent', QUEUE = STATE + '.queue.'
   const doc = document, early = window.nightjar
   if (early?.track) return
@@ -40,8 +40,8 @@
   const remember = () => write(STATE, state)
   // A clock that was set back must not silence us for days.
   const pause = () => {
-    const left = (state.until || 0) - Date.now()
-    return left > LONGEST_ASKED + LONGEST_WAIT ? 0 : Math.max(left, 0)
+    const left = state.until - Date.now()
+    return left > 0 && left < 2 * LONGEST_WAIT ? left : 0
   }
   const keepQueue = () => {
     stats.queued = queue.length
@@ -52,16 +52,20 @@
     console.warn(STATE, counter, events.length, why)
   }
 
-  // A visit ends after half an hour; so does the id of somebody whom nobody may know.
+  // A visit ends after half an hour; so does the id of somebody whom nobody may know. Another person on this device has
+  // other ids.
   const touch = () => {
+    if (user && state.user && state.user !== user) forgetIds()
     if (!state.session || Date.now() - state.seen > 1800000) {
       state.session = newId()
       if (!mayKnow()) state.anonymous = 0
     }
-    state.anonymous = state.anonymous || newId()
+    state.anonymous ||= newId()
     state.seen = Date.now()
     remember()
   }
+
+  const forgetIds = () => { state.anonymous = state.session = state.user = 0 }
 
   const enqueue = events => {
     queue.push(...events)
@@ -96,8 +100,8 @@
 
   const schedule = delay => {
     const wait = Math.max(delay, pause())
-    if (timer && timer.at <= Date.now() + wait) return
-    if (timer) clearTimeout(timer.id)
+    if (timer?.at <= Date.now() + wait) return
+    clearTimeout(timer?.id)
     timer = { at: Date.now() + wait, id: setTimeout(() => { timer = 0; flush() }, wait) }
   }
 
@@ -163,8 +167,8 @@
   }
   // At least what the server asks for, and a random part of 1 s, 2 s, 4 s ... 5 minutes, so that not all come back at once.
   const backoff = asked => {
-    const wait = Math.min(asked > 0 ? asked : 0, LONGEST_ASKED) +
-      Math.random() * Math.min(1000 * 2 ** failures++, LONGEST_WAIT)
+    const wait = Math.min(asked > 0 ? asked : 0, LONGEST_WAIT) +
+      Math.random() * Math.min(1000 * 2 ** failures++, 300000)
     state.until = Date.now() + wait
     state.asked = asked > 0
     return wait
@@ -175,7 +179,7 @@
   const start = fields => {
     const { item_id, ...rest } = fields || {}
     pageView = newId()
-    item = item_id || undefined
+    item = item_id
     lookedAt = doc.hidden ? 0 : performance.now()
     shown = new Set()
     track('page_view', {
@@ -238,7 +242,7 @@
   })
   let scanning
   const scan = () => {
-    scanning = scanning || setTimeout(() => {
+    scanning ||= setTimeout(() => {
       scanning = 0
       doc.querySelectorAll('[data-nightjar-item]').forEach(element => watcher.observe(element))
     }, 50)
@@ -289,11 +293,12 @@
     else if (!key || key === CONSENT) reread()
   })
 
-  // Who this is: tells the server once per device and person. Nobody: whoever comes next is somebody else.
+  // Who this is: tells the server once per device and person.
   const identify = id => {
     user = id || undefined
-    if (!user) state.anonymous = state.session = state.user = 0
+    if (!user) forgetIds()
     else if (mayKnow() && allowed('store') && state.user !== user) {
+      touch()
       state.user = user
       track('identify')
     }

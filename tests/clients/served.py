@@ -212,11 +212,12 @@ class ServedApi:
         )  # fmt: skip
         self.proxy = ChaosProxy(self.port)
         self._ends: dict[str, str] = {}
+        self._http = httpx.Client(timeout=5)
         wait_for(self._is_ready, "the API is ready")
 
     def _is_ready(self) -> bool:
         with suppress(httpx.HTTPError):
-            return httpx.get(self.url + "/health/ready", timeout=5).status_code == 200
+            return self._http.get(self.url + "/health/ready").status_code == 200
         return False
 
     def begin(self) -> None:
@@ -259,6 +260,7 @@ class ServedApi:
             self._process.kill()
             self._process.wait()
         self._output.close()
+        self._http.close()
         self._redis.close()
         for server in (self.log, self.online):
             server.stop()

@@ -324,6 +324,23 @@ def test_a_page_that_goes_sends_what_waits(api: ServedApi, person: Profile) -> N
     assert set(counted.values()) == {1}
 
 
+def test_another_person_on_the_device_is_somebody_else(api: ServedApi, person: Profile) -> None:
+    for user in ("u1", "u1", "u2"):
+        page = person.open(write_page(api, attributes=f'{ALL} data-user="{user}"'))
+        page.run("nightjar.flush()")
+        page.go(api.pages.url + "/elsewhere")
+    page = person.open(write_page(api))
+    page.run("nightjar.identify('u3'), nightjar.flush()")
+    events = wait_for(lambda: len(api.events()) == 7 and api.events(), "all arrive")
+    told = [(event["event_type"], event.get("user_id"), event["anonymous_id"]) for event in events]
+    first, second, third = told[0][2], told[3][2], told[6][2]
+    assert told == [
+        ("page_view", "u1", first), ("identify", "u1", first), ("page_view", "u1", first),
+        ("page_view", "u2", second), ("identify", "u2", second), ("page_view", None, second), ("identify", "u3", third),
+    ]  # fmt: skip
+    assert len({first, second, third}) == 3
+
+
 def test_a_slate_its_views_of_one_page_and_who_it_is(api: ServedApi, person: Profile) -> None:
     page = person.open(write_page(api))
     page.run("nightjar.identify('u1'), nightjar.identify('u1'), 0")

@@ -16,16 +16,15 @@ from tests.clients.served import ServedApi
 from tests.front_door import FrontDoor
 
 MOST_BYTES = 4000
+HTTP = httpx.Client(timeout=60)
 EVENT = {"event_type": "search", "user_id": "u1", "timestamp": "2024-03-08T12:00:00Z"}
 
 
 @pytest.mark.redis
 class TestTheScript:
     def test_it_is_less_than_four_kilobytes_on_the_wire(self, api: ServedApi) -> None:
-        with (
-            httpx.Client() as client,
-            client.stream("GET", f"{api.url}/v1/nightjar.js", headers={"Accept-Encoding": "br, gzip"}) as response,
-        ):
+        asks = {"Accept-Encoding": "br, gzip"}
+        with HTTP.stream("GET", f"{api.url}/v1/nightjar.js", headers=asks) as response:
             body = b"".join(response.iter_raw())
         assert response.headers["content-type"] == "text/javascript; charset=utf-8"
         assert response.headers["content-encoding"] == "gzip"
@@ -41,19 +40,19 @@ class TestTheScript:
     )  # fmt: skip
     def test_it_is_kept_and_asked_for_again(self, api: ServedApi, accepted: str, coding: str | None) -> None:
         url, asks = f"{api.url}/v1/nightjar.js", {"Accept-Encoding": accepted}
-        first = httpx.get(url, headers=asks)
+        first = HTTP.get(url, headers=asks)
         assert first.headers.get("content-encoding") == coding
         assert first.headers["cache-control"] == "public, max-age=3600, stale-while-revalidate=86400"
         assert "Accept-Encoding" in first.headers["vary"]
         for known in (first.headers["etag"], f'"x", W/{first.headers["etag"]}', "*"):
-            again = httpx.get(url, headers={**asks, "If-None-Match": known})
+            again = HTTP.get(url, headers={**asks, "If-None-Match": known})
             assert (again.status_code, again.content) == (304, b"")
             assert again.headers["etag"] == first.headers["etag"]
-        assert httpx.get(url, headers={**asks, "If-None-Match": '"other"'}).text == first.text
+        assert HTTP.get(url, headers={**asks, "If-None-Match": '"other"'}).text == first.text
 
     def test_the_codings_have_different_tags(self, api: ServedApi) -> None:
         tags = {
-            httpx.get(f"{api.url}/v1/nightjar.js", headers={"Accept-Encoding": coding}).headers["etag"]
+            HTTP.get(f"{api.url}/v1/nightjar.js", headers={"Accept-Encoding": coding}).headers["etag"]
             for coding in ("gzip", "identity")
         }
         assert len(tags) == 2
@@ -88,7 +87,7 @@ class TestOrigins:
                 ("/v1/recommendations", b'{"num_results": 0}', 422),
                 ("/v1/no-such-path", b"", 404),
             ):
-                response = httpx.post(api.url + path, content=content, headers=headers)
+                response = HTTP.post(api.url + path, content=content, headers=headers)
                 assert (path, response.status_code) == (path, status)
                 assert response.headers["access-control-allow-origin"] == origin
                 assert response.headers["access-control-expose-headers"] == "Retry-After, X-Request-Id"
@@ -100,17 +99,17 @@ class TestOrigins:
             "Access-Control-Request-Method": "POST",
             "Access-Control-Request-Headers": "content-type",
         }
-        answer = httpx.options(f"{api.url}/v1/events", headers=asks)
+        answer = HTTP.options(f"{api.url}/v1/events", headers=asks)
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, api.pages.url)
         assert answer.headers["access-control-max-age"] == "7200"
         for wrong in ({"Origin": "https://other.example"}, {"Access-Control-Request-Method": "DELETE"}):
-            assert httpx.options(f"{api.url}/v1/events", headers={**asks, **wrong}).status_code == 400
+            assert HTTP.options(f"{api.url}/v1/events", headers={**asks, **wrong}).status_code == 400
 
     @pytest.mark.parametrize("origin", ["https://other.example", "https://shop.example.evil.example", "null"])
     def test_others_cannot(self, api: ServedApi, origin: str) -> None:
         for kind in ("text/plain", "application/json"):
             headers = {"Origin": origin, "Content-Type": kind}
-            response = httpx.post(f"{api.url}/v1/recommendations", content=b'{"user_id": "u1"}', headers=headers)
+            response = HTTP.post(f"{api.url}/v1/recommendations", content=b'{"user_id": "u1"}', headers=headers)
             assert response.status_code == 200
             assert "access-control-allow-origin" not in response.headers
 
