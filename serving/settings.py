@@ -52,9 +52,9 @@ class ServingSettings:
     max_inflate_ratio      100       how many times larger than sent a body over 1 MiB may become. Higher: the same.
     max_written_bytes      33554432 B  what the events of one request may take in the log; what they share in the body
                                      (a context, a client id) is written with each. Higher: more memory and disk.
-    write_keys             (none)    write keys of /v1/track and its kind, separated by commas. With none, any is taken.
     cors_origins           (none)    origins whose pages may call the API (https://shop.example), separated by commas;
                                      * is any. With none, only pages of the API's own origin may.
+    write_keys             (none)    write keys of /v1/track and its kind, separated by commas. With none, any is taken.
     session_ttl_seconds    2592000 s how long a person's session record lives after its last event (30 days: longer is
                                      more personal data kept).
     consumer_batch         500       stream entries the consumer applies at once. Higher: more throughput, later effect.
@@ -81,8 +81,8 @@ class ServingSettings:
     max_inflated_bytes: int = 8_388_608
     max_inflate_ratio: int = 100
     max_written_bytes: int = 33_554_432
-    write_keys: str = ""
     cors_origins: str = ""
+    write_keys: str = ""
     session_ttl_seconds: int = 2_592_000
     consumer_batch: int = 500
     archive_seconds: float = 5.0

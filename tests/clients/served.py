@@ -213,7 +213,11 @@ class ServedApi:
         self.proxy = ChaosProxy(self.port)
         self._ends: dict[str, str] = {}
         self._http = httpx.Client(timeout=5)
-        wait_for(self._is_ready, "the API is ready")
+        try:
+            wait_for(self._is_ready, "the API is ready")
+        except BaseException:
+            self.stop()
+            raise
 
     def _is_ready(self) -> bool:
         with suppress(httpx.HTTPError):

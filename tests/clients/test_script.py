@@ -17,7 +17,7 @@ from tests.front_door import FrontDoor
 
 MOST_BYTES = 4000
 HTTP = httpx.Client(timeout=60)
-EVENT = {"event_type": "search", "user_id": "u1", "timestamp": "2024-03-08T12:00:00Z"}
+EVENT = {"event_id": "e1", "event_type": "search", "user_id": "u1", "timestamp": "2024-03-08T12:00:00Z"}
 
 
 @pytest.mark.redis
