@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -116,7 +116,7 @@ class NightjarClient:
     def _attempt(self, request: Request) -> Answer | Failure:
         try:
             response = self._http.post(self._base + request.path, content=request.content, headers=_HEADERS)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             return _failure(error, self._base)
         return _answer(response)
 
@@ -182,7 +182,7 @@ class AsyncNightjarClient:
     async def _attempt(self, request: Request) -> Answer | Failure:
         try:
             response = await self._http.post(self._base + request.path, content=request.content, headers=_HEADERS)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             return _failure(error, self._base)
         return _answer(response)
 
@@ -203,7 +203,7 @@ def _answer(response: httpx.Response) -> Answer:
     return Answer(response.status_code, document, response.headers.get("retry-after"))
 
 
-def _failure(error: httpx.TransportError, base: str) -> Failure:
+def _failure(error: httpx.RequestError, base: str) -> Failure:
     return Failure(f"{type(error).__name__} at {base}{f': {error}' if str(error) else ''}")
 
 
@@ -213,9 +213,3 @@ def _read(reader: Any, document: Any) -> Any:
         return reader(document)
     except (KeyError, TypeError, AttributeError) as error:
         raise UnavailableError(1, f"the answer is not one of Nightjar's: {str(document)[:200]}") from error
-
-
-def count(results: Sequence[EventResult]) -> dict[str, int]:
-    """How many results of each status."""
-    statuses = [result.status for result in results]
-    return {status: statuses.count(status) for status in sorted(set(statuses))}

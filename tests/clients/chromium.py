@@ -150,12 +150,6 @@ class Page:
             raise DevToolsError(details.get("exception", {}).get("description") or details["text"])
         return done["result"].get("value")
 
-    def try_run(self, script: str) -> Any:
-        """The same; None while the page is on its way."""
-        with suppress(DevToolsError):
-            return self.run(script)
-        return None
-
     def click(self, selector: str, button: str = "left") -> None:
         """The mouse on the middle of an element."""
         x, y = self.run(
@@ -165,7 +159,7 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, clickCount=1)
 
-    def be_offline(self, is_offline: bool) -> None:
+    def network(self, *, is_offline: bool = False) -> None:
         """Take the network away from this tab, or give it back."""
         self._call(
             "Network.emulateNetworkConditions",
