@@ -27,51 +27,51 @@ _HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
 Event = Mapping[str, Any]
 
 
-class _Settings:
-    def __init__(
-        self,
-        *,
-        timeout_seconds: float = 5.0,
-        read_policy: RetryPolicy = READ_POLICY,
-        event_policy: RetryPolicy = EVENT_POLICY,
-        max_events: int = MAX_EVENTS,
-    ) -> None:
-        """`timeout_seconds`: of each attempt, and of each of its steps (connect, write, read), as httpx counts."""
-        self.timeout_seconds = timeout_seconds
-        self.read_policy = read_policy
-        self.event_policy = event_policy
-        self.max_events = max_events
-
-    def requests(self, events: Iterable[Event]) -> Iterator[Request]:
-        """Requests of at most `max_events`. Every event has its id before the first request is made."""
-        ready = [with_id(event) for event in events]
-        for start in range(0, len(ready), self.max_events):
-            sent_at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-            batch = [{"sent_at": sent_at, **event} for event in ready[start : start + self.max_events]]
-            yield Request("/v1/events", _json({"events": batch}))
+def event_requests(events: Iterable[Event], max_events: int) -> Iterator[Request]:
+    """Requests of at most `max_events`. Every event has its id before the first request is made."""
+    ready = [with_id(event) for event in events]
+    for start in range(0, len(ready), max_events):
+        sent_at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        batch = [{"sent_at": sent_at, **event} for event in ready[start : start + max_events]]
+        yield Request("/v1/events", _json({"events": batch}))
 
 
 class NightjarClient:
     """A connection pool to one API. Threads may share it. Use it with `with`, or call `close`."""
 
-    def __init__(self, base_url: str, *, http: httpx.Client | None = None, **settings: Any) -> None:
-        """`base_url` such as https://api.shop.example; `settings`: timeout_seconds, read_policy, event_policy,
-        max_events. `http`: a client of your own (proxies, certificates), which stays yours to close."""
-        self._settings = _Settings(**settings)
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout_seconds: float = 5.0,
+        read_policy: RetryPolicy = READ_POLICY,
+        event_policy: RetryPolicy = EVENT_POLICY,
+        max_events: int = MAX_EVENTS,
+        http: httpx.Client | None = None,
+    ) -> None:
+        """
+        base_url         such as https://api.shop.example
+        timeout_seconds  of each step of an attempt (connect, write, read), as httpx counts
+        read_policy      how to try again for slates
+        event_policy     the same for `send`
+        max_events       in one request; more become several
+        http             a client of your own (proxies, certificates, timeouts), which stays yours to close
+        """
+        self._read_policy, self._event_policy, self._max_events = read_policy, event_policy, max_events
         self._base = base_url.rstrip("/")
-        self._http = http or httpx.Client(timeout=self._settings.timeout_seconds)
+        self._http = http or httpx.Client(timeout=timeout_seconds)
         self._is_mine = http is None
 
     def recommend(self, user_id: str | None = None, **question: Any) -> Slate:
         """A slate. `question`: anonymous_id, session_id, placement, num_results, context, recent_events, session_items,
         exclude_item_ids, consent, explain, as in POST /v1/recommendations; None is left out."""
         request = _question("/v1/recommendations", user_id=user_id, **question)
-        return _read(read_slate, self._run(request, self._settings.read_policy))
+        return _read(read_slate, self._run(request, self._read_policy))
 
     def similar(self, item_id: str, **question: Any) -> Slate:
         """Items like one item. `question`: num_results, exclude_item_ids, placement, explain."""
         request = _question("/v1/similar", item_id=item_id, **question)
-        return _read(read_slate, self._run(request, self._settings.read_policy))
+        return _read(read_slate, self._run(request, self._read_policy))
 
     def send(self, events: Iterable[Event], *, policy: RetryPolicy | None = None) -> list[EventResult]:
         """Send events now; what became of each, in order. They are on the API's disk when this returns.
@@ -80,9 +80,9 @@ class NightjarClient:
         yourself. When a request fails for good, the error's `results` tell of those before it.
         """
         results: list[EventResult] = []
-        for request in self._settings.requests(events):
+        for request in event_requests(events, self._max_events):
             try:
-                results += _read(read_results, self._run(request, policy or self._settings.event_policy))
+                results += _read(read_results, self._run(request, policy or self._event_policy))
             except ClientError as error:
                 error.results = results
                 raise
@@ -124,29 +124,38 @@ class NightjarClient:
 class AsyncNightjarClient:
     """The same for asyncio; one event loop uses it. Use it with `async with`, or call `aclose`."""
 
-    def __init__(self, base_url: str, *, http: httpx.AsyncClient | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout_seconds: float = 5.0,
+        read_policy: RetryPolicy = READ_POLICY,
+        event_policy: RetryPolicy = EVENT_POLICY,
+        max_events: int = MAX_EVENTS,
+        http: httpx.AsyncClient | None = None,
+    ) -> None:
         """As `NightjarClient`."""
-        self._settings = _Settings(**settings)
+        self._read_policy, self._event_policy, self._max_events = read_policy, event_policy, max_events
         self._base = base_url.rstrip("/")
-        self._http = http or httpx.AsyncClient(timeout=self._settings.timeout_seconds)
+        self._http = http or httpx.AsyncClient(timeout=timeout_seconds)
         self._is_mine = http is None
 
     async def recommend(self, user_id: str | None = None, **question: Any) -> Slate:
         """As `NightjarClient.recommend`."""
         request = _question("/v1/recommendations", user_id=user_id, **question)
-        return _read(read_slate, await self._run(request, self._settings.read_policy))
+        return _read(read_slate, await self._run(request, self._read_policy))
 
     async def similar(self, item_id: str, **question: Any) -> Slate:
         """As `NightjarClient.similar`."""
         request = _question("/v1/similar", item_id=item_id, **question)
-        return _read(read_slate, await self._run(request, self._settings.read_policy))
+        return _read(read_slate, await self._run(request, self._read_policy))
 
     async def send(self, events: Iterable[Event], *, policy: RetryPolicy | None = None) -> list[EventResult]:
         """As `NightjarClient.send`."""
         results: list[EventResult] = []
-        for request in self._settings.requests(events):
+        for request in event_requests(events, self._max_events):
             try:
-                results += _read(read_results, await self._run(request, policy or self._settings.event_policy))
+                results += _read(read_results, await self._run(request, policy or self._event_policy))
             except ClientError as error:
                 error.results = results
                 raise

@@ -58,21 +58,14 @@ class _Backlog:
 
     def __init__(
         self,
-        *,
-        max_batch: int = 100,
-        max_delay_seconds: float = 1.0,
-        max_waiting: int = 10_000,
-        on_dropped: OnDropped | None = None,
-        on_results: OnResults | None = None,
+        max_batch: int,
+        max_delay_seconds: float,
+        max_waiting: int,
+        on_dropped: OnDropped | None,
+        on_results: OnResults | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """
-        max_batch          events in a request at most; as many are sent at once
-        max_delay_seconds  fewer are sent when the oldest has waited so long
-        max_waiting        events that wait or are under way at most; what is put beyond that is dropped
-        on_dropped         is given what is dropped and why
-        on_results         is given what became of the events of each request
-        """
+        """As the parameters of `EventQueue`. Raises ValueError for limits that make no sense."""
         if max_batch < 1 or max_waiting < max_batch or max_delay_seconds < 0:
             raise ValueError(f"expected 1 <= max_batch <= max_waiting, got {max_batch} and {max_waiting}")
         self._max_batch, self._max_delay, self._max_waiting = max_batch, max_delay_seconds, max_waiting
@@ -187,19 +180,27 @@ class EventQueue:
         self,
         client: NightjarClient,
         *,
+        max_batch: int = 100,
+        max_delay_seconds: float = 1.0,
+        max_waiting: int = 10_000,
+        on_dropped: OnDropped | None = None,
+        on_results: OnResults | None = None,
         policy: RetryPolicy | None = None,
         close_seconds: float = 10.0,
-        **limits: Any,
     ) -> None:
-        """`limits`: max_batch, max_delay_seconds, max_waiting, on_dropped, on_results, as in `_Backlog`.
-
-        `policy`: its waits between attempts count, not their number: the queue tries until it is closed.
-        `close_seconds`: how long the end of `with` or of the program waits for what is left.
+        """
+        max_batch          events in a request at most; as many are sent at once
+        max_delay_seconds  fewer are sent when the oldest has waited so long
+        max_waiting        events that wait or are under way at most; what is put beyond that is dropped
+        on_dropped         is given what is dropped and why
+        on_results         is given what became of the events of each request
+        policy             its waits between attempts count, not their number: the queue tries until it is closed
+        close_seconds      how long the end of `with` or of the program waits for what is left
         """
         self._client = client
         self._policy = policy or RetryPolicy()
         self._close_seconds = close_seconds
-        self._backlog = _Backlog(**limits)
+        self._backlog = _Backlog(max_batch, max_delay_seconds, max_waiting, on_dropped, on_results)
         self._changed = threading.Condition()
         self._is_sending = False
         self._is_ending = False
@@ -291,15 +292,19 @@ class AsyncEventQueue:
         self,
         client: AsyncNightjarClient,
         *,
+        max_batch: int = 100,
+        max_delay_seconds: float = 1.0,
+        max_waiting: int = 10_000,
+        on_dropped: OnDropped | None = None,
+        on_results: OnResults | None = None,
         policy: RetryPolicy | None = None,
         close_seconds: float = 10.0,
-        **limits: Any,
     ) -> None:
         """As `EventQueue`; made inside of a running event loop."""
         self._client = client
         self._policy = policy or RetryPolicy()
         self._close_seconds = close_seconds
-        self._backlog = _Backlog(**limits)
+        self._backlog = _Backlog(max_batch, max_delay_seconds, max_waiting, on_dropped, on_results)
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._send_all(), name="nightjar-events")

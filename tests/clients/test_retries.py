@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.client import RefusedError, RetryPolicy, UnavailableError, make_event, new_event_id
-from infra.client.clients import _Settings
+from infra.client.clients import event_requests
 from infra.client.retries import LATER, Answer, Failure, Outcome, Request, Wait, exchange, seconds_asked
 
 NOW = datetime(2024, 3, 8, 13, tzinfo=UTC)
@@ -141,7 +141,7 @@ def test_ids_are_made_once_and_in_order_of_time() -> None:
     with pytest.raises(ValueError, match="without a time zone"):
         make_event("click", user_id="u1", timestamp=datetime(2024, 3, 8))  # noqa: DTZ001
 
-    (first, second) = _Settings(max_events=2).requests([event, {"event_type": "search"}, {"event_id": "mine"}])
+    (first, second) = event_requests([event, {"event_type": "search"}, {"event_id": "mine"}], 2)
     sent = [one for request in (first, second) for one in json.loads(request.content)["events"]]
     assert [one["event_id"] for one in sent] == [event["event_id"], sent[1]["event_id"], "mine"]
     assert uuid.UUID(sent[1]["event_id"]).version == 7
