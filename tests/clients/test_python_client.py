@@ -86,6 +86,7 @@ class TestSending:
             results = client.send(events)
         assert [result.status for result in results] == ["duplicate"] * 3  # by then they had been accepted
         assert all(result.is_taken and result.is_stored for result in results)
+        assert [result.event_id for result in results[1:]] == ids(events[1:])
         assert len(api.proxy.arrived) == 6
         assert {tuple(ids(arrived.events)) for arrived in api.proxy.arrived} == {tuple(r.event_id for r in results)}
         assert Counter(ids(api.events())) == Counter(ids(api.proxy.arrived[0].events))
