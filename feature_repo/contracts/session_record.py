@@ -44,6 +44,7 @@ EVENT_TYPE_ORDER = (
     "view_item", "view_item_list", "select_item", "add_to_cart", "remove_from_cart", "add_to_wishlist", "view_cart",
     "begin_checkout", "purchase", "refund", "search", "impression", "click", "like", "dislike", "not_interested",
     "rating", "share", "watch", "page_view", "survey", "identify", "alias", "unmerge",
+    "user_engagement",
 )  # fmt: skip
 """Stored as an index: append, never reorder."""
 _TYPE_INDEX = {name: i for i, name in enumerate(EVENT_TYPE_ORDER)}
