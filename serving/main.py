@@ -26,6 +26,7 @@ from serving.adapters.event_log import EventLog, MemoryEventLog, RedisEventLog
 from serving.adapters.online import OnlineStore, RedisOnlineStore
 from serving.adapters.shelf import VersionShelf
 from serving.api.catalogue_routes import build_catalogue_router
+from serving.api.cors import allow_origins
 from serving.api.docs_page import DOCS_HTML
 from serving.api.errors import answer_domain_error, answer_http_error
 from serving.api.event_routes import build_event_router
@@ -34,6 +35,7 @@ from serving.api.middleware import RequestEnvelope
 from serving.api.routes import build_router
 from serving.api.schemas import Problem, RecommendationRequest, SimilarRequest
 from serving.api.services import Services
+from serving.api.snippet import build_snippet_router
 from serving.pipeline.overlay import CatalogueOverlay
 from serving.recommender import Recommender
 from serving.settings import ServingSettings
@@ -138,9 +140,11 @@ def create_app(
     app.include_router(build_event_router(services))
     app.include_router(build_catalogue_router(services))
     app.include_router(build_router(services))
+    app.include_router(build_snippet_router())
     app.add_exception_handler(NightjarError, answer_domain_error)
     app.add_exception_handler(HTTPException, answer_http_error)
     app.add_middleware(RequestEnvelope, new_id=new_id, timer=timer)
+    allow_origins(app, settings.allowed_origins())
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:

@@ -6,6 +6,7 @@ that prefix that no field knows is refused, so a typing error is not a silent de
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -51,6 +52,8 @@ class ServingSettings:
     max_inflate_ratio      100       how many times larger than sent a body over 1 MiB may become. Higher: the same.
     max_written_bytes      33554432 B  what the events of one request may take in the log; what they share in the body
                                      (a context, a client id) is written with each. Higher: more memory and disk.
+    cors_origins           (none)    origins whose pages may call the API (https://shop.example), separated by commas;
+                                     * is any. With none, only pages of the API's own origin may.
     write_keys             (none)    write keys of /v1/track and its kind, separated by commas. With none, any is taken.
     decision_flush_ms      100 ms    how often a worker's decisions are written and fsynced: what a crash loses at most.
                                      Higher: fewer fsyncs.
@@ -85,6 +88,7 @@ class ServingSettings:
     max_inflated_bytes: int = 8_388_608
     max_inflate_ratio: int = 100
     max_written_bytes: int = 33_554_432
+    cors_origins: str = ""
     write_keys: str = ""
     decision_flush_ms: float = 100.0
     decision_queue_bytes: int = 16_777_216
@@ -118,9 +122,16 @@ class ServingSettings:
             if not (value >= 0 if field.name in _MAY_BE_ZERO else value > 0) or value == float("inf"):
                 raise DataError(f"{name} must be a positive number such as {field.default}, got {text!r}", field=name)
             values[field.name] = value
+        for origin in _words(values.get("cors_origins", "")):
+            _check_origin(origin)
         if values.get("position_decay", 1.0) > 1:
             raise DataError(f"{PREFIX}POSITION_DECAY must lie in (0, 1], got {values['position_decay']}")
         return cls(**values)
+
+    def allowed_origins(self) -> list[str]:
+        """The origins of `cors_origins` as browsers write them: small letters, no port that goes without saying."""
+        origins = [origin.lower() for origin in _words(self.cors_origins)]
+        return [re.sub(r"^(https://.*):443$|^(http://.*):80$", r"\1\2", origin) for origin in origins]
 
     def tuning(self) -> Tuning:
         """The part that the pipeline reads."""
@@ -133,5 +144,20 @@ class ServingSettings:
         )
 
 
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _check_origin(origin: str) -> None:
+    """Raises DataError unless it is scheme://host[:port], or *."""
+    if origin != "*" and not _ORIGIN.fullmatch(origin):
+        raise DataError(
+            f"{PREFIX}CORS_ORIGINS has origins such as https://shop.example or http://localhost:3000 (scheme, host, "
+            f"port; no path), or *; got {origin!r}",
+            field=f"{PREFIX}CORS_ORIGINS",
+        )
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^/?#@:\s*\[\]]+)(:[0-9]{1,5})?", re.IGNORECASE)
 _WORDS = {int: "a whole number", float: "a number"}
 _MAY_BE_ZERO = frozenset({"session_weight"})

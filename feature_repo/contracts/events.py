@@ -53,6 +53,8 @@ class EventType(StrEnum):
     """The same, said afterwards: what was known as `anonymous_id` is `user_id` from now on."""
     UNMERGE = "unmerge"
     """An operator's word, no deed of a person: whatever said so far that `anonymous_id` is `user_id` was wrong."""
+    USER_ENGAGEMENT = "user_engagement"
+    """Dwell: `value` seconds more of a page (`page_view_id`), or of its item, were looked at."""
 
 
 EVENT_TYPES = frozenset(t.value for t in EventType)

@@ -15,7 +15,7 @@ Session record v2
     word      <BqH    which (index in WORD_ORDER), event time (us), the word
     Lists are sorted by time, oldest first; ties by item id.
 
-    Size: at most 9,077 bytes and each name once (with a NUL), at most 767 names. With ids of 16 bytes a record has at
+    Size: at most 9,082 bytes and each name once (with a NUL), at most 767 names. With ids of 16 bytes a record has at
     most 23 kB, with the longest ids that are allowed (256 bytes) 207 kB; after ten events it has some 600 bytes.
 
 Session record v1 (read, no longer written; what it did not keep is empty)
@@ -44,6 +44,7 @@ EVENT_TYPE_ORDER = (
     "view_item", "view_item_list", "select_item", "add_to_cart", "remove_from_cart", "add_to_wishlist", "view_cart",
     "begin_checkout", "purchase", "refund", "search", "impression", "click", "like", "dislike", "not_interested",
     "rating", "share", "watch", "page_view", "survey", "identify", "alias", "unmerge",
+    "user_engagement",
 )  # fmt: skip
 """Stored as an index: append, never reorder."""
 _TYPE_INDEX = {name: i for i, name in enumerate(EVENT_TYPE_ORDER)}

@@ -169,7 +169,7 @@ def read_headers(headers: Sequence[tuple[bytes, bytes]]) -> tuple[bool, str | No
             if value not in _JSON_TYPES:
                 return False, None
             is_json = True
-        elif name == b"content-encoding" or name[:3] == b"ce-":
+        elif name == b"content-encoding" or name[:3] == b"ce-" or name == b"origin":
             return False, None
         elif name == b"x-request-id" and given is None and GIVEN_ID.fullmatch(value):
             given = value.decode("ascii")
