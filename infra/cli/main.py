@@ -15,6 +15,7 @@ COMMAND_MODULES = (
     "infra.cli.doctor_command",
     "infra.cli.demo_command",
     "infra.cli.data_commands",
+    "infra.cli.kafka_commands",
     "infra.cli.cluster_commands",
     "infra.cli.run_commands",
     "infra.cli.version_commands",

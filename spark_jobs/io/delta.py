@@ -1,14 +1,18 @@
-"""The Delta tables as Spark sees them: read at a pinned version, overwrite whole partitions.
+"""The Delta tables as Spark sees them: read at a pinned version, overwrite whole partitions, append once.
 
-Every write replaces the partitions it names in one commit, so running a job again gives the same table.
+Every write is one commit that replaces the partitions it names, or that the table takes only once: running a job again
+gives the same table.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping
 from datetime import date
+from pathlib import Path
 from typing import cast
+from urllib.parse import unquote
 
 from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
@@ -93,6 +97,45 @@ def overwrite_partitions(
     if user_metadata is not None:
         writer = writer.option("userMetadata", json.dumps(user_metadata, sort_keys=True))
     writer.save(path)
+
+
+def append_once(frame: DataFrame, environment: Environment, name: str, *, app_id: str, version: int) -> None:
+    """Add the rows of `frame` in one commit, which is on disk when this returns; the table is created when missing.
+
+    A table that already has `version` or a later one of `app_id` stays as it is, so a repeated append adds nothing.
+    """
+    spec = table(name)
+    rows = _conform(frame, spec)
+    path = table_path(environment.lakehouse, name, tenant=environment.tenant)
+    _create_if_missing(frame.sparkSession, path, spec)
+    if spec.partition_by:
+        rows = rows.repartition(*spec.partition_by)
+    writer = rows.write.format("delta").mode("append").option("mergeSchema", "true")
+    writer.option("txnAppId", app_id).option("txnVersion", version).save(path)
+    _sync_newest_commit(path)
+
+
+def _sync_newest_commit(path: str) -> None:
+    """fsync the files of the newest commit, its log entry and the folders that name them: Spark itself never does.
+
+    Also after an append that the table refused as repeated: who wrote it first may have died before this point. On an
+    object store a finished write is durable by itself.
+    """
+    if "://" in path:
+        return
+    root = Path(path)
+    entry = max((root / "_delta_log").glob("*.json"))
+    touched = {entry, entry.parent, root}
+    for line in entry.read_text(encoding="utf-8").splitlines():
+        if added := json.loads(line).get("add"):
+            data_file = root / unquote(added["path"])
+            touched |= {data_file, data_file.parent}
+    for each in sorted(touched):
+        handle = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _predicate(partitions: Partitions) -> str:

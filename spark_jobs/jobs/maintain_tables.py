@@ -87,7 +87,7 @@ def maintain_tables(
     for name in sorted(n for n in TABLES if not n.startswith("bronze.")):  # bronze has writers of its own
         if open_table(environment, name) is None:
             continue
-        report[name] = done = _maintain(spark, environment, name, dry_run=dry_run, retention_days=retention_days)
+        report[name] = done = maintain_table(spark, environment, name, dry_run=dry_run, retention_days=retention_days)
         print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in done.items()), flush=True)
     write_report(environment, run_key, MAINTENANCE_FILE, {"dry_run": dry_run, "tables": report})
     return report
@@ -125,9 +125,10 @@ def unclustered_partitions(files: Sequence[DataFile]) -> list[tuple[Any, ...]]:
     )
 
 
-def _maintain(
+def maintain_table(
     spark: SparkSession, environment: Environment, name: str, *, dry_run: bool, retention_days: int
 ) -> dict[str, Any]:
+    """Compact, cluster and vacuum one table, by its own writer; what was done (of a dry run: what would be)."""
     before = _files(environment, name)
     subject = SUBJECT_COLUMNS.get(name)
     crowded = crowded_partitions(before, is_clusterable=subject is not None)

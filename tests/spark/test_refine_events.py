@@ -116,6 +116,7 @@ def test_the_first_night_derives_every_day(shop: Environment) -> None:
     assert report["sources"] == {
         "bronze.events": {"read": 15, "kept": 11, "duplicates": 1, "quarantined": 1, "withheld": 1, "outside": 1},
         "bronze.events_import": {"read": 3, "kept": 2, "duplicates": 1, "quarantined": 0, "withheld": 0, "outside": 0},
+        "bronze.events_kafka": dict.fromkeys(("read", "kept", "duplicates", "quarantined", "withheld", "outside"), 0),
     }
     assert report["total"]["read"] == 18
     assert report["quarantined_by_reason"] == {"invalid_quantity": 1}
