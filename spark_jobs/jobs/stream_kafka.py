@@ -161,7 +161,8 @@ class Batches:
 def batch_line(progress: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:
     """What is said about a batch: `read` = accepted + quarantined + not_stored messages, `rows` of bronze.events_kafka.
 
-    `offsets` are where the next batch begins, `lag` the messages behind that, both by `<topic>/<partition>`.
+    `offsets` are where the next batch begins, `lag` the messages behind that, both by `<topic>/<partition>`. The lag is
+    null when Spark did not ask the broker: of a batch that is done again after a restart.
     """
     [source] = progress["sources"]
     ends, newest = _by_partition(source["endOffset"]), _by_partition(source.get("latestOffset"))
@@ -171,7 +172,7 @@ def batch_line(progress: Mapping[str, Any], counts: Mapping[str, int]) -> dict[s
         **counts,
         "seconds": progress["durationMs"].get("triggerExecution", 0) / 1000,
         "offsets": ends,
-        "lag": {partition: max(0, newest.get(partition, end) - end) for partition, end in ends.items()},
+        "lag": {name: max(0, newest[name] - end) if name in newest else None for name, end in ends.items()},
     }
 
 

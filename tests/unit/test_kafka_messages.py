@@ -109,13 +109,15 @@ def test_both_tables_fit_side_by_side() -> None:
 
 
 def test_a_batch_says_how_far_each_partition_is_behind() -> None:
-    source = {"endOffset": {"clicks": {"0": 10, "1": 4}}, "latestOffset": {"clicks": {"0": 25, "1": 4}}}
+    source: dict[str, Any] = {"endOffset": {"clicks": {"0": 10, "1": 4}}, "latestOffset": {"clicks": {"0": 25, "1": 4}}}
     progress = {"batchId": 7, "sources": [source], "durationMs": {"triggerExecution": 1250}}
     counts = {"accepted": 5, "quarantined": 2, "not_stored": 1, "rows": 9}
     assert batch_line(progress, counts) == {
         "batch": 7, "read": 8, "accepted": 5, "quarantined": 2, "not_stored": 1, "rows": 9, "seconds": 1.25,
         "offsets": {"clicks/0": 10, "clicks/1": 4}, "lag": {"clicks/0": 15, "clicks/1": 0},
     }  # fmt: skip
+    source["latestOffset"] = None  # done again after a restart: nobody asked the broker
+    assert batch_line(progress, counts)["lag"] == {"clicks/0": None, "clicks/1": None}
 
 
 # --- arguments ---------------------------------------------------------------------------------------------------
