@@ -4,7 +4,8 @@
 every active user, and publishes one version of recommendations.
 
 **Inputs.** The Delta tables `bronze.events` (archiver), `bronze.events_import`, `bronze.items` and `bronze.users`
-(importer). The first task pins their versions and the `as_of`; every later task and every retry reads exactly those.
+(importer), `bronze.events_kafka` (the stream from Kafka, where there is one). The first task pins their versions and
+the `as_of`; every later task and every retry reads exactly those.
 
 **Outputs.** `silver.*`, `gold.*`, a parent run with nested runs in MLflow, a published version in Redis `online` and in
 the publications folder, features in Feast. The pointer flips last; until then yesterday's version serves.

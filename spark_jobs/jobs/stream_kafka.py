@@ -50,7 +50,7 @@ AVAILABLE_NOW = "available-now"
 
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _QUERY_ID = "sql.streaming.queryId"
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 1
 
 
 def main(environment: Environment, arguments: argparse.Namespace) -> None:

@@ -62,8 +62,11 @@ def message_rows(message: Message, *, refusing: Collection[str] = ()) -> tuple[s
     if rejection is not None:
         return QUARANTINED, [_quarantine_row(message, rejection)]
     assert good is not None
-    position = {"source": message.source, "source_position": message.offset}
-    return ACCEPTED, [bronze_row(line, received_at=message.timestamp, **position) for line in expand_items(good)]
+    rows = [
+        bronze_row(line, received_at=message.timestamp, source=message.source, source_position=message.offset)
+        for line in expand_items(good)
+    ]
+    return ACCEPTED, rows
 
 
 def check_messages(messages: DataFrame, *, schema: pa.Schema, refusing: Collection[str] = ()) -> DataFrame:
