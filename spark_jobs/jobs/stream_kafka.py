@@ -15,6 +15,7 @@ import json
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ AVAILABLE_NOW = "available-now"
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _QUERY_ID = "sql.streaming.queryId"
 _POLL_SECONDS = 1
+_NOTING_SECONDS = 10.0
 
 
 def main(environment: Environment, arguments: argparse.Namespace) -> None:
@@ -89,8 +91,7 @@ def stream(
         while not query.awaitTermination(_POLL_SECONDS) and not stopping.is_set():
             batches.report(query)
         if stopping.is_set():
-            batches.close()
-            query.stop()
+            batches.close(query)
         batches.report(query)
     except PySparkException as error:
         raise DependencyError(f"the stream from topic {arguments.topic} failed: {_cause(error)}") from error
@@ -111,10 +112,18 @@ class Batches:
         self._writing = threading.Lock()
         self._is_closed = False
 
-    def close(self) -> None:
-        """Wait for the batch under way; the next one fails, and stays to be done."""
+    def close(self, query: StreamingQuery) -> None:
+        """End the query when the batch under way is written and noted in the checkpoint; the next one stays to be done.
+
+        A batch that is written and not noted would be done again, and change nothing.
+        """
         with self._writing:
             self._is_closed = True
+        give_up_at = time.monotonic() + _NOTING_SECONDS
+        while self._counts and query.isActive and time.monotonic() < give_up_at:
+            time.sleep(0.05)
+            self.report(query)
+        query.stop()
 
     def write(self, messages: DataFrame, batch: int) -> None:
         """Both tables take the batch, each in one commit, each once."""
