@@ -116,21 +116,20 @@ def append_once(frame: DataFrame, environment: Environment, name: str, *, app_id
 
 
 def _sync_newest_commit(path: str) -> None:
-    """fsync the files of the newest commit, its log entry and the folders that name them: Spark itself never does.
+    """fsync the newest commit, what is named before what names it: data files, their folders, log entry, the log.
 
-    Also after an append that the table refused as repeated: who wrote it first may have died before this point. On an
-    object store a finished write is durable by itself.
+    Spark itself never does. Also after an append that the table refused as repeated: who wrote it first may have died
+    before this point. On an object store a finished write is durable by itself.
     """
     if "://" in path:
         return
     root = Path(path)
-    entry = max((root / "_delta_log").glob("*.json"))
-    touched = {entry, entry.parent, root}
-    for line in entry.read_text(encoding="utf-8").splitlines():
-        if added := json.loads(line).get("add"):
-            data_file = root / unquote(added["path"])
-            touched |= {data_file, data_file.parent}
-    for each in sorted(touched):
+    log = root / "_delta_log"
+    entry = max(log.glob("*.json"))
+    added = [json.loads(line).get("add") for line in entry.read_text(encoding="utf-8").splitlines()]
+    files = [root / unquote(add["path"]) for add in added if add]
+    checkpoints = [*log.glob(f"{entry.stem}.checkpoint*.parquet"), *log.glob("_last_checkpoint")]
+    for each in (*files, *sorted({file.parent for file in files}), root, entry, *checkpoints, log):
         handle = os.open(each, os.O_RDONLY)
         try:
             os.fsync(handle)
