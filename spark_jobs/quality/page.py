@@ -255,7 +255,7 @@ def _figure(
     def label(value: float) -> str:
         if as_share:
             return f"{value:.1%}" if top < 0.1 else f"{value:.0%}"
-        return f"{value:,.0f}" if top >= 10 else f"{value:,.2f}"
+        return f"{value:,.0f}" if top >= 10 or float(value).is_integer() else f"{value:,.2f}"
 
     parts = []
     for level in (0.0, highest / 2, highest) if highest else (0.0,):
