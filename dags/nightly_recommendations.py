@@ -4,8 +4,9 @@
 every active user, and publishes one version of recommendations.
 
 **Inputs.** The Delta tables `bronze.events`, `bronze.item_changes` and `bronze.user_changes` (archiver),
-`bronze.events_import`, `bronze.items` and `bronze.users` (importer). The first task pins their versions and the
-`as_of`; every later task and every retry reads exactly those.
+`bronze.events_import`, `bronze.items` and `bronze.users` (importer), `bronze.events_kafka` (the stream from Kafka,
+where there is one). The first task pins their versions and the `as_of`; every later task and every retry reads exactly
+those.
 
 **Outputs.** `silver.*`, `gold.*`, a parent run with nested runs in MLflow, a published version in Redis `online` and in
 the publications folder, features in Feast. The pointer flips when all is there; until then yesterday's version serves.

@@ -65,7 +65,7 @@ class ServingSettings:
     session_ttl_seconds    2592000 s how long a person's session record lives after its last event (30 days: longer is
                                      more personal data kept).
     consumer_batch         500       stream entries the consumer applies at once. Higher: more throughput, later effect.
-    archive_seconds        5 s       longest time an event waits for its archive commit. Higher: fewer, larger files.
+    archive_seconds        2 s       longest time an event waits for its archive commit. Higher: fewer, larger files.
     archive_events         20000     events in one archive commit at most. Higher: fewer files, more memory.
     lease_seconds          5 s       how long a dead consumer or archiver keeps its role. Higher: later takeover.
     """
@@ -96,7 +96,7 @@ class ServingSettings:
     decision_file_seconds: float = 3600.0
     session_ttl_seconds: int = 2_592_000
     consumer_batch: int = 500
-    archive_seconds: float = 5.0
+    archive_seconds: float = 2.0
     archive_events: int = 20_000
     lease_seconds: float = 5.0
 

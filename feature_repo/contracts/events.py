@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -96,6 +96,12 @@ SESSION_VOTE_WEIGHTS: Mapping[str, float] = {
     EventType.ADD_TO_WISHLIST: 1.5, EventType.LIKE: 1.5, EventType.ADD_TO_CART: 2.0, EventType.PURCHASE: 1.0,
 }  # fmt: skip
 """How loudly an event of the running session votes for its item's neighbours."""
+
+SESSION_GAP = timedelta(minutes=30)
+"""Without a client's session_id: a pause of this length, or longer, ends the session."""
+
+CLIENT_SESSION_GAP = timedelta(hours=24)
+"""With one: the same id after a pause of this length, or longer, is another session. Later is not reopened."""
 
 DISMISSING_TYPES = frozenset({EventType.DISLIKE, EventType.NOT_INTERESTED})
 """The person said no: the item leaves their slates."""

@@ -48,6 +48,7 @@ FAILED_FILE = "failed.json"
 MODELS_FOLDER = "models"
 
 PINNED_TABLES = (
+    "bronze.events_kafka", "bronze.quarantine_kafka",
     "bronze.events", "bronze.events_import", "bronze.items", "bronze.users", "bronze.quarantine",
     "bronze.quarantine_import", "bronze.item_changes", "bronze.user_changes", "silver.decisions",
 )  # fmt: skip

@@ -43,8 +43,8 @@ _EVENT_COLUMNS: Mapping[str, str] = {
     "placement": "string", "channel": "string", "consent_train": "boolean", "consent_personalize": "boolean",
     "properties": "string", "source": "string", "source_position": "bigint", "event_date": "date",
 }  # fmt: skip
-"""`properties` is JSON text. consent_* is null when the event did not say. `source` is a file name or a stream
-partition and `source_position` the line or stream position in it: (source, source_position) names one delivery.
+"""`properties` is JSON text. consent_* is null when the event did not say. `source` is a file name, a stream
+partition or `kafka:<topic>/<partition>`, and `source_position` the line, stream position or offset in it: (source, source_position) names one delivery.
 `event_date` is the UTC day of `event_timestamp`."""
 
 _QUARANTINE_COLUMNS: Mapping[str, str] = {
@@ -63,8 +63,10 @@ def _change_columns(id_field: str) -> Mapping[str, str]:
 _TABLES = (
     TableSpec("bronze.events", "one delivery of one event", "archiver", _EVENT_COLUMNS, ("event_date",), ("received_at",)),
     TableSpec("bronze.events_import", "one imported event line", "importer", _EVENT_COLUMNS, ("event_date",), ("received_at",)),
+    TableSpec("bronze.events_kafka", "one delivery of one event in a Kafka topic", "stream_kafka", _EVENT_COLUMNS, ("event_date",), ("received_at",)),
     TableSpec("bronze.quarantine", "one rejected event of the API", "archiver", _QUARANTINE_COLUMNS, (), ("quarantined_at",)),
     TableSpec("bronze.quarantine_import", "one rejected import line", "importer", _QUARANTINE_COLUMNS, (), ("quarantined_at",)),
+    TableSpec("bronze.quarantine_kafka", "one rejected Kafka message", "stream_kafka", _QUARANTINE_COLUMNS, (), ("quarantined_at",)),
     TableSpec("bronze.quarantine_replays", "one attempt to mend one quarantined event", "importer", {
         "quarantine_id": "string", "quarantine_table": "string", "source": "string", "source_position": "bigint",
         "event_id": "string", "subject_key": "string", "outcome": "string", "reason": "string", "detail": "string",
@@ -146,6 +148,9 @@ TABLES: Mapping[str, TableSpec] = {t.name: t for t in _TABLES}
 
 LIGHT_WRITERS = frozenset({"archiver", "importer", "attribute_events"})
 """Writers without a JVM: Spark reads their tables, and never compacts or vacuums them."""
+
+OWN_UPKEEP = LIGHT_WRITERS | {"stream_kafka"}
+"""Writers that compact and vacuum their tables themselves: the job maintain_tables leaves those alone."""
 
 
 def table(name: str) -> TableSpec:

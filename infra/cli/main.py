@@ -15,6 +15,7 @@ COMMAND_MODULES = (
     "infra.cli.doctor_command",
     "infra.cli.demo_command",
     "infra.cli.data_commands",
+    "infra.cli.kafka_commands",
     "infra.cli.quarantine_commands",
     "infra.cli.event_commands",
     "infra.cli.cluster_commands",

@@ -1,4 +1,4 @@
-"""The quarantined events of the API and of imports, and what became of each since."""
+"""The quarantined events of the API, of imports and of Kafka, and what became of each since."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from feature_repo.contracts.events import Reason
 from infra.importing.tables import find_table
 
 API_TABLE, IMPORT_TABLE, REPLAYS_TABLE = "bronze.quarantine", "bronze.quarantine_import", "bronze.quarantine_replays"
-QUARANTINE_TABLES = (API_TABLE, IMPORT_TABLE)
+KAFKA_TABLE = "bronze.quarantine_kafka"
+QUARANTINE_TABLES = (API_TABLE, IMPORT_TABLE, KAFKA_TABLE)
 
 
 class Outcome(StrEnum):

@@ -38,10 +38,14 @@ from serving.speed.maintenance_requests import answer_request
 from serving.speed.metrics import ArchiverMetrics, StreamPositions, metrics_port, show_metrics, timed
 from serving.speed.positions import START, after, position_number
 from serving.speed.roles import Lease, run_role
+from serving.speed.table_upkeep import MAX_RETENTION_DAYS
 
 EVENTS_TABLE = "bronze.events"
 QUARANTINE_TABLE = "bronze.quarantine"
 TABLES = (EVENTS_TABLE, QUARANTINE_TABLE, *CHANGE_TABLE_OF.values())
+
+COMPACTION_ROUNDS = 50
+"""After so many rounds the archiver looks for days with many small files."""
 
 Entry = tuple[str, dict[bytes, bytes]]
 """Stream position and fields."""
@@ -50,6 +54,8 @@ Entry = tuple[str, dict[bytes, bytes]]
 class Archiver:
     """Archives all streams of one tenant. `may_write` is asked right before each commit: the role may have been lost
     in the meantime."""
+
+    _rounds = 0
 
     def __init__(
         self,
@@ -115,6 +121,7 @@ class Archiver:
         for stream, end in ends.items():
             self._log.set(archived_key(stream), end)
         self._trim()
+        self._compact_crowded()
         return most
 
     def maintain(self, *, dry_run: bool, retention_days: int) -> dict[str, Any]:
@@ -163,6 +170,15 @@ class Archiver:
             if all(end is not None for end in ends):
                 lowest = min((end.decode() for end in ends), key=position_number)
                 self._log.xtrim(stream, minid=after(lowest), approximate=False)
+
+    def _compact_crowded(self) -> None:
+        """Now and then one file for the many of a day: a commit every two seconds would leave 43,000 of them."""
+        self._rounds += 1
+        if self._rounds % COMPACTION_ROUNDS == 0:
+            for archive in self._tables.values():
+                archive.maintain(
+                    dry_run=False, retention_days=MAX_RETENTION_DAYS, may_write=self._may_write, only_crowded=True
+                )
 
 
 def main() -> int:

@@ -98,11 +98,14 @@ class DeltaArchive:
         self._sync_commits()
         self._on_synced(perf_counter() - began)
 
-    def maintain(self, *, dry_run: bool, retention_days: int, may_write: Callable[[], bool]) -> dict[str, Any]:
+    def maintain(
+        self, *, dry_run: bool, retention_days: int, may_write: Callable[[], bool], only_crowded: bool = False
+    ) -> dict[str, Any]:
         """Compact and vacuum the table; what was done, as `table_upkeep.keep_up` tells it. On disk when it returns."""
         return keep_up(
             self._opened(),
             dry_run=dry_run,
+            only_crowded=only_crowded,
             retention_days=retention_days,
             may_write=may_write,
             committed=self._sync_commits,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -214,9 +214,12 @@ def _day() -> Column:
 def _read_deliveries(spark: SparkSession, environment: Environment, run: Run) -> DataFrame:
     """Every pinned delivery of a day before as_of; `table` names where it comes from."""
     sources = [
-        read_table(spark, environment, name, run.pins[name]).withColumn("table", F.lit(name)) for name in EVENT_TABLES
+        read_table(spark, environment, name, run.pins[name]).withColumn("table", F.lit(name))
+        for name in EVENT_TABLES
+        if run.pins.get(name, -1) >= 0
     ]
-    return sources[0].unionByName(sources[1]).filter(_day() < F.lit(run.as_of_day))
+    empty = read_table(spark, environment, EVENT_TABLES[0], -1).withColumn("table", F.lit(EVENT_TABLES[0]))
+    return reduce(lambda some, more: some.unionByName(more), sources or [empty]).filter(_day() < F.lit(run.as_of_day))
 
 
 def _catalogue(spark: SparkSession, environment: Environment, run: Run) -> DataFrame:
@@ -281,7 +284,7 @@ def _count(environment: Environment, run: Run, scope: Scope, marked: DataFrame) 
     """
     sources: dict[str, dict[str, int]] = {}
     for name in EVENT_TABLES:
-        rows = days_by_row_count(environment, name, run.pins[name])
+        rows = days_by_row_count(environment, name, run.pins.get(name, -1))
         outside = sum(count for day, count in rows.items() if day >= run.as_of_day)
         inside = sum(
             count for day, count in rows.items() if day < run.as_of_day and (scope.days is None or day in scope.days)

@@ -316,7 +316,7 @@ def _refused(evidence: Evidence) -> str:
     ]
     told = (
         "What came for the judged days and was refused. Every refused row is kept with its bytes in bronze.quarantine, "
-        "bronze.quarantine_import or silver.quarantine."
+        "bronze.quarantine_import, bronze.quarantine_kafka or silver.quarantine."
     )
     return _section("Quarantine by reason", told if rows else "Nothing was refused.",
                     table=_table(("reason", "where", "deliveries"), rows) if rows else "")  # fmt: skip

@@ -26,7 +26,7 @@ OTHER = "(other)"
 NONE = "(none)"
 
 LATE_AFTER_SECONDS = 3600
-LIVE_TABLE = "bronze.events"
+LIVE_TABLES = ("bronze.events", "bronze.events_kafka")
 """Where `received_at` is the instant of receipt. An import's is that of the import: history is old, not late."""
 
 PRICE_FACTOR = 10
@@ -45,7 +45,7 @@ def describe_days(checked: DataFrame, catalogue: DataFrame) -> DataFrame:
 
     Returns: event_date, event_type, deliveries; `has_<column>` (not null) for NULLABLE_COLUMNS; event_ids, contents,
         items (distinct, estimated within 1 %; all but exact up to some thousands); contents counts what was said,
-        whatever event_id it came under; with_event_id; live and late (LATE_AFTER_SECONDS) in bronze.events; broken;
+        whatever event_id it came under; with_event_id; live and late (LATE_AFTER_SECONDS) in LIVE_TABLES; broken;
         in_catalogue (of has_item_id); priced and far_priced (both prices > 0; PRICE_FACTOR); first_second,
         last_second of the day; price_quantiles, quantity_quantiles (QUANTILES; null without values), price_max,
         quantity_max.
@@ -56,7 +56,7 @@ def describe_days(checked: DataFrame, catalogue: DataFrame) -> DataFrame:
     moment, price, quantity = F.col("event_timestamp"), F.col("price"), F.col("quantity")
     second = F.hour(moment) * 3600 + F.minute(moment) * 60 + F.second(moment)
     is_own_day = F.to_date(moment) == F.col("event_date")
-    is_live = F.col("table") == LIVE_TABLE
+    is_live = F.col("table").isin(list(LIVE_TABLES))
     age = F.unix_seconds("received_at") - F.unix_seconds(moment)
     ratio = price / F.col("known_price")
     rows = checked.join(known, on=F.col("item_id") == F.col("known_item"), how="left").select(
@@ -169,7 +169,7 @@ def count_sources(checked: DataFrame, days: Sequence[date]) -> DataFrame:
     """
     is_theirs = F.col("event_date").isin(list(days))
     counts = (
-        checked.filter(F.col("table") != LIVE_TABLE)
+        checked.filter(~F.col("table").isin(list(LIVE_TABLES)))
         .groupBy("source")
         .agg(F.count(F.lit(1)).alias("every"), F.count_if(is_theirs).alias("deliveries"))
     )

@@ -7,13 +7,7 @@ from datetime import timedelta
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812
 
-from feature_repo.contracts.events import EventType
-
-SESSION_GAP = timedelta(minutes=30)
-"""Without a client's session_id: a pause of this length, or longer, ends the session."""
-
-CLIENT_SESSION_GAP = timedelta(hours=24)
-"""With one: the same id after a pause of this length, or longer, is another session. Later is not reopened."""
+from feature_repo.contracts.events import CLIENT_SESSION_GAP, SESSION_GAP, EventType
 
 
 def assign_sessions(events: DataFrame) -> DataFrame:

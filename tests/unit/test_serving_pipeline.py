@@ -116,9 +116,15 @@ class TestIdentify:
 
     def test_events_without_a_session_id_belong_together_by_gaps(self) -> None:
         events = [event("x", 6000, session=0), event("y", 4000, session=0), event("z", 2500, session=0)]
-        events += [event("other", 2400), event("w", 700, session=0)]
-        # w-z: 1800 s apart, together; z-y: 1500 s, together; y-x: 2000 s, apart. `other` has a session of its own.
+        events += [event("other", 2400), event("w", 701, session=0)]
+        # w-z: 1799 s apart, together; z-y: 1500 s, together; y-x: 2000 s, apart. `other` has a session of its own.
         assert self.found(events) == ["y", "z", "w"]
+        assert self.found([event("z", 2500, session=0), event("w", 700, session=0)]) == ["w"]  # half an hour: apart
+
+    def test_a_session_id_that_comes_back_after_a_day_is_another_session(self) -> None:
+        day = 24 * 3600
+        events = [event("x", 2 * day), event("y", day), event("z", 1)]
+        assert self.found(events, session_id="s1") == self.found(events) == ["y", "z"]
 
     def test_events_of_the_request_join_in_time_order(self) -> None:
         recent = [event("late", 50), event("early", 2900)]
