@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
     torture = typer.Typer(help="Do harm on purpose, and see that nothing is lost.", no_args_is_help=True)
     torture.command("night")(night)
     torture.command("events")(events)
+    torture.command("api")(api)
     app.add_typer(torture, name="torture")
 
 
@@ -174,6 +175,33 @@ def events(
         out.print(f"[bold yellow]left out[/]: {report['skipped']}")
     _show_disk(report)
     if not (report["clean"] and all(control["caught"] for control in report["controls"].values())):
+        out.print(f"what it left is in {home}", markup=False)
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def api(
+    cases: Annotated[int, typer.Option("--cases", help="Made by Schemathesis of our OpenAPI document.")] = 20_000,
+    requests: Annotated[int, typer.Option("--requests", help="Raw ones: valid ones, damaged.")] = 1_000_000,
+    seed: Seed = 7,
+    report_file: JsonOut = None,
+) -> None:
+    """Send what no client should; no answer may be a 500, no worker may die, and memory must stay flat.
+
+    Exit code 1: one was, one did, or it grew by more than a tenth after the warm-up.
+    """
+    from infra.bench.api_torture import torture_api
+
+    home = _own_home("torture-api")
+    report = torture_api(home, os.environ, cases=cases, requests=requests, seed=seed, say=_say)
+    _show(report, report_file)
+    for part in ("case", "raw"):
+        statuses = ", ".join(f"{status} {count:,}" for status, count in report[f"{part}_statuses"].items())
+        out.print(f"{part} answers: {statuses}")
+    out.print(
+        f"{report['overloaded']:,} refused as overload, {report['refused']} connections refused, {report['dropped']} "
+        f"ended without an answer; {report['dead_letters']} dead letters; resident memory in MB: {report['memory_mb']}"
+    )
+    if not report["clean"]:
         out.print(f"what it left is in {home}", markup=False)
         raise typer.Exit(ExitCode.FAILED)
 
