@@ -8,7 +8,9 @@ are found on three sides: in the answers, in what the servers print (a traceback
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,19 +37,29 @@ WARM_UP = 0.2
 """Share of the raw requests after which memory must stay what it is."""
 MAX_GROWTH = 0.10
 STEPS = 20
+"""Lines that it says."""
+SLICES = 200
 _SETTINGS = {"NIGHTJAR_SERVING_LOG_TIMEOUT_MS": "15000", "NIGHTJAR_SERVING_LEASE_SECONDS": "30"}
 """A busy machine shall not look like a broken server."""
 
 
 def torture_api(
-    home: Path, variables: Mapping[str, str], *, cases: int, requests: int, seed: int, say: Say
+    home: Path,
+    variables: Mapping[str, str],
+    *,
+    cases: int,
+    requests: int,
+    seed: int,
+    say: Say,
+    longest_seconds: float = math.inf,
 ) -> dict[str, Any]:
-    """Run it in `home` (made anew) and return the report.
+    """Run it in `home` (made anew) and return the report. After `longest_seconds` no more is sent.
 
     Figures: `faults` (answers >= 500 that are no overload, requests without an answer, answers that are no HTTP),
     `crashes` (workers, consumer, archiver that ended), `memory_growth` (of the workers' resident memory after the
-    warm-up). `clean`: no faults, no crashes, no traceback in any log, no refused connection, and memory flat. Further keys: cases_sent, statuses of both
-    parts, overloaded, refused, dropped, dead_letters, retries of consumer and archiver, memory_mb, kept_faults.
+    warm-up). `clean`: no faults, no crashes, no traceback in any log, no refused connection, and memory flat. Further
+    keys: cases, cases_sent by operation, raw_requests, statuses of both parts, overloaded, refused, dropped
+    (connections ended before the first answer that was due), dead_letters, printed, memory_mb, kept_faults.
     """
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
@@ -58,27 +70,31 @@ def torture_api(
         others = [installation.start(CONSUMER), installation.start(ARCHIVER)]
         url = f"http://127.0.0.1:{port}"
         document = httpx.get(f"{url}/openapi.json", trust_env=False, timeout=30).json()
-        workers = {worker.pid for worker in api.children()}
         memory["start"] = _resident_mb(api)
-        counts = run_cases(document, url, cases=cases, seed_number=seed, tally=cases_tally) if cases else {}
+        began = time.monotonic()
+        counts = run_cases(
+            document, url, cases=cases, seed=seed, tally=cases_tally, deadline=began + longest_seconds / 2
+        )
         memory["after_cases"] = _resident_mb(api)
         say(f"{cases_tally.requests:,} cases: {_said(cases_tally)}; {memory['after_cases']:.0f} MB")
-        stream = RawRequests(seeds_of(document), seed)
-        for step in range(1, STEPS + 1):
-            share = -(-(requests - raw.requests) // (STEPS + 1 - step))
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(send_raw(port, stream, share, raw))
-            if step == int(WARM_UP * STEPS):
-                memory["warm"] = _resident_mb(api)
-            say(f"{raw.requests:,} raw requests: {_said(raw)}; {_resident_mb(api):.0f} MB")
+        stream, told, raw_began = RawRequests(seeds_of(document), seed), 0, time.monotonic()
+        left = max(1.0, began + longest_seconds - raw_began)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            while (done := max(raw.requests / requests, (time.monotonic() - raw_began) / left)) < 1:
+                runner.run(send_raw(port, stream, max(1, min(requests - raw.requests, requests // SLICES)), raw))
+                if done >= WARM_UP:
+                    memory.setdefault("warm", _resident_mb(api))
+                if done * STEPS >= told:
+                    told += 1
+                    say(f"{raw.requests:,} raw requests: {_said(raw)}; {_resident_mb(api):.0f} MB")
         memory["end"] = _resident_mb(api)
-        replaced = workers ^ {worker.pid for worker in api.children()}
+        memory.setdefault("warm", memory["end"])
         counted = _counted_failures(url)
         printed = {name: _printed(installation.log_of(name)) for name in ("serving", CONSUMER, ARCHIVER)}
         dead = [process for process in others if process.poll() is not None]
         with redis.Redis.from_url(installation.log.url) as log:
             letters = int(log.xlen(dead_letter_stream_key()))  # type: ignore[arg-type]
-    crashes = len(replaced) + len(dead)
+    crashes = printed["serving"]["worker_ends"] + len(dead)
     tracebacks = sum(found["tracebacks"] for found in printed.values())
     faults = max(cases_tally.fault_count + raw.fault_count, counted)
     growth = memory["end"] / memory["warm"] - 1
@@ -135,10 +151,11 @@ def _counted_failures(url: str) -> int:
 
 
 def _printed(path: Path) -> dict[str, int]:
-    """What a program's log has of tracebacks and of steps tried again."""
-    found = {"tracebacks": 0, "retries": 0}
+    """What a program's log has of tracebacks, of steps tried again, and of workers that the supervisor replaced."""
+    found = {"tracebacks": 0, "retries": 0, "worker_ends": 0}
     with path.open("rb") as lines:
         for line in lines:
             found["tracebacks"] += line.startswith(b"Traceback")
             found["retries"] += b"trying again" in line
+            found["worker_ends"] += line.startswith(b"worker ") and b" ended with " in line
     return found

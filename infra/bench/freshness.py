@@ -6,22 +6,17 @@ of its own (`open_loop`) sends events and asks for recommendations at fixed rate
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from feature_repo.contracts import environment as names
-from feature_repo.contracts.errors import DependencyError
 from infra.bench.disk import judge_disk
-from infra.bench.open_loop import LINE, PROBE_EVERY, Freshness
+from infra.bench.open_loop import PROBE_EVERY, Freshness, run_open_loop
 from infra.bench.report import figure, make_report
 from infra.bench.small_installation import ARCHIVER, CONSUMER, SmallInstallation
-from infra.local.variables import REPOSITORY
 
 Say = Callable[[str], None]
 
@@ -56,9 +51,10 @@ def bench_freshness(
         installation.start(ARCHIVER)
         found = []
         for number in range(rounds + 1):
-            one = _round(
-                port, seconds, events_per_second, reads_per_second, READERS + number * probes, f"{time.time_ns():x}"
-            )
+            one = run_open_loop(
+                port, seconds=seconds, events_per_second=events_per_second, reads_per_second=reads_per_second,
+                first_person=READERS + number * probes, run=f"{time.time_ns():x}",
+            )  # fmt: skip
             if number == 0:
                 continue  # warm-up
             found.append(one)
@@ -79,13 +75,3 @@ def bench_freshness(
         wanted_events_per_second=events_per_second,
         wanted_reads_per_second=reads_per_second,
     )
-
-
-def _round(port: int, seconds: int, events: int, reads: int, first_person: int, run: str) -> Freshness:
-    words = [port, seconds, events, reads, first_person, run]
-    command = [sys.executable, "-m", "infra.bench.open_loop", *map(str, words)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=seconds + 120)
-    lines = [line.removeprefix(LINE) for line in done.stdout.splitlines() if line.startswith(LINE)]
-    if done.returncode != 0 or len(lines) != 1:
-        raise DependencyError(f"the client ended with {done.returncode}: {done.stderr[-500:]}")
-    return Freshness(**json.loads(lines[0]))

@@ -26,7 +26,18 @@ _NASTY_NUMBERS = (
     0, -1, 1, 2**31, 2**53 + 1, 2**63 - 1, 2**63, -(2**63) - 1, 2**64, 10**30, 10**308, -0.0, 1e-320, 1.5, 1e308, 253402300800,
     1709285400, 1709285400000, 1709285400000000, True, False,
 )  # fmt: skip
-_RAW_NUMBERS = (b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"1" * 400, b"0." + b"1" * 400, b"1e-999", b"01", b"+1")
+_RAW_NUMBERS = (
+    b"NaN",
+    b"Infinity",
+    b"-Infinity",
+    b"1e999",
+    b"-1e999",
+    b"1" * 400,
+    b"0." + b"1" * 400,
+    b"1e-999",
+    b"01",
+    b"+1",
+)
 _KEYS = (
     "event_id", "event_type", "user_id", "anonymous_id", "session_id", "item_id", "timestamp", "sent_at", "items", "events",
     "context", "properties", "consent", "quantity", "price", "value", "currency", "data", "batch", "type", "userId",
@@ -48,7 +59,17 @@ _LENGTHS = (
     b"-1", b"0", b"+5", b" 7 ", b"0x10", b"1e3", b"99999999999999999999999999", b"2097153", b"9223372036854775808", b"", b"5,5",
     b"5\r\nContent-Length: 6", b"\xd9\xa3", b"1_0",
 )  # fmt: skip
-_VERSIONS = (b"HTTP/1.0", b"HTTP/0.9", b"HTTP/2.0", b"HTTP/1.2", b"HTTP/9.9", b"http/1.1", b"HTTP/1.1 x", b"", b"HTTP/1")
+_VERSIONS = (
+    b"HTTP/1.0",
+    b"HTTP/0.9",
+    b"HTTP/2.0",
+    b"HTTP/1.2",
+    b"HTTP/9.9",
+    b"http/1.1",
+    b"HTTP/1.1 x",
+    b"",
+    b"HTTP/1",
+)
 _PATHS = (
     b"/", b"//", b"*", b"/../v1/events", b"/v1/events/", b"/v1//events", b"/v1/items/%2F", b"/v1/items/%00", b"/v1/items/%zz",
     b"/v1/items/%ff%fe", b"/v1/items/%F0%9F%92%A5", b"/v1/items/" + b"a" * 2000, b"/v1/items/a/b/../c", b"/v1/users/%20",
