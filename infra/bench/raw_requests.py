@@ -17,14 +17,15 @@ MAX_PIPELINED = 4
 _STOCK = 200
 
 _NASTY_TEXTS = (
-    "", " ", "\x00", "a\x00b", "\ud800", "\udfff\ud800", "\u202e", "\ufeff", "é" * 300, "x" * 257, "x" * 5000, "💥" * 70,
-    "null", "NaN", "-0", "%00", "../../etc", "{{7*7}}", "a\r\nb", "2024-03-01T09:30:00Z", "0000-00-00T00:00:00Z",
-    "9999-12-31T23:59:60Z", "2024-02-30T00:00:00Z", "2024-03-01T09:30:00+99:99", "+292278994-08-17T07:12:55Z", "Infinity",
-    "1e400", "٣", "Ⅷ", "12345678901234567890123", "view_item", "__proto__", "u1", "i7", "a9", "s42", " u1 ", "I7",
+    "", " ", "\x00", "a\x00b", "\ud800", "\udfff\ud800", "\u202e", "\ufeff", "é" * 300, "x" * 257, "x" * 5000,
+    "💥" * 70, "null", "NaN", "-0", "%00", "../../etc", "{{7*7}}", "a\r\nb", "2024-03-01T09:30:00Z",
+    "0000-00-00T00:00:00Z", "9999-12-31T23:59:60Z", "2024-02-30T00:00:00Z", "2024-03-01T09:30:00+99:99",
+    "+292278994-08-17T07:12:55Z", "Infinity", "1e400", "٣", "Ⅷ", "12345678901234567890123", "view_item", "__proto__",
+    "u1", "i7", "a9", "s42", " u1 ", "I7",
 )  # fmt: skip
 _NASTY_NUMBERS = (
-    0, -1, 1, 2**31, 2**53 + 1, 2**63 - 1, 2**63, -(2**63) - 1, 2**64, 10**30, 10**308, -0.0, 1e-320, 1.5, 1e308, 253402300800,
-    1709285400, 1709285400000, 1709285400000000, True, False,
+    0, -1, 1, 2**31, 2**53 + 1, 2**63 - 1, 2**63, -(2**63) - 1, 2**64, 10**30, 10**308, -0.0, 1e-320, 1.5, 1e308,
+    253402300800, 1709285400, 1709285400000, 1709285400000000, True, False,
 )  # fmt: skip
 _RAW_NUMBERS = (
     b"NaN",
@@ -39,25 +40,27 @@ _RAW_NUMBERS = (
     b"+1",
 )
 _KEYS = (
-    "event_id", "event_type", "user_id", "anonymous_id", "session_id", "item_id", "timestamp", "sent_at", "items", "events",
-    "context", "properties", "consent", "quantity", "price", "value", "currency", "data", "batch", "type", "userId",
-    "recommendation_id", "attributes", "updated_at", "num_results", "category", "users", "params", "traits", "", "\x00",
+    "event_id", "event_type", "user_id", "anonymous_id", "session_id", "item_id", "timestamp", "sent_at", "items",
+    "events", "context", "properties", "consent", "quantity", "price", "value", "currency", "data", "batch", "type",
+    "userId", "recommendation_id", "attributes", "updated_at", "num_results", "category", "users", "params", "traits",
+    "", "\x00",
 )  # fmt: skip
 _CONTENT_TYPES = (
-    b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-16", b"application/x-ndjson",
-    b"application/cloudevents+json", b"application/cloudevents-batch+json", b"application/cloudevents+avro", b"text/plain",
-    b"multipart/form-data; boundary=x", b"application/x-www-form-urlencoded", b"", b";", b"\xff\xfe", b"application/jsonl",
-    b"APPLICATION/JSON", b"application/json;" + b"a" * 3000,
+    b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-16",
+    b"application/x-ndjson", b"application/cloudevents+json", b"application/cloudevents-batch+json",
+    b"application/cloudevents+avro", b"text/plain", b"multipart/form-data; boundary=x",
+    b"application/x-www-form-urlencoded", b"", b";", b"\xff\xfe", b"application/jsonl", b"APPLICATION/JSON",
+    b"application/json;" + b"a" * 3000,
 )  # fmt: skip
 _CODINGS = (b"gzip", b"x-gzip", b"GZIP", b"identity", b"deflate", b"br", b"gzip, gzip", b"", b"\xe9", b"gzip;q=1")
 _ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "utf-7", "cp1252")
 _METHODS = (
-    b"GET", b"POST", b"PUT", b"PATCH", b"DELETE", b"HEAD", b"OPTIONS", b"TRACE", b"CONNECT", b"PROPFIND", b"LOCK", b"BREW",
-    b"get", b"P\x00ST", b"", b"X" * 300, b"PRI", b"SUBSCRIBE", b"M-SEARCH",
+    b"GET", b"POST", b"PUT", b"PATCH", b"DELETE", b"HEAD", b"OPTIONS", b"TRACE", b"CONNECT", b"PROPFIND", b"LOCK",
+    b"BREW", b"get", b"P\x00ST", b"", b"X" * 300, b"PRI", b"SUBSCRIBE", b"M-SEARCH",
 )  # fmt: skip
 _LENGTHS = (
-    b"-1", b"0", b"+5", b" 7 ", b"0x10", b"1e3", b"99999999999999999999999999", b"2097153", b"9223372036854775808", b"", b"5,5",
-    b"5\r\nContent-Length: 6", b"\xd9\xa3", b"1_0",
+    b"-1", b"0", b"+5", b" 7 ", b"0x10", b"1e3", b"99999999999999999999999999", b"2097153", b"9223372036854775808",
+    b"", b"5,5", b"5\r\nContent-Length: 6", b"\xd9\xa3", b"1_0",
 )  # fmt: skip
 _VERSIONS = (
     b"HTTP/1.0",
@@ -71,32 +74,39 @@ _VERSIONS = (
     b"HTTP/1",
 )
 _PATHS = (
-    b"/", b"//", b"*", b"/../v1/events", b"/v1/events/", b"/v1//events", b"/v1/items/%2F", b"/v1/items/%00", b"/v1/items/%zz",
-    b"/v1/items/%ff%fe", b"/v1/items/%F0%9F%92%A5", b"/v1/items/" + b"a" * 2000, b"/v1/items/a/b/../c", b"/v1/users/%20",
-    b"/v1/users/%ED%A0%80", b"http://127.0.0.1/v1/events", b"http://[::1/v1/events", b"127.0.0.1:80", b"/v1/events?%", b"/?\x00",
-    b"/\xff\xfe", b"/v1/events#x", b"/docs", b"/openapi.json", b"/metrics", b"/health/ready", b"/health/live",
-    b"/v1/pixel.gif", b"/v1/recommendations", b"/v1/items/i7", b"/v1/users/u1", b"/v1/items/", b"/v1/users/", b"/" + b"a/" * 3000,
+    b"/", b"//", b"*", b"/../v1/events", b"/v1/events/", b"/v1//events", b"/v1/items/%2F", b"/v1/items/%00",
+    b"/v1/items/%zz", b"/v1/items/%ff%fe", b"/v1/items/%F0%9F%92%A5", b"/v1/items/" + b"a" * 2000,
+    b"/v1/items/a/b/../c", b"/v1/users/%20", b"/v1/users/%ED%A0%80", b"http://127.0.0.1/v1/events",
+    b"http://[::1/v1/events", b"127.0.0.1:80", b"/v1/events?%", b"/?\x00", b"/\xff\xfe", b"/v1/events#x", b"/docs",
+    b"/openapi.json", b"/metrics", b"/health/ready", b"/health/live", b"/v1/pixel.gif", b"/v1/recommendations",
+    b"/v1/items/i7", b"/v1/users/u1", b"/v1/items/", b"/v1/users/", b"/" + b"a/" * 3000,
 )  # fmt: skip
 _QUERY_NAMES = (
-    b"event_type", b"user_id", b"anonymous_id", b"session_id", b"item_id", b"timestamp", b"sent_at", b"value", b"quantity", b"price",
-    b"consent_store", b"num_results", b"category", b"region", b"session_items", b"exclude_item_ids", b"personalize", b"explain",
-    b"placement", b"updated_at", b"context", b"recent_events", b"%00", b"", b"a[b]", b"__class__",
+    b"event_type", b"user_id", b"anonymous_id", b"session_id", b"item_id", b"timestamp", b"sent_at", b"value",
+    b"quantity", b"price", b"consent_store", b"num_results", b"category", b"region", b"session_items",
+    b"exclude_item_ids", b"personalize", b"explain", b"placement", b"updated_at", b"context", b"recent_events",
+    b"%00", b"", b"a[b]", b"__class__",
 )  # fmt: skip
 _QUERY_VALUES = (
-    b"", b"1", b"-1", b"u1", b"i7", b"view_item", b"true", b"maybe", b"%00", b"%ff", b"%ED%A0%80", b"1e999", b"NaN", b"9" * 400, b"+",
-    b"2024-03-01T09:30:00Z", b"a" * 300, b"%", b"%u0041", b"\xe9", b"[]", b"{}", b"%F0%9F%92%A5" * 30, b"%D9%A3", b"%E2%85%A7",
+    b"", b"1", b"-1", b"u1", b"i7", b"view_item", b"true", b"maybe", b"%00", b"%ff", b"%ED%A0%80", b"1e999", b"NaN",
+    b"9" * 400, b"+", b"2024-03-01T09:30:00Z", b"a" * 300, b"%", b"%u0041", b"\xe9", b"[]", b"{}",
+    b"%F0%9F%92%A5" * 30, b"%D9%A3", b"%E2%85%A7",
 )  # fmt: skip
 _HEADERS = (
-    b"X-Request-Id: \xff", b"X-Request-Id: " + b"a" * 65, b"X-Request-Id: a\x00b", b"X-Request-Id: ok-1", b"Authorization: Basic",
-    b"Authorization: Basic !!!!", b"Authorization: Basic /////w==", b"Authorization: \xe9", b"ce-specversion: 1.0",
-    b"ce-specversion: 1.0\r\nce-id: 1\r\nce-source: /a\r\nce-type: view_item", b"ce-time: 0\r\nce-specversion: 1.0",
-    b"ce-id: %ED%A0%80\r\nce-specversion: 1.0\r\nce-source: %\r\nce-type: x.view_item", b"ce-: 1", b"Expect: 100-continue",
-    b"Expect: 200-ok", b"Connection: close", b"Connection: keep-alive, Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk",
-    b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13",
-    b"Connection: Upgrade\r\nUpgrade: websocket", b"Host: ", b"Host: \xff", b"Host: a\r\nHost: b", b"A" * 9000 + b": b",
-    b"A: " + b"b" * 9000, b"Folded: a\r\n b", b"No colon", b": no name", b"A : b", b"A\x00: b", b"A: \x00", b"A: b\nC: d", b"A: \x7f",
-    b"Content-Type: application/json", b"Cookie: " + b"a=b; " * 500, b"Range: bytes=0-1", b"Accept: */*;q=x", b"Origin: null",
-    b"X-Forwarded-For: " + b"1.1.1.1, " * 100, b"Accept-Encoding: gzip;q=\xff", b"TE: trailers", b"Trailer: X",
+    b"X-Request-Id: \xff", b"X-Request-Id: " + b"a" * 65, b"X-Request-Id: a\x00b", b"X-Request-Id: ok-1",
+    b"Authorization: Basic", b"Authorization: Basic !!!!", b"Authorization: Basic /////w==", b"Authorization: \xe9",
+    b"ce-specversion: 1.0", b"ce-specversion: 1.0\r\nce-id: 1\r\nce-source: /a\r\nce-type: view_item",
+    b"ce-time: 0\r\nce-specversion: 1.0",
+    b"ce-id: %ED%A0%80\r\nce-specversion: 1.0\r\nce-source: %\r\nce-type: x.view_item", b"ce-: 1",
+    b"Expect: 100-continue", b"Expect: 200-ok", b"Connection: close",
+    b"Connection: keep-alive, Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk",
+    b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    b"Sec-WebSocket-Version: 13",
+    b"Connection: Upgrade\r\nUpgrade: websocket", b"Host: ", b"Host: \xff", b"Host: a\r\nHost: b",
+    b"A" * 9000 + b": b", b"A: " + b"b" * 9000, b"Folded: a\r\n b", b"No colon", b": no name", b"A : b", b"A\x00: b",
+    b"A: \x00", b"A: b\nC: d", b"A: \x7f", b"Content-Type: application/json", b"Cookie: " + b"a=b; " * 500,
+    b"Range: bytes=0-1", b"Accept: */*;q=x", b"Origin: null", b"X-Forwarded-For: " + b"1.1.1.1, " * 100,
+    b"Accept-Encoding: gzip;q=\xff", b"TE: trailers", b"Trailer: X",
 )  # fmt: skip
 
 
@@ -145,9 +155,10 @@ class RawRequests:
         self._bomb = gzip.compress(bytes(12_000_000), 9)
         deep = 30_000
         self._bodies = (
-            b"", b" ", b"null", b"[]", b"{}", b'""', b"0", b"[" * deep, b"[" * deep + b"]" * deep, b'{"a":' * deep, b"\xef\xbb\xbf{}",
-            b'{"events":' + b"[" * 150 + b"]" * 150 + b"}", b"\x00" * 100, b"\xff" * 100, b'{"a":"\\ud800"}', b"[1,", b"}", b"tru",
-            b'{"a":1,"a":2}', b"[" + b"0," * 1001 + b"0]", b'[{"event_id":"' + b"x" * 70_000 + b'"}]', b"\n" * 5000, b'"\\u0000"',
+            b"", b" ", b"null", b"[]", b"{}", b'""', b"0", b"[" * deep, b"[" * deep + b"]" * deep, b'{"a":' * deep,
+            b"\xef\xbb\xbf{}", b'{"events":' + b"[" * 150 + b"]" * 150 + b"}", b"\x00" * 100, b"\xff" * 100,
+            b'{"a":"\\ud800"}', b"[1,", b"}", b"tru", b'{"a":1,"a":2}', b"[" + b"0," * 1001 + b"0]",
+            b'[{"event_id":"' + b"x" * 70_000 + b'"}]', b"\n" * 5000, b'"\\u0000"',
         )  # fmt: skip
 
     def next(self) -> RawRequest:
@@ -248,8 +259,9 @@ class RawRequests:
 
     def _no_http(self) -> bytes:
         return self._rng.choice(
-            (self._rng.randbytes(self._rng.randint(1, 200)), b"\r\n" * 50, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"*1\r\n$4\r\nPING\r\n", b"GET\r\n\r\n", b"GET /\r\n\r\n", b"\x00" * 500)
+            (self._rng.randbytes(self._rng.randint(1, 200)), b"\r\n" * 50,
+             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"*1\r\n$4\r\nPING\r\n", b"GET\r\n\r\n", b"GET /\r\n\r\n",
+             b"\x00" * 500),
         )  # fmt: skip
 
     def _joined(self, method: bytes, path: bytes, headers: Sequence[bytes], data: bytes) -> bytes:
@@ -380,7 +392,8 @@ class RawRequests:
 
 
 _BREAKERS: Sequence[Callable[[RawRequests], bytes]] = (
-    RawRequests._odd_method, RawRequests._odd_path, RawRequests._odd_version, RawRequests._odd_header, RawRequests._odd_header,
-    RawRequests._many_headers, RawRequests._wrong_length, RawRequests._both_lengths, RawRequests._broken_chunks,
-    RawRequests._cut_off, RawRequests._flipped, RawRequests._flipped, RawRequests._no_http,
+    RawRequests._odd_method, RawRequests._odd_path, RawRequests._odd_version, RawRequests._odd_header,
+    RawRequests._odd_header, RawRequests._many_headers, RawRequests._wrong_length, RawRequests._both_lengths,
+    RawRequests._broken_chunks, RawRequests._cut_off, RawRequests._flipped, RawRequests._flipped,
+    RawRequests._no_http,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""An installation of its own for a bench: both Redis roles, a small published version, and the programs that serve it."""
+"""An installation of its own for a bench: both Redis roles, a small published version, the programs that serve it."""
 
 from __future__ import annotations
 
