@@ -93,7 +93,7 @@ def torture_api(
         printed = {name: _printed(installation.log_of(name)) for name in ("serving", CONSUMER, ARCHIVER)}
         dead = [process for process in others if process.poll() is not None]
         with redis.Redis.from_url(installation.log.url) as log:
-            letters = int(log.xlen(dead_letter_stream_key()))  # type: ignore[arg-type]
+            letters = int(log.xlen(dead_letter_stream_key()))
     crashes = printed["serving"]["worker_ends"] + len(dead)
     tracebacks = sum(found["tracebacks"] for found in printed.values())
     faults = max(cases_tally.fault_count + raw.fault_count, counted)

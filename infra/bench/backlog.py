@@ -75,7 +75,7 @@ def backlog_entries(count: int, *, seed: int, until_micros: int) -> Iterator[Log
             sessions[at] = _person(rng, opened)
             opened += 1
         person = sessions[at]
-        event = {
+        event: dict[str, Any] = {
             "event_id": f"b{seed}-{number}",
             "event_type": kind,
             **person,

@@ -13,7 +13,7 @@ import httptools
 from infra.bench.raw_requests import RawRequest, RawRequests
 
 CONNECTIONS = 64
-ANSWER_SECONDS = 30.0
+ANSWER_SECONDS = 60.0
 """A request that is in order and got no answer by then was forgotten."""
 QUIET_SECONDS = 0.04
 """After a request of which nobody can say how many answers come: so long without a byte, and the connection is cut."""
