@@ -260,7 +260,8 @@ class RawRequests:
     def _no_http(self) -> bytes:
         return self._rng.choice(
             (self._rng.randbytes(self._rng.randint(1, 200)), b"\r\n" * 50,
-             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"*1\r\n$4\r\nPING\r\n", b"GET\r\n\r\n", b"GET /\r\n\r\n",
+             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+             b"*1\r\n$4\r\nPING\r\n", b"GET\r\n\r\n", b"GET /\r\n\r\n",
              b"\x00" * 500),
         )  # fmt: skip
 
