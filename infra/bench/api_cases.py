@@ -59,6 +59,8 @@ def run_cases(
 
 def _send_each(strategy: Any, count: int, seed: int, send: Callable[[Case], None]) -> int:
     """Send up to `count` cases; fewer when there are no more (an operation without parameters has but one)."""
+    if count < 1:
+        return 0
     hypothesis, errors = import_module("hypothesis"), import_module("hypothesis.errors")
     sent = 0
 
@@ -74,7 +76,6 @@ def _send_each(strategy: Any, count: int, seed: int, send: Callable[[Case], None
             send(case)
             sent += 1
 
-    if count:
-        with contextlib.suppress(errors.HypothesisException):  # nothing, or nothing more, can be made for it
-            send_one()
+    with contextlib.suppress(errors.HypothesisException):  # nothing, or nothing more, can be made for it
+        send_one()
     return sent
