@@ -26,7 +26,7 @@ import uvloop
 
 from feature_repo.contracts import environment as names
 from feature_repo.contracts.errors import DependencyError
-from feature_repo.contracts.events import subject_key
+from feature_repo.contracts.events import EVENT_FIELDS, subject_key
 from feature_repo.contracts.keys import DEFAULT_TENANT, speed_counters_key
 from feature_repo.contracts.times import format_timestamp, from_micros, to_micros
 from infra.bench.disk import judge_disk
@@ -87,7 +87,8 @@ def backlog_entries(count: int, *, seed: int, until_micros: int) -> Iterator[Log
         elif kind not in _WITHOUT_ITEM:
             event["item_id"] = _item(rng)
         subject = subject_key(person.get("user_id"), person.get("anonymous_id"))
-        yield LogEntry(subject, event["event_id"], f"{seed:x}.{number}", orjson.dumps(event))
+        document = {name: event[name] for name in EVENT_FIELDS if name in event}
+        yield LogEntry(subject, event["event_id"], f"{seed:x}.{number}", orjson.dumps(document))
 
 
 def _person(rng: random.Random, session: int) -> dict[str, str]:
