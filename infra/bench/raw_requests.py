@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 MAX_PIPELINED = 4
+MAX_BODY_BYTES = 3_000_000
 _STOCK = 200
 
 _NASTY_TEXTS = (
@@ -309,7 +310,10 @@ class RawRequests:
         return self._rng.choice((data, packed, gzip.compress(packed))), coding
 
     def _body(self, body: Any) -> bytes:
-        """The body of a seed, mostly damaged."""
+        """The body of a seed, mostly damaged; a little more than a server takes, at most."""
+        return self._any_body(body)[:MAX_BODY_BYTES]
+
+    def _any_body(self, body: Any) -> bytes:
         chance = self._rng.random()
         if body is None:
             return b""
