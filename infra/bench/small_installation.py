@@ -90,6 +90,8 @@ def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
 
 
 def _end(process: psutil.Popen) -> None:
+    if process.poll() is not None:
+        return  # it ended by itself
     process.terminate()
     try:
         process.wait(20)
