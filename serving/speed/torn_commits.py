@@ -81,7 +81,9 @@ def sync(path: Path) -> None:
 
 
 def _read(path: Path) -> list[dict[str, Any]] | None:
-    """The lines of a log entry; None when it is empty or one of them is no JSON object. Other line ends than LF are text."""
+    """The lines of a log entry; None when it is empty or one of them is no JSON object.
+
+    Lines end with LF alone: statistics hold texts that have other line ends in them."""
     try:
         lines = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
     except ValueError:
