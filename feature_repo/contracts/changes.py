@@ -158,7 +158,8 @@ def _said(kind: str, operation: str, record: Mapping[str, Any], row: Mapping[str
     """What the record says, as fields of a change; the checked `row` has the values."""
     named = set(record) | ({"category"} if "categories" in record else set())
     consent = record.get("consent", ())
-    named |= {_CONSENT + purpose for purpose in (CONSENT_PURPOSES if consent is None else consent)}
+    purposes = CONSENT_PURPOSES if consent is None else consent if isinstance(consent, Mapping) else ()
+    named |= {_CONSENT + purpose for purpose in purposes}
     columns = _COLUMNS[kind]
     is_whole = operation == PUT
     fields = {c: _plain(row[c]) for c in columns if c in named or (is_whole and not c.startswith(_CONSENT))}

@@ -6,28 +6,17 @@ of its own (`open_loop`) sends events and asks for recommendations at fixed rate
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import redis
-
 from feature_repo.contracts import environment as names
-from feature_repo.contracts.environment import Environment
-from feature_repo.contracts.errors import DependencyError
 from infra.bench.disk import judge_disk
-from infra.bench.ingest import START_SECONDS, free_port, listens
-from infra.bench.open_loop import LINE, PROBE_EVERY, Freshness
+from infra.bench.open_loop import PROBE_EVERY, Freshness, run_open_loop
 from infra.bench.report import figure, make_report
-from infra.bench.small_version import publish_small_version
-from infra.local.redis_server import RunningServer
-from infra.local.variables import REPOSITORY
+from infra.bench.small_installation import ARCHIVER, CONSUMER, SmallInstallation
 
 Say = Callable[[str], None]
 
@@ -55,13 +44,17 @@ def bench_freshness(
     home.mkdir(parents=True)
     disk = judge_disk(home)
     probes = seconds * events_per_second // PROBE_EVERY + 2
-    with ExitStack() as stack:
-        port = _start(stack, home, variables, people=READERS + (rounds + 1) * probes)
+    people = READERS + (rounds + 1) * probes
+    with SmallInstallation(home, variables, people=people) as installation:
+        _, port = installation.start_api(workers=2)
+        installation.start(CONSUMER)
+        installation.start(ARCHIVER)
         found = []
         for number in range(rounds + 1):
-            one = _round(
-                port, seconds, events_per_second, reads_per_second, READERS + number * probes, f"{time.time_ns():x}"
-            )
+            one = run_open_loop(
+                port, seconds=seconds, events_per_second=events_per_second, reads_per_second=reads_per_second,
+                first_person=READERS + number * probes, run=f"{time.time_ns():x}",
+            )  # fmt: skip
             if number == 0:
                 continue  # warm-up
             found.append(one)
@@ -82,54 +75,3 @@ def bench_freshness(
         wanted_events_per_second=events_per_second,
         wanted_reads_per_second=reads_per_second,
     )
-
-
-def _round(port: int, seconds: int, events: int, reads: int, first_person: int, run: str) -> Freshness:
-    words = [port, seconds, events, reads, first_person, run]
-    command = [sys.executable, "-m", "infra.bench.open_loop", *map(str, words)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=seconds + 120)
-    lines = [line.removeprefix(LINE) for line in done.stdout.splitlines() if line.startswith(LINE)]
-    if done.returncode != 0 or len(lines) != 1:
-        raise DependencyError(f"the client ended with {done.returncode}: {done.stderr[-500:]}")
-    return Freshness(**json.loads(lines[0]))
-
-
-def _start(stack: ExitStack, home: Path, variables: Mapping[str, str], *, people: int) -> int:
-    """Everything that an event meets, each program ended with the stack; the API's port."""
-    log = stack.enter_context(RunningServer("log", home / "redis-log"))
-    online = stack.enter_context(RunningServer("online", home / "redis-online"))
-    here = {
-        **{name: value for name, value in variables.items() if not name.startswith("NIGHTJAR_")},
-        names.HOME: str(home),
-        names.REDIS_LOG_URL: log.url,
-        names.REDIS_ONLINE_URL: online.url,
-    }
-    with redis.Redis.from_url(online.url) as client:
-        publish_small_version(Environment.from_mapping(here), client, people=people)
-    port = free_port()
-    programs: Sequence[Sequence[str]] = (
-        ["serving", "--port", str(port), "--workers", "2"],
-        ["serving.speed.consumer"],
-        ["serving.speed.archiver"],
-    )
-    for words in programs:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *words], env=here, cwd=REPOSITORY, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        stack.callback(_end, process)
-    deadline = time.monotonic() + START_SECONDS
-    while not listens(port):
-        if time.monotonic() > deadline:
-            raise DependencyError(f"the API did not start to listen on port {port}")
-        time.sleep(0.05)
-    return port
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

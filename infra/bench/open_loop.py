@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 import time
 from collections import deque
@@ -17,7 +18,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import NamedTuple, cast
 
+from feature_repo.contracts.errors import DependencyError
 from infra.bench.small_version import ITEMS, favourite_of
+from infra.local.variables import REPOSITORY
 
 LINE = "NIGHTJAR "
 CONNECTIONS = 64
@@ -46,6 +49,19 @@ class Freshness(NamedTuple):
     sent_to_answer_p99_ms: float
     event_p99_ms: float
     read_p99_ms: float
+
+
+def run_open_loop(
+    port: int, *, seconds: float, events_per_second: float, reads_per_second: float, first_person: int, run: str
+) -> Freshness:
+    """One run in a process of its own. `run` begins every event id. Raises DependencyError when it fails."""
+    words = [port, seconds, events_per_second, reads_per_second, first_person, run]
+    command = [sys.executable, "-m", "infra.bench.open_loop", *map(str, words)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=seconds + 120)
+    lines = [line.removeprefix(LINE) for line in done.stdout.splitlines() if line.startswith(LINE)]
+    if done.returncode != 0 or len(lines) != 1:
+        raise DependencyError(f"the client ended with {done.returncode}: {done.stderr[-500:]}")
+    return Freshness(**json.loads(lines[0]))
 
 
 class _Connection(asyncio.Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,10 +26,12 @@ def register(app: typer.Typer) -> None:
     bench.command("cluster")(cluster)
     bench.command("ingest")(ingest)
     bench.command("freshness")(freshness)
+    bench.command("backlog")(backlog)
     app.add_typer(bench, name="bench")
     torture = typer.Typer(help="Do harm on purpose, and see that nothing is lost.", no_args_is_help=True)
     torture.command("night")(night)
     torture.command("events")(events)
+    torture.command("api")(api)
     app.add_typer(torture, name="torture")
 
 
@@ -146,6 +149,35 @@ def freshness(
         raise typer.Exit(ExitCode.FAILED)
 
 
+def backlog(
+    events: Annotated[int, typer.Option("--events", help="How many wait when the consumers start.")] = 1_000_000,
+    reads_per_second: Annotated[int, typer.Option("--reads", help="Recommendations a second, all the while.")] = 300,
+    seconds: Annotated[int, typer.Option("--seconds", help="Of each round of reads.")] = 5,
+    consumers: Annotated[int, typer.Option("--consumers", help="Processes that share the work.")] = 1,
+    seed: Seed = 7,
+    report_file: JsonOut = None,
+) -> None:
+    """How fast the consumers catch up with events that wait, and what that does to answers.
+
+    Exit code 1: an event was not applied, a read failed, or a bar was missed (20,000 events a second and core; the
+    99th percentile of answers less than twice that without consumers).
+    """
+    from infra.bench.backlog import bench_backlog
+
+    report = bench_backlog(
+        _own_home("bench-backlog"), os.environ, events=events, reads_per_second=reads_per_second, seconds=seconds,
+        consumers=consumers, seed=seed, say=_say,
+    )  # fmt: skip
+    _show(report, report_file)
+    out.print(
+        f"{report['applied']:,} of {report['events']:,} events applied, {report['dead_letters']} dead letters; "
+        f"{report['errors']} reads failed; missed: {', '.join(report['missed_bars']) or 'nothing'}"
+    )
+    _show_disk(report)
+    if report["missed_bars"] or report["errors"] or report["applied"] != report["events"]:
+        raise typer.Exit(ExitCode.FAILED)
+
+
 def events(
     cycles: Annotated[int, typer.Option("--cycles", help="How many; one takes three or four seconds.")] = 20,
     seed: Seed = 7,
@@ -174,6 +206,36 @@ def events(
         out.print(f"[bold yellow]left out[/]: {report['skipped']}")
     _show_disk(report)
     if not (report["clean"] and all(control["caught"] for control in report["controls"].values())):
+        out.print(f"what it left is in {home}", markup=False)
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def api(
+    cases: Annotated[int, typer.Option("--cases", help="Made by Schemathesis of our OpenAPI document.")] = 20_000,
+    requests: Annotated[int, typer.Option("--requests", help="Raw ones: valid ones, damaged.")] = 1_000_000,
+    minutes: Annotated[float, typer.Option("--minutes", help="Send no more after so long.")] = math.inf,
+    seed: Seed = 7,
+    report_file: JsonOut = None,
+) -> None:
+    """Send what no client should; no answer may be a 500, no worker may die, and memory must stay flat.
+
+    Exit code 1: one was, one did, or it grew by more than a tenth after the warm-up.
+    """
+    from infra.bench.api_torture import torture_api
+
+    home = _own_home("torture-api")
+    report = torture_api(
+        home, os.environ, cases=cases, requests=requests, seed=seed, say=_say, longest_seconds=minutes * 60
+    )
+    _show(report, report_file)
+    for part in ("case", "raw"):
+        statuses = ", ".join(f"{status} {count:,}" for status, count in report[f"{part}_statuses"].items())
+        out.print(f"{part} answers: {statuses}")
+    out.print(
+        f"{report['overloaded']:,} refused as overload, {report['refused']} connections refused, {report['dropped']} "
+        f"ended without an answer; {report['dead_letters']} dead letters; resident memory in MB: {report['memory_mb']}"
+    )
+    if not report["clean"]:
         out.print(f"what it left is in {home}", markup=False)
         raise typer.Exit(ExitCode.FAILED)
 

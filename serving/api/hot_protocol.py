@@ -63,8 +63,25 @@ class HotProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._hot = self.app if isinstance(self.app, HotEvents) else None
+        self._overtaken: list[Any] = []
+        """Cycles that were under way when a pipelined request came: uvicorn forgets them, and would answer into a
+        connection that is gone."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for cycle in self._overtaken:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        if self._overtaken:
+            self._overtaken = [cycle for cycle in self._overtaken if not cycle.response_complete]
+        super().on_response_complete()
 
     def on_headers_complete(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._overtaken.append(self.cycle)
         hot = self._hot
         if hot is not None and self.url == _PATH and hot.log.has_room and self._is_plain():
             is_json, given_id = read_headers(self.headers)

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Callable
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api.errors import problem
@@ -13,6 +14,8 @@ from serving.observability import REQUEST_SECONDS, REQUESTS
 
 logger = logging.getLogger("nightjar.serving")
 
+CLIENT_GONE = 499
+"""Counted as this (nginx's convention): the client left before its request was whole."""
 GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -53,6 +56,8 @@ class RequestEnvelope:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = CLIENT_GONE  # while its body was awaited; there is nobody to answer
         except Exception:
             logger.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
             if status is not None:

@@ -145,9 +145,9 @@ class DeltaArchive:
 
 
 def _data_files(root: Path, entry: Path) -> list[Path]:
-    """What a log entry adds."""
-    lines = entry.read_text(encoding="utf-8").splitlines() if entry.exists() else []
-    added = [json.loads(line).get("add") for line in lines]
+    """What a log entry adds. Its lines end with LF alone: statistics hold texts that have other line ends in them."""
+    lines = entry.read_bytes().split(b"\n") if entry.exists() else []
+    added = [json.loads(line).get("add") for line in lines if line]
     return [root / unquote(add["path"]) for add in added if add]
 
 

@@ -7,6 +7,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from feature_repo.contracts.common_events import check_common_event
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.events import check_event, subject_key
 from feature_repo.contracts.times import MAX_FUTURE_SKEW, from_micros
@@ -48,7 +49,11 @@ def read_event(stream_id: str, raw: bytes) -> dict[str, Any]:
         document = decode_json(raw)
     except ValueError as error:
         raise DataError(f"not JSON: {error}") from error
-    event, rejection = check_event(document, received_at=_latest_receipt(receipt_micros(stream_id)))
+    received_at, latest = _latest_of(receipt_micros(stream_id))
+    event = check_common_event(document, latest=latest) if type(document) is dict else None
+    if event is not None:
+        return event
+    event, rejection = check_event(document, received_at=received_at)
     if event is None:
         assert rejection is not None
         raise DataError(f"{rejection.reason.value}: {rejection.detail}", field=rejection.field)
@@ -56,6 +61,7 @@ def read_event(stream_id: str, raw: bytes) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1024)
-def _latest_receipt(micros: int) -> datetime:
-    """Entries of one group commit share their millisecond."""
-    return from_micros(micros) + MAX_FUTURE_SKEW
+def _latest_of(micros: int) -> tuple[datetime, datetime]:
+    """(the latest receipt by the API's clock, the latest event time). Entries of one group commit share theirs."""
+    received_at = from_micros(micros) + MAX_FUTURE_SKEW
+    return received_at, received_at + MAX_FUTURE_SKEW

@@ -81,9 +81,11 @@ def sync(path: Path) -> None:
 
 
 def _read(path: Path) -> list[dict[str, Any]] | None:
-    """The lines of a log entry; None when it is empty or one of them is no JSON object."""
+    """The lines of a log entry; None when it is empty or one of them is no JSON object.
+
+    Lines end with LF alone: statistics hold texts that have other line ends in them."""
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        lines = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
     except ValueError:
         return None
     return lines if lines and all(isinstance(line, dict) for line in lines) else None

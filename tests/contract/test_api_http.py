@@ -445,6 +445,8 @@ class TestErrors:
             ({"num_results": 0}, "num_results", 0, "greater than or equal to 1"),
             ({"num_results": 101}, "num_results", 101, "less than or equal to 100"),
             ({"num_results": "10"}, "num_results", "10", "valid integer"),
+            ({"num_results": 10**300}, "num_results", "1" + "0" * 79, "less than or equal to 100"),
+            ({"context": -(2**63) - 1}, "context", "-9223372036854775809", "an object"),
             ({"user_id": ""}, "user_id", "", "1 to 256 bytes"),
             ({"user_id": "ü" * 129}, "user_id", "ü" * 80, "1 to 256 bytes"),
             ({"session_items": "i1"}, "session_items", "i1", "valid array"),

@@ -69,6 +69,7 @@ def door(environment: Environment) -> FrontDoor:
 @example(document={"title": "\ud800"}, method="PATCH", path="/v1/items/i1", kind="")
 @example(document={"\ud800": 1}, method="PATCH", path="/v1/items/i1", kind="")
 @example(document={"consent": {"\ud800": 1}}, method="PATCH", path="/v1/users/u1", kind="")
+@example(document={"consent": 5}, method="PATCH", path="/v1/items/i1", kind="")
 def test_no_document_is_a_500(door: FrontDoor, document: Any, method: str, path: str, kind: str) -> None:
     before = len(door.log.changes)
 

@@ -12,6 +12,8 @@ from typing import Any
 import orjson
 import pytest
 import uvicorn
+import uvloop
+from prometheus_client import REGISTRY
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from feature_repo.contracts.environment import Environment
@@ -182,6 +184,60 @@ async def test_a_client_that_has_gone_harms_nobody(environment: Environment) -> 
         assert ACCEPTED % b"c" in (await hot.exchange(one("c")))[0]
         while len(hot.server.server_state.connections) > 1:
             await asyncio.sleep(0.01)
+
+
+async def test_a_client_that_goes_in_the_middle_of_its_body_is_no_failure_of_ours(
+    environment: Environment, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone() -> float:
+        labels = {"route": "/v1/track", "status": "499"}
+        return REGISTRY.get_sample_value("nightjar_api_requests_total", labels) or 0.0
+
+    before = gone()
+    async with Served(environment, is_hot=True) as hot:
+        _, writer = await asyncio.open_connection("127.0.0.1", hot.port)
+        writer.write(b"POST /v1/track HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{")
+        await writer.drain()
+        async with asyncio.timeout(60):
+            while not hot.server.server_state.tasks:
+                await asyncio.sleep(0.01)
+            writer.close()
+            while hot.server.server_state.tasks:
+                await asyncio.sleep(0.01)
+    assert gone() == before + 1
+    assert caplog.records == []
+
+
+def test_nobody_answers_a_pipeline_that_is_gone(environment: Environment, caplog: pytest.LogCaptureFixture) -> None:
+    """Its third request ends the connection while the first one is under way. On uvloop, as a worker runs: its
+    transports refuse what is written after their end."""
+    asked, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def scenario() -> None:
+        async with Served(environment, is_hot=True) as hot:
+
+            @hot.door.app.get("/slow")
+            async def slow() -> str:
+                asked.set()
+                await may_answer.wait()
+                return "late"
+
+            async with asyncio.timeout(60):
+                reader, writer = await asyncio.open_connection("127.0.0.1", hot.port)
+                requests = [b"GET %b HTTP/1.1\r\nHost: h\r\n\r\n" % path for path in (b"/slow", b"/health/live")]
+                writer.write(b"".join(requests) + b"no request\r\n\r\n")
+                assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+                await asked.wait()
+                writer.close()
+                while hot.server.server_state.connections:
+                    await asyncio.sleep(0.01)
+                may_answer.set()
+                while hot.server.server_state.tasks:
+                    await asyncio.sleep(0.01)
+
+    uvloop.run(scenario())
+    assert asked.is_set()
+    assert caplog.records == []
 
 
 async def test_a_request_under_way_is_answered_before_the_server_goes(

@@ -131,3 +131,13 @@ def test_no_table_is_no_trouble(tmp_path: Path, table: Table) -> None:
     assert take_back_torn_commits(tmp_path / "nothing") == []
     shutil.rmtree(table.root)
     assert table.opened().position("archiver:s") == -1
+
+
+def test_texts_with_line_ends_of_their_own_are_no_tear(table: Table) -> None:
+    """The log's statistics hold the smallest and largest text; its own lines end with LF alone."""
+    odd = {**row(4), "detail": "a\u2028b\x85c\u2029d"}
+    table.archive.append([odd], {"archiver:s": 4})
+    assert "\u2028" in table.entry(4).read_text(encoding="utf-8")
+    assert take_back_torn_commits(table.root) == []
+    table.opened().append([row(5)], {"archiver:s": 5})
+    assert table.rows() == [1, 2, 3, 4, 5]

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from pathlib import Path
 
+import orjson
 import pytest
+import redis
 
+from feature_repo.contracts.events import check_event, subject_key
+from feature_repo.contracts.keys import EVENT_PARTITIONS, stream_key
+from feature_repo.contracts.times import format_timestamp, from_micros, to_micros
 from infra.bench import disk, event_load
+from infra.bench.backlog import backlog_entries, bench_backlog, fill_log
 from infra.bench.disk import filesystem_of, judge_disk
 from infra.bench.freshness import bench_freshness
 from infra.bench.ingest import bench_ingest
+from serving.adapters.json_bytes import encode_json
 
 
 class TestDisk:
@@ -67,3 +75,43 @@ def test_bench_freshness_sees_every_probe_change(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (report["probes"], report["unchanged"], report["errors"]) == (8, 0, 0)
     assert 0 < report["figures"]["event_to_answer_p99_ms"]["median"] < 10_000
+
+
+class TestBacklog:
+    def test_its_events_are_what_the_api_would_have_written(self) -> None:
+        until = 1_709_902_800_000_000
+        entries = list(backlog_entries(4_000, seed=1, until_micros=until))
+        events = [check_event(orjson.loads(entry.event), received_at=from_micros(until))[0] for entry in entries]
+        assert len(events) == 4_000
+        assert all(event is not None for event in events)
+        for entry, event in zip(entries, events, strict=True):
+            assert event is not None
+            assert entry.event_id == event["event_id"]
+            assert entry.subject == subject_key(event.get("user_id"), event.get("anonymous_id"))
+            assert entry.event == encode_json({**event, "timestamp": format_timestamp(event["timestamp"])})
+        assert len({entry.event_id for entry in entries}) == 4_000
+        assert len({entry.subject for entry in entries}) > 1_500
+        assert len({event["event_type"] for event in events if event}) == 8
+        assert events[-1] is not None
+        assert to_micros(events[-1]["timestamp"]) == until
+        assert entries == list(backlog_entries(4_000, seed=1, until_micros=until))
+
+    @pytest.mark.redis
+    def test_it_lies_in_the_log_with_its_marks(self, redis_url: str) -> None:
+        entries = backlog_entries(9_000, seed=1, until_micros=1_709_902_800_000_000)
+        assert asyncio.run(fill_log(redis_url, entries)) == 9_000
+        with redis.Redis.from_url(redis_url) as client:
+            assert sum(client.xlen(stream_key(partition)) for partition in range(EVENT_PARTITIONS)) == 9_000
+            assert sum(1 for _ in client.scan_iter("nj:default:*dedup*", count=5_000)) == 9_000
+
+    @pytest.mark.soak
+    @pytest.mark.redis
+    def test_it_is_drained_to_the_last_event(self, tmp_path: Path) -> None:
+        report = bench_backlog(
+            tmp_path / "home", os.environ, events=20_000, reads_per_second=50, seconds=1, consumers=2, seed=3,
+            say=lambda _: None,
+        )  # fmt: skip
+        assert (report["applied"], report["dead_letters"], report["errors"]) == (20_000, 0, 0)
+        assert report["figures"]["events_per_second_per_core"]["median"] > 0
+        assert report["figures"]["answer_p99_ms_draining"]["baseline"] > 0
+        assert not (tmp_path / "home").exists()
