@@ -8,7 +8,7 @@ STAMP := $(VENV)/ready
 ARGS ?=
 FAST_TESTS := tests/unit tests/contract
 
-.PHONY: help setup demo test check soak up down lint format format-check clean
+.PHONY: help setup demo test test-browser check soak up down lint format format-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test: setup lint format-check ## everything: lint, format, types, import rules, 
 
 check: setup lint format-check ## the fast part of `test`, under a minute
 	@$(PY) -m pytest $(FAST_TESTS) -m "not spark and not e2e"
+
+test-browser: setup ## the tests of the script for web pages, in headless Chromium; fails where there is none
+	@NIGHTJAR_NEEDS_CHROMIUM=yes $(PY) -m pytest tests/clients/test_browser.py
 
 soak: setup ## the tests that take minutes: nights killed at every table
 	@$(PY) -m pytest -m soak

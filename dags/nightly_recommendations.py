@@ -3,11 +3,14 @@
 **Purpose.** Turns the events up to `as_of` into features, trains and compares the models, lets the gate decide, scores
 every active user, and publishes one version of recommendations.
 
-**Inputs.** The Delta tables `bronze.events` (archiver), `bronze.events_import`, `bronze.items` and `bronze.users`
-(importer). The first task pins their versions and the `as_of`; every later task and every retry reads exactly those.
+**Inputs.** The Delta tables `bronze.events`, `bronze.item_changes` and `bronze.user_changes` (archiver),
+`bronze.events_import`, `bronze.items` and `bronze.users` (importer), `bronze.events_kafka` (the stream from Kafka,
+where there is one). The first task pins their versions and the `as_of`; every later task and every retry reads exactly
+those.
 
 **Outputs.** `silver.*`, `gold.*`, a parent run with nested runs in MLflow, a published version in Redis `online` and in
-the publications folder, features in Feast. The pointer flips last; until then yesterday's version serves.
+the publications folder, features in Feast. The pointer flips when all is there; until then yesterday's version serves.
+Last of all, what the answers of the past days brought: `silver.impressions`, `gold.metrics_daily`, `metrics.html`.
 
 **Schedule.** Daily at midnight UTC; the run of an interval [day, next day) has `as_of` = next day. A manual run without
 `as_of` takes the day after the last event. The embedded stack starts no scheduled runs unless NIGHTJAR_SCHEDULE=on.
@@ -25,6 +28,7 @@ task; 6 minutes for 540,000. Later nights derive only the days that changed.
   `gate.json` in the run folder, or the gate's report in MLflow; nothing has to be repaired.
 - `error DependencyError`, or a process that was killed: it was retried twice, ten seconds apart. See whether Redis and
   MLflow are well (`nightjar status`), then clear the task. Running any task again gives the same tables and lists.
+- `attribute_events` failed: the new version is served all the same. Clear the task; it writes whole days again.
 - A Spark task stays `scheduled`: the pool `spark` has one slot on purpose; another run is using it, or it is missing
   (Admin > Pools).
 
@@ -165,4 +169,5 @@ with DAG(
         python_job("materialize_features"),
         python_job("verify_publication"),
         python_job("flip_version", may_change=[NIGHT_TABLES, RECOMMENDATIONS]),
+        python_job("attribute_events"),
     )

@@ -3,7 +3,7 @@
 **Purpose.** Computes user and item features anew for every `as_of` day in [from, to): after a change to a feature's
 definition, or to have history to train on.
 
-**Inputs.** `silver.events`, `bronze.items` and `bronze.users` at the versions that the first try pins.
+**Inputs.** `silver.events`, `bronze.items`, `bronze.users` and their changes at the versions that the first try pins.
 
 **Outputs.** The partitions of those days in the feature tables of gold; `rederive.json` in the run folder with the pins
 and the rows of each day. Nothing is published: neither Redis nor Feast's online store is touched, and what is served

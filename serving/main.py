@@ -7,7 +7,6 @@ import contextlib
 import gc
 import os
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
@@ -16,20 +15,28 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse
+from starlette.types import ASGIApp
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError, NightjarError
 from serving.adapters.bundle import load_catalogue
-from serving.adapters.event_log import EventLog, RedisEventLog
+from serving.adapters.change_feed import CatalogueTail, ChangeFeed, MemoryChangeFeed, RedisChangeFeed
+from serving.adapters.decision_log import DecisionLog, FileDecisionLog
+from serving.adapters.event_log import EventLog, MemoryEventLog, RedisEventLog
 from serving.adapters.online import OnlineStore, RedisOnlineStore
 from serving.adapters.shelf import VersionShelf
+from serving.api.catalogue_routes import build_catalogue_router
+from serving.api.cors import allow_origins
 from serving.api.docs_page import DOCS_HTML
 from serving.api.errors import answer_domain_error, answer_http_error
 from serving.api.event_routes import build_event_router
+from serving.api.hot_events import HotEvents
 from serving.api.middleware import RequestEnvelope
 from serving.api.routes import build_router
 from serving.api.schemas import Problem, RecommendationRequest, SimilarRequest
 from serving.api.services import Services
+from serving.api.snippet import build_snippet_router
+from serving.pipeline.overlay import CatalogueOverlay
 from serving.recommender import Recommender
 from serving.settings import ServingSettings
 
@@ -45,8 +52,11 @@ def wall_micros() -> int:
 
 
 def new_id() -> str:
-    """32 hex digits that nobody has seen before."""
-    return uuid.uuid4().hex
+    """32 hex digits that nobody has seen before: 12 of the milliseconds since 1970, 20 random ones.
+
+    Ids of one time lie together, so statistics tell which file of a table can hold one.
+    """
+    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
 
 
 def create_app(
@@ -55,6 +65,8 @@ def create_app(
     *,
     store: OnlineStore | None = None,
     log: EventLog | None = None,
+    feed: ChangeFeed | None = None,
+    decisions: DecisionLog | None = None,
     wall_micros: Callable[[], int] = wall_micros,
     timer: Callable[[], int] = time.perf_counter_ns,
     new_id: Callable[[], str] = new_id,
@@ -74,14 +86,37 @@ def create_app(
         max_queued_events=settings.log_queue_events,
         max_queued_bytes=settings.log_queue_bytes,
     )
-    shelf = VersionShelf(partial(load_catalogue, environment.publications, tenant=tenant))
-    recommender = Recommender(store, shelf, settings, wall_micros=wall_micros, timer=timer)
+    if feed is None and isinstance(log, MemoryEventLog):
+        feed = MemoryChangeFeed(log)
+    feed = feed or RedisChangeFeed(
+        environment.redis_log_url, tenant=tenant, timeout_seconds=settings.log_timeout_ms / 1000
+    )
+    decisions = decisions or FileDecisionLog(
+        environment.decisions,
+        wall_micros=wall_micros,
+        flush_seconds=settings.decision_flush_ms / 1000,
+        max_queued_bytes=settings.decision_queue_bytes,
+        max_file_bytes=settings.decision_file_bytes,
+        max_file_seconds=settings.decision_file_seconds,
+    )
+    overlay = CatalogueOverlay()
+    tail = CatalogueTail(feed, overlay, wall_micros=wall_micros)
+    shelf = VersionShelf(
+        partial(load_catalogue, environment.publications, tenant=tenant),
+        prepare=overlay.attach,
+        release=overlay.detach,
+    )
+    recommender = Recommender(store, shelf, settings, wall_micros=wall_micros, timer=timer, overlay=overlay)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with contextlib.suppress(DependencyError):
+            await tail.start()  # known before the first answer
+        follower = asyncio.create_task(tail.follow())
+        with contextlib.suppress(DependencyError):
             await recommender.settle()
         stopping = asyncio.Event()
+        decisions.start()
         watcher = asyncio.create_task(_watch_pointer(recommender, settings.pointer_poll_ms / 1000, stopping))
         # Everything loaded so far lives as long as the process: out of the collector's sight.
         gc.collect()
@@ -90,18 +125,26 @@ def create_app(
         yield
         stopping.set()
         await watcher
+        follower.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await follower
         await store.close()
         await log.close()
+        await asyncio.to_thread(decisions.close)
 
     app = FastAPI(
         title="Nightjar", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan
     )
-    services = Services(recommender, store, log, settings, wall_micros, timer, new_id)
+    services = Services(recommender, store, log, settings, wall_micros, timer, new_id, overlay, tail, decisions)
+    app.state.services = services
     app.include_router(build_event_router(services))
+    app.include_router(build_catalogue_router(services))
     app.include_router(build_router(services))
+    app.include_router(build_snippet_router())
     app.add_exception_handler(NightjarError, answer_domain_error)
     app.add_exception_handler(HTTPException, answer_http_error)
     app.add_middleware(RequestEnvelope, new_id=new_id, timer=timer)
+    allow_origins(app, settings.allowed_origins())
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
@@ -111,9 +154,14 @@ def create_app(
     return app
 
 
-def app_from_environment() -> FastAPI:
+def with_hot_routes(app: FastAPI) -> ASGIApp:
+    """The application behind the routes that need no framework. It answers the same, and more slowly, without them."""
+    return HotEvents(app, app.state.services)
+
+
+def app_from_environment() -> ASGIApp:
     """What a worker process serves."""
-    return create_app(Environment.from_mapping(os.environ), ServingSettings.from_mapping(os.environ))
+    return with_hot_routes(create_app(Environment.from_mapping(os.environ), ServingSettings.from_mapping(os.environ)))
 
 
 async def _watch_pointer(recommender: Recommender, seconds: float, stopping: asyncio.Event) -> None:

@@ -14,13 +14,16 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import REGISTRY
 from prometheus_client.values import ValueClass
 
-_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+REQUEST_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 REQUESTS = Counter("nightjar_api_requests_total", "Answered HTTP requests", ["route", "status"])
-REQUEST_SECONDS = Histogram("nightjar_api_request_seconds", "Time to answer, in seconds", ["route"], buckets=_BUCKETS)
+REQUEST_SECONDS = Histogram(
+    "nightjar_api_request_seconds", "Time to answer, in seconds", ["route"], buckets=REQUEST_BUCKETS
+)
 SLATES = Counter("nightjar_api_slates_total", "Slates by the rung that gave them", ["fallback_level"])
 DEGRADED = Counter("nightjar_api_degraded_total", "Degraded answers by reason", ["reason"])
 SECOND_READS = Counter("nightjar_api_second_reads_total", "Requests that read twice because the pointer had moved")
+IDENTITY_READS = Counter("nightjar_api_identity_reads_total", "Further reads because a person's devices were not known")
 STALE_FEATURES = Counter(
     "nightjar_api_stale_features_total", "Features too far behind the served version to be used, by view", ["view"]
 )
@@ -28,6 +31,18 @@ REFUSED_RECORDS = Counter("nightjar_api_refused_records_total", "Records that co
 EVENTS = Counter("nightjar_api_events_total", "Events received, by answer", ["status"])
 QUARANTINED = Counter("nightjar_api_events_quarantined_total", "Quarantined events by reason", ["reason"])
 NOT_STORED = Counter("nightjar_api_events_not_stored_total", "Events counted only: their person said no to storing")
+CATALOGUE_CHANGES = Counter(
+    "nightjar_api_catalogue_changes_total", "Changes of items and users received, by answer", ["kind", "status"]
+)
+DECISIONS = Counter(
+    "nightjar_api_decisions_total", "Decisions by what became of them: logged (on disk) or lost", ["outcome"]
+)
+DECISION_FLUSH_SECONDS = Histogram(
+    "nightjar_api_decision_flush_seconds",
+    "Time of one write and fsync of decisions, in seconds",
+    buckets=REQUEST_BUCKETS,
+)
+DECISION_FAILURES = Counter("nightjar_api_decision_failures_total", "Writes of decisions that the disk refused")
 WORKER_STARTS = Counter("nightjar_api_worker_starts_total", "Worker processes started since the server was")
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from feature_repo.contracts.errors import ContractError, DependencyError, NightjarError
+from feature_repo.contracts.events import subject_key
+from feature_repo.contracts.identity import Edge, unpack_edge
 from feature_repo.contracts.packing import (
     CANDIDATE_ROW,
     CANDIDATES_HEADER_BYTES,
@@ -19,8 +23,11 @@ from feature_repo.contracts.packing import (
 from serving.adapters.feast_online import USER_VIEW, read_string_value, read_timestamp_micros
 from serving.adapters.online import OnlineRecords, OnlineStore
 from serving.adapters.shelf import VersionShelf
-from serving.observability import DEGRADED, REFUSED_RECORDS, SECOND_READS, SLATES, STALE_FEATURES
+from serving.observability import DEGRADED, IDENTITY_READS, REFUSED_RECORDS, SECOND_READS, SLATES, STALE_FEATURES
 from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.consent import with_refusal
+from serving.pipeline.overlay import CatalogueOverlay
+from serving.pipeline.persons import MAX_READS, Edges, Identity, join_sessions, person_of, stranger
 from serving.pipeline.slate import build_slate
 from serving.pipeline.values import Person, Slate, SlateRequest
 from serving.settings import ServingSettings
@@ -32,6 +39,10 @@ DAMAGED_CANDIDATES = "candidates_damaged"
 DAMAGED_SESSION = "session_damaged"
 DAMAGED_FEATURE = "feature_damaged"
 STALE_FEATURE = "feature_stale"
+DAMAGED_EDGE = "edge_damaged"
+
+REMEMBERED_PERSONS = 20_000
+"""Persons of several devices or names that a process remembers, so that one read brings all of theirs."""
 
 
 class NoVersionError(DependencyError):
@@ -45,17 +56,32 @@ class Settled(NamedTuple):
     records: OnlineRecords | None
     reads: int
     degraded: list[str]
+    read: PersonRecords | None = None
+
+
+class PersonRecords(NamedTuple):
+    """One person's records, with who that is (None: the request names nobody) and the edges that say so."""
+
+    records: OnlineRecords
+    identity: Identity | None = None
+    edges: Mapping[str, Edges] = MappingProxyType({})
+    reads: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A slate with the circumstances under which it was made. Times are microseconds since 1970, None when unknown."""
+    """A slate with the circumstances under which it was made. Times are microseconds since 1970, None when unknown.
+
+    `refuses_storing`: the person said so through the users API, under any name that is known to be theirs.
+    """
 
     slate: Slate
     catalogue: Catalogue
     reads: int
     degraded: list[str] = field(default_factory=list)
     feature_micros: int | None = None
+    changes_micros: int | None = None
+    refuses_storing: bool = False
 
 
 class Recommender:
@@ -69,19 +95,24 @@ class Recommender:
         *,
         wall_micros: Callable[[], int],
         timer: Callable[[], int],
+        overlay: CatalogueOverlay | None = None,
     ) -> None:
         self._store = store
+        self._overlay = overlay or CatalogueOverlay()
         self._shelf = shelf
         self._settings = settings
         self._tuning = settings.tuning()
         self._wall_micros = wall_micros
         self._timer = timer
+        self._identities: OrderedDict[str, Identity] = OrderedDict()
 
     async def recommend(self, request: SlateRequest) -> Answer:
         """The slate of one request. Raises NoVersionError when there is nothing to serve from.
 
-        A request that says personalize=false reads nothing about the person.
+        A request that says personalize=false, or whose user said so last, reads nothing about the person.
         """
+        names = {request.user_id}
+        request = self._with_refusal(request, names)
         asks_personally = request.personalize is not False
         settled = await self.settle(
             user_id=request.user_id if asks_personally else None,
@@ -89,6 +120,9 @@ class Recommender:
         )
         degraded = settled.degraded
         person, feature_micros = self._person(settled, degraded)
+        if settled.read is not None and settled.read.identity is not None:
+            names |= _names_of(settled.read.identity)
+            request = self._with_refusal(replace(request, user_id=settled.read.identity.user_id), names)
         slate = build_slate(
             request,
             person,
@@ -100,7 +134,18 @@ class Recommender:
         SLATES.labels(slate.fallback_level).inc()
         for reason in degraded:
             DEGRADED.labels(reason).inc()
-        return Answer(slate, settled.catalogue, settled.reads, degraded, feature_micros)
+        return Answer(
+            slate,
+            settled.catalogue,
+            settled.reads,
+            degraded,
+            feature_micros,
+            self._overlay.heard_micros,
+            any(self._overlay.refuses_storing(name) for name in names),
+        )
+
+    def _with_refusal(self, request: SlateRequest, names: Iterable[str | None]) -> SlateRequest:
+        return with_refusal(request, refuses=any(self._overlay.refuses_personalization(name) for name in names))
 
     async def settle(self, *, user_id: str | None = None, anonymous_id: str | None = None) -> Settled:
         """Read the person together with the pointer; when the pointer moved, load that version and read once more.
@@ -110,34 +155,71 @@ class Recommender:
         """
         current = self._shelf.current
         try:
-            records = await self._read(current, user_id, anonymous_id)
+            read = await self._read(current, user_id, anonymous_id)
         except DependencyError:
             if current is None:
                 raise NoVersionError("the online store does not answer, and no version was loaded before") from None
             return Settled(current, None, 1, [STORE_DOWN])
+        records = read.records
         if current is not None and records.pointer == current.version:
-            return Settled(current, records, 1, [])
+            return Settled(current, records, read.reads, [], read)
         if records.pointer is None:
             # The store was emptied: the version in memory is still the last one that was published.
             if current is None:
                 raise NoVersionError("no version published yet, run the night: nightjar run nightly")
-            return Settled(current, records, 1, [VERSION_NOT_LOADED])
+            return Settled(current, records, read.reads, [VERSION_NOT_LOADED], read)
         try:
             async with asyncio.timeout(self._settings.bundle_wait_ms / 1000):
                 moved_to = await self._shelf.switch_to(records.pointer)
         except (NightjarError, TimeoutError) as error:
             if current is None:
                 raise NoVersionError(f"version {records.pointer} is published but not loaded: {error}") from error
-            return Settled(current, records, 1, [VERSION_NOT_LOADED])
+            return Settled(current, records, read.reads, [VERSION_NOT_LOADED], read)
         SECOND_READS.inc()
         try:
-            return Settled(moved_to, await self._read(moved_to, user_id, anonymous_id), 2, [])
+            again = await self._read(moved_to, user_id, anonymous_id)
+            return Settled(moved_to, again.records, read.reads + again.reads, [], again)
         except DependencyError:
-            return Settled(moved_to, None, 2, [STORE_DOWN])
+            return Settled(moved_to, None, read.reads + 1, [STORE_DOWN])
 
-    async def _read(self, catalogue: Catalogue | None, user_id: str | None, anonymous_id: str | None) -> OnlineRecords:
+    async def _read(self, catalogue: Catalogue | None, user_id: str | None, anonymous_id: str | None) -> PersonRecords:
+        """One read, with all devices of the person as far as this process remembers them.
+
+        The edges come with every read, so what is remembered is never believed: when they say otherwise, or for a
+        person who is new here, it reads again (counted). An edge that is written or undone counts in the next answer.
+        """
         version = None if catalogue is None else catalogue.version
-        return await self._store.read(version=version, user_id=user_id, anonymous_id=anonymous_id)
+        if user_id is None and anonymous_id is None:
+            return PersonRecords(await self._store.read(version=version, user_id=None, anonymous_id=None))
+        asked = subject_key(user_id, anonymous_id)
+        identity = self._identities.get(asked) or stranger(asked)
+        wanted = dict.fromkeys((*identity.subjects, *identity.decided_by))
+        for reads in range(1, MAX_READS + 1):
+            joined = [subject for subject in wanted if subject != identity.primary]
+            records = await self._store.read(
+                version=version,
+                user_id=identity.user_id,
+                anonymous_id=None if user_id is not None else anonymous_id,
+                joined=joined,
+            )
+            edges = {subject: _edges(records.edges.get(subject, {})) for subject in (identity.primary, *joined)}
+            known = person_of(asked, edges, now_micros=self._wall_micros()) if records.edges else stranger(asked)
+            if known.user_id == identity.user_id and edges.keys() >= {*known.subjects, *known.decided_by}:
+                identity = known
+                break
+            if reads < MAX_READS:
+                IDENTITY_READS.inc()
+                identity = known
+                wanted |= dict.fromkeys((*known.subjects, *known.decided_by))
+        self._remember(identity)
+        return PersonRecords(records, identity, edges, reads)
+
+    def _remember(self, identity: Identity) -> None:
+        self._identities.pop(identity.asked, None)
+        if identity != stranger(identity.asked):
+            self._identities[identity.asked] = identity
+            if len(self._identities) > REMEMBERED_PERSONS:
+                self._identities.popitem(last=False)
 
     def _person(self, settled: Settled, degraded: list[str]) -> tuple[Person, int | None]:
         """The records as values. A record that cannot be used is counted, named in `degraded`, and left out."""
@@ -162,6 +244,8 @@ class Recommender:
                 session = unpack_session(records.session)
             except ContractError:
                 unavailable, consent_unknown = _refuse(DAMAGED_SESSION, degraded), True
+        if settled.read is not None and settled.read.identity is not None and records.joined:
+            session = self._joined(settled.read, session, degraded)
         denies = bool(flags & FLAG_PERSONALIZE_DENIED)
         # Who said no keeps no features: what is left of them grows old, and nobody misses it.
         segment, feature_micros = (None, None) if denies else self._segment(records, settled.catalogue, degraded)
@@ -174,6 +258,19 @@ class Recommender:
             consent_unknown=consent_unknown,
         )
         return person, feature_micros
+
+    def _joined(self, read: PersonRecords, own: SessionState, degraded: list[str]) -> SessionState:
+        """The person's record with what their devices add. A record that cannot be read may say no, so that it does:
+        another device's adds nothing, that of the one who asks makes the answer non-personal."""
+        assert read.identity is not None
+        sessions = {read.identity.primary: own}
+        for subject, record in read.records.joined.items():
+            try:
+                sessions[subject] = unpack_session(record)
+            except ContractError:
+                _refuse(DAMAGED_SESSION, degraded)
+                sessions[subject] = SessionState(flags=FLAG_PERSONALIZE_DENIED)
+        return join_sessions(read.identity, read.edges, sessions)
 
     def _segment(
         self, records: OnlineRecords, catalogue: Catalogue, degraded: list[str]
@@ -199,3 +296,19 @@ def _refuse(why: str, degraded: list[str]) -> str:
     REFUSED_RECORDS.labels(why).inc()
     degraded.append(why)
     return why
+
+
+def _names_of(identity: Identity) -> set[str]:
+    """The user's current name and former ones: somebody may have refused under any of them."""
+    return {subject[2:] for subject in (identity.primary, *identity.subjects) if subject.startswith("u:")}
+
+
+def _edges(fields: Mapping[bytes, bytes]) -> dict[str, Edge]:
+    """The edges of one subject; one that cannot be read is counted and is none."""
+    edges: dict[str, Edge] = {}
+    for field_name, record in fields.items():
+        try:
+            edges[field_name.decode()] = unpack_edge(record)
+        except (ContractError, UnicodeDecodeError):
+            REFUSED_RECORDS.labels(DAMAGED_EDGE).inc()
+    return edges

@@ -6,6 +6,7 @@ that prefix that no field knows is refused, so a typing error is not a silent de
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -51,11 +52,21 @@ class ServingSettings:
     max_inflate_ratio      100       how many times larger than sent a body over 1 MiB may become. Higher: the same.
     max_written_bytes      33554432 B  what the events of one request may take in the log; what they share in the body
                                      (a context, a client id) is written with each. Higher: more memory and disk.
+    cors_origins           (none)    origins whose pages may call the API (https://shop.example), separated by commas;
+                                     * is any. With none, only pages of the API's own origin may.
     write_keys             (none)    write keys of /v1/track and its kind, separated by commas. With none, any is taken.
+    decision_flush_ms      100 ms    how often a worker's decisions are written and fsynced: what a crash loses at most.
+                                     Higher: fewer fsyncs.
+    decision_queue_bytes   16777216 B  decisions of one worker that wait for the disk; beyond it they are lost and
+                                     counted, answers go on. Higher: a longer hiccup of the disk is survived.
+    decision_file_bytes    268435456 B  size at which a worker begins a new decision file. Higher: fewer, larger files
+                                     wait for their deletion.
+    decision_file_seconds  3600 s    age at which it does. Higher: the same.
     session_ttl_seconds    2592000 s how long a person's session record lives after its last event (30 days: longer is
                                      more personal data kept).
-    consumer_batch         500       stream entries the consumer applies at once. Higher: more throughput, later effect.
-    archive_seconds        5 s       longest time an event waits for its archive commit. Higher: fewer, larger files.
+    consumer_batch         500       stream entries the consumer applies at once, up to four times as many while it is
+                                     behind. Higher: more throughput, later effect.
+    archive_seconds        2 s       longest time an event waits for its archive commit. Higher: fewer, larger files.
     archive_events         20000     events in one archive commit at most. Higher: fewer files, more memory.
     lease_seconds          5 s       how long a dead consumer or archiver keeps its role. Higher: later takeover.
     """
@@ -78,10 +89,15 @@ class ServingSettings:
     max_inflated_bytes: int = 8_388_608
     max_inflate_ratio: int = 100
     max_written_bytes: int = 33_554_432
+    cors_origins: str = ""
     write_keys: str = ""
+    decision_flush_ms: float = 100.0
+    decision_queue_bytes: int = 16_777_216
+    decision_file_bytes: int = 268_435_456
+    decision_file_seconds: float = 3600.0
     session_ttl_seconds: int = 2_592_000
     consumer_batch: int = 500
-    archive_seconds: float = 5.0
+    archive_seconds: float = 2.0
     archive_events: int = 20_000
     lease_seconds: float = 5.0
 
@@ -107,9 +123,16 @@ class ServingSettings:
             if not (value >= 0 if field.name in _MAY_BE_ZERO else value > 0) or value == float("inf"):
                 raise DataError(f"{name} must be a positive number such as {field.default}, got {text!r}", field=name)
             values[field.name] = value
+        for origin in _words(values.get("cors_origins", "")):
+            _check_origin(origin)
         if values.get("position_decay", 1.0) > 1:
             raise DataError(f"{PREFIX}POSITION_DECAY must lie in (0, 1], got {values['position_decay']}")
         return cls(**values)
+
+    def allowed_origins(self) -> list[str]:
+        """The origins of `cors_origins` as browsers write them: small letters, no port that goes without saying."""
+        origins = [origin.lower() for origin in _words(self.cors_origins)]
+        return [re.sub(r"^(https://.*):443$|^(http://.*):80$", r"\1\2", origin) for origin in origins]
 
     def tuning(self) -> Tuning:
         """The part that the pipeline reads."""
@@ -122,5 +145,20 @@ class ServingSettings:
         )
 
 
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _check_origin(origin: str) -> None:
+    """Raises DataError unless it is scheme://host[:port], or *."""
+    if origin != "*" and not _ORIGIN.fullmatch(origin):
+        raise DataError(
+            f"{PREFIX}CORS_ORIGINS has origins such as https://shop.example or http://localhost:3000 (scheme, host, "
+            f"port; no path), or *; got {origin!r}",
+            field=f"{PREFIX}CORS_ORIGINS",
+        )
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^/?#@:\s*\[\]]+)(:[0-9]{1,5})?", re.IGNORECASE)
 _WORDS = {int: "a whole number", float: "a number"}
 _MAY_BE_ZERO = frozenset({"session_weight"})

@@ -16,6 +16,7 @@ import time
 
 import uvicorn
 
+from serving.api.hot_protocol import HotProtocol
 from serving.main import app_from_environment
 from serving.observability import WORKER_STARTS
 
@@ -48,10 +49,11 @@ def run_worker(host: str, port: int) -> None:
     config = uvicorn.Config(
         app_from_environment(),
         loop="uvloop",
-        http="httptools",
+        http=HotProtocol,
         lifespan="on",
         access_log=False,
         log_level="warning",
+        proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=5,
     )

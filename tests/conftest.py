@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from feature_repo.contracts import environment as names
 from feature_repo.contracts.environment import Environment
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 os.environ["TZ"] = "UTC"
 time.tzset()
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+settings.register_profile("nightjar", deadline=None)  # a busy machine is no failure
+settings.load_profile("nightjar")
 
 ROOT = Path(__file__).parents[1]
 

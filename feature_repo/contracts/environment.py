@@ -54,6 +54,11 @@ class Environment(NamedTuple):
     inbox: str
     quality_limits: str = ""
 
+    @property
+    def decisions(self) -> str:
+        """The folder of this tenant's decision files: written by the API's workers, emptied by the archiver."""
+        return f"{self.home}/decisions/{self.tenant}"
+
     @classmethod
     def from_mapping(cls, variables: Mapping[str, str]) -> Environment:
         """From `os.environ` or any mapping; every default lies under NIGHTJAR_HOME (default `.nightjar`)."""

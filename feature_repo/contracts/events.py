@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -51,6 +51,10 @@ class EventType(StrEnum):
     """This device or browser (`anonymous_id`) belongs to this person (`user_id`). An edge of the identity graph."""
     ALIAS = "alias"
     """The same, said afterwards: what was known as `anonymous_id` is `user_id` from now on."""
+    UNMERGE = "unmerge"
+    """An operator's word, no deed of a person: whatever said so far that `anonymous_id` is `user_id` was wrong."""
+    USER_ENGAGEMENT = "user_engagement"
+    """Dwell: `value` seconds more of a page (`page_view_id`), or of its item, were looked at."""
 
 
 EVENT_TYPES = frozenset(t.value for t in EventType)
@@ -77,7 +81,7 @@ ITEM_REQUIRED = frozenset(
 )  # fmt: skip
 """Types that mean nothing without an item (`item_id`, or at least one entry in `items`)."""
 
-TWO_IDS_REQUIRED = frozenset({EventType.ALIAS})
+TWO_IDS_REQUIRED = frozenset({EventType.ALIAS, EventType.UNMERGE})
 """Types that mean nothing without both `user_id` and `anonymous_id`. `identify` may also just describe one of them."""
 
 DEFAULT_PREFERENCE_WEIGHTS: Mapping[str, float] = {
@@ -92,6 +96,12 @@ SESSION_VOTE_WEIGHTS: Mapping[str, float] = {
     EventType.ADD_TO_WISHLIST: 1.5, EventType.LIKE: 1.5, EventType.ADD_TO_CART: 2.0, EventType.PURCHASE: 1.0,
 }  # fmt: skip
 """How loudly an event of the running session votes for its item's neighbours."""
+
+SESSION_GAP = timedelta(minutes=30)
+"""Without a client's session_id: a pause of this length, or longer, ends the session."""
+
+CLIENT_SESSION_GAP = timedelta(hours=24)
+"""With one: the same id after a pause of this length, or longer, is another session. Later is not reopened."""
 
 DISMISSING_TYPES = frozenset({EventType.DISLIKE, EventType.NOT_INTERESTED})
 """The person said no: the item leaves their slates."""

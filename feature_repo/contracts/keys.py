@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from functools import lru_cache
 from urllib.parse import quote, unquote
 
 from feature_repo.contracts.errors import ContractError
@@ -26,6 +27,12 @@ def check_tenant(tenant: str) -> str:
     return tenant
 
 
+def _quoted(text: str) -> str:
+    """`quote`, without its cost for what needs none."""
+    return text if text.isalnum() and text.isascii() else quote(text, safe="")
+
+
+@lru_cache(maxsize=64)
 def _prefix(tenant: str) -> str:
     return f"nj:{check_tenant(tenant)}:"
 
@@ -70,16 +77,69 @@ def parse_candidates_key(key: str, tenant: str = DEFAULT_TENANT) -> tuple[str, s
 
 
 def session_key(subject: str, tenant: str = DEFAULT_TENANT) -> str:
-    """String: the packed session record (`packing`, session v1) of one subject (`events.subject_key`)."""
-    return f"{_prefix(tenant)}sess:v1:{{{subject[:2]}{quote(subject[2:], safe='')}}}"
+    """String with TTL: the packed session record (`session_record`, v2) of one subject (`events.subject_key`)."""
+    return f"{_prefix(tenant)}sess:v2:{{{subject[:2]}{_quoted(subject[2:])}}}"
+
+
+def session_key_v1(subject: str, tenant: str = DEFAULT_TENANT) -> str:
+    """String with TTL: the record that was kept before v2. It counts while there is none under `session_key`."""
+    return session_key_before(session_key(subject, tenant))
+
+
+def session_key_before(key: str) -> str:
+    """The `session_key_v1` of the subject whose `session_key` this is. A tenant has no colon, so there is one place."""
+    return key.replace(":sess:v2:", ":sess:v1:", 1)
 
 
 def parse_session_key(key: str, tenant: str = DEFAULT_TENANT) -> str:
     """Inverse of `session_key`: the subject."""
-    match = re.fullmatch(re.escape(_prefix(tenant)) + r"sess:v1:\{([ua]:)([^{}]*)\}", key)
+    match = re.fullmatch(re.escape(_prefix(tenant)) + r"sess:v2:\{([ua]:)([^{}]*)\}", key)
     if match is None:
-        raise ContractError(f"not a v1 session key of tenant {tenant!r}: {key!r}")
+        raise ContractError(f"not a v2 session key of tenant {tenant!r}: {key!r}")
     return match[1] + unquote(match[2])
+
+
+def edges_key(subject: str, tenant: str = DEFAULT_TENANT) -> str:
+    """Hash: the identity edges of one subject (`identity`, edge v1): field is the subject at the other end.
+
+    A device (`a:`) or a former name has fields `u:<user_id>`, a user has fields `a:<anonymous_id>`.
+    """
+    return f"{_prefix(tenant)}edges:v1:{{{subject[:2]}{quote(subject[2:], safe='')}}}"
+
+
+def parse_edges_key(key: str, tenant: str = DEFAULT_TENANT) -> str:
+    """Inverse of `edges_key`: the subject."""
+    match = re.fullmatch(re.escape(_prefix(tenant)) + r"edges:v1:\{([ua]:)([^{}]*)\}", key)
+    if match is None:
+        raise ContractError(f"not a v1 edges key of tenant {tenant!r}: {key!r}")
+    return match[1] + unquote(match[2])
+
+
+def trend_key(window: int, bucket: int, partition: int, tenant: str = DEFAULT_TENANT) -> str:
+    """String with TTL: the packed trend table (`trend_record`, v1) of one bucket and partition. Never parsed back."""
+    return f"{_prefix(tenant)}trend:v1:{window}:{bucket}:{partition}"
+
+
+def members_key(role: str, tenant: str = DEFAULT_TENANT) -> str:
+    """Sorted set with TTL: who shares a role such as `consumer`; score = when they were heard of last, ms by the
+    store's clock. Never parsed back."""
+    return f"{_prefix(tenant)}members:{role}"
+
+
+def owner_key(partition: int, tenant: str = DEFAULT_TENANT) -> str:
+    """String with TTL: the fence of the process that now owns the partition. Never parsed back."""
+    return f"{_prefix(tenant)}owner:{partition}"
+
+
+def fence_key(partition: int, tenant: str = DEFAULT_TENANT) -> str:
+    """String: `<epoch>:<member>` of the newest owner; whoever has another one may write nothing. Never parsed back."""
+    return f"{_prefix(tenant)}fence:{partition}"
+
+
+def delivering_key(partition: int, tenant: str = DEFAULT_TENANT) -> str:
+    """String: there while an owner has not left in good order: empty, or `<position> <deliveries>` of the entry that is
+    delivered alone because an owner died before. Never parsed back."""
+    return f"{_prefix(tenant)}delivering:{partition}"
 
 
 def applied_key(partition: int, tenant: str = DEFAULT_TENANT) -> str:
@@ -112,7 +172,7 @@ def stream_key(partition: int, tenant: str = DEFAULT_TENANT) -> str:
 
 def dedup_key(partition: int, event_id: str, tenant: str = DEFAULT_TENANT) -> str:
     """String with TTL: the nonce of the first delivery of an event id, in the slot of its stream. Never parsed back."""
-    return f"{stream_key(partition, tenant)}:dedup:{quote(event_id, safe='')}"
+    return f"{stream_key(partition, tenant)}:dedup:{_quoted(event_id)}"
 
 
 def quarantine_stream_key(tenant: str = DEFAULT_TENANT) -> str:
@@ -123,6 +183,19 @@ def quarantine_stream_key(tenant: str = DEFAULT_TENANT) -> str:
 def dead_letter_stream_key(tenant: str = DEFAULT_TENANT) -> str:
     """Stream: entries that the consumer could not apply: fields `stream`, `position`, `event`, `error`."""
     return _prefix(tenant) + "{dead-letters}"
+
+
+def change_stream_key(tenant: str = DEFAULT_TENANT) -> str:
+    """Stream: changes of items and users; field `change` is a `changes.Change` as JSON."""
+    return _prefix(tenant) + "{catalogue}"
+
+
+def changed_records_key(kind: str, tenant: str = DEFAULT_TENANT) -> str:
+    """Hash in the slot of the change stream: record id -> `changes.RecordState` as JSON, of all that was archived.
+
+    `kind` is `items` or `users`. Never parsed back.
+    """
+    return f"{change_stream_key(tenant)}:{kind}"
 
 
 def lease_key(name: str, tenant: str = DEFAULT_TENANT) -> str:

@@ -14,6 +14,8 @@ Run folder, `<runs>/<tenant>/<run_key>/`:
     gate.json           the verdict and why, in words
     publication.json    version, counts, checksums of what was published
     models/<name>/      arrays + manifest of each fitted model
+    metrics.json        what the decisions of the last days brought: counts and shares with intervals
+    metrics.html        the same for people
     failed.json         the job that failed and its words, until a job of the run starts again
 """
 
@@ -41,12 +43,14 @@ PUBLICATION_FILE = "publication.json"
 ROLLBACK_FILE = "rollback.json"
 REDERIVE_FILE = "rederive.json"
 MAINTENANCE_FILE = "maintenance.json"
+METRICS_FILE, METRICS_PAGE = "metrics.json", "metrics.html"
 FAILED_FILE = "failed.json"
 MODELS_FOLDER = "models"
 
 PINNED_TABLES = (
+    "bronze.events_kafka", "bronze.quarantine_kafka",
     "bronze.events", "bronze.events_import", "bronze.items", "bronze.users", "bronze.quarantine",
-    "bronze.quarantine_import",
+    "bronze.quarantine_import", "bronze.item_changes", "bronze.user_changes", "silver.decisions",
 )  # fmt: skip
 """Read by the night, written by others: pinned by version. A table that does not exist yet is pinned at -1 (empty)."""
 

@@ -43,8 +43,8 @@ _EVENT_COLUMNS: Mapping[str, str] = {
     "placement": "string", "channel": "string", "consent_train": "boolean", "consent_personalize": "boolean",
     "properties": "string", "source": "string", "source_position": "bigint", "event_date": "date",
 }  # fmt: skip
-"""`properties` is JSON text. consent_* is null when the event did not say. `source` is a file name or a stream
-partition and `source_position` the line or stream position in it: (source, source_position) names one delivery.
+"""`properties` is JSON text. consent_* is null when the event did not say. `source` is a file name, a stream
+partition or `kafka:<topic>/<partition>`, and `source_position` the line, stream position or offset in it: (source, source_position) names one delivery.
 `event_date` is the UTC day of `event_timestamp`."""
 
 _QUARANTINE_COLUMNS: Mapping[str, str] = {
@@ -52,11 +52,26 @@ _QUARANTINE_COLUMNS: Mapping[str, str] = {
     "source_position": "bigint", "quarantined_at": "timestamp",
 }  # fmt: skip
 
+
+def _change_columns(id_field: str) -> Mapping[str, str]:
+    return {
+        id_field: "string", "operation": "string", "fields": "string", "changed_at": "timestamp",
+        "received_at": "timestamp", "source": "string", "source_position": "bigint",
+    }  # fmt: skip
+
+
 _TABLES = (
     TableSpec("bronze.events", "one delivery of one event", "archiver", _EVENT_COLUMNS, ("event_date",), ("received_at",)),
     TableSpec("bronze.events_import", "one imported event line", "importer", _EVENT_COLUMNS, ("event_date",), ("received_at",)),
+    TableSpec("bronze.events_kafka", "one delivery of one event in a Kafka topic", "stream_kafka", _EVENT_COLUMNS, ("event_date",), ("received_at",)),
     TableSpec("bronze.quarantine", "one rejected event of the API", "archiver", _QUARANTINE_COLUMNS, (), ("quarantined_at",)),
     TableSpec("bronze.quarantine_import", "one rejected import line", "importer", _QUARANTINE_COLUMNS, (), ("quarantined_at",)),
+    TableSpec("bronze.quarantine_kafka", "one rejected Kafka message", "stream_kafka", _QUARANTINE_COLUMNS, (), ("quarantined_at",)),
+    TableSpec("bronze.quarantine_replays", "one attempt to mend one quarantined event", "importer", {
+        "quarantine_id": "string", "quarantine_table": "string", "source": "string", "source_position": "bigint",
+        "event_id": "string", "subject_key": "string", "outcome": "string", "reason": "string", "detail": "string",
+        "repair": "string", "replayed_at": "timestamp",
+    }, (), ("replayed_at",)),
     TableSpec("bronze.items", "one item, as last imported", "importer", {
         "item_id": "string", "title": "string", "category": "string", "brand": "string", "price": "double",
         "currency": "string", "availability": "string", "available_quantity": "int", "created_at": "timestamp",
@@ -68,10 +83,15 @@ _TABLES = (
         "consent_personalize": "boolean", "consent_share": "boolean", "attributes": "string",
         "created_at": "timestamp", "source": "string",
     }),
+    TableSpec("bronze.item_changes", "one change of one item through the API", "archiver", _change_columns("item_id")),
+    TableSpec("bronze.user_changes", "one change of one user through the API", "archiver", _change_columns("user_id")),
     TableSpec("silver.events", "one event (event_id is unique)", "refine_events",
               {**_EVENT_COLUMNS, "subject_key": "string", "is_bot": "boolean"}, ("event_date",), ("received_at",)),
     TableSpec("silver.quarantine", "one bronze event that the nightly gate refused", "refine_events",
               {**_QUARANTINE_COLUMNS, "event_date": "date"}, ("event_date",), ("quarantined_at",)),
+    TableSpec("silver.quality_flags", "one rule on sequences (`contracts.sequences`) that one event breaks", "refine_events", {
+        "event_id": "string", "subject_key": "string", "rule": "string", "event_date": "date",
+    }, ("event_date",)),
     TableSpec("silver.interactions", "one event that tells a preference (item known, train allowed, no bot)", "refine_events", {
         "event_id": "string", "subject_key": "string", "user_id": "string", "item_id": "string", "event_type": "string",
         "event_timestamp": "timestamp", "quantity": "int", "price": "double", "session_key": "string",
@@ -82,6 +102,24 @@ _TABLES = (
         "started_at": "timestamp", "ended_at": "timestamp", "event_count": "bigint", "item_count": "bigint",
         "duration_seconds": "double", "has_purchase": "boolean", "session_date": "date",
     }, ("session_date",)),
+    TableSpec("silver.identity_edges", "one edge: an anonymous_id and a user_id that were seen together", "refine_events", {
+        "anonymous_id": "string", "user_id": "string", "subject_key": "string", "is_alias": "boolean",
+        "first_seen_at": "timestamp", "last_seen_at": "timestamp", "undone_at": "timestamp", "event_date": "date",
+    }),
+    TableSpec("silver.decisions", "one answer: what was shown to whom, from what (recommendation_id is unique)", "archiver", {
+        "recommendation_id": "string", "decided_at": "timestamp", "kind": "string", "placement": "string",
+        "subject_key": "string", "session_hash": "string", "model_version": "string", "fallback_level": "string",
+        "fallback_reason": "string", "degraded_reasons": "array<string>", "item_ids": "array<string>",
+        "item_numbers": "array<int>", "scores": "array<float>", "sources": "array<string>",
+        "rule_ids": "array<array<string>>", "propensities": "array<double>", "experiment_ids": "array<string>",
+        "arms": "array<string>", "inputs": "string", "source": "string", "source_position": "bigint",
+        "decision_date": "date",
+    }, ("decision_date",), ("source", "source_position")),
+    TableSpec("silver.impressions", "one item of one decision that the client says was seen", "attribute_events", {
+        "recommendation_id": "string", "item_id": "string", "position": "int", "placement": "string",
+        "model_version": "string", "subject_key": "string", "first_seen_at": "timestamp", "deliveries": "bigint",
+        "decision_date": "date",
+    }, ("decision_date",)),
     TableSpec("gold.item_ids", "one item; numbers are appended, never reused", "build_features", {
         "item_id": "string", "item_number": "int", "first_as_of": "date",
     }),
@@ -97,9 +135,22 @@ _TABLES = (
     TableSpec("gold.item_neighbours", "one item's neighbours at one as_of", "score_users", {
         "item_number": "int", "neighbour_numbers": "array<int>", "similarities": "array<float>", "as_of": "date",
     }, ("as_of",)),
+    TableSpec("gold.metrics_daily", "one place of the slates of one day, placement, version, fallback level and arm", "attribute_events", {
+        "metric_date": "date", "placement": "string", "model_version": "string", "fallback_level": "string", "arm": "string",
+        "position": "int", "decisions": "bigint", "impressions": "bigint", "clicked_impressions": "bigint",
+        "converted_impressions": "bigint", "clicks": "bigint", "carts": "bigint", "purchases": "bigint", "refunds": "bigint",
+        "currencies": "array<string>", "revenues": "array<double>", "refunded": "array<double>", "is_complete": "boolean",
+        "as_of": "date",
+    }, ("metric_date",)),
 )  # fmt: skip
 
 TABLES: Mapping[str, TableSpec] = {t.name: t for t in _TABLES}
+
+LIGHT_WRITERS = frozenset({"archiver", "importer", "attribute_events"})
+"""Writers without a JVM: Spark reads their tables, and never compacts or vacuums them."""
+
+OWN_UPKEEP = LIGHT_WRITERS | {"stream_kafka"}
+"""Writers that compact and vacuum their tables themselves: the job maintain_tables leaves those alone."""
 
 
 def table(name: str) -> TableSpec:

@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 
 from feature_repo.contracts.errors import DataError
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EARLIEST_EVENT = datetime(1995, 1, 1, tzinfo=UTC)
 """Events before this are quarantined: no shop on the web is older, a zeroed clock is."""
 
@@ -52,12 +53,13 @@ def format_timestamp(moment: datetime) -> str:
 
 def to_micros(moment: datetime) -> int:
     """Microseconds since 1970-01-01T00:00:00Z, exactly (no float in between)."""
-    return (require_utc(moment) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    since = (moment if moment.tzinfo is UTC else require_utc(moment)) - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def from_micros(micros: int) -> datetime:
     """Inverse of `to_micros`."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
+    return _EPOCH + timedelta(microseconds=micros)
 
 
 def parse_as_of(text: str) -> date:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,9 +26,14 @@ def register(app: typer.Typer) -> None:
     bench.command("cluster")(cluster)
     bench.command("quality")(quality)
     bench.command("prepare")(prepare)
+    bench.command("ingest")(ingest)
+    bench.command("freshness")(freshness)
+    bench.command("backlog")(backlog)
     app.add_typer(bench, name="bench")
     torture = typer.Typer(help="Do harm on purpose, and see that nothing is lost.", no_args_is_help=True)
     torture.command("night")(night)
+    torture.command("events")(events)
+    torture.command("api")(api)
     app.add_typer(torture, name="torture")
 
 
@@ -147,6 +153,154 @@ def prepare(
 
     for path in prepare_set(name, data, folder):
         out.print(str(path))
+
+
+def ingest(
+    pairs: Annotated[int, typer.Option("--pairs", help="How often both sides are measured, in turns.")] = 3,
+    seconds: Annotated[int, typer.Option("--seconds", help="Of each measurement.")] = 4,
+    connections: Annotated[int, typer.Option("--connections", help="Of the load generator.")] = 128,
+    batch: Annotated[int, typer.Option("--batch", help="Events of a request, where they come in batches.")] = 100,
+    report_file: JsonOut = None,
+) -> None:
+    """Events that one worker core makes durable in a second, beside FastAPI + pydantic + redis-py without fsync.
+
+    Exit code 1: a request failed, or an acknowledged event is not in the log.
+    """
+    from infra.bench.ingest import bench_ingest
+
+    report = bench_ingest(
+        _own_home("bench-ingest"), os.environ, pairs=pairs, seconds=seconds, connections=connections, batch=batch,
+        say=_say,
+    )  # fmt: skip
+    _show(report, report_file)
+    out.print(
+        f"{report['batch']} events a batch, {report['connections']} connections of {report['generator']}; the worker's "
+        f"core was at least {report['worker_busy']:.0%} busy; {report['errors']} errors, {report['missing']} missing"
+    )
+    _show_disk(report)
+    if report["errors"] or report["missing"]:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def freshness(
+    rounds: Annotated[int, typer.Option("--rounds", help="How often it is measured, after one round to warm up.")] = 3,
+    seconds: Annotated[int, typer.Option("--seconds", help="Of each round.")] = 10,
+    events_per_second: Annotated[int, typer.Option("--events", help="Events a second, one a request.")] = 5_000,
+    reads_per_second: Annotated[int, typer.Option("--reads", help="Recommendations a second.")] = 5_000,
+    report_file: JsonOut = None,
+) -> None:
+    """How soon an acknowledged event changes its person's next answer, under a fixed load of events and reads.
+
+    Exit code 1: a request failed, or an answer never changed.
+    """
+    from infra.bench.freshness import bench_freshness
+
+    report = bench_freshness(
+        _own_home("bench-freshness"), os.environ, rounds=rounds, seconds=seconds, events_per_second=events_per_second,
+        reads_per_second=reads_per_second, say=_say,
+    )  # fmt: skip
+    _show(report, report_file)
+    out.print(f"{report['probes']} probes, {report['unchanged']} never changed; {report['errors']} requests failed")
+    _show_disk(report)
+    if report["errors"] or report["unchanged"]:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def backlog(
+    events: Annotated[int, typer.Option("--events", help="How many wait when the consumers start.")] = 1_000_000,
+    reads_per_second: Annotated[int, typer.Option("--reads", help="Recommendations a second, all the while.")] = 300,
+    seconds: Annotated[int, typer.Option("--seconds", help="Of each round of reads.")] = 5,
+    consumers: Annotated[int, typer.Option("--consumers", help="Processes that share the work.")] = 1,
+    seed: Seed = 7,
+    report_file: JsonOut = None,
+) -> None:
+    """How fast the consumers catch up with events that wait, and what that does to answers.
+
+    Exit code 1: an event was not applied, a read failed, or a bar was missed (20,000 events a second and core; the
+    99th percentile of answers less than twice that without consumers).
+    """
+    from infra.bench.backlog import bench_backlog
+
+    report = bench_backlog(
+        _own_home("bench-backlog"), os.environ, events=events, reads_per_second=reads_per_second, seconds=seconds,
+        consumers=consumers, seed=seed, say=_say,
+    )  # fmt: skip
+    _show(report, report_file)
+    out.print(
+        f"{report['applied']:,} of {report['events']:,} events applied, {report['dead_letters']} dead letters; "
+        f"{report['errors']} reads failed; missed: {', '.join(report['missed_bars']) or 'nothing'}"
+    )
+    _show_disk(report)
+    if report["missed_bars"] or report["errors"] or report["applied"] != report["events"]:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def events(
+    cycles: Annotated[int, typer.Option("--cycles", help="How many; one takes three or four seconds.")] = 20,
+    seed: Seed = 7,
+    report_file: JsonOut = None,
+) -> None:
+    """Kill, stop, fill the disk and cut the power under the event path; no acknowledged event may be lost or doubled.
+
+    Exit code 1: one was, a session record differs from an offline replay, or a control run was not caught.
+    """
+    from infra.bench.event_torture import torture_events
+
+    home = _own_home("torture-events")
+    report = torture_events(home, os.environ, cycles=cycles, seed=seed, say=_say)
+    _show(report, report_file)
+    harm = ", ".join(f"{name} {count}" for name, count in report["harm"].items())
+    out.print(
+        f"{report['acknowledged']:,} events acknowledged in {report['requests']:,} requests; {harm}; power cuts took "
+        f"{report['cut_bytes']:,} bytes; {report['wrong_sessions']} session records differ from the replay"
+    )
+    for name, control in report["controls"].items():
+        said = "caught" if control["caught"] else "[bold red]not caught[/]"
+        out.print(
+            f"control {name}: {said}, {control['events_lost']} lost, {control['events_counted_twice']} counted twice"
+        )
+    if report["skipped"]:
+        out.print(f"[bold yellow]left out[/]: {report['skipped']}")
+    _show_disk(report)
+    if not (report["clean"] and all(control["caught"] for control in report["controls"].values())):
+        out.print(f"what it left is in {home}", markup=False)
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def api(
+    cases: Annotated[int, typer.Option("--cases", help="Made by Schemathesis of our OpenAPI document.")] = 20_000,
+    requests: Annotated[int, typer.Option("--requests", help="Raw ones: valid ones, damaged.")] = 1_000_000,
+    minutes: Annotated[float, typer.Option("--minutes", help="Send no more after so long.")] = math.inf,
+    seed: Seed = 7,
+    report_file: JsonOut = None,
+) -> None:
+    """Send what no client should; no answer may be a 500, no worker may die, and memory must stay flat.
+
+    Exit code 1: one was, one did, or it grew by more than a tenth after the warm-up.
+    """
+    from infra.bench.api_torture import torture_api
+
+    home = _own_home("torture-api")
+    report = torture_api(
+        home, os.environ, cases=cases, requests=requests, seed=seed, say=_say, longest_seconds=minutes * 60
+    )
+    _show(report, report_file)
+    for part in ("case", "raw"):
+        statuses = ", ".join(f"{status} {count:,}" for status, count in report[f"{part}_statuses"].items())
+        out.print(f"{part} answers: {statuses}")
+    out.print(
+        f"{report['overloaded']:,} refused as overload, {report['refused']} connections refused, {report['dropped']} "
+        f"ended without an answer; {report['dead_letters']} dead letters; resident memory in MB: {report['memory_mb']}"
+    )
+    if not report["clean"]:
+        out.print(f"what it left is in {home}", markup=False)
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _show_disk(report: Mapping[str, Any]) -> None:
+    out.print(f"fsync here: {report['fsync_median_ms']:g} ms in the median, on {report['filesystem']}")
+    if report["void"]:
+        out.print(f"[bold red]void[/]: {report['void']}")
 
 
 def _own_home(name: str) -> Path:

@@ -15,10 +15,14 @@ COMMAND_MODULES = (
     "infra.cli.doctor_command",
     "infra.cli.demo_command",
     "infra.cli.data_commands",
+    "infra.cli.kafka_commands",
+    "infra.cli.quarantine_commands",
+    "infra.cli.event_commands",
     "infra.cli.cluster_commands",
     "infra.cli.run_commands",
     "infra.cli.version_commands",
     "infra.cli.serving_commands",
+    "infra.cli.identity_commands",
     "infra.cli.bench_commands",
 )
 """Each has `register(app: typer.Typer) -> None`, and imports heavy libraries inside its commands, never at the top."""

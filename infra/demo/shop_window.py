@@ -96,6 +96,7 @@ def choose_cast(env: Environment, window: ShopWindow, as_of: str, slates: Callab
     """Two users with a history worth reading, and three items of a category that is foreign to the first one's slate.
 
     Deterministic: users are tried by descending number of distinct items (at most 60), ties by id.
+    `slates` gives the items of a personal slate, none for who has no such.
     Raises DataError when no user has at least MIN_HISTORY interactions.
     """
     histories = user_histories(env, as_of)

@@ -150,7 +150,7 @@ def click_through(env: Environment, api_url: str, window: ShopWindow, as_of: str
     """Play the clicks. Session ids are new each time, so an earlier demo leaves no trace in this one."""
     api = ApiClient(api_url)
     first, second = f"demo-{uuid.uuid4().hex[:12]}", f"demo-{uuid.uuid4().hex[:12]}"
-    cast = choose_cast(env, window, as_of, lambda user_id: [i["item_id"] for i in api.slate(user_id, first)["items"]])
+    cast = choose_cast(env, window, as_of, lambda user_id: _personal_slate(api, user_id, first))
     before, control_before = api.slate(cast.user_id, first), api.slate(cast.control_user_id, first)
     acknowledge_ms, changed_ms = [], None
     for position, item_id in enumerate(cast.clicks):
@@ -169,6 +169,12 @@ def click_through(env: Environment, api_url: str, window: ShopWindow, as_of: str
         acknowledge_ms=acknowledge_ms,
         answer_changed_ms=changed_ms,
     )
+
+
+def _personal_slate(api: ApiClient, user_id: str, session_id: str) -> list[str]:
+    """The items of the user's own slate; none when the answer is everybody's: clicks of who refuses move nothing."""
+    answer = api.slate(user_id, session_id)
+    return [item["item_id"] for item in answer["items"]] if answer["fallback_level"] == "personal" else []
 
 
 def _until_changed(api: ApiClient, user_id: str, session_id: str, old: bytes, posted: float) -> float | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -79,6 +80,16 @@ def upsert(env: Environment, name: str, key: str, rows: pa.Table, *, update: Seq
             .when_not_matched_insert_all()
             .execute()
         )
+    except (DeltaError, OSError) as error:
+        raise DependencyError(f"{name} could not be written: {error}") from error
+
+
+def append_rows(env: Environment, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows (column -> value), in one commit; none: nothing is written."""
+    if not rows:
+        return
+    try:
+        write_deltalake(_created(env, name), pa.Table.from_pylist(list(rows), bronze_schema(name)), mode="append")
     except (DeltaError, OSError) as error:
         raise DependencyError(f"{name} could not be written: {error}") from error
 

@@ -12,6 +12,7 @@ import httpx
 from feature_repo.contracts.errors import DataError, DependencyError
 
 TIMEOUT_SECONDS = 30.0
+_LOCKED_PAUSES = (1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
 TERMINAL_STATES = frozenset({"success", "failed"})
 
 
@@ -84,7 +85,7 @@ class AirflowApi:
         """Start a run for each data interval [day, next day) from `first` to `last`, oldest first; returns its id.
 
         Days that have run already run again. Raises DataError with Airflow's words when it refuses, for example while
-        another backfill of the DAG is under way.
+        another backfill of the DAG is under way; DependencyError when its database stays locked.
         """
         body = {
             "dag_id": dag_id,
@@ -95,7 +96,14 @@ class AirflowApi:
             "reprocess_behavior": "completed",
             "max_active_runs": 1,
         }
-        response = self._send("POST", "/api/v2/backfills", json=body, accept=(200, 201, 400, 409, 422))
+        # Airflow on SQLite may find its database locked by its scheduler; it has then undone what it began.
+        for seconds in (*_LOCKED_PAUSES, None):
+            response = self._send("POST", "/api/v2/backfills", json=body, accept=(200, 201, 400, 409, 422, 503))
+            if response.status_code != 503:
+                break
+            if seconds is None:
+                raise DependencyError(f"Airflow did not take the backfill of {dag_id}: {_detail(response)}")
+            time.sleep(seconds)
         if response.status_code >= 400:
             raise DataError(f"Airflow refuses the backfill of {dag_id} from {first} to {last}: {_detail(response)}")
         return int(response.json()["id"])

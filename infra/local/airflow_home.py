@@ -80,7 +80,7 @@ class AirflowHome:
             "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
             "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
             "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",
-            # also how long it may take to notice that a task has ended: 5 s by default, for each of nine tasks
+            # also how long it may take to notice that a task has ended: 5 s by default, for each of ten tasks
             "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
             "WORKERS__MAX_FAILED_HEARTBEATS": "30",
             "DAG_PROCESSOR__REFRESH_INTERVAL": "30",

@@ -1,7 +1,8 @@
-"""The seven Delta jars: pinned, fetched once by Spark's own Ivy, checked by SHA-256, kept.
+"""Jars that Spark needs beside its own: pinned, fetched once by Spark's own Ivy, checked by SHA-256, kept.
 
 The wheel of delta-spark holds no jars, and the closure that a resolver brings (33 jars) holds older copies of what
 pyspark ships. So the seven that are needed are resolved once, everything else excluded, and named in `spark.jars`.
+Other sets are fetched when something asks for them.
 
 Where they are looked for, in order: the folder itself; NIGHTJAR_JARS_FROM (a folder, for closed networks); the cache
 shared by all checkouts of this user; Ivy.
@@ -65,44 +66,55 @@ JARS = (
         "c47b63c961c87102b9e1d63809a0915ba4c86b7652f57c8d39ca3a05b441a150"),
 )  # fmt: skip
 
-_PACKAGE = "io.delta:delta-spark_4.2_2.13:4.4.0"
-_EXCLUDES = "org.*:*,com.*:*,commons-*:*,javax.*:*,io.airlift:*"
+
+class JarSet(NamedTuple):
+    """Jars that belong together. `resolved_by`: for Ivy, one after another, (packages, what to leave out of them)."""
+
+    name: str
+    jars: tuple[Jar, ...]
+    resolved_by: tuple[tuple[str, str], ...]
 
 
-def ensure_jars(folder: Path, *, java_home: str, variables: Mapping[str, str]) -> str:
-    """Make `folder` hold the seven jars, each with its SHA-256; says in a few words where they came from.
+DELTA = JarSet(
+    "Delta", JARS, (("io.delta:delta-spark_4.2_2.13:4.4.0", "org.*:*,com.*:*,commons-*:*,javax.*:*,io.airlift:*"),)
+)
+
+
+def ensure_jars(folder: Path, *, java_home: str, variables: Mapping[str, str], jar_set: JarSet = DELTA) -> str:
+    """Make `folder` hold the jars of the set, each with its SHA-256; says in a few words where they came from.
 
     Running it again is cheap (0.1 s) and repairs what is missing or damaged. Raises DependencyError with the remedy.
     """
-    if not wrong_jars(folder):
+    if not wrong_jars(folder, jar_set):
         return "already there"
     folder.mkdir(parents=True, exist_ok=True)
     given = variables.get(JARS_FROM)
     if given:
-        _take_from(Path(given), folder, setting=JARS_FROM)
+        _take_from(Path(given), folder, jar_set, setting=JARS_FROM)
         return f"copied from {given}"
     cache = cache_folder(variables)
-    if not wrong_jars(cache):
-        _take_from(cache, folder, setting="the cache")
+    if not wrong_jars(cache, jar_set):
+        _take_from(cache, folder, jar_set, setting="the cache")
         return f"copied from {cache}"
     with tempfile.TemporaryDirectory(prefix="nightjar-ivy-") as staging:
-        _fetch(Path(staging), java_home, variables)
-        _take_from(Path(staging) / "jars", folder, setting="Ivy")
+        for packages, excludes in jar_set.resolved_by:
+            _fetch(Path(staging), packages, excludes, jar_set, java_home, variables)
+        _take_from(Path(staging) / "jars", folder, jar_set, setting="Ivy")
     with contextlib.suppress(OSError):  # a home that cannot be written costs a download in the next checkout, no more
         cache.mkdir(parents=True, exist_ok=True)
-        _take_from(folder, cache, setting="the jar folder")
+        _take_from(folder, cache, jar_set, setting="the jar folder")
     return "fetched"
 
 
-def jar_paths(folder: Path) -> list[Path]:
-    """Where the seven lie in `folder`, in pinned order (not checked)."""
-    return [folder / jar.file_name for jar in JARS]
+def jar_paths(folder: Path, jar_set: JarSet = DELTA) -> list[Path]:
+    """Where the jars of the set lie in `folder`, in pinned order (not checked)."""
+    return [folder / jar.file_name for jar in jar_set.jars]
 
 
-def wrong_jars(folder: Path) -> dict[str, str]:
-    """File name -> what is wrong with it, for each of the seven that is missing or is not the pinned one."""
+def wrong_jars(folder: Path, jar_set: JarSet = DELTA) -> dict[str, str]:
+    """File name -> what is wrong with it, for each of the set that is missing or is not the pinned one."""
     wrong: dict[str, str] = {}
-    for jar in JARS:
+    for jar in jar_set.jars:
         problem = _problem(folder / jar.file_name, jar)
         if problem:
             wrong[jar.file_name] = problem
@@ -125,14 +137,14 @@ def _problem(path: Path, jar: Jar) -> str | None:
     return None if found == jar.sha256 else f"has SHA-256 {found}, the pinned jar has {jar.sha256}"
 
 
-def _take_from(source: Path, folder: Path, *, setting: str) -> None:
-    """Copy the seven, under either of their names, checked before and put in place by one rename each."""
+def _take_from(source: Path, folder: Path, jar_set: JarSet, *, setting: str) -> None:
+    """Copy the set, under either of their names, checked before and put in place by one rename each."""
     if not source.is_dir():
-        raise DependencyError(f"{setting} names {source}, which is not a folder with the Delta jars")
-    for jar in JARS:
+        raise DependencyError(f"{setting} names {source}, which is not a folder with the {jar_set.name} jars")
+    for jar in jar_set.jars:
         found = next((source / n for n in (jar.file_name, jar.ivy_file_name) if (source / n).is_file()), None)
         if found is None:
-            raise DependencyError(f"{setting}: {source} holds no {jar.file_name}; it needs all of: {_names()}")
+            raise DependencyError(f"{setting}: {source} holds no {jar.file_name}; it needs all of: {_names(jar_set)}")
         problem = _problem(found, jar)
         if problem:
             raise DependencyError(f"{setting}: {found} {problem}; it was damaged or replaced, nothing was taken")
@@ -143,11 +155,13 @@ def _take_from(source: Path, folder: Path, *, setting: str) -> None:
         os.replace(partial, folder / jar.file_name)
 
 
-def _fetch(staging: Path, java_home: str, variables: Mapping[str, str]) -> None:
+def _fetch(
+    staging: Path, packages: str, excludes: str, jar_set: JarSet, java_home: str, variables: Mapping[str, str]
+) -> None:
     """Let Spark's Ivy resolve the jars into `staging`/jars, by submitting a program that does nothing."""
     nothing = staging / "nothing.py"
     nothing.write_text("")
-    settings = {"spark.jars.ivy": str(staging), "spark.jars.packages": _PACKAGE, "spark.jars.excludes": _EXCLUDES}
+    settings = {"spark.jars.ivy": str(staging), "spark.jars.packages": packages, "spark.jars.excludes": excludes}
     if variables.get(IVY_SETTINGS):
         settings["spark.jars.ivySettings"] = variables[IVY_SETTINGS]
     import pyspark
@@ -165,9 +179,9 @@ def _fetch(staging: Path, java_home: str, variables: Mapping[str, str]) -> None:
             [*command, str(nothing)], env=child, capture_output=True, text=True, timeout=FETCH_TIMEOUT_SECONDS
         )
     except subprocess.TimeoutExpired as error:
-        raise DependencyError(_remedy(f"no answer in {FETCH_TIMEOUT_SECONDS} s")) from error
+        raise DependencyError(_remedy(f"no answer in {FETCH_TIMEOUT_SECONDS} s", jar_set)) from error
     if done.returncode != 0:
-        raise DependencyError(_remedy(_cause(done.stdout + done.stderr)))
+        raise DependencyError(_remedy(_cause(done.stdout + done.stderr), jar_set))
 
 
 def proxy_options(variables: Mapping[str, str]) -> list[str]:
@@ -189,14 +203,14 @@ def _cause(output: str) -> str:
     return output.strip().splitlines()[-1] if output.strip() else "spark-submit said nothing"
 
 
-def _names() -> str:
-    return ", ".join(jar.file_name for jar in JARS)
+def _names(jar_set: JarSet) -> str:
+    return ", ".join(jar.file_name for jar in jar_set.jars)
 
 
-def _remedy(cause: str) -> str:
+def _remedy(cause: str, jar_set: JarSet) -> str:
     return (
-        f"the Delta jars could not be fetched: {cause}\n"
+        f"the {jar_set.name} jars could not be fetched: {cause}\n"
         "What helps: behind a proxy set HTTPS_PROXY=http://host:port; with a repository of your own set "
-        f"{IVY_SETTINGS}=/path/ivysettings.xml; without any network set {JARS_FROM}=/folder that holds {_names()}. "
-        "Then run `make setup` again."
+        f"{IVY_SETTINGS}=/path/ivysettings.xml; without any network set {JARS_FROM}=/folder that holds "
+        f"{_names(jar_set)}. Then run the same command again."
     )

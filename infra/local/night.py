@@ -18,7 +18,7 @@ DAG_ID = "nightly_recommendations"
 PUBLISH_MODES = ("auto", "never", "always")
 TASKS = (
     "pin_run", "refine_events", "build_features", "train_models", "judge_models", "score_users",
-    "materialize_features", "verify_publication", "flip_version",
+    "materialize_features", "verify_publication", "flip_version", "attribute_events",
 )  # fmt: skip
 """In the order in which they run (a test holds this to the DAG)."""
 
@@ -170,20 +170,27 @@ def backfill_nights(
     with airflow_api(os.environ if variables is None else variables) as airflow:
         airflow.wait_for_dag(DAG_ID)
         airflow.unpause(DAG_ID)
-        backfill = airflow.backfill(DAG_ID, from_day, to_day)
-        told: set[str] = set()
+        nights = []
+        for day in (from_day + n * _ONE_DAY for n in range((to_day - from_day).days + 1)):
+            night = _backfill_one(airflow, day)
+            if on_night is not None:
+                on_night(night)
+            nights.append(_with_errors(airflow, night))
+        return nights
 
-        def ask() -> tuple[bool, list[Night]]:
-            return airflow.backfill_has_ended(backfill), _backfilled(airflow, from_day, to_day)
 
-        for ended, nights in _answers(airflow, ask, f"backfill {backfill}"):
-            for night in nights:
-                if night["state"] in TERMINAL_STATES and night["dag_run_id"] not in told:
-                    told.add(night["dag_run_id"])
-                    if on_night is not None:
-                        on_night(night)
-            if ended:
-                return [_with_errors(airflow, night) for night in nights]
+def _backfill_one(airflow: AirflowApi, day: date) -> Night:
+    """The night of one interval, ended. A backfill of its own: Airflow makes the runs of a longer one in a transaction
+    each, and when its SQLite is locked for one of them it takes the others away from under its scheduler."""
+    backfill = airflow.backfill(DAG_ID, day, day)
+
+    def ask() -> tuple[bool, list[Night]]:
+        return airflow.backfill_has_ended(backfill), _backfilled(airflow, day, day)
+
+    for ended, nights in _answers(airflow, ask, f"backfill {backfill}"):
+        if ended:
+            (night,) = nights
+            return night
     raise AssertionError("the answers end with an exception")
 
 

@@ -24,7 +24,7 @@ from feature_repo.contracts.publication import (
     unpack_neighbours,
 )
 from feature_repo.contracts.times import parse_timestamp, start_of_day, to_micros
-from serving.pipeline.catalogue import Catalogue, PopularList
+from serving.pipeline.catalogue import Catalogue, PopularList, Stock
 
 _CHUNK = 1 << 20
 
@@ -67,6 +67,7 @@ def load_catalogue(publications: str, version: str, *, tenant: str) -> Catalogue
             as_of_micros=to_micros(start_of_day(as_of)),
             published_micros=_micros(manifest.volatile.get("published_at")),
             last_event_micros=_micros(manifest.last_event_at),
+            changes_position=int(manifest.volatile.get("item_changes_position", -1)),
             memory=(memory,),
         )
     except (KeyError, TypeError, ValueError, DataError) as error:
@@ -95,6 +96,8 @@ def _item_columns(columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     item_ids: list[str | None] = [None] * size
     attributes: list[dict[str, Any] | None] = [None] * size
     refusals: list[str | None] = ["not_in_bundle"] * size
+    stocks: list[Stock | None] = [None] * size
+    one_of_each: dict[Stock, Stock] = {}
     expire_micros: dict[int, int] = {}
     names = ("item_number", "item_id", "title", "category", "price", "availability", "available_quantity", "is_hidden")
     expire_times = columns.get("expire_time") or [None] * len(columns["item_number"])
@@ -102,7 +105,9 @@ def _item_columns(columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         number, item_id, title, category, price, availability, quantity, is_hidden, expire_time = row
         item_ids[number] = item_id
         attributes[number] = {"title": title, "category": category, "price": price}
-        refusals[number] = _refusal(availability, quantity, is_hidden)
+        stock = Stock(availability, quantity, bool(is_hidden))
+        stocks[number] = one_of_each.setdefault(stock, stock)
+        refusals[number] = stock.refusal()
         if expire_time is not None:
             expire_micros[number] = to_micros(parse_timestamp(expire_time))
     return {
@@ -110,19 +115,9 @@ def _item_columns(columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         "numbers": {item_id: number for number, item_id in enumerate(item_ids) if item_id is not None},
         "attributes": attributes,
         "refusals": refusals,
+        "stocks": stocks,
         "expire_micros": expire_micros,
     }
-
-
-def _refusal(availability: str | None, quantity: int | None, is_hidden: bool | None) -> str | None:
-    """Pre-order and back-order may be shown with no stock; an unknown availability or quantity counts as available."""
-    if is_hidden:
-        return "hidden"
-    if availability == "OUT_OF_STOCK":
-        return "out_of_stock"
-    if availability in (None, "IN_STOCK") and quantity is not None and quantity <= 0:
-        return "out_of_stock"
-    return None
 
 
 def _popular(rows: Sequence[Sequence[Any]]) -> PopularList:

@@ -15,21 +15,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
+from urllib.parse import quote
 
 import hiredis
 from redis.exceptions import RedisError
 
 from feature_repo.contracts.errors import DependencyError
-from feature_repo.contracts.keys import dedup_key, partition_of, quarantine_stream_key, stream_key
+from feature_repo.contracts.keys import (
+    EVENT_PARTITIONS,
+    change_stream_key,
+    dedup_key,
+    partition_of,
+    quarantine_stream_key,
+    stream_key,
+)
 from serving.adapters.redis_pipe import RedisPipe, Replies, open_pipe, pack
 
 logger = logging.getLogger("nightjar.serving")
 
 Value = TypeVar("Value")
+OnDurable = Callable[[Sequence[bool]], None]
+"""Called with what `append` will return, in the turn of the event loop before any request of the group goes on."""
 
 DEDUP_SECONDS = 86_400
 MAX_MULTI_EVENTS = 500
@@ -65,13 +76,38 @@ class OverloadedError(DependencyError):
 class EventLog(Protocol):
     """Raises DependencyError when the log does not confirm in time; then nothing, a part or all of it was written."""
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the queue is not full."""
+
     def require_room(self) -> None:
         """Raises OverloadedError when the queue is full: a request can be refused before its body is even read."""
 
-    async def append(self, entries: Sequence[LogEntry], quarantined: Sequence[QuarantinedEvent] = ()) -> list[bool]:
+    async def append(
+        self,
+        entries: Sequence[LogEntry],
+        quarantined: Sequence[QuarantinedEvent] = (),
+        *,
+        on_durable: OnDurable | None = None,
+    ) -> list[bool]:
         """Make all of it durable. For each entry, in order: True when it was new, False when a duplicate.
 
         Raises OverloadedError at once when there is no room. A request that finds the queue empty always has room.
+        """
+
+    def submit(
+        self,
+        entries: Sequence[LogEntry],
+        quarantined: Sequence[QuarantinedEvent] = (),
+        *,
+        on_durable: OnDurable | None = None,
+    ) -> asyncio.Future[list[bool]]:
+        """`append` for those who do not wait: what it would return or raise, later. OverloadedError is raised now."""
+
+    async def append_changes(self, changes: Sequence[bytes]) -> list[str]:
+        """Make changes of items and users (`changes.Change` as JSON) durable; the position of each. Raises as `append`.
+
+        Changes of one item or user keep their order, also over several requests.
         """
 
     async def close(self) -> None:
@@ -84,33 +120,42 @@ class _Waiting:
 
     entries: Sequence[LogEntry]
     quarantined: Sequence[QuarantinedEvent]
+    event_count: int
     byte_count: int
     done: asyncio.Future[list[bool]]
     is_new: list[bool]
+    on_durable: OnDurable | None = None
     error: DependencyError | None = None
-
-    @property
-    def event_count(self) -> int:
-        return len(self.entries) + len(self.quarantined)
+    changes: Sequence[bytes] = ()
+    positions: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class _Multi:
-    """One MULTI: packed commands, whose they are, and which results carry a mark.
+    """One MULTI: packed commands, how many they are, whose they are, and which results carry a mark.
 
     `marks` has (request, position of the entry in it, position of the SET's result); empty for the quarantine.
     """
 
+    command_count: int
     commands: list[bytes] = field(default_factory=list)
     requests: list[_Waiting] = field(default_factory=list)
     marks: list[tuple[_Waiting, int, int]] = field(default_factory=list)
+    holds_changes: bool = False
 
     @property
     def reply_count(self) -> int:
-        return len(self.commands) + 2
+        return self.command_count + 2
 
 
 _MULTI, _EXEC = pack("MULTI"), pack("EXEC")
+_SET_AND_XADD = (
+    b"*6\r\n$3\r\nSET\r\n$%%d\r\n%%b\r\n$%%d\r\n%%b\r\n$2\r\nNX\r\n$2\r\nEX\r\n$%d\r\n%d\r\n"
+    b"*7\r\n$4\r\nXADD\r\n$%%d\r\n%%b\r\n$1\r\n*\r\n$5\r\nevent\r\n$%%d\r\n%%b\r\n$5\r\nnonce\r\n$%%d\r\n%%b\r\n"
+) % (len(str(DEDUP_SECONDS)), DEDUP_SECONDS)
+"""Both commands of one event as `pack` would write them: mark, nonce; stream, event, nonce, each with its length."""
+_PLAIN_ID = re.compile(r"[A-Za-z0-9_.~-]*")
+"""Ids that a key holds as they are; others are quoted (`keys.dedup_key`)."""
 
 
 class RedisEventLog:
@@ -141,27 +186,66 @@ class RedisEventLog:
         self._is_scheduled = False
         self._pipe: RedisPipe | None = None
         self._opening: asyncio.Task[RedisPipe] | None = None
+        self._streams = [stream_key(partition, tenant).encode() for partition in range(EVENT_PARTITIONS)]
+        self._marks = [dedup_key(partition, "", tenant).encode() for partition in range(EVENT_PARTITIONS)]
+
+    @property
+    def has_room(self) -> bool:
+        return self._queued_events < self._max_events and self._queued_bytes < self._max_bytes
 
     def require_room(self) -> None:
-        if self._queued_events >= self._max_events or self._queued_bytes >= self._max_bytes:
+        if not self.has_room:
             raise OverloadedError(f"no room for more events: {self._full()}")
 
-    async def append(self, entries: Sequence[LogEntry], quarantined: Sequence[QuarantinedEvent] = ()) -> list[bool]:
-        byte_count = sum(len(e.event) for e in entries) + sum(len(q.raw) for q in quarantined)
+    async def append(
+        self,
+        entries: Sequence[LogEntry],
+        quarantined: Sequence[QuarantinedEvent] = (),
+        *,
+        on_durable: OnDurable | None = None,
+    ) -> list[bool]:
+        return await self.submit(entries, quarantined, on_durable=on_durable)
+
+    def submit(
+        self,
+        entries: Sequence[LogEntry],
+        quarantined: Sequence[QuarantinedEvent] = (),
+        *,
+        on_durable: OnDurable | None = None,
+    ) -> asyncio.Future[list[bool]]:
+        done: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
         event_count = len(entries) + len(quarantined)
         if not event_count:
+            done.set_result([])
+            return done
+        byte_count = sum([len(e.event) for e in entries])
+        if quarantined:
+            byte_count += sum([len(q.raw) for q in quarantined])
+        is_new = [False] * len(entries)
+        self._wait_for(_Waiting(entries, quarantined, event_count, byte_count, done, is_new, on_durable))
+        return done
+
+    async def append_changes(self, changes: Sequence[bytes]) -> list[str]:
+        if not changes:
             return []
+        done: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
+        request = _Waiting((), (), len(changes), sum(map(len, changes)), done, [], changes=changes)
+        self._wait_for(request)
+        await done
+        return request.positions
+
+    def _wait_for(self, request: _Waiting) -> None:
+        """Put a request in the queue. Raises OverloadedError when there is no room."""
+        event_count, byte_count = request.event_count, request.byte_count
         has_room = (
             self._queued_events + event_count <= self._max_events and self._queued_bytes + byte_count <= self._max_bytes
         )
         if self._queued_events and not has_room:
             raise OverloadedError(f"no room for {event_count} events of {byte_count} bytes: {self._full()}")
-        done: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
         self._queued_events += event_count
         self._queued_bytes += byte_count
-        self._waiting.append(_Waiting(entries, quarantined, byte_count, done, [False] * len(entries)))
+        self._waiting.append(request)
         self._schedule()
-        return await done
 
     def _full(self) -> str:
         return (
@@ -227,6 +311,8 @@ class RedisEventLog:
         if request.error is not None:
             request.done.set_exception(request.error)
         else:
+            if request.on_durable is not None:
+                request.on_durable(request.is_new)
             request.done.set_result(request.is_new)
 
     def _give_up(self, pipe: RedisPipe | None, group: Sequence[_Waiting], why: str) -> None:
@@ -254,28 +340,21 @@ class RedisEventLog:
 
     def _pack(self, group: Sequence[_Waiting]) -> list[_Multi]:
         """The group as MULTIs, each of one slot and at most MAX_MULTI_EVENTS events; entries keep their order."""
-        by_partition: dict[int, list[tuple[_Waiting, int]]] = {}
+        by_partition: list[list[tuple[_Waiting, int]]] = [[] for _ in range(EVENT_PARTITIONS)]
         rejected: list[tuple[_Waiting, QuarantinedEvent]] = []
         for request in group:
             for index, entry in enumerate(request.entries):
-                by_partition.setdefault(partition_of(entry.subject), []).append((request, index))
+                by_partition[partition_of(entry.subject)].append((request, index))
             rejected += [(request, event) for event in request.quarantined]
         multis = []
-        for partition, all_entries in by_partition.items():
-            stream = stream_key(partition, self._tenant)
+        for partition, all_entries in enumerate(by_partition):
             for some in _chunks(all_entries, MAX_MULTI_EVENTS):
-                multi = _Multi()
-                for request, index in some:
-                    entry = request.entries[index]
-                    mark = dedup_key(partition, entry.event_id, self._tenant)
-                    multi.requests.append(request)
-                    multi.marks.append((request, index, len(multi.commands)))
-                    multi.commands.append(pack("SET", mark, entry.nonce, "NX", "EX", DEDUP_SECONDS))
-                    multi.commands.append(pack("XADD", stream, "*", "event", entry.event, "nonce", entry.nonce))
+                multi = _Multi(2 * len(some))
+                self._pack_entries(multi, partition, some)
                 multis.append(multi)
         quarantine = quarantine_stream_key(self._tenant)
         for some_rejected in _chunks(rejected, MAX_MULTI_EVENTS):
-            multi = _Multi()
+            multi = _Multi(len(some_rejected))
             for request, event in some_rejected:
                 multi.requests.append(request)
                 fields = (
@@ -290,7 +369,28 @@ class RedisEventLog:
                 )
                 multi.commands.append(pack("XADD", quarantine, "*", *fields))
             multis.append(multi)
+        changes = [(request, change) for request in group for change in request.changes]
+        for some_changes in _chunks(changes, MAX_MULTI_EVENTS):
+            multi = _Multi(len(some_changes), holds_changes=True)
+            for request, change in some_changes:
+                multi.requests.append(request)
+                multi.commands.append(pack("XADD", change_stream_key(self._tenant), "*", "change", change))
+            multis.append(multi)
         return multis
+
+    def _pack_entries(self, multi: _Multi, partition: int, some: Sequence[tuple[_Waiting, int]]) -> None:
+        stream, marks = self._streams[partition], self._marks[partition]
+        stream_size = len(stream)
+        for at, (request, index) in enumerate(some):
+            _, event_id, nonce_text, event = request.entries[index]
+            mark = marks + (event_id if _PLAIN_ID.fullmatch(event_id) else quote(event_id, safe="")).encode()
+            nonce = nonce_text.encode()
+            size = len(nonce)
+            multi.requests.append(request)
+            multi.marks.append((request, index, 2 * at))
+            multi.commands.append(
+                _SET_AND_XADD % (len(mark), mark, size, nonce, stream_size, stream, len(event), event, size, nonce)
+            )
 
     async def close(self) -> None:
         if self._writers:
@@ -311,6 +411,9 @@ def _settle(multi: _Multi, replies: Replies) -> None:
         return
     for request, index, at in multi.marks:
         request.is_new[index] = results[at] is not None
+    if multi.holds_changes:
+        for request, position in zip(multi.requests, results, strict=True):
+            request.positions.append(position.decode())
 
 
 def _chunks(values: Sequence[Value], size: int) -> Iterator[Sequence[Value]]:
@@ -325,17 +428,52 @@ class MemoryEventLog:
         self.marks: dict[str, str] = {}
         self.streams: dict[str, list[tuple[bytes, str]]] = {}
         self.quarantined: list[QuarantinedEvent] = []
+        self.changes: list[tuple[str, bytes]] = []
+        """(position, change): the change stream."""
+        self.change_count = 0
+        """Changes ever taken; the last position."""
         self.is_down = False
         self.is_full = False
+
+    @property
+    def has_room(self) -> bool:
+        return not self.is_full
 
     def require_room(self) -> None:
         if self.is_full:
             raise OverloadedError("no room for more events: it is set to be full")
 
-    async def append(self, entries: Sequence[LogEntry], quarantined: Sequence[QuarantinedEvent] = ()) -> list[bool]:
+    async def append(
+        self,
+        entries: Sequence[LogEntry],
+        quarantined: Sequence[QuarantinedEvent] = (),
+        *,
+        on_durable: OnDurable | None = None,
+    ) -> list[bool]:
+        return await self.submit(entries, quarantined, on_durable=on_durable)
+
+    def submit(
+        self,
+        entries: Sequence[LogEntry],
+        quarantined: Sequence[QuarantinedEvent] = (),
+        *,
+        on_durable: OnDurable | None = None,
+    ) -> asyncio.Future[list[bool]]:
         self.require_room()
+        done: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(self._write, done, entries, quarantined, on_durable)
+        return done
+
+    def _write(
+        self,
+        done: asyncio.Future[list[bool]],
+        entries: Sequence[LogEntry],
+        quarantined: Sequence[QuarantinedEvent],
+        on_durable: OnDurable | None,
+    ) -> None:
         if self.is_down:
-            raise DependencyError("the event log does not answer: it is set to be down")
+            done.set_exception(DependencyError("the event log does not answer: it is set to be down"))
+            return
         is_new = []
         for entry in entries:
             partition = partition_of(entry.subject)
@@ -344,7 +482,19 @@ class MemoryEventLog:
             self.marks.setdefault(mark, entry.nonce)
             self.streams.setdefault(stream_key(partition, self._tenant), []).append((entry.event, entry.nonce))
         self.quarantined += quarantined
-        return is_new
+        if on_durable is not None:
+            on_durable(is_new)
+        if not done.done():
+            done.set_result(is_new)
+
+    async def append_changes(self, changes: Sequence[bytes]) -> list[str]:
+        self.require_room()
+        if self.is_down:
+            raise DependencyError("the event log does not answer: it is set to be down")
+        positions = [f"{self.change_count + number}-0" for number in range(1, len(changes) + 1)]
+        self.change_count += len(changes)
+        self.changes += zip(positions, changes, strict=True)
+        return positions
 
     async def close(self) -> None:
         """Nothing to give back."""

@@ -6,11 +6,16 @@ import asyncio
 import gc
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from feature_repo.contracts.errors import NightjarError
 from feature_repo.contracts.publication import WARM_VERSIONS
 from serving.pipeline.catalogue import Catalogue
+
+
+async def _as_it_is(_: Catalogue) -> None:
+    """Nothing to prepare."""
+
 
 RETRY_SECONDS = 2.0
 """A version that could not be loaded is not tried again sooner, so a broken bundle costs nothing per request."""
@@ -25,8 +30,13 @@ class VersionShelf:
         *,
         keep: int = WARM_VERSIONS,
         timer: Callable[[], float] = time.monotonic,
+        prepare: Callable[[Catalogue], Awaitable[None]] = _as_it_is,
+        release: Callable[[Catalogue], None] = lambda _: None,
     ) -> None:
+        """`prepare` gets each version before anybody is answered from it, `release` when it is not held any more."""
         self._load = load
+        self._prepare = prepare
+        self._release = release
         self._keep = keep
         self._timer = timer
         self._shelf: OrderedDict[str, Catalogue] = OrderedDict()
@@ -49,7 +59,7 @@ class VersionShelf:
         self._shelf[version] = catalogue
         self._shelf.move_to_end(version)
         while len(self._shelf) > self._keep:
-            self._shelf.popitem(last=False)
+            self._release(self._shelf.popitem(last=False)[1])
         self.current = catalogue
         return catalogue
 
@@ -59,7 +69,7 @@ class VersionShelf:
             if self._timer() - tried_at < RETRY_SECONDS:
                 raise error
         if version not in self._loading:
-            self._loading[version] = asyncio.create_task(asyncio.to_thread(self._load, version))
+            self._loading[version] = asyncio.create_task(self._load_whole(version))
         try:
             catalogue = await asyncio.shield(self._loading[version])
         except NightjarError as error:
@@ -70,4 +80,9 @@ class VersionShelf:
                 del self._loading[version]
         self._failed.pop(version, None)
         gc.freeze()
+        return catalogue
+
+    async def _load_whole(self, version: str) -> Catalogue:
+        catalogue = await asyncio.to_thread(self._load, version)
+        await self._prepare(catalogue)
         return catalogue

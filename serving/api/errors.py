@@ -31,6 +31,8 @@ from serving.recommender import NoVersionError
 Model = TypeVar("Model", bound=BaseModel)
 
 PROBLEM_TYPE = "application/problem+json"
+MAX_EXACT_INTEGER = 2**53
+"""From here on readers of JSON may see another number."""
 _HEADERS = {
     401: {"WWW-Authenticate": 'Basic realm="write key"'},
     415: {"Accept-Encoding": "gzip, identity"},
@@ -165,13 +167,20 @@ def validated(model: type[Model], body: bytes | Mapping[str, Any]) -> Model:
 def _field_problem(model: type[BaseModel], error: Mapping[str, Any]) -> dict[str, Any]:
     location: tuple[str | int, ...] = error["loc"]
     field = ".".join(str(part) for part in location) or "body"
-    seen = error["input"] if isinstance(error["input"], int | float | bool | None) else str(error["input"])[:80]
+    seen = _seen(error["input"])
     expected = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         known = _fields_at(model, location[:-1])
         expected = f"no such field{nearest(str(location[-1]), known)}; known are {', '.join(known)}"
         seen = str(location[-1])
     return {"field": field, "seen": seen, "expected": expected}
+
+
+def _seen(value: object) -> int | float | str | None:
+    """A value as a problem shows it: what JSON writers cannot say (an integer of hundreds of digits) as text."""
+    if value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < MAX_EXACT_INTEGER):
+        return value
+    return str(value)[:80].encode("utf-8", "replace").decode("utf-8")
 
 
 def _fields_at(model: type[BaseModel], location: Iterable[str | int]) -> list[str]:

@@ -79,6 +79,7 @@ def build_event_router(services: Services) -> APIRouter:
             received_at=received_at,
             new_nonce=services.new_id,
             max_written_bytes=settings.max_written_bytes,
+            refuses_storing=services.overlay.refuses_storing,
         )
 
     def now() -> datetime:

@@ -108,13 +108,14 @@ async def take_events(
     received_at: datetime,
     new_nonce: Callable[[], str],
     max_written_bytes: int,
+    refuses_storing: Callable[[str], bool] = lambda _: False,
 ) -> list[dict[str, Any]]:
     """Correct clocks, check, make durable, and say for each event, in order, what became of it.
 
-    Good and quarantined events are durable when this returns. Whoever said consent.store=false is only counted, even
-    when the event is not valid. Raises DependencyError when the log does not confirm; then every event may be sent
-    again under the same id. Raises BodyTooLargeError, before anything is written, when the events together take more
-    than `max_written_bytes` in the log.
+    Good and quarantined events are durable when this returns. Whoever said consent.store=false, in the event or before
+    (`refuses_storing` knows users by id), is only counted, even when the event is not valid. Raises DependencyError
+    when the log does not confirm; then every event may be sent again under the same id. Raises BodyTooLargeError,
+    before anything is written, when the events together take more than `max_written_bytes` in the log.
     """
     results: list[dict[str, Any]] = []
     entries: list[LogEntry] = []
@@ -124,7 +125,7 @@ async def take_events(
     written_bytes = 0
     for index, (event, raw, is_refused) in enumerate(arrivals):
         good, rejection = _checked(event, received_at)
-        is_stored = not (is_refused or _forbids_storing(event))
+        is_stored = not (is_refused or _forbids_storing(event) or _of_refusing_user(event, refuses_storing))
         if good is None:
             assert rejection is not None
             result = _rejected(index, event, rejection)
@@ -171,6 +172,11 @@ def _entry_json(event: Mapping[str, Any]) -> bytes:
 def _forbids_storing(event: object) -> bool:
     consent = event.get("consent") if isinstance(event, Mapping) else None
     return isinstance(consent, Mapping) and consent.get("store") is False
+
+
+def _of_refusing_user(event: object, refuses_storing: Callable[[str], bool]) -> bool:
+    user_id = event.get("user_id") if isinstance(event, Mapping) else None
+    return isinstance(user_id, str) and refuses_storing(user_id)
 
 
 def _refuses_storing(original: object) -> bool:

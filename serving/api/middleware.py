@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Callable
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api.errors import problem
@@ -13,7 +14,9 @@ from serving.observability import REQUEST_SECONDS, REQUESTS
 
 logger = logging.getLogger("nightjar.serving")
 
-_GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+CLIENT_GONE = 499
+"""Counted as this (nginx's convention): the client left before its request was whole."""
+GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestEnvelope:
@@ -53,6 +56,8 @@ class RequestEnvelope:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = CLIENT_GONE  # while its body was awaited; there is nobody to answer
         except Exception:
             logger.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
             if status is not None:
@@ -65,6 +70,6 @@ class RequestEnvelope:
 
     def _request_id(self, scope: Scope) -> str:
         for name, value in scope["headers"]:
-            if name == b"x-request-id" and _GIVEN_ID.fullmatch(value):
+            if name == b"x-request-id" and GIVEN_ID.fullmatch(value):
                 return str(value.decode("ascii"))
         return self._new_id()

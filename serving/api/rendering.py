@@ -56,6 +56,7 @@ def render_answer(
         now_micros=now_micros,
         feature_micros=answer.feature_micros if slate.personalized else None,
         session_micros=session_micros,
+        changes_micros=answer.changes_micros,
     )
     if explain or len(slate.items) < num_results:
         body["filtered"] = slate.filtered
@@ -93,6 +94,7 @@ def render_similar(
     explain: bool,
     now_micros: int,
     took_micros: int,
+    changes_micros: int | None = None,
 ) -> bytes:
     """The body of an answer to `similar`."""
     body = _envelope(
@@ -107,6 +109,7 @@ def render_similar(
         now_micros=now_micros,
         feature_micros=None,
         session_micros=None,
+        changes_micros=changes_micros,
     )
     if explain or len(items) < num_results:
         body["filtered"] = filtered
@@ -132,6 +135,7 @@ def _envelope(
     now_micros: int,
     feature_micros: int | None,
     session_micros: int | None,
+    changes_micros: int | None,
 ) -> dict[str, Any]:
     body: dict[str, Any] = {
         "recommendation_id": recommendation_id,
@@ -148,6 +152,7 @@ def _envelope(
             "candidates": _age_seconds(catalogue.published_micros, now_micros),
             "features": _age_seconds(feature_micros, now_micros),
             "session": _age_seconds(session_micros, now_micros),
+            "catalogue": _age_seconds(changes_micros, now_micros),
         },
         "experiments": [],
     }

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request, Response
 from feature_repo.contracts.packing import SessionEvent, session_hash
 from serving.api import schemas
 from serving.api.bodies import read_body
+from serving.api.decisions import recommendation_decision, similar_decision, tuning_digest
 from serving.api.errors import InvalidRequestError, UnknownItemError, validated
 from serving.api.openapi import JSON, body, problems, query
 from serving.api.rendering import render_answer, render_similar
@@ -40,18 +41,32 @@ def build_router(services: Services) -> APIRouter:
     """These routes, bound to their services."""
     router = APIRouter()
     settings = services.settings
+    tuning = tuning_digest(settings.tuning())
 
     async def answer(wanted: schemas.RecommendationRequest, started: int) -> Response:
         now_micros = services.wall_micros()
-        result = await services.recommender.recommend(slate_request(wanted, now_micros))
+        question = slate_request(wanted, now_micros)
+        result = await services.recommender.recommend(question)
+        recommendation_id = services.new_id()
         content = render_answer(
             result,
-            recommendation_id=services.new_id(),
+            recommendation_id=recommendation_id,
             placement=wanted.placement,
             num_results=wanted.num_results,
             explain=wanted.explain,
             now_micros=now_micros,
             took_micros=(services.timer() - started) // 1000,
+        )
+        services.decisions.append(
+            recommendation_decision(
+                result,
+                question,
+                recommendation_id=recommendation_id,
+                placement=wanted.placement,
+                may_store=wanted.consent.store is not False and not result.refuses_storing,
+                tuning=tuning,
+                now_micros=now_micros,
+            )
         )
         return Response(content, media_type=JSON)
 
@@ -112,10 +127,11 @@ def build_router(services: Services) -> APIRouter:
             exclude_item_ids=frozenset(wanted.exclude_item_ids),
             now_micros=now_micros,
         )
+        recommendation_id = services.new_id()
         content = render_similar(
             items,
             catalogue,
-            recommendation_id=services.new_id(),
+            recommendation_id=recommendation_id,
             placement=wanted.placement,
             num_results=wanted.num_results,
             level=level,
@@ -125,6 +141,21 @@ def build_router(services: Services) -> APIRouter:
             explain=wanted.explain,
             now_micros=now_micros,
             took_micros=(services.timer() - started) // 1000,
+            changes_micros=services.overlay.heard_micros,
+        )
+        services.decisions.append(
+            similar_decision(
+                items,
+                catalogue,
+                recommendation_id=recommendation_id,
+                placement=wanted.placement,
+                item_id=wanted.item_id,
+                exclude_item_ids=wanted.exclude_item_ids,
+                num_results=wanted.num_results,
+                level=level,
+                degraded=settled.degraded,
+                now_micros=now_micros,
+            )
         )
         return Response(content, media_type=JSON)
 

@@ -54,7 +54,9 @@ class Consent(_Taken):
     personalize: bool | None = Field(
         default=None, description="false: only non-personal rungs answer, nothing personal is read"
     )
-    store: bool | None = Field(default=None, description="taken for symmetry with events; a request stores nothing")
+    store: bool | None = Field(
+        default=None, description="false: what was answered is logged without saying to whom, or what they did"
+    )
     train: bool | None = Field(default=None, description="taken for symmetry with events; a request trains nothing")
     share: bool | None = None
 
@@ -173,6 +175,9 @@ class Freshness(_Given):
     candidates: float | None = Field(description="since the version was published")
     features: float | None = Field(description="since the event time of this user's features")
     session: float | None = Field(description="since the last event of the session that was used")
+    catalogue: float | None = Field(
+        description="since the log last confirmed that every change of items and users is in; null: not yet"
+    )
 
 
 class RecommendationResponse(_Given):
@@ -215,6 +220,25 @@ class EventResult(_Given):
 
 class EventsResponse(_Given):
     results: list[EventResult]
+
+
+class ChangeResult(_Given):
+    """What became of one change of the request, by its position."""
+
+    index: int
+    item_id: str | None = Field(default=None, description="of items")
+    user_id: str | None = Field(default=None, description="of users")
+    status: str = Field(description="accepted, stale (all it says is older than what is known) or rejected")
+    stale_fields: list[str] | None = Field(
+        default=None, description="only when accepted in part: fields of which something newer is known"
+    )
+    reason: str | None = Field(default=None, description="only when rejected: a stable word")
+    field: str | None = Field(default=None, description="only when rejected: the field that broke the rule")
+    detail: str | None = Field(default=None, description="only when rejected: in words")
+
+
+class ChangesResponse(_Given):
+    results: list[ChangeResult]
 
 
 class SegmentResponse(_Given):

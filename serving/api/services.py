@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from serving.adapters.change_feed import CatalogueTail
+from serving.adapters.decision_log import DecisionLog
 from serving.adapters.event_log import EventLog
 from serving.adapters.online import OnlineStore
+from serving.pipeline.overlay import CatalogueOverlay
 from serving.recommender import Recommender
 from serving.settings import ServingSettings
 
@@ -22,3 +25,6 @@ class Services:
     wall_micros: Callable[[], int]
     timer: Callable[[], int]
     new_id: Callable[[], str]
+    overlay: CatalogueOverlay
+    tail: CatalogueTail
+    decisions: DecisionLog

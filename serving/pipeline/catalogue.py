@@ -1,10 +1,13 @@
-"""One published version as it lies in a serving process: item facts, neighbours and popular lists, read-only."""
+"""One published version as it lies in a serving process: item facts, neighbours and popular lists.
+
+Read-only for those who answer; `pipeline.overlay` writes into it what the shop has changed since.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from feature_repo.contracts.publication import Manifest
 
@@ -14,6 +17,25 @@ PopularList = Sequence[tuple[int, float]]
 """(item number, score), best first."""
 
 
+class Stock(NamedTuple):
+    """What is known of an item's stock; None for what is not."""
+
+    availability: str | None
+    quantity: int | None
+    is_hidden: bool
+
+    def refusal(self) -> str | None:
+        """`hidden`, `out_of_stock` or None. Pre-order and back-order may be shown with no stock; an unknown
+        availability or quantity counts as available."""
+        if self.is_hidden:
+            return "hidden"
+        if self.availability == "OUT_OF_STOCK":
+            return "out_of_stock"
+        if self.availability in (None, "IN_STOCK") and self.quantity is not None and self.quantity <= 0:
+            return "out_of_stock"
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class Catalogue:
     """Everything the pipeline knows of one version. Columns are indexed by item number; a number without an item has
@@ -21,7 +43,10 @@ class Catalogue:
 
     attributes         {"title", "category", "price"} of each item, as answered
     refusals           why an item may not be shown (`out_of_stock`, `hidden`, `not_in_bundle`), or None
+    stocks             `Stock` of each item
     expire_micros      only items that expire: number -> event time in microseconds since 1970
+    available_micros   only items that become available at some time: number -> the same
+    changes_position   up to here the night knew of changes through the API; -1: of none
     neighbour_offsets, neighbour_numbers, similarities  `publication.unpack_neighbours`; may be memory maps
     published_micros, last_event_micros  None when the manifest does not say
     """
@@ -30,9 +55,9 @@ class Catalogue:
     manifest: Manifest
     item_ids: Sequence[str | None]
     numbers: Mapping[str, int]
-    attributes: Sequence[Mapping[str, Any] | None]
-    refusals: Sequence[str | None]
-    expire_micros: Mapping[int, int]
+    attributes: MutableSequence[Mapping[str, Any] | None]
+    refusals: MutableSequence[str | None]
+    expire_micros: MutableMapping[int, int]
     neighbour_offsets: Sequence[int]
     neighbour_numbers: Sequence[int]
     similarities: Sequence[float]
@@ -43,6 +68,9 @@ class Catalogue:
     as_of_micros: int
     published_micros: int | None = None
     last_event_micros: int | None = None
+    stocks: MutableSequence[Stock | None] = field(default_factory=list)
+    available_micros: MutableMapping[int, int] = field(default_factory=dict)
+    changes_position: int = -1
     memory: Sequence[Any] = field(default=(), repr=False)
     """Keeps alive what the views above look into (the memory map)."""
 
@@ -76,6 +104,8 @@ class Catalogue:
         refusal = self.refusals[item_number]
         if refusal is None and self.expire_micros and self.expire_micros.get(item_number, now_micros + 1) <= now_micros:
             return "expired"
+        if refusal is None and self.available_micros.get(item_number, now_micros) > now_micros:
+            return "not_yet_available"
         return refusal
 
     def popular_in_category(self, category: str | None) -> tuple[str, PopularList] | None:

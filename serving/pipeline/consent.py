@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED
 from serving.pipeline.values import Person, SlateRequest
+
+
+def with_refusal(request: SlateRequest, *, refuses: bool) -> SlateRequest:
+    """The request as of somebody whose newest word, through the users API, is a no: it wins over a yes in the request.
+
+    Such a word is known to every worker as soon as it is in the log, long before the night knows it.
+    """
+    return replace(request, personalize=False) if refuses else request
 
 
 def allows_personalization(request: SlateRequest, person: Person) -> bool:

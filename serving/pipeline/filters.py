@@ -15,13 +15,14 @@ class SlateFilter:
     """Decides once per item number whether it may be shown, and remembers why not.
 
     An item that several filters would take out is counted under the first of: excluded, bought, dismissed,
-    seen_in_session, not_in_bundle / out_of_stock / hidden / expired.
+    seen_in_session, not_in_bundle / out_of_stock / hidden / expired / not_yet_available.
     """
 
     def __init__(self, catalogue: Catalogue, *, taken_out: Mapping[int, str], now_micros: int) -> None:
         self._catalogue = catalogue
         self._refusals = catalogue.refusals
         self._expire_micros = catalogue.expire_micros
+        self._available_micros = catalogue.available_micros
         self._taken_out = taken_out
         self._now_micros = now_micros
         self._refused: dict[int, str] = {}
@@ -33,6 +34,7 @@ class SlateFilter:
             and self._refusals[item_number] is None
             and item_number not in self._taken_out
             and item_number not in self._expire_micros
+            and item_number not in self._available_micros
         ):
             return True
         refusal = self._taken_out.get(item_number) or self._catalogue.refusal(item_number, self._now_micros)

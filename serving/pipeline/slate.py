@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from feature_repo.contracts.packing import SessionEvent, SessionState
+from feature_repo.contracts.packing import FLAG_BOT, SessionEvent, SessionState
 from serving.pipeline.candidates import fill_candidates, ladder
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.consent import allows_personalization
@@ -28,6 +28,9 @@ from serving.pipeline.values import (
     SlateRequest,
     Tuning,
 )
+
+BOT = "bot"
+"""The fallback reason of a subject that behaves like a bot (`contracts.bots`)."""
 
 
 class StageClock:
@@ -56,12 +59,14 @@ def build_slate(
 ) -> Slate:
     """The best slate that this version, this person and this session allow; never empty while an eligible item exists.
 
-    Without consent the person and the session do not exist: not as candidates, not as votes, not as filters. Equal
-    arguments give equal slates (`stage_micros` aside).
+    Without consent the person and the session do not exist: not as candidates, not as votes, not as filters. A bot gets
+    the same slate as somebody without consent. Equal arguments give equal slates (`stage_micros` aside).
     """
     clock = StageClock(timer)
-    personalized = allows_personalization(request, person)
-    unavailable = person.unavailable
+    consents = allows_personalization(request, person)
+    is_bot = consents and bool(person.session.flags & FLAG_BOT)
+    personalized = consents and not is_bot
+    unavailable = person.unavailable or (BOT if is_bot else None)
     if not personalized:
         request = replace(request, user_id=None, anonymous_id=None, session_id=None, recent_events=())
         person = Person()

@@ -1,12 +1,14 @@
-"""Stream entries as rows of bronze.events and bronze.quarantine."""
+"""Stream entries as rows of bronze.events, bronze.quarantine, bronze.item_changes and bronze.user_changes."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from feature_repo.contracts.bronze import bronze_row
-from feature_repo.contracts.errors import DataError
+from feature_repo.contracts.changes import CHANGE_TABLE_OF, ID_FIELDS, Change
+from feature_repo.contracts.errors import ContractError, DataError
 from feature_repo.contracts.events import Reason, expand_items
 from feature_repo.contracts.times import from_micros
 from serving.speed.entries import read_event
@@ -37,6 +39,29 @@ def quarantine_rows(stream_id: str, fields: Mapping[bytes, bytes], *, source: st
         fields.get(name, b"").decode("utf-8", "replace") for name in (b"reason", b"field", b"detail")
     )
     return [_quarantine_row(fields.get(b"raw", b""), reason, field or None, detail, stream_id, source)]
+
+
+def change_rows(stream_id: str, fields: Mapping[bytes, bytes], *, source: str) -> dict[str, list[Row]]:
+    """Table -> rows of one entry of the change stream. An entry that is no change is quarantined as unreadable.
+
+    `changed_at` is what orders changes (the shop's word, else the API's receipt), `received_at` the API's receipt.
+    """
+    raw = fields.get(b"change", b"")
+    try:
+        change = Change.from_json(raw)
+    except ContractError as error:
+        row = _quarantine_row(raw, Reason.UNREADABLE.value, None, str(error), stream_id, source)
+        return {"bronze.quarantine": [row]}
+    row = {
+        ID_FIELDS[change.kind]: change.record_id,
+        "operation": change.operation,
+        "fields": json.dumps(change.fields, sort_keys=True),
+        "changed_at": from_micros(change.at_micros),
+        "received_at": from_micros(change.received_micros),
+        "source": source,
+        "source_position": position_number(stream_id),
+    }
+    return {CHANGE_TABLE_OF[change.kind]: [row]}
 
 
 def _quarantine_row(raw: bytes, reason: str, field: str | None, detail: str, stream_id: str, source: str) -> Row:

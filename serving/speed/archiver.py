@@ -1,9 +1,9 @@
 """`python -m serving.speed.archiver`: from the streams to Delta, exactly once; then the streams may forget.
 
-Every few seconds: read each stream behind its archived position, append the rows to bronze.events or bronze.quarantine
-with the stream position as transaction version, fsync, move the archived position, and trim the stream below
-min(applied, archived). After a crash between commit and any later step, the table itself says how far it is: what it
-already has is not appended again.
+Every few seconds: read each stream behind its archived position, append the rows to bronze.events, bronze.quarantine
+or the tables of changes with the stream position as transaction version, fsync, move the archived position, and trim
+the stream below min(applied, archived). After a crash between commit and any later step, the table itself says how far
+it is: what it already has is not appended again.
 """
 
 from __future__ import annotations
@@ -17,26 +17,35 @@ from typing import Any
 
 import redis
 
+from feature_repo.contracts.changes import CHANGE_TABLE_OF
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError, NightjarError
 from feature_repo.contracts.keys import (
     EVENT_PARTITIONS,
     applied_key,
     archived_key,
+    change_stream_key,
     lease_key,
     quarantine_stream_key,
     stream_key,
 )
 from serving.settings import ServingSettings
-from serving.speed.archive_rows import Row, event_rows, quarantine_rows
+from serving.speed.archive_rows import Row, change_rows, event_rows, quarantine_rows
+from serving.speed.change_records import compact_changes
+from serving.speed.decision_archive import DecisionArchiver
 from serving.speed.delta_archive import DeltaArchive
 from serving.speed.maintenance_requests import answer_request
 from serving.speed.metrics import ArchiverMetrics, StreamPositions, metrics_port, show_metrics, timed
 from serving.speed.positions import START, after, position_number
 from serving.speed.roles import Lease, run_role
+from serving.speed.table_upkeep import MAX_RETENTION_DAYS
 
 EVENTS_TABLE = "bronze.events"
 QUARANTINE_TABLE = "bronze.quarantine"
+TABLES = (EVENTS_TABLE, QUARANTINE_TABLE, *CHANGE_TABLE_OF.values())
+
+COMPACTION_ROUNDS = 50
+"""After so many rounds the archiver looks for days with many small files."""
 
 Entry = tuple[str, dict[bytes, bytes]]
 """Stream position and fields."""
@@ -45,6 +54,8 @@ Entry = tuple[str, dict[bytes, bytes]]
 class Archiver:
     """Archives all streams of one tenant. `may_write` is asked right before each commit: the role may have been lost
     in the meantime."""
+
+    _rounds = 0
 
     def __init__(
         self,
@@ -59,18 +70,21 @@ class Archiver:
     ) -> None:
         self._log = log
         self._online = online
+        self._tenant = tenant
         self._may_write = may_write
         self._metrics = metrics or ArchiverMetrics()
         self._tables = {
             name: DeltaArchive(
                 lakehouse, name, tenant=tenant, on_synced=self._metrics.fsync_seconds.labels(name).observe
             )
-            for name in (EVENTS_TABLE, QUARANTINE_TABLE)
+            for name in TABLES
         }
         self._applied_keys: dict[str, str | None] = {
             stream_key(p, tenant): applied_key(p, tenant) for p in range(EVENT_PARTITIONS)
         }
         self._applied_keys[quarantine_stream_key(tenant)] = None  # no consumer reads it
+        self._changes = change_stream_key(tenant)
+        self._applied_keys[self._changes] = None
         self.stream_share = max(1, max_entries // len(self._applied_keys))
         """How many entries of one stream a round takes, so that a busy one does not keep the others waiting."""
 
@@ -81,15 +95,17 @@ class Archiver:
 
     def archive(self) -> int:
         """One round over all streams: how many entries the fullest of them gave."""
-        rows: dict[str, list[Row]] = {EVENTS_TABLE: [], QUARANTINE_TABLE: []}
-        moves: dict[str, dict[str, int]] = {EVENTS_TABLE: {}, QUARANTINE_TABLE: {}}
+        rows: dict[str, list[Row]] = {name: [] for name in TABLES}
+        moves: dict[str, dict[str, int]] = {name: {} for name in TABLES}
         ends: dict[str, str] = {}
+        changes: Sequence[Entry] = ()
         most = 0
         for stream in self._applied_keys:
             entries = self._read(stream)
             most = max(most, len(entries))
             if entries:
                 ends[stream] = entries[-1][0]
+                changes = entries if stream == self._changes else changes
                 self._sort_in(stream, entries, rows, moves)
         for name, archive in self._tables.items():
             if moves[name]:
@@ -99,13 +115,17 @@ class Archiver:
                     archive.append(rows[name], moves[name])
                 self._metrics.batch_rows.labels(name).observe(len(rows[name]))
                 self._metrics.rows.labels(name).inc(len(rows[name]))
+        if changes:
+            compact_changes(self._log, changes, tenant=self._tenant)
+            del ends[self._changes]
         for stream, end in ends.items():
             self._log.set(archived_key(stream), end)
         self._trim()
+        self._compact_crowded()
         return most
 
     def maintain(self, *, dry_run: bool, retention_days: int) -> dict[str, Any]:
-        """Compact and vacuum both tables; table -> what was done. Events wait in their streams meanwhile."""
+        """Compact and vacuum the tables; table -> what was done. Events wait in their streams meanwhile."""
         return {
             name: archive.maintain(dry_run=dry_run, retention_days=retention_days, may_write=self._may_write)
             for name, archive in self._tables.items()
@@ -128,13 +148,15 @@ class Archiver:
         app_id = f"archiver:{stream}"
         has_until = {name: archive.position(app_id) for name, archive in self._tables.items()}
         for stream_id, fields in entries:
-            if self._applied_keys[stream] is None:
+            if stream == self._changes:
+                found = change_rows(stream_id, fields, source=stream)
+            elif self._applied_keys[stream] is None:
                 found = {QUARANTINE_TABLE: quarantine_rows(stream_id, fields, source=stream)}
             else:
                 good, bad = event_rows(stream_id, fields, source=stream)
                 found = {EVENTS_TABLE: good, QUARANTINE_TABLE: bad}
             number = position_number(stream_id)
-            for name, new in found.items():
+            for name, new in found.items():  # each table has a position of its own
                 if new and number > has_until[name]:
                     rows[name] += new
                     moves[name][app_id] = number
@@ -148,6 +170,15 @@ class Archiver:
             if all(end is not None for end in ends):
                 lowest = min((end.decode() for end in ends), key=position_number)
                 self._log.xtrim(stream, minid=after(lowest), approximate=False)
+
+    def _compact_crowded(self) -> None:
+        """Now and then one file for the many of a day: a commit every two seconds would leave 43,000 of them."""
+        self._rounds += 1
+        if self._rounds % COMPACTION_ROUNDS == 0:
+            for archive in self._tables.values():
+                archive.maintain(
+                    dry_run=False, retention_days=MAX_RETENTION_DAYS, may_write=self._may_write, only_crowded=True
+                )
 
 
 def main() -> int:
@@ -175,13 +206,28 @@ def main() -> int:
         may_write=lease.hold,
         metrics=metrics,
     )
+    decisions = DecisionArchiver(
+        environment.decisions,
+        lakehouse=environment.lakehouse,
+        tenant=environment.tenant,
+        may_write=lease.hold,
+        metrics=metrics,
+    )
+
+    def resume() -> None:
+        archiver.resume()
+        decisions.resume()
+
+    def maintain(**options: Any) -> dict[str, Any]:
+        return {**archiver.maintain(**options), **decisions.maintain(**options)}
 
     def step(stopping: threading.Event) -> None:
-        answer_request(log, environment.tenant, archiver.maintain)
-        if archiver.archive() < archiver.stream_share:
+        answer_request(log, environment.tenant, maintain)
+        is_calm = archiver.archive() < archiver.stream_share
+        if not decisions.archive() and is_calm:
             _rest(stopping, lease, settings.archive_seconds, settings.lease_seconds / 3)
 
-    return run_role("archiver", lease, resume=archiver.resume, step=step, metrics=metrics)
+    return run_role("archiver", lease, resume=resume, step=step, metrics=metrics)
 
 
 def _rest(stopping: threading.Event, lease: Lease, seconds: float, pause: float) -> None:

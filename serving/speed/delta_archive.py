@@ -1,9 +1,8 @@
-"""Appends to one bronze table without a JVM: exactly once by stream position, and on disk when it says so."""
+"""Appends to one table without a JVM: exactly once by stream position, and on disk when it says so."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -17,10 +16,13 @@ from deltalake.exceptions import DeltaError
 from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.tables import TABLE_PROPERTIES, table, table_path
 from serving.speed.table_upkeep import keep_up
+from serving.speed.torn_commits import MOST_UNSYNCED_COMMITS, sync, take_back_torn_commits
 
 _ARROW = {
     "string": pa.string(), "bigint": pa.int64(), "int": pa.int32(), "double": pa.float64(), "boolean": pa.bool_(),
     "timestamp": pa.timestamp("us", tz="UTC"), "date": pa.date32(), "binary": pa.binary(),
+    "array<int>": pa.list_(pa.int32()), "array<float>": pa.list_(pa.float32()), "array<double>": pa.list_(pa.float64()),
+    "array<string>": pa.list_(pa.string()), "array<array<string>>": pa.list_(pa.list_(pa.string())),
 }  # fmt: skip
 
 _UNKNOWN_TO_THIS_WRITER = frozenset({"delta.enableRowTracking"})
@@ -28,7 +30,7 @@ _UNKNOWN_TO_THIS_WRITER = frozenset({"delta.enableRowTracking"})
 
 
 class DeltaArchive:
-    """One bronze table. This process is its only writer (deltalake records transaction versions, it does not enforce
+    """One table. This process is its only writer (deltalake records transaction versions, it does not enforce
     them; `position` is what makes a repeated append harmless)."""
 
     def __init__(
@@ -42,11 +44,18 @@ class DeltaArchive:
         self._name = name
         self._on_synced = on_synced
         self._delta: DeltaTable | None = None
+        self._synced_version = -1
 
     def open(self) -> None:
-        """Create the table when it is missing; make sure that its newest commit is on disk: a process that died between
-        commit and fsync left it to us. Raises DependencyError when the lakehouse does not answer."""
+        """Create the table when it is missing; take back what a power cut tore; make sure that the newest commits are
+        on disk: a process that died between commit and fsync left them to us.
+
+        Raises DependencyError when the lakehouse does not answer.
+        """
+        self._synced_version = -1
         try:
+            if "://" not in self._path:
+                take_back_torn_commits(Path(self._path))
             if DeltaTable.is_deltatable(self._path):
                 self._delta = DeltaTable(self._path)
             else:
@@ -61,7 +70,7 @@ class DeltaArchive:
                 )
         except (DeltaError, OSError) as error:
             raise DependencyError(f"{self._name} at {self._path} cannot be opened: {error}") from error
-        self._sync_newest_commit()
+        self._sync_commits()
 
     def position(self, app_id: str) -> int:
         """The position number up to which the rows of `app_id` are in the table; -1 when there are none."""
@@ -86,48 +95,60 @@ class DeltaArchive:
         except (DeltaError, OSError) as error:
             raise DependencyError(f"{self._name} cannot be written: {error}") from error
         began = perf_counter()
-        self._sync_newest_commit()
+        self._sync_commits()
         self._on_synced(perf_counter() - began)
 
-    def maintain(self, *, dry_run: bool, retention_days: int, may_write: Callable[[], bool]) -> dict[str, Any]:
+    def maintain(
+        self, *, dry_run: bool, retention_days: int, may_write: Callable[[], bool], only_crowded: bool = False
+    ) -> dict[str, Any]:
         """Compact and vacuum the table; what was done, as `table_upkeep.keep_up` tells it. On disk when it returns."""
         return keep_up(
             self._opened(),
             dry_run=dry_run,
+            only_crowded=only_crowded,
             retention_days=retention_days,
             may_write=may_write,
-            committed=self._sync_newest_commit,
+            committed=self._sync_commits,
         )
 
     def _opened(self) -> DeltaTable:
         assert self._delta is not None, "open() comes first"
         return self._delta
 
-    def _sync_newest_commit(self) -> None:
-        """fsync the data files of the newest commit, its log entry, and the folders that name them.
+    def _sync_commits(self) -> None:
+        """fsync every commit that may not be on disk yet, and the checkpoint that the engine may have written with it.
 
-        On an object store a finished write is durable by itself.
+        What is named comes before what names it: data files, their folders, log entries, the log's folder. On an object
+        store a finished write is durable by itself.
         """
         if "://" in self._path:
             return
         root = Path(self._path)
-        entry = root / "_delta_log" / f"{self._opened().version():020d}.json"
-        folders = {root, entry.parent}
-        if entry.exists():
-            for line in entry.read_text(encoding="utf-8").splitlines():
-                added = json.loads(line).get("add")
-                if added:
-                    data_file = root / unquote(added["path"])
-                    _fsync(data_file)
-                    folders.add(data_file.parent)
-            _fsync(entry)
-        for folder in sorted(folders):
-            _fsync(folder)
+        log = root / "_delta_log"
+        newest = self._opened().version()
+        first = min(max(self._synced_version + 1, newest + 1 - MOST_UNSYNCED_COMMITS), newest)
+        entries = [log / f"{version:020d}.json" for version in range(first, newest + 1)]
+        data_files = [path for entry in entries for path in _data_files(root, entry)]
+        checkpoints = [found for entry in entries for found in log.glob(f"{entry.stem}.checkpoint*.parquet")]
+        pointer = log / "_last_checkpoint"
+        for path in (
+            *(path for path in data_files if path.exists()),  # a later commit may have compacted it away
+            *sorted({path.parent for path in data_files}),
+            root,
+            *(entry for entry in entries if entry.exists()),
+            *checkpoints,
+            *([pointer] if pointer.exists() else []),
+            log,
+        ):
+            _fsync(path)
+        self._synced_version = newest
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _data_files(root: Path, entry: Path) -> list[Path]:
+    """What a log entry adds. Its lines end with LF alone: statistics hold texts that have other line ends in them."""
+    lines = entry.read_bytes().split(b"\n") if entry.exists() else []
+    added = [json.loads(line).get("add") for line in lines if line]
+    return [root / unquote(add["path"]) for add in added if add]
+
+
+_fsync = sync

@@ -28,6 +28,7 @@ from feature_repo.contracts.keys import (
     EVENT_PARTITIONS,
     applied_key,
     archived_key,
+    change_stream_key,
     dead_letter_stream_key,
     quarantine_stream_key,
     speed_counters_key,
@@ -68,9 +69,17 @@ class ConsumerMetrics(RoleMetrics):
 
     def __init__(self) -> None:
         super().__init__("consumer")
+        self.partitions_owned = Gauge(
+            "nightjar_consumer_partitions_owned", "Event partitions this process owns now", registry=self.registry
+        )
+        self.fenced = Counter(
+            "nightjar_consumer_fenced_total",
+            "Batches given up because a partition has another owner or another position by now",
+            registry=self.registry,
+        )
         self.batch_entries = Histogram(
             "nightjar_consumer_batch_entries",
-            "Stream entries applied at once, of one partition",
+            "Stream entries applied at once",
             buckets=_SIZES,
             registry=self.registry,
         )
@@ -83,7 +92,7 @@ class ConsumerMetrics(RoleMetrics):
 
 
 class ArchiverMetrics(RoleMetrics):
-    """Of one archiver process. Label `table`: bronze.events or bronze.quarantine."""
+    """Of one archiver process. Label `table`: one of `archiver.TABLES`, or silver.decisions."""
 
     def __init__(self) -> None:
         super().__init__("archiver")
@@ -106,6 +115,14 @@ class ArchiverMetrics(RoleMetrics):
             "Time until a commit was on disk, in seconds",
             table,
             buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.decision_files = Gauge(
+            "nightjar_archiver_decision_files", "Files of decisions not yet deleted", registry=self.registry
+        )
+        self.damaged_decision_bytes = Counter(
+            "nightjar_archiver_damaged_decision_bytes_total",
+            "Bytes of decision files that were cut short or damaged, and left out",
             registry=self.registry,
         )
 
@@ -149,16 +166,20 @@ class StreamPositions(Collector):
         outcomes = CounterMetricFamily(
             "nightjar_consumer_entries", "Stream entries by what became of them, exactly once", labels=["outcome"]
         )
+        bots = CounterMetricFamily(
+            "nightjar_consumer_bot_entries", "Of the applied entries: those of subjects that behave like bots"
+        )
         letters = GaugeMetricFamily("nightjar_consumer_dead_letters_kept", "Entries in the dead-letter stream")
         now = self._now_micros()
         for partition in range(EVENT_PARTITIONS):
             position: Any = self._online.get(applied_key(partition, tenant))
             lag.add_metric([str(partition)], self._age(stream_key(partition, tenant), position, now))
         counters: Mapping[bytes, bytes] = self._online.hgetall(speed_counters_key(tenant))  # type: ignore[assignment]
-        for outcome in sorted({b"applied", b"dead_lettered", b"duplicate", *counters}):
+        bots.add_metric([], int(counters.get(b"bot", 0)))
+        for outcome in sorted({b"applied", b"dead_lettered", b"duplicate", *counters} - {b"bot"}):
             outcomes.add_metric([outcome.decode()], int(counters.get(outcome, 0)))
         letters.add_metric([], self._length(dead_letter_stream_key(tenant)))
-        return [lag, outcomes, letters]
+        return [lag, outcomes, bots, letters]
 
     def _archiver(self) -> list[Metric]:
         lag = GaugeMetricFamily(
@@ -192,7 +213,7 @@ class StreamPositions(Collector):
 def _streams(tenant: str) -> Sequence[tuple[str, str]]:
     """(name in labels, key)"""
     events = [(f"events-{p}", stream_key(p, tenant)) for p in range(EVENT_PARTITIONS)]
-    return [*events, ("quarantine", quarantine_stream_key(tenant))]
+    return [*events, ("quarantine", quarantine_stream_key(tenant)), ("changes", change_stream_key(tenant))]
 
 
 @contextmanager

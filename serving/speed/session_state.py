@@ -1,73 +1,265 @@
-"""What one event does to what we know of its person. Pure; the order in which events arrive does not matter."""
+"""What one event does to what we know of its person. Pure; the order in which events arrive does not matter. (Who is
+flagged as a bot aside: `bot_guard` sets that flag before an event comes here, by what it saw when.)
+
+Every part of the state is a maximum, a minimum, a sum that stops at a bound, or the top of a sorted set whose sort key
+says nothing but what the events say: so it is a function of the set of events. What has been pushed out of a list
+cannot come back by arriving late: it is older than all that is left. Each event must come once. Repeats are left out
+before this (the dedup mark, 24 hours); a repeat of an event that is still among the kept ones changes nothing either.
+"""
 
 from __future__ import annotations
 
-from bisect import insort
-from collections.abc import Mapping, Sequence
-from typing import Any
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, MutableSequence
+from copy import deepcopy
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-from feature_repo.contracts.events import DISMISSING_TYPES, expand_items
-from feature_repo.contracts.packing import (
-    FLAG_PERSONALIZE_DENIED,
+from feature_repo.contracts.events import DISMISSING_TYPES, SESSION_VOTE_WEIGHTS, EventType, expand_items
+from feature_repo.contracts.packing import FLAG_BOT, FLAG_PERSONALIZE_DENIED
+from feature_repo.contracts.session_record import (
+    MAX_CART_CHANGES,
+    MAX_COUNT,
+    MAX_EVENTS,
+    MAX_INTERESTS,
+    MAX_MARKS,
+    MAX_SEEN,
+    MAX_STEPS,
+    MAX_WEIGHT,
+    CartChange,
     ItemMark,
     SessionEvent,
     SessionState,
+    Votes,
+    Word,
+    event_hash,
     session_hash,
 )
 from feature_repo.contracts.times import to_micros
+from feature_repo.contracts.trend_record import MAX_VOTES, MICROS, WINDOWS, vote_order
 from serving.pipeline.identify import BUYING_TYPES, TOUCHING_TYPES
 
-MAX_EVENTS = 50
-MAX_MARKS = 200
+DAY_MICROS = 86_400 * MICROS
+MAX_WORD_BYTES = 64
+MAX_QUANTITY = 65_535
+VOTED_PERIODS = 2
+"""Periods of each trend window in which a subject's votes are remembered: the newest ones it has events in."""
+
+SILENT_TYPES = TOUCHING_TYPES | DISMISSING_TYPES | {EventType.IMPRESSION, EventType.VIEW_ITEM_LIST}
+"""Not kept as steps: they are events on items, or come by the dozen."""
+_CART_TYPES = {EventType.ADD_TO_CART: False, EventType.REMOVE_FROM_CART: True}
+_HALVES = {kind: int(2 * weight) for kind, weight in SESSION_VOTE_WEIGHTS.items()}
+
+Row = TypeVar("Row", bound=tuple[Any, ...])
+
+
+def replay_session(events: Iterable[Mapping[str, Any]]) -> SessionState:
+    """The state after all these checked events of one subject, each event id once (the first one counts)."""
+    state, applied = SessionState(), set()
+    for event in events:
+        if event["event_id"] not in applied:
+            applied.add(event["event_id"])
+            fold_event(state, event)
+    return state
 
 
 def apply_event(state: SessionState, event: Mapping[str, Any]) -> SessionState:
-    """The state after one checked event (`events.check_event`).
+    """The state after one checked event (`events.check_event`). The argument stays as it is."""
+    after = deepcopy(state)
+    fold_event(after, event)
+    return after
 
-    Kept are the newest 50 events that touched an item, the 200 items bought and the 200 dismissed last (each with its
-    newest time), and the newest word about personalization; two opposite words of one instant are a no. So the result
-    depends on the set of events alone: not on their order, and not on how often one is delivered. An order counts
-    line by line. The argument stays as it is.
+
+def fold_event(state: SessionState, event: Mapping[str, Any]) -> None:
+    """Let one checked event change `state`. An order counts line by line, in `counts` once.
+
+    Kept are the newest 50 events that touched an item and 30 others, 64 changes of the cart, the items bought (200),
+    dismissed (200) and shown or touched (100) last, 100 weights of items by day, and the newest word about
+    personalization; two opposite words of one instant are a no. Who is flagged as a bot (`bot_guard`) moves no trend.
+    Should it raise, `state` may be half changed.
     """
     micros = to_micros(event["timestamp"])
-    hashed = session_hash(event.get("session_id"))
     kind = event["event_type"]
-    item_ids = [line["item_id"] for line in expand_items(event) if "item_id" in line]
-    events, bought, dismissed = state.events, state.bought, state.dismissed
+    if kind == EventType.UNMERGE:
+        return  # an operator's word about identity, no deed of this person
+    mark = event_hash(event["event_id"])
+    session = session_hash(event.get("session_id"))
+    lines = expand_items(event) if event.get("items") else [event] if "item_id" in event else []
+    items = [line["item_id"] for line in lines]
+
     if kind in TOUCHING_TYPES:
-        events = _with_events(events, [SessionEvent(micros, kind, hashed, item_id) for item_id in item_ids])
+        kept = state.events
+        new = [SessionEvent(micros, kind, session, item, mark) for item in items]
+        if kept and micros <= kept[-1].micros and any(_is_among(kept, one, _event_order) for one in new):
+            return
+        for one in new:
+            _keep(kept, one, _event_order, MAX_EVENTS)
+    elif kind not in SILENT_TYPES:
+        step = SessionEvent(micros, kind, session, "", mark)
+        if _is_among(state.steps, step, _event_order):
+            return
+        _keep(state.steps, step, _event_order, MAX_STEPS)
+    if kind in _CART_TYPES:
+        for line in lines:
+            _keep(state.cart, _cart_change(line, micros, mark, is_removal=_CART_TYPES[kind]), tuple, MAX_CART_CHANGES)
     if kind in BUYING_TYPES:
-        bought = _with_marks(bought, micros, item_ids)
+        _mark_items(state.bought, micros, items, MAX_MARKS)
     if kind in DISMISSING_TYPES:
-        dismissed = _with_marks(dismissed, micros, item_ids)
-    flags, consent_micros = _consent(state, micros, event.get("consent", {}).get("personalize"))
-    return SessionState(events, bought, dismissed, flags, consent_micros)
+        _mark_items(state.dismissed, micros, items, MAX_MARKS)
+    if kind in TOUCHING_TYPES or kind == EventType.IMPRESSION:
+        _see(state.seen, micros, items)
+    consent = event.get("consent", {})
+    if kind in _HALVES:
+        _add_interests(state.interests, micros, items, _HALVES[kind])
+        if consent.get("train") is not False and not state.flags & FLAG_BOT:
+            _vote(state.votes, micros, items)
+
+    state.counts[kind] = min(state.counts.get(kind, 0) + 1, MAX_COUNT)
+    state.first_micros = min(state.first_micros or micros, micros)
+    state.last_micros = max(state.last_micros, micros)
+    _hear_consent(state, micros, consent.get("personalize"))
+    _hear_words(state, micros, event)
 
 
-def _with_events(events: Sequence[SessionEvent], new: Sequence[SessionEvent]) -> list[SessionEvent]:
-    kept = list(events)
-    for event in new:
-        if event not in kept:
-            insort(kept, event, key=_event_order)
-    return kept[-MAX_EVENTS:]
+def _event_order(event: SessionEvent) -> tuple[int, str, str, int, int]:
+    return (event.micros, event.item_id, event.event_type, event.session_hash, event.event_hash)
 
 
-def _event_order(event: SessionEvent) -> tuple[int, str, str, int]:
-    return (event.micros, event.item_id, event.event_type, event.session_hash)
+def _is_among(rows: MutableSequence[Row], row: Row, order: Callable[[Row], Any]) -> bool:
+    if not rows or order(rows[-1]) < order(row):
+        return False
+    at = bisect_left(rows, order(row), key=order)
+    return at < len(rows) and rows[at] == row
 
 
-def _with_marks(marks: Sequence[ItemMark], micros: int, item_ids: Sequence[str]) -> list[ItemMark]:
-    newest = {mark.item_id: mark.micros for mark in marks}
-    for item_id in item_ids:
-        newest[item_id] = max(micros, newest.get(item_id, micros))
-    return sorted(ItemMark(at, item_id) for item_id, at in newest.items())[-MAX_MARKS:]
+def _keep(rows: MutableSequence[Row], row: Row, order: Callable[[Row], Any], limit: int) -> None:
+    """Put `row` in its place, unless it is there, and forget the oldest beyond `limit`. A row begins with its time."""
+    if not rows or rows[-1][0] < row[0] or order(rows[-1]) < order(row):
+        rows.append(row)
+    else:
+        at = bisect_left(rows, order(row), key=order)
+        if rows[at] == row:
+            return
+        rows.insert(at, row)
+    if len(rows) > limit:
+        del rows[0]
 
 
-def _consent(state: SessionState, micros: int, personalize: bool | None) -> tuple[int, int]:
+def _cart_change(line: Mapping[str, Any], micros: int, mark: int, *, is_removal: bool) -> CartChange:
+    """Of one line. Added without a quantity: one; taken out without one: all."""
+    quantity = min(line.get("quantity") or (0 if is_removal else 1), MAX_QUANTITY)
+    return CartChange(micros, is_removal, quantity, line["item_id"], mark)
+
+
+def _mark_items(marks: MutableSequence[ItemMark], micros: int, items: Iterable[str], limit: int) -> None:
+    for item in items:
+        for at, mark in enumerate(marks):
+            if mark.item_id == item:
+                if micros <= mark.micros:
+                    break
+                del marks[at]
+                _keep(marks, ItemMark(micros, item), tuple, limit)
+                break
+        else:
+            _keep(marks, ItemMark(micros, item), tuple, limit)
+
+
+def _see(seen: dict[str, int], micros: int, items: Iterable[str]) -> None:
+    for item in items:
+        if seen.get(item, -1) < micros:
+            seen[item] = micros
+    while len(seen) > MAX_SEEN:
+        del seen[min(seen, key=lambda item: (seen[item], item))]
+
+
+def _add_interests(interests: dict[tuple[int, str], int], micros: int, items: Iterable[str], halves: int) -> None:
+    day = micros // DAY_MICROS
+    for item in items:
+        interests[day, item] = min(interests.get((day, item), 0) + halves, MAX_WEIGHT)
+    while len(interests) > MAX_INTERESTS:
+        del interests[min(interests)]
+
+
+def _vote(votes: Votes, micros: int, items: Iterable[str]) -> None:
+    """Speak for the items in every window, each in the first bucket of its period in which it was touched."""
+    seconds = micros // MICROS
+    for _, window, length, bucket_seconds in WINDOWS:
+        period = seconds // length
+        here = votes.get((window, period))
+        if here is None:
+            known = [key for key in votes if key[0] == window]
+            if len(known) >= VOTED_PERIODS:
+                oldest = min(known)
+                if period < oldest[1]:
+                    continue
+                del votes[oldest]
+            here = votes[window, period] = {}
+        bucket = seconds % length // bucket_seconds
+        for item in items:
+            held = here.get(item)
+            if held is None:
+                here[item] = bucket
+                if len(here) > MAX_VOTES:
+                    del here[max(here, key=vote_order)]
+            elif bucket < held:
+                here[item] = bucket
+
+
+def _hear_consent(state: SessionState, micros: int, personalize: bool | None) -> None:
     if personalize is None or (state.consent_micros and micros < state.consent_micros):
-        return state.flags, state.consent_micros
+        return
     denied = personalize is False
     if micros == state.consent_micros:
         denied = denied or bool(state.flags & FLAG_PERSONALIZE_DENIED)
     flags = state.flags & ~FLAG_PERSONALIZE_DENIED
-    return (flags | FLAG_PERSONALIZE_DENIED if denied else flags), micros
+    state.flags, state.consent_micros = (flags | FLAG_PERSONALIZE_DENIED if denied else flags), micros
+
+
+def _hear_words(state: SessionState, micros: int, event: Mapping[str, Any]) -> None:
+    """Of two words of one instant the one that sorts last holds; of the first referrer, the one that sorts first."""
+    words = _words_of(event)
+    for name, text in words.items():
+        held = state.words.get(name)
+        if held is None or held < (micros, text):
+            state.words[name] = Word(micros, text)
+    if "referrer" in words:
+        word = Word(micros, words["referrer"])
+        state.words["first_referrer"] = min(state.words.get("first_referrer", word), word)
+
+
+def _words_of(event: Mapping[str, Any]) -> dict[str, str]:
+    """Device, referrer (its host) and language as native, Segment and GA4 events say them in `context`; the channel."""
+    found: dict[str, str] = {}
+    _note(found, "channel", event.get("channel"))
+    context = event.get("context")
+    if context:
+        device, page = context.get("device"), context.get("page")
+        if isinstance(device, dict):
+            device = device.get("type") or device.get("category")
+        _note(found, "device", device)
+        referrer = context.get("referrer") or (page.get("referrer") if isinstance(page, dict) else None)
+        if isinstance(referrer, str):
+            _note(found, "referrer", _host(referrer))
+        _note(found, "language", context.get("language") or context.get("locale"))
+    return found
+
+
+def _note(found: dict[str, str], name: str, value: object) -> None:
+    text = _cut(value) if isinstance(value, str) else ""
+    if text:
+        found[name] = text
+
+
+def _host(address: str) -> str:
+    try:
+        return urlsplit(address).hostname or address
+    except ValueError:
+        return address
+
+
+def _cut(text: str) -> str:
+    """At most 64 bytes of UTF-8, without NUL and lone surrogates."""
+    if len(text) <= MAX_WORD_BYTES and text.isascii() and "\0" not in text:
+        return text
+    raw = text.replace("\0", "").encode("utf-8", "replace")[:MAX_WORD_BYTES]
+    return raw.decode("utf-8", "ignore")

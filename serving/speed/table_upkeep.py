@@ -18,8 +18,15 @@ from feature_repo.contracts.errors import DataError, DependencyError
 SMALL_FILES = 8
 """A partition with at least so many files is compacted. Lower: fewer files, more rewriting of days that still grow."""
 
+COMPACTED_FILE_BYTES = 100_000_000
+"""Files of this size stay as they are, so that a day which grows is not written anew each time."""
+
 MIN_RETENTION_DAYS = 7
 MAX_RETENTION_DAYS = 30
+
+
+CROWDED_FILES = 100
+"""... and one with so many is compacted while it grows, not only when somebody asks."""
 
 
 def check_retention(days: int) -> int:
@@ -36,10 +43,13 @@ def keep_up(
     *,
     dry_run: bool,
     retention_days: int,
+    only_crowded: bool = False,
     may_write: Callable[[], bool] = lambda: True,
     committed: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Compact and vacuum; `may_write` is asked before each commit, `committed` called after it.
+
+    `only_crowded`: compact what has CROWDED_FILES or more, and vacuum nothing: quick enough between two appends.
 
     Returns files_before, files_after, compacted (partition values as text, null as "null"), deleted_files. A dry run
     changes nothing and says what would be done. Twice in a row, the second does nothing.
@@ -49,7 +59,8 @@ def keep_up(
     check_retention(retention_days)
     columns = delta.metadata().partition_columns
     files = _files_by_partition(delta, columns)
-    crowded = sorted((values for values, count in files.items() if count >= SMALL_FILES), key=str)
+    least = CROWDED_FILES if only_crowded else SMALL_FILES
+    crowded = sorted((values for values, count in files.items() if count >= least), key=str)
     before = sum(files.values())
     try:
         for values in [] if dry_run else crowded:
@@ -57,11 +68,13 @@ def keep_up(
                 raise DependencyError("the right to write was lost before a commit")
             # the engine writes a null partition as the empty text
             filters = [(c, "=", "" if v is None else v) for c, v in zip(columns, values, strict=True)]
-            delta.optimize.compact(partition_filters=filters or None)
+            delta.optimize.compact(partition_filters=filters or None, target_size=COMPACTED_FILE_BYTES)
             committed()
         hours = retention_days * 24
         # full: also files that no commit ever named, which a killed writer left
-        obsolete = delta.vacuum(hours, dry_run=True, enforce_retention_duration=False, full=True)
+        obsolete = (
+            [] if only_crowded else delta.vacuum(hours, dry_run=True, enforce_retention_duration=False, full=True)
+        )
         if obsolete and not dry_run:
             if not may_write():
                 raise DependencyError("the right to write was lost before a commit")

@@ -1,15 +1,19 @@
-"""The Delta tables as Spark sees them: read at a pinned version, overwrite whole partitions.
+"""The Delta tables as Spark sees them: read at a pinned version, overwrite whole partitions, append once.
 
-Every write replaces the partitions it names in one commit, so running a job again gives the same table.
+Every write is one commit that replaces the partitions it names, or that the table takes only once: running a job again
+gives the same table.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from pathlib import Path
 from typing import cast
+from urllib.parse import unquote
 
 from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
@@ -105,6 +109,44 @@ def side_by_side(*writes: Callable[[], None]) -> None:
         done = [pool.submit(write) for write in writes]
     for each in done:
         each.result()
+
+
+def append_once(frame: DataFrame, environment: Environment, name: str, *, app_id: str, version: int) -> None:
+    """Add the rows of `frame` in one commit, which is on disk when this returns; the table is created when missing.
+
+    A table that already has `version` or a later one of `app_id` stays as it is, so a repeated append adds nothing.
+    """
+    spec = table(name)
+    rows = _conform(frame, spec)
+    path = table_path(environment.lakehouse, name, tenant=environment.tenant)
+    _create_if_missing(frame.sparkSession, path, spec)
+    if spec.partition_by:
+        rows = rows.repartition(*spec.partition_by)
+    writer = rows.write.format("delta").mode("append").option("mergeSchema", "true")
+    writer.option("txnAppId", app_id).option("txnVersion", version).save(path)
+    _sync_newest_commit(path)
+
+
+def _sync_newest_commit(path: str) -> None:
+    """fsync the newest commit, what is named before what names it: data files, their folders, log entry, the log.
+
+    Spark itself never does. Also after an append that the table refused as repeated: who wrote it first may have died
+    before this point. On an object store a finished write is durable by itself.
+    """
+    if "://" in path:
+        return
+    root = Path(path)
+    log = root / "_delta_log"
+    entry = max(log.glob("*.json"))
+    added = [json.loads(line).get("add") for line in entry.read_text(encoding="utf-8").splitlines()]
+    files = [root / unquote(add["path"]) for add in added if add]
+    checkpoints = [*log.glob(f"{entry.stem}.checkpoint*.parquet"), *log.glob("_last_checkpoint")]
+    for each in (*files, *sorted({file.parent for file in files}), root, entry, *checkpoints, log):
+        handle = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _predicate(partitions: Partitions) -> str:

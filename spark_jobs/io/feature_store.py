@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import feature_repo.contracts
 from feature_repo.contracts import environment as names
+from feature_repo.contracts.changes import ITEMS
 from feature_repo.contracts.environment import Environment, feast_connection
 from feature_repo.contracts.errors import DataError, DependencyError, nearest
 from feature_repo.contracts.feature_table import feature_view, features
-from spark_jobs.io.light_delta import read_table
+from spark_jobs.io.catalogue import records_by_id
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,8 +111,8 @@ def _wanted(service: FeatureService) -> tuple[list[str], list[str]]:
 
 
 def _categories(environment: Environment, item_ids: pd.Series) -> pd.Series:
-    items = read_table(environment, "bronze.items", columns=["item_id", CATEGORY]).to_pandas()
-    return item_ids.map(items.drop_duplicates("item_id").set_index("item_id")[CATEGORY])
+    known = records_by_id(environment, ITEMS, item_ids.dropna().tolist())
+    return item_ids.map({item_id: row[CATEGORY] for item_id, row in known.items()})
 
 
 def _with_defaults(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

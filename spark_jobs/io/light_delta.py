@@ -20,6 +20,8 @@ _ARROW_TYPES: dict[str, pa.DataType] = {
     "string": pa.string(), "boolean": pa.bool_(), "int": pa.int32(), "bigint": pa.int64(), "float": pa.float32(),
     "double": pa.float64(), "date": pa.date32(), "timestamp": pa.timestamp("us", tz="UTC"), "binary": pa.binary(),
     "array<int>": pa.list_(pa.int32()), "array<float>": pa.list_(pa.float32()),
+    "array<double>": pa.list_(pa.float64()), "array<string>": pa.list_(pa.string()),
+    "array<array<string>>": pa.list_(pa.list_(pa.string())),
 }  # fmt: skip
 
 NO_DAY = date(1970, 1, 1)

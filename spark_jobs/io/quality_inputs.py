@@ -18,10 +18,14 @@ from spark_jobs.io.refine_state import EVENT_TABLES
 from spark_jobs.quality.judging import Catalogue
 
 
-def refused_by_api(environment: Environment, pins: Mapping[str, int], since: datetime) -> dict[str, int]:
-    """Reason -> events that the API quarantined at `since` or later."""
+def refused_live(environment: Environment, pins: Mapping[str, int], since: datetime) -> dict[str, int]:
+    """Reason -> events that the API, or the stream from Kafka, quarantined at `since` or later."""
     moment = pa.scalar(since, pa.timestamp("us", tz="UTC"))
-    return _by_reason(environment, "bronze.quarantine", pins, pc.field("quarantined_at") >= moment)
+    counts: dict[str, int] = {}
+    for name in ("bronze.quarantine", "bronze.quarantine_kafka"):
+        for reason, count in _by_reason(environment, name, pins, pc.field("quarantined_at") >= moment).items():
+            counts[reason] = counts.get(reason, 0) + count
+    return dict(sorted(counts.items()))
 
 
 def refused_of_sources(environment: Environment, pins: Mapping[str, int], sources: Collection[str]) -> dict[str, int]:
@@ -45,7 +49,7 @@ def _by_reason(environment: Environment, name: str, pins: Mapping[str, int], whi
 
 def deliveries_from(environment: Environment, pins: Mapping[str, int], day: date) -> int:
     """Deliveries of event days from `day` on."""
-    counts = [days_by_row_count(environment, name, pins[name]) for name in EVENT_TABLES]
+    counts = [days_by_row_count(environment, name, pins.get(name, -1)) for name in EVENT_TABLES]
     return sum(count for rows in counts for dated, count in rows.items() if dated >= day)
 
 
@@ -53,7 +57,7 @@ def column_drift(environment: Environment, pins: Mapping[str, int]) -> tuple[lis
     """(columns of the contract that an event table lacks, columns it has beyond the contract), as `table.column`."""
     missing, new = [], []
     for name in EVENT_TABLES:
-        found = open_table(environment, name, pins[name])
+        found = open_table(environment, name, pins.get(name, -1))
         if found is not None:
             stored, wanted = {field.name for field in found.schema().fields}, set(table(name).columns)
             missing += sorted(f"{name}.{column}" for column in wanted - stored)

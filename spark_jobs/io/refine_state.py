@@ -16,10 +16,10 @@ from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.run import Run
 from spark_jobs.io.light_delta import days_by_row_count, days_changed_between, last_user_metadata, open_table
 
-REFINE_RULES = "1"
+REFINE_RULES = "2"
 """Raise when the rules of bronze -> silver change: every day is derived again."""
 
-EVENT_TABLES = ("bronze.events", "bronze.events_import")
+EVENT_TABLES = ("bronze.events", "bronze.events_import", "bronze.events_kafka")
 _STATE = "refined"
 
 
@@ -66,11 +66,13 @@ def days_to_derive(
     days: set[date] = set()
     try:
         for name in EVENT_TABLES:
-            if pins[name] < state.pins[name]:
+            before = state.pins.get(name, -1)  # a table that joined the contract since was not there
+            if pins[name] < before:
                 return None
-            days |= days_changed_between(environment, name, state.pins[name], pins[name])
+            days |= days_changed_between(environment, name, before, pins[name])
             days |= {day for day in days_by_row_count(environment, name, pins[name]) if day >= state.as_of_day}
-        open_table(environment, "bronze.users", state.pins["bronze.users"])  # refine_events compares consents with it
+        for name in ("bronze.users", "bronze.user_changes"):  # refine_events compares consents with them
+            open_table(environment, name, state.pins.get(name, -1))
     except DataError:
         return None
     return tuple(day.isoformat() for day in sorted(days) if day < as_of)

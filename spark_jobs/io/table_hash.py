@@ -60,7 +60,7 @@ def _of_run(spec: TableSpec, as_of: date | None) -> pc.Expression | None:
         return None
     if "as_of" in spec.columns:
         return pc.field("as_of") == as_of
-    day_column = next(c for c in ("event_date", "session_date", "first_as_of") if c in spec.columns)
+    day_column = next(c for c in ("event_date", "session_date", "decision_date", "first_as_of") if c in spec.columns)
     return pc.field(day_column) <= as_of if day_column == "first_as_of" else pc.field(day_column) < as_of
 
 

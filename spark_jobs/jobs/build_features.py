@@ -1,6 +1,6 @@
 """Silver to gold: number the items, and compute the features of users, items, and users by category as known at as_of.
 
-Reads   run.json; silver.events; bronze.items and bronze.users at their pinned versions; gold.item_ids
+Reads   run.json; silver.events; bronze.items and bronze.users with their changes, as pinned; gold.item_ids
 Writes  gold.item_ids (new items appended), the partition of as_of in gold.user_features, gold.item_features and
         gold.user_category_features; features.json
 
@@ -21,6 +21,7 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.run import FEATURES_FILE, Run
 from feature_repo.contracts.times import start_of_day
+from spark_jobs.io.catalogue import in_run, read_items, read_users
 from spark_jobs.io.delta import overwrite_partitions, read_table, side_by_side
 from spark_jobs.io.light_delta import days_by_row_count
 from spark_jobs.io.run_store import write_report
@@ -28,13 +29,14 @@ from spark_jobs.jobs.entry import run_job
 from spark_jobs.session import get_session
 from spark_jobs.transforms.candidates import denied_users
 from spark_jobs.transforms.feature_facts import feature_facts
+from spark_jobs.transforms.identity import identity_edges, resolve_events, under_current_names
 from spark_jobs.transforms.item_features import item_features
 from spark_jobs.transforms.item_ids import number_items
 from spark_jobs.transforms.user_features import user_category_features, user_features
 
-_EVENT_COLUMNS = ("event_type", "user_id", "subject_key", "session_id", "item_id", "event_id", "event_timestamp",
-                  "quantity", "price", "value", "channel", "properties", "consent_personalize", "is_bot",
-                  "event_date")  # fmt: skip
+_EVENT_COLUMNS = ("event_type", "user_id", "anonymous_id", "subject_key", "session_id", "item_id", "event_id",
+                  "event_timestamp", "quantity", "price", "value", "channel", "properties", "consent_personalize",
+                  "is_bot", "event_date")  # fmt: skip
 
 FEATURE_TABLES = {
     "users": "gold.user_features",
@@ -58,11 +60,11 @@ def build_features(spark: SparkSession, environment: Environment, run: Run) -> d
     """Build gold for `run`; returns what it wrote to features.json. Raises DataError when silver has nothing for it."""
     as_of = run.as_of_day
     _require_events(environment, as_of, run.pins)
-    new_count = append_item_ids(spark, environment, as_of=as_of, versions=run.pins)
+    new_count = append_item_ids(spark, environment, as_of=as_of, versions=in_run(run.pins))
     report = {
         "as_of": run.as_of,
         "items_new": new_count,
-        **build_feature_tables(spark, environment, as_of=as_of, versions=run.pins),
+        **build_feature_tables(spark, environment, as_of=as_of, versions=in_run(run.pins)),
     }
     write_report(environment, run.run_key, FEATURES_FILE, report)
     return report
@@ -73,7 +75,7 @@ def append_item_ids(
 ) -> int:
     """Number the items known before `as_of` that have no number in gold.item_ids yet; returns how many."""
     known = read_table(spark, environment, "gold.item_ids")
-    items = _read(spark, environment, "bronze.items", versions)
+    items = read_items(spark, environment, versions, cut_off=start_of_day(as_of))
     new = number_items(known, items, _events_before(spark, environment, as_of, versions), as_of=as_of).persist()
     new_count = new.count()
     if new_count:
@@ -87,7 +89,8 @@ def build_feature_tables(
 ) -> dict[str, int]:
     """Replace the partition `as_of` of every feature table; nothing else is written. Twice gives the same rows.
 
-    versions  table -> Delta version of silver.events, bronze.items, bronze.users; one not named is read at its newest
+    versions  table -> Delta version of silver.events, bronze.items, bronze.users and the changes of both; one not named
+              is read at its newest
 
     Returns rows written: `users`, `items`, `user_categories`.
     Raises DataError when silver has no event before `as_of`; then nothing is
@@ -95,10 +98,12 @@ def build_feature_tables(
     """
     _require_events(environment, as_of, versions)
     events = _events_before(spark, environment, as_of, versions)
-    items = _read(spark, environment, "bronze.items", versions)
-    users = _read(spark, environment, "bronze.users", versions)
+    items = read_items(spark, environment, versions, cut_off=start_of_day(as_of))
+    users = read_users(spark, environment, versions)
     denied = denied_users(users, events, cut_off=start_of_day(as_of))
-    facts = feature_facts(events, items, denied, as_of=as_of).persist()
+    edges = identity_edges(events).persist()  # of the past alone: as_of knows no login that came later
+    denied = under_current_names(denied, edges)
+    facts = feature_facts(resolve_events(events, edges), items, denied, as_of=as_of).persist()
     made = {
         "gold.user_features": user_features(facts, as_of=as_of),
         "gold.user_category_features": user_category_features(facts, as_of=as_of),
@@ -107,6 +112,7 @@ def build_feature_tables(
     today = {"as_of": [as_of]}
     side_by_side(*(partial(overwrite_partitions, rows, environment, name, today) for name, rows in made.items()))
     facts.unpersist()
+    edges.unpersist()
     return {name: days_by_row_count(environment, table).get(as_of, 0) for name, table in FEATURE_TABLES.items()}
 
 

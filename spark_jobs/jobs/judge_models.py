@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from feature_repo.contracts.changes import ITEMS
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DataError, GateRefusedError
 from feature_repo.contracts.run import EVALUATION_FILE, GATE_FILE, MODELS_FOLDER, USER_METRICS_FILE, Run
@@ -43,6 +44,7 @@ from spark_jobs.evaluation.pictures import draw_pictures
 from spark_jobs.evaluation.report import TITLES, report_markdown
 from spark_jobs.evaluation.split import SLICE_SUFFIX
 from spark_jobs.io import registry, tracking
+from spark_jobs.io.catalogue import in_run, records_by_id
 from spark_jobs.io.light_delta import read_table
 from spark_jobs.io.run_store import folder_of, read_report, write_report
 from spark_jobs.jobs.entry import run_job
@@ -150,11 +152,8 @@ def _titles(environment: Environment, run: Run, evaluation: Mapping[str, Any]) -
     columns = ["item_id", "item_number"]
     numbered = read_table(environment, "gold.item_ids", version, columns, [("item_number", "in", wanted)]).to_pylist()
     ids = [row["item_id"] for row in numbered]
-    catalogue = read_table(
-        environment, "bronze.items", run.pins.get("bronze.items"), ["item_id", "title"], [("item_id", "in", ids)]
-    )
-    titles = {row["item_id"]: row["title"] for row in catalogue.to_pylist()}
-    return {row["item_number"]: titles.get(row["item_id"]) or row["item_id"] for row in numbered}
+    catalogue = records_by_id(environment, ITEMS, ids, in_run(run.pins), cut_off=run.cut_off)
+    return {row["item_number"]: catalogue.get(row["item_id"], {}).get("title") or row["item_id"] for row in numbered}
 
 
 def read_evaluation(

@@ -25,7 +25,7 @@ from pyspark.sql import SparkSession
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.run import MAINTENANCE_FILE
-from feature_repo.contracts.tables import TABLES, table, table_path
+from feature_repo.contracts.tables import OWN_UPKEEP, TABLES, table, table_path
 from spark_jobs.io.light_delta import open_table
 from spark_jobs.io.run_store import write_report
 from spark_jobs.jobs.entry import run_command
@@ -84,10 +84,10 @@ def maintain_tables(
     """Table -> what was done (of a dry run: what would be), also in maintenance.json."""
     check_retention(retention_days)
     report = {}
-    for name in sorted(n for n in TABLES if not n.startswith("bronze.")):  # bronze has writers of its own
+    for name in sorted(n for n, spec in TABLES.items() if spec.writer not in OWN_UPKEEP):
         if open_table(environment, name) is None:
             continue
-        report[name] = done = _maintain(spark, environment, name, dry_run=dry_run, retention_days=retention_days)
+        report[name] = done = maintain_table(spark, environment, name, dry_run=dry_run, retention_days=retention_days)
         print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in done.items()), flush=True)
     write_report(environment, run_key, MAINTENANCE_FILE, {"dry_run": dry_run, "tables": report})
     return report
@@ -125,9 +125,10 @@ def unclustered_partitions(files: Sequence[DataFile]) -> list[tuple[Any, ...]]:
     )
 
 
-def _maintain(
+def maintain_table(
     spark: SparkSession, environment: Environment, name: str, *, dry_run: bool, retention_days: int
 ) -> dict[str, Any]:
+    """Compact, cluster and vacuum one table, by its own writer; what was done (of a dry run: what would be)."""
     before = _files(environment, name)
     subject = SUBJECT_COLUMNS.get(name)
     crowded = crowded_partitions(before, is_clusterable=subject is not None)

@@ -1,6 +1,6 @@
 """Compute the features of every as_of day in [from, to) anew. Publishes nothing.
 
-Reads    silver.events, bronze.items, bronze.users at the versions that the first try pins
+Reads    silver.events, bronze.items, bronze.users and the changes of both at the versions that the first try pins
 Writes   rederive.json in the run folder (the pins first, the rows of each day at the end); the partitions of those days
          in the feature tables of gold. Neither Redis nor Feast is touched.
 
@@ -20,6 +20,7 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.run import REDERIVE_FILE
 from feature_repo.contracts.times import parse_as_of
+from spark_jobs.io.catalogue import in_run
 from spark_jobs.io.light_delta import days_by_row_count, version
 from spark_jobs.io.refine_state import read_state
 from spark_jobs.io.run_store import has_report, read_report, write_report
@@ -27,7 +28,7 @@ from spark_jobs.jobs.build_features import build_feature_tables
 from spark_jobs.jobs.entry import run_command
 from spark_jobs.session import get_session
 
-READ_TABLES = ("silver.events", "bronze.items", "bronze.users")
+READ_TABLES = ("silver.events", "bronze.items", "bronze.users", "bronze.item_changes", "bronze.user_changes")
 _ONE_DAY = timedelta(days=1)
 
 
@@ -52,7 +53,7 @@ def rederive_features(
     report: dict[str, Any] = read_report(environment, run_key, REDERIVE_FILE)
     rows: dict[str, dict[str, int]] = {}
     for day in days:
-        rows[day.isoformat()] = build_feature_tables(spark, environment, as_of=day, versions=report["pins"])
+        rows[day.isoformat()] = build_feature_tables(spark, environment, as_of=day, versions=in_run(report["pins"]))
         print(f"{day}: {', '.join(f'{n:,} {name}' for name, n in rows[day.isoformat()].items())}", flush=True)
     write_report(environment, run_key, REDERIVE_FILE, {**report, "days": rows})
     return rows

@@ -2,7 +2,8 @@
 
 Reads   run.json; the bronze tables at their pinned versions; silver as it stands
 Writes  quality.json and quality.html (and both to MLflow);
-        silver.quarantine, silver.sessions, silver.interactions (side by side), then silver.events; refine.json
+        silver.quarantine, silver.quality_flags, silver.sessions, silver.interactions (side by side), then
+        silver.identity_edges, then silver.events; refine.json
         (in this order: the last commit carries the state, so a run killed in between is simply derived again)
 
 A run derives the event days that changed since the last one, or every day. Both ways give the same tables.
@@ -12,11 +13,11 @@ Raises DataError, with silver untouched, when the data breaks a limit of the qua
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -25,34 +26,47 @@ from pyspark.sql import functions as F  # noqa: N812
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DataError
 from feature_repo.contracts.run import QUALITY_FILE, QUALITY_PAGE, REFINE_FILE, Run
+from feature_repo.contracts.sequences import NOT_LEARNED_FROM
 from feature_repo.contracts.tables import table
 from spark_jobs.io import tracking
-from spark_jobs.io.delta import overwrite_partitions, read_table, side_by_side
+from spark_jobs.io.catalogue import in_run, read_items, read_users
+from spark_jobs.io.delta import overwrite_partitions, read_table, side_by_side, spark_schema
 from spark_jobs.io.light_delta import NO_DAY, days_by_row_count
 from spark_jobs.io.refine_state import EVENT_TABLES, read_state, state_after
 from spark_jobs.io.run_store import write_report
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.quality.gate import QualityReport, check_quality
 from spark_jobs.session import get_session
+from spark_jobs.transforms.bots import find_bots, flag_bots
 from spark_jobs.transforms.consent import users_denying, users_who_changed
 from spark_jobs.transforms.events import (
     check_deliveries,
-    find_bots,
     first_deliveries,
-    flag_bots,
     quarantine_rows,
     rejection_reason,
     repeated_ids,
     subject_key,
 )
+from spark_jobs.transforms.identity import (
+    SIGHTING_COLUMNS,
+    connected,
+    identity_edges,
+    links,
+    resolve_events,
+    subjects_of_changes,
+    under_current_names,
+)
 from spark_jobs.transforms.interactions import select_interactions
+from spark_jobs.transforms.sequences import READS, find_breaks, may_break
 from spark_jobs.transforms.sessions import assign_sessions, summarise_sessions
 
+USER_TABLES = ("bronze.users", "bronze.user_changes")
 _SHOWN_REASONS = 3
 _LONGEST_TAG = 4000
 _EVENT_DATE = "event_date"
 _SESSION_COLUMNS = ("event_id", "event_type", "user_id", "item_id", "session_id", "subject_key", "event_timestamp",
                     "quantity", "price", "consent_train", "is_bot", "event_date")  # fmt: skip
+_DEED_COLUMNS = (*READS, "user_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +120,15 @@ def refine_events(
     tell: Callable[[QualityReport], None] | None = None,
 ) -> dict[str, Any]:
     """Derive silver for `run`; returns what it wrote to refine.json. `tell` gets the verdict on the data at once."""
-    users = read_table(spark, environment, "bronze.users", run.pins["bronze.users"])
+    users = read_users(spark, environment, in_run(run.pins))
     state = read_state(environment)
     deliveries = _read_deliveries(spark, environment, run)
     if run.derive_days is None:
         scope = Scope(None, None)
     else:
         before = users
-        if state is not None and state.pins["bronze.users"] != run.pins["bronze.users"]:
-            before = read_table(spark, environment, "bronze.users", state.pins["bronze.users"])
+        if state is not None and any(in_run(state.pins)[name] != in_run(run.pins)[name] for name in USER_TABLES):
+            before = read_users(spark, environment, in_run(state.pins))
         scope, deliveries = _narrow(run, deliveries, before, users)
 
     repeated = repeated_ids(deliveries).persist()
@@ -147,11 +161,21 @@ def refine_events(
     kept = in_scope.filter(F.col("is_first") & ~F.col("is_withheld"))
     bots = _local(find_bots(kept))
     events = flag_bots(kept, bots).select(*table("silver.events").columns)
+    edges_before = read_table(spark, environment, "silver.identity_edges")
+    edges = identity_edges(_sightings(spark, environment, run, scope, events)).persist()
+    scope = _with_persons(scope, edges_before, edges)
     history = _unchanged_events(spark, environment, run, scope).unionByName(events.select(*_SESSION_COLUMNS))
-    assigned = assign_sessions(history).persist()
+    assigned = assign_sessions(resolve_events(history, edges)).persist()
+    deeds = _unchanged_events(spark, environment, run, scope, _DEED_COLUMNS).unionByName(events.select(*_DEED_COLUMNS))
+    breaks, break_counts = _sequence_breaks(deeds, edges)
 
     before_as_of = f"`{_EVENT_DATE}` < DATE'{run.as_of}'" if scope.days is None else {_EVENT_DATE: scope.days}
-    interactions = select_interactions(assigned, users_denying(users, "train"))
+    interactions = select_interactions(assigned, under_current_names(users_denying(users, "train"), edges))
+    if breaks is not None:
+        untold = breaks.filter(F.col("rule").isin([rule.value for rule in NOT_LEARNED_FROM]))
+        interactions = interactions.join(untold.select("event_id"), on="event_id", how="left_anti").select(
+            *table("silver.interactions").columns
+        )
     writes = [
         partial(_replace_subjects, environment, "silver.sessions", summarise_sessions(assigned), scope),
         partial(_replace_subjects, environment, "silver.interactions", interactions, scope),
@@ -160,15 +184,23 @@ def refine_events(
         rejected = in_scope.filter(F.col("broken_rule").isNotNull())
         quarantine = quarantine_rows(rejected, columns=list(table("bronze.events").columns), no_day=NO_DAY)
         writes.append(partial(overwrite_partitions, quarantine, environment, "silver.quarantine", before_as_of))
+    if breaks is not None or any(days_by_row_count(environment, "silver.quality_flags").values()):
+        flags = _no_breaks(spark) if breaks is None else breaks
+        writes.append(partial(_replace_subjects, environment, "silver.quality_flags", flags, scope))
     side_by_side(*writes)
+    # After what follows from them: a run killed before this still sees which edges changed.
+    if _days_that_differ(edges_before, edges, _EVENT_DATE):
+        overwrite_partitions(edges, environment, "silver.identity_edges", None)
     overwrite_partitions(events, environment, "silver.events", before_as_of, user_metadata=state_after(state, run))
 
     report |= {
         "bots": bots.count(),
+        "bots_by_rule": _count_words(bots.select(F.explode("bot_rules").alias("rule")), "rule"),
         "bot_events": events.filter("is_bot").count(),
+        "sequence_breaks": break_counts,
         **{name: _rows_before(environment, f"silver.{name}", run) for name in ("events", "sessions", "interactions")},
     }
-    for frame in (assigned, marked, repeated):
+    for frame in (assigned, edges, marked, repeated, *(() if breaks is None else (breaks,))):
         frame.unpersist()
     write_report(environment, run.run_key, REFINE_FILE, report)
     return report
@@ -182,13 +214,17 @@ def _day() -> Column:
 def _read_deliveries(spark: SparkSession, environment: Environment, run: Run) -> DataFrame:
     """Every pinned delivery of a day before as_of; `table` names where it comes from."""
     sources = [
-        read_table(spark, environment, name, run.pins[name]).withColumn("table", F.lit(name)) for name in EVENT_TABLES
+        read_table(spark, environment, name, run.pins[name]).withColumn("table", F.lit(name))
+        for name in EVENT_TABLES
+        if run.pins.get(name, -1) >= 0
     ]
-    return sources[0].unionByName(sources[1]).filter(_day() < F.lit(run.as_of_day))
+    empty = read_table(spark, environment, EVENT_TABLES[0], -1).withColumn("table", F.lit(EVENT_TABLES[0]))
+    return reduce(lambda some, more: some.unionByName(more), sources or [empty]).filter(_day() < F.lit(run.as_of_day))
 
 
 def _catalogue(spark: SparkSession, environment: Environment, run: Run) -> DataFrame:
-    return read_table(spark, environment, "bronze.items", run.pins.get("bronze.items", -1)).select("item_id", "price")
+    pins = in_run({"bronze.items": -1, **run.pins})
+    return read_items(spark, environment, pins, cut_off=run.cut_off).select("item_id", "price")
 
 
 def _narrow(run: Run, deliveries: DataFrame, users_before: DataFrame, users: DataFrame) -> tuple[Scope, DataFrame]:
@@ -248,7 +284,7 @@ def _count(environment: Environment, run: Run, scope: Scope, marked: DataFrame) 
     """
     sources: dict[str, dict[str, int]] = {}
     for name in EVENT_TABLES:
-        rows = days_by_row_count(environment, name, run.pins[name])
+        rows = days_by_row_count(environment, name, run.pins.get(name, -1))
         outside = sum(count for day, count in rows.items() if day >= run.as_of_day)
         inside = sum(
             count for day, count in rows.items() if day < run.as_of_day and (scope.days is None or day in scope.days)
@@ -292,14 +328,62 @@ def _refuse_if_empty(run: Run, report: dict[str, Any]) -> None:
         )
 
 
-def _unchanged_events(spark: SparkSession, environment: Environment, run: Run, scope: Scope) -> DataFrame:
+def _sightings(spark: SparkSession, environment: Environment, run: Run, scope: Scope, events: DataFrame) -> DataFrame:
+    """Events of silver that name both ids: of the days that are derived from `events`, of the others as stored."""
+    stored = read_table(spark, environment, "silver.events").select(*SIGHTING_COLUMNS, _EVENT_DATE)
+    day = F.col(_EVENT_DATE)
+    others = stored.filter(day >= F.lit(run.as_of_day) if scope.days is None else ~day.isin(sorted(scope.days)))
+    both = F.col("user_id").isNotNull() & F.col("anonymous_id").isNotNull()
+    return others.select(*SIGHTING_COLUMNS).unionByName(events.select(*SIGHTING_COLUMNS)).filter(both)
+
+
+def _with_persons(scope: Scope, before: DataFrame, after: DataFrame) -> Scope:
+    """`scope` with everybody whom the edges, as they were or as they are, connect with its subjects.
+
+    So an edge that appears, or is undone, derives again what its person did on days on which nothing else changed.
+    """
+    if scope.subjects is None or (before.isEmpty() and after.isEmpty()):
+        return scope
+    touched = scope.subjects.union(subjects_of_changes(before, after))
+    return Scope(scope.days, connected(touched, links(before).union(links(after)).persist()))
+
+
+def _sequence_breaks(deeds: DataFrame, edges: DataFrame) -> tuple[DataFrame | None, dict[str, int]]:
+    """(the rules on sequences that these events break, how often each); (None, {}) when no event breaks any.
+
+    Sequences are a person's: by `edges` it is known whose the events are.
+    """
+    possible = may_break(deeds)
+    if not possible:
+        return None, {}
+    history = resolve_events(deeds, edges).persist()  # every rule goes through it
+    breaks = find_breaks(history, possible).persist()
+    counts = _count_words(breaks, "rule")
+    history.unpersist()
+    if not counts:
+        breaks.unpersist()
+        return None, {}
+    return breaks, counts
+
+
+def _no_breaks(spark: SparkSession) -> DataFrame:
+    return spark.createDataFrame([], spark_schema("silver.quality_flags"))
+
+
+def _count_words(frame: DataFrame, column: str) -> dict[str, int]:
+    return {row[0]: row["count"] for row in frame.groupBy(column).count().orderBy(column).collect()}
+
+
+def _unchanged_events(
+    spark: SparkSession, environment: Environment, run: Run, scope: Scope, columns: Sequence[str] = _SESSION_COLUMNS
+) -> DataFrame:
     """Silver events of the days that are not derived, of the subjects in scope: the rest of their sessions."""
-    stored = read_table(spark, environment, "silver.events").select(*_SESSION_COLUMNS)
+    stored = read_table(spark, environment, "silver.events").select(*columns)
     if scope.days is None:
         return stored.filter(F.col(_EVENT_DATE) >= F.lit(run.as_of_day))
     assert scope.subjects is not None
     others = stored.filter(~F.col(_EVENT_DATE).isin(sorted(scope.days)))
-    return others.join(scope.subjects, on="subject_key", how="left_semi").select(*_SESSION_COLUMNS)
+    return others.join(scope.subjects, on="subject_key", how="left_semi").select(*columns)
 
 
 def _replace_subjects(environment: Environment, name: str, rows: DataFrame, scope: Scope) -> None:

@@ -1,6 +1,7 @@
 """Refit the winner on everything before as_of, rank items for every active user, and publish the lists.
 
-Reads    run.json, gate.json; silver.interactions, silver.events, gold.item_ids; bronze.items and bronze.users (pinned)
+Reads    run.json, gate.json; silver.interactions, silver.events, gold.item_ids; bronze.items and bronze.users with
+         their changes (pinned)
 Writes   gold.candidates and gold.item_neighbours (partition as_of), publication.json; when the run publishes also the
          bundle folder and the packed rows in Redis `online`, under the keys of a version that nobody serves yet
 Then     verify_publication reads everything back, flip_version makes it live.
@@ -37,6 +38,7 @@ from feature_repo.contracts.publication import Manifest, candidates_checksum
 from feature_repo.contracts.run import GATE_FILE, PUBLICATION_FILE, Run
 from feature_repo.contracts.times import format_timestamp, from_micros
 from spark_jobs.io.bundle import file_hashes, write_bundle
+from spark_jobs.io.catalogue import changes_position, in_run, read_items, read_users
 from spark_jobs.io.delta import overwrite_partitions, read_table
 from spark_jobs.io.publication import Publication, candidates_digest
 from spark_jobs.io.run_store import read_report, write_report
@@ -98,8 +100,8 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
     model, matrix = fit_recipe(recipe, interactions, item_count=item_count, cut_off=run.cut_off)
     tell(f"refitted {recipe['model']} on {interactions.num_rows:,} interactions of {len(matrix.subjects):,} subjects")
 
-    users = read_table(spark, environment, "bronze.users", run.pins["bronze.users"])
-    catalogue = read_table(spark, environment, "bronze.items", run.pins["bronze.items"])
+    users = read_users(spark, environment, in_run(run.pins))
+    catalogue = read_items(spark, environment, in_run(run.pins), cut_off=run.cut_off)
     items = catalogue.join(item_ids.select("item_id", "item_number"), on="item_id", how="inner").toArrow()
     eligible = eligible_items(items, item_count=item_count, cut_off=run.cut_off)
     silver_events = read_table(spark, environment, "silver.events")
@@ -217,6 +219,7 @@ def publish(
         files=file_hashes(files),
         volatile={
             "run_key": run.run_key,
+            "item_changes_position": changes_position(environment, run.pins),
             "mlflow_run_id": run.mlflow_run_id,
             "code_version": run.code_version,
             "published_at": format_timestamp(datetime.now(UTC).replace(microsecond=0)),

@@ -18,7 +18,7 @@ from spark_jobs.io.quality_inputs import (
     catalogue_at,
     column_drift,
     deliveries_from,
-    refused_by_api,
+    refused_live,
     refused_of_sources,
 )
 from spark_jobs.io.refine_state import EVENT_TABLES
@@ -73,14 +73,14 @@ def check_quality(
     accepted = accepted_limits(run.params.get("accept_quality"))
     first, end = run.as_of_day - timedelta(days=limits.window_days), run.as_of_day
     derived = None if run.derive_days is None else [date.fromisoformat(day) for day in run.derive_days]
-    with_events = {day for name in EVENT_TABLES for day in days_by_row_count(environment, name, run.pins[name])}
+    with_events = {day for name in EVENT_TABLES for day in days_by_row_count(environment, name, run.pins.get(name, -1))}
     judged = choose_judged_days(end, first, derived, with_events)
 
     evidence = Evidence(end, [Day(first + timedelta(days=n)) for n in range(limits.window_days)], judged)
     if judged:
         checked = deliveries_between(first, end)
         days = profile_days(checked, catalogue, first=first, end=end)
-        refused = refused_by_api(environment, run.pins, start_of_day(judged[0]))
+        refused = refused_live(environment, run.pins, start_of_day(judged[0]))
         came = [day for day in days if day.day in set(judged)]
         arrived = sum(day.total.live for day in came)
         if any(day.total.live < day.total.deliveries for day in came):

@@ -107,7 +107,7 @@ DEFAULTS: Mapping[str, Limit] = MappingProxyType({
         "Honest order lists repeat one line in a hundred. A day that came again with new ids has half."),
     "late_share": Limit(
         "Late deliveries", "share", 0.15, 0.6, True,
-        "Deliveries of bronze.events received more than an hour after they happened. Imports are never late: their "
+        "Deliveries of the API and Kafka received more than an hour after they happened. Imports are never late: their "
         "receipt is the import, so history would be late altogether.",
         "Phones come back from tunnels; a queue that stood still makes whole hours late."),
     "quarantined_share": Limit(

@@ -18,7 +18,7 @@ Band = Mapping[date, tuple[float, float]]
 _BADGES = {PASS: "As usual", WARN: "Unusual, goes on", STOP: "Stopped"}
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 360, 132, 46, 20, 8
 _MOST_TYPES = 12
-_CSS = """
+PAGE_CSS = """
 :root{--bg:#fbfbfa;--card:#fff;--ink:#1c2126;--soft:#5d6670;--line:#dfe3e6;--data:#2d6cb5;--band:#2d6cb522;--judged:#c2410c;
 --pass:#1a7f4b;--warn:#9a6700;--stop:#b3261e;--passbg:#e3f4ea;--warnbg:#fdf1d0;--stopbg:#fde4e1;color-scheme:light dark}
 @media(prefers-color-scheme:dark){:root{--bg:#14171a;--card:#1c2024;--ink:#e7eaed;--soft:#9aa4ae;--line:#333a41;
@@ -71,7 +71,7 @@ def render_page(run: Run, evidence: Evidence, limits: Limits, verdict: Verdict) 
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_CSS}</style><main>{body}</main></html>\n"
+        f"<title>{escape(title)}</title><style>{PAGE_CSS}</style><main>{body}</main></html>\n"
     )
 
 
@@ -255,7 +255,7 @@ def _figure(
     def label(value: float) -> str:
         if as_share:
             return f"{value:.1%}" if top < 0.1 else f"{value:.0%}"
-        return f"{value:,.0f}" if top >= 10 else f"{value:,.2f}"
+        return f"{value:,.0f}" if top >= 10 or float(value).is_integer() else f"{value:,.2f}"
 
     parts = []
     for level in (0.0, highest / 2, highest) if highest else (0.0,):
@@ -316,7 +316,7 @@ def _refused(evidence: Evidence) -> str:
     ]
     told = (
         "What came for the judged days and was refused. Every refused row is kept with its bytes in bronze.quarantine, "
-        "bronze.quarantine_import or silver.quarantine."
+        "bronze.quarantine_import, bronze.quarantine_kafka or silver.quarantine."
     )
     return _section("Quarantine by reason", told if rows else "Nothing was refused.",
                     table=_table(("reason", "where", "deliveries"), rows) if rows else "")  # fmt: skip

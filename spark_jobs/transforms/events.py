@@ -1,4 +1,4 @@
-"""Bronze deliveries to silver events: the event rules as Spark sees them, one delivery per event, bots.
+"""Bronze deliveries to silver events: the event rules as Spark sees them, one delivery per event.
 
 The rules are those of `feature_repo.contracts.events.check_event`, which the API and the importers apply first; here
 they are the defence against any other writer. A test holds the two to each other.
@@ -18,18 +18,9 @@ from feature_repo.contracts.events import (
     ITEM_REQUIRED,
     MAX_ID_BYTES,
     TWO_IDS_REQUIRED,
-    EventType,
     Reason,
 )
 from feature_repo.contracts.times import EARLIEST_EVENT, MAX_FUTURE_SKEW
-
-BOT_EVENTS_PER_DAY = 200
-BOT_EVENTS_PER_MINUTE = 30
-BROWSING_TYPES = (
-    EventType.VIEW_ITEM, EventType.VIEW_ITEM_LIST, EventType.SELECT_ITEM, EventType.CLICK, EventType.SEARCH,
-    EventType.PAGE_VIEW,
-)  # fmt: skip
-"""What a crawler does. Order lines and impressions come in bulk from people too, so they prove nothing."""
 
 _ID_FIELDS = ("currency", "recommendation_id", "placement", "channel")
 
@@ -95,39 +86,6 @@ def first_deliveries(checked: DataFrame) -> DataFrame:
         "event_timestamp", "source", "source_position", "received_at", F.xxhash64(*checked.columns)
     )
     return checked.withColumn("is_first", is_good & (F.row_number().over(rows) == 1))
-
-
-def find_bots(events: DataFrame) -> DataFrame:
-    """Who behaved like a crawler on which day.
-
-    Rule: more than 200 browsing events on a UTC day, and more than 30 of them in one minute of it. Day by day, so that
-    a day can be derived alone and no later day changes an earlier verdict.
-
-    Returns: subject_key string, event_date date; one row per bot and day.
-    """
-    minute = F.date_trunc("minute", F.col("event_timestamp"))
-    per_minute = (
-        events.filter(F.col("event_type").isin([str(kind) for kind in BROWSING_TYPES]))
-        .groupBy("subject_key", "event_date", minute.alias("minute"))
-        .agg(F.count(F.lit(1)).alias("event_count"))
-    )
-    per_day = per_minute.groupBy("subject_key", "event_date").agg(
-        F.sum("event_count").alias("day_count"), F.max("event_count").alias("peak_count")
-    )
-    is_bot = is_bot_like(F.col("day_count"), F.col("peak_count"))
-    return per_day.filter(is_bot).select("subject_key", "event_date")
-
-
-def is_bot_like(day_count: Column, peak_count: Column) -> Column:
-    """The rule of `find_bots` on a subject's browsing events of a day and of its busiest minute."""
-    return (day_count > BOT_EVENTS_PER_DAY) & (peak_count > BOT_EVENTS_PER_MINUTE)
-
-
-def flag_bots(events: DataFrame, bots: DataFrame) -> DataFrame:
-    """`events` with `is_bot`: whether the subject was a bot on that day. `bots` as from `find_bots`."""
-    flags = bots.withColumn("is_bot", F.lit(True))
-    joined = events.join(F.broadcast(flags), on=["subject_key", "event_date"], how="left")
-    return joined.withColumn("is_bot", F.coalesce(F.col("is_bot"), F.lit(False)))
 
 
 def subject_key() -> Column:

@@ -28,7 +28,8 @@ def feature_facts(events: DataFrame, items: DataFrame, denied: DataFrame, *, as_
     not matter here, nothing is learned from features.
 
     Returns:
-        user_id, subject_key, session_id, item_id, event_type, event_timestamp, price, is_bot as in silver.events;
+        user_id, subject_key of the person (`identity.resolve_events`);
+        session_id, item_id, event_type, event_timestamp, price, is_bot as in silver.events;
         quantity int, 1 when absent; channel string;
         device string: `properties.device`, else the channel
         amount decimal: what a purchase line cost. An order's value is on each of its lines, so a price comes first;
@@ -37,7 +38,8 @@ def feature_facts(events: DataFrame, items: DataFrame, denied: DataFrame, *, as_
         category_price double: median catalogue price of the category's items created before as_of
         is_allowed boolean: the user is known and does not deny personalization
     """
-    past = events.filter((F.col("event_timestamp") < F.lit(start_of_day(as_of))) & ~F.col("is_bot"))
+    counts = ~F.col("is_bot") & ~is_type(EventType.UNMERGE)
+    past = events.filter((F.col("event_timestamp") < F.lit(start_of_day(as_of))) & counts)
     refusals = denied.select("user_id").distinct().withColumn("is_denied", F.lit(True))
     device = F.coalesce(F.get_json_object("properties", "$.device"), F.col("channel"))
     quantity = F.coalesce(F.col("quantity"), F.lit(1))

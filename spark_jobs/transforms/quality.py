@@ -14,7 +14,8 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812
 
 from feature_repo.contracts.events import EVENT_TYPES
-from spark_jobs.transforms.events import BROWSING_TYPES, is_bot_like, rejection_reason, subject_key
+from spark_jobs.transforms.bots import is_browsing, is_fast
+from spark_jobs.transforms.events import rejection_reason, subject_key
 
 NULLABLE_COLUMNS = ("user_id", "anonymous_id", "session_id", "item_id", "quantity", "price", "value", "currency",
                     "recommendation_id", "placement", "channel", "properties")  # fmt: skip
@@ -25,7 +26,7 @@ OTHER = "(other)"
 NONE = "(none)"
 
 LATE_AFTER_SECONDS = 3600
-LIVE_TABLE = "bronze.events"
+LIVE_TABLES = ("bronze.events", "bronze.events_kafka")
 """Where `received_at` is the instant of receipt. An import's is that of the import: history is old, not late."""
 
 PRICE_FACTOR = 10
@@ -44,7 +45,7 @@ def describe_days(checked: DataFrame, catalogue: DataFrame) -> DataFrame:
 
     Returns: event_date, event_type, deliveries; `has_<column>` (not null) for NULLABLE_COLUMNS; event_ids, contents,
         items (distinct, estimated within 1 %; all but exact up to some thousands); contents counts what was said,
-        whatever event_id it came under; with_event_id; live and late (LATE_AFTER_SECONDS) in bronze.events; broken;
+        whatever event_id it came under; with_event_id; live and late (LATE_AFTER_SECONDS) in LIVE_TABLES; broken;
         in_catalogue (of has_item_id); priced and far_priced (both prices > 0; PRICE_FACTOR); first_second,
         last_second of the day; price_quantiles, quantity_quantiles (QUANTILES; null without values), price_max,
         quantity_max.
@@ -55,7 +56,7 @@ def describe_days(checked: DataFrame, catalogue: DataFrame) -> DataFrame:
     moment, price, quantity = F.col("event_timestamp"), F.col("price"), F.col("quantity")
     second = F.hour(moment) * 3600 + F.minute(moment) * 60 + F.second(moment)
     is_own_day = F.to_date(moment) == F.col("event_date")
-    is_live = F.col("table") == LIVE_TABLE
+    is_live = F.col("table").isin(list(LIVE_TABLES))
     age = F.unix_seconds("received_at") - F.unix_seconds(moment)
     ratio = price / F.col("known_price")
     rows = checked.join(known, on=F.col("item_id") == F.col("known_item"), how="left").select(
@@ -113,14 +114,14 @@ def count_outcomes(checked: DataFrame) -> DataFrame:
 def describe_subjects(checked: DataFrame) -> DataFrame:
     """Who caused the deliveries of each day.
 
-    A bot is a subject that `is_bot_like` on that day, by its deliveries (duplicates count here).
+    A bot is a subject that `is_fast` on that day, by its deliveries (duplicates count here): the rules that need the
+    order of its events wait for `find_bots`.
     Grain: one row per day with a subject. Returns: event_date, subjects, users, bots, bot_deliveries,
         busiest_deliveries (of the busiest subject that is no bot; 0 when all are bots).
     """
-    is_browsing = F.col("event_type").isin([str(kind) for kind in BROWSING_TYPES])
     minute = F.date_trunc("minute", F.col("event_timestamp"))
     rows = checked.select(
-        "event_date", subject_key().alias("subject_key"), minute.alias("minute"), is_browsing.alias("b")
+        "event_date", subject_key().alias("subject_key"), minute.alias("minute"), is_browsing().alias("b")
     )
     per_minute = (
         rows.filter(F.col("subject_key").isNotNull())
@@ -134,7 +135,7 @@ def describe_subjects(checked: DataFrame) -> DataFrame:
             F.sum("browsing").alias("day_count"),
             F.max("browsing").alias("peak_count"),
         )
-        .withColumn("is_bot", is_bot_like(F.col("day_count"), F.col("peak_count")))
+        .withColumn("is_bot", is_fast(F.col("day_count"), F.col("peak_count")))
     )
     people = F.when(~F.col("is_bot"), F.col("deliveries"))
     return per_subject.groupBy("event_date").agg(
@@ -168,7 +169,7 @@ def count_sources(checked: DataFrame, days: Sequence[date]) -> DataFrame:
     """
     is_theirs = F.col("event_date").isin(list(days))
     counts = (
-        checked.filter(F.col("table") != LIVE_TABLE)
+        checked.filter(~F.col("table").isin(list(LIVE_TABLES)))
         .groupBy("source")
         .agg(F.count(F.lit(1)).alias("every"), F.count_if(is_theirs).alias("deliveries"))
     )

@@ -7,26 +7,21 @@ from datetime import timedelta
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812
 
-from feature_repo.contracts.events import EventType
-
-SESSION_GAP = timedelta(minutes=30)
-"""Without a client's session_id: a pause of this length, or longer, ends the session."""
-
-CLIENT_SESSION_GAP = timedelta(hours=24)
-"""With one: the same id after a pause of this length, or longer, is another session. Later is not reopened."""
+from feature_repo.contracts.events import CLIENT_SESSION_GAP, SESSION_GAP, EventType
 
 
 def assign_sessions(events: DataFrame) -> DataFrame:
     """Each event with the session it belongs to.
 
-    Grain: one row per input row (bots left out first). The client's session_id wins: a subject's events with one id
-    are one session. Events without an id make sessions of their own, split where the subject paused for 30 minutes.
-    Event time decides, not arrival; events at one instant are in one session. A session may cross midnight and
-    belongs to the day of its first event. A subject that logs in becomes another subject, so another session.
+    Grain: one row per input row; bots, and an operator's `unmerge`, are left out first. The client's session_id wins: a
+    subject's events with one id are one session. Events without an id make sessions of their own, split where the
+    subject paused for 30 minutes. Event time decides, not arrival; events at one instant are in one session. A session
+    may cross midnight and belongs to the day of its first event. Whose an event is was settled before
+    (`identity.resolve_events`): what somebody did before logging in is in one session with what follows.
 
     Adds: session_key string (32 hex; made of subject, client id and first instant), session_started_at timestamp.
     """
-    people = events.filter(~F.col("is_bot"))
+    people = events.filter(~F.col("is_bot") & (F.col("event_type") != EventType.UNMERGE.value))
     rows = Window.partitionBy("subject_key", "session_id").orderBy("event_timestamp")
     previous = F.lag("event_timestamp").over(rows)
     gap = F.unix_micros(F.col("event_timestamp")) - F.unix_micros(previous)

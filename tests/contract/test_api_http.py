@@ -27,6 +27,7 @@ from feature_repo.contracts.packing import (
     pack_session,
     session_hash,
 )
+from serving.adapters.decision_log import MemoryDecisionLog
 from serving.adapters.event_log import MemoryEventLog
 from serving.adapters.feast_online import entity_key
 from serving.adapters.online import SEGMENT_FIELD, SEGMENT_TIME_FIELD, MemoryOnlineStore
@@ -71,6 +72,7 @@ class Installation:
         self.environment = environment
         self.store = MemoryOnlineStore(tenant=TENANT)
         self.log = MemoryEventLog(tenant=TENANT)
+        self.decisions = MemoryDecisionLog()
         self.now = NOW
         numbers, ticks = itertools.count(1), itertools.count(step=1_000_000)
         self.app: FastAPI = create_app(
@@ -78,6 +80,7 @@ class Installation:
             ServingSettings(max_events=3, max_body_bytes=5000),
             store=self.store,
             log=self.log,
+            decisions=self.decisions,
             wall_micros=lambda: self.now,
             timer=lambda: next(ticks),
             new_id=lambda: f"id{next(numbers)}",
@@ -151,7 +154,14 @@ class TestRecommendations:
             "fallback_level": "personal",
             "fallback_reason": None,
             "degraded": False,
-            "freshness": {"model": 46800.0, "data": 54000.0, "candidates": 36000.0, "features": None, "session": None},
+            "freshness": {
+                "model": 46800.0,
+                "data": 54000.0,
+                "candidates": 36000.0,
+                "features": None,
+                "session": None,
+                "catalogue": None,
+            },
             "experiments": [],
         }
         assert response.json()["took_ms"] > 0
@@ -435,6 +445,8 @@ class TestErrors:
             ({"num_results": 0}, "num_results", 0, "greater than or equal to 1"),
             ({"num_results": 101}, "num_results", 101, "less than or equal to 100"),
             ({"num_results": "10"}, "num_results", "10", "valid integer"),
+            ({"num_results": 10**300}, "num_results", "1" + "0" * 79, "less than or equal to 100"),
+            ({"context": -(2**63) - 1}, "context", "-9223372036854775809", "an object"),
             ({"user_id": ""}, "user_id", "", "1 to 256 bytes"),
             ({"user_id": "ü" * 129}, "user_id", "ü" * 80, "1 to 256 bytes"),
             ({"session_items": "i1"}, "session_items", "i1", "valid array"),
@@ -596,6 +608,7 @@ class TestDocs:
         assert set(document["paths"]) == {
             "/v1/recommendations", "/v1/similar", "/v1/events", "/v1/pixel.gif", "/v1/track", "/v1/identify",
             "/v1/alias", "/v1/page", "/v1/batch", "/mp/collect", "/health/live", "/health/ready", "/metrics",
+            "/v1/items", "/v1/items/{item_id}", "/v1/users", "/v1/users/{user_id}", "/v1/nightjar.js",
         }  # fmt: skip
         text = json.dumps(document)
         names = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}

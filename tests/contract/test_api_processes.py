@@ -116,6 +116,12 @@ class Stack:
         assert response.status_code == 200, response.text
         return dict(response.json())
 
+    def like_i0(self) -> list[str]:
+        """Items like i0, asked over a new connection: any worker may answer."""
+        with httpx.Client(base_url=self.url, timeout=5) as fresh:
+            answer = fresh.post("/v1/similar", json={"item_id": "i0", "num_results": 12}).json()
+        return [item["item_id"] for item in answer["items"]]
+
     def click(self, event_id: str, item: str, user: str = "u1") -> httpx.Response:
         moment = datetime.now(UTC).isoformat()
         event = {"event_id": event_id, "event_type": "view_item", "user_id": user, "item_id": item}
@@ -182,9 +188,9 @@ def test_a_click_travels_to_the_next_slate_and_to_the_archive_whatever_dies(stac
     with redis.Redis.from_url(stack.online.url) as client:  # exact, although the consumer was killed in between
         assert client.hgetall(speed_counters_key()) == {b"applied": b"2", b"duplicate": b"1"}
 
-    # A second consumer waits for its turn.
+    # A second consumer gets its share of the partitions.
     second = stack.start("second", "serving.speed.consumer")
-    wait_for(lambda: "another process has the role" in stack.output("second"), "the second consumer waits")
+    wait_for(lambda: "running, owns partitions" in stack.output("second"), "the second consumer has a share")
     assert second.poll() is None
 
 
@@ -193,6 +199,11 @@ def test_the_server_outlives_its_stores_and_its_workers(stack: Stack) -> None:
     stack.publish()
     stack.start_api()
     personal = stack.ask(user_id="u1", num_results=3)
+
+    # What the shop takes down is gone from every worker's answers, also from those of a worker that starts later.
+    assert "i5" in stack.like_i0()
+    assert stack.client.delete("/v1/items/i5").json()["results"][0]["status"] == "accepted"
+    wait_for(lambda: all("i5" not in stack.like_i0() for _ in range(8)), "both workers know the change")
 
     # A worker dies: the other one answers, a new one comes, and no count is lost.
     first_workers = stack.workers()
@@ -203,6 +214,7 @@ def test_the_server_outlives_its_stores_and_its_workers(stack: Stack) -> None:
     for _ in range(10):
         with httpx.Client(base_url=stack.url, timeout=5) as fresh:  # a new connection each: any worker
             assert fresh.post("/v1/recommendations", json={"user_id": "u1"}).status_code == 200
+        assert "i5" not in stack.like_i0()
     line = 'nightjar_api_requests_total{route="/v1/recommendations",status="200"}'
     metrics = stack.client.get("/metrics").text.splitlines()
     assert [float(text.rpartition(" ")[2]) for text in metrics if text.startswith(line)] == [11.0]
@@ -233,6 +245,46 @@ def test_the_server_outlives_its_stores_and_its_workers(stack: Stack) -> None:
     stack.processes["api"].terminate()
     assert stack.processes["api"].wait(10) == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+@pytest.mark.redis
+def test_every_decision_is_archived_once_whoever_is_killed(stack: Stack) -> None:
+    stack.publish()
+    stack.start_api()
+    answered: list[str] = []
+
+    def ask(count: int) -> None:
+        for _ in range(count):
+            with httpx.Client(base_url=stack.url, timeout=5) as fresh:  # a new connection each: any worker
+                answered.append(fresh.post("/v1/recommendations", json={"user_id": "u1"}).json()["recommendation_id"])
+
+    def archived() -> list[str]:
+        path = table_path(stack.environment.lakehouse, "silver.decisions")
+        if not DeltaTable.is_deltatable(path):
+            return []
+        return sorted(DeltaTable(path).to_pyarrow_table(columns=["recommendation_id"])["recommendation_id"].to_pylist())
+
+    def logged() -> float:
+        line = 'nightjar_api_decisions_total{outcome="logged"}'
+        lines = [text for text in stack.client.get("/metrics").text.splitlines() if text.startswith(line)]
+        return float(lines[0].rpartition(" ")[2]) if lines else 0.0
+
+    ask(20)
+    wait_for(lambda: logged() == 20, "all decisions are on disk")
+    os.kill(stack.workers()[0], signal.SIGKILL)
+    stack.start_stream_processes()
+    wait_for(lambda: archived() == sorted(answered), "the archiver has all, those of the dead worker too")
+    stack.processes["archiver"].kill()
+    stack.processes["archiver"].wait()
+    wait_for(lambda: stack.listeners() == 2, "the new worker listens")
+    ask(20)
+    stack.processes["api"].terminate()
+    assert stack.processes["api"].wait(15) == 0
+    stack.start("archiver", "serving.speed.archiver")
+    folder = Path(stack.environment.decisions)
+    wait_for(lambda: not list(folder.iterdir()), "no file is left")
+    assert archived() == sorted(answered)
+    assert len(set(answered)) == 40
 
 
 @pytest.mark.redis

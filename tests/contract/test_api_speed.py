@@ -16,17 +16,14 @@ from redis.exceptions import ConnectionError as RedisGoneError
 from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.keys import (
     EVENT_PARTITIONS,
-    applied_key,
     archived_key,
-    dead_letter_stream_key,
-    dedup_key,
     partition_of,
     quarantine_stream_key,
     session_key,
     speed_counters_key,
     stream_key,
 )
-from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED, SessionState, unpack_session
+from feature_repo.contracts.packing import SessionState, unpack_session
 from feature_repo.contracts.tables import table, table_path
 from serving.adapters.event_log import LogEntry, QuarantinedEvent, RedisEventLog
 from serving.speed.archiver import EVENTS_TABLE, QUARANTINE_TABLE, Archiver
@@ -95,131 +92,6 @@ class CrashError(Exception):
 
 def crash(*_: Any, **__: Any) -> None:
     raise CrashError
-
-
-class TestConsumer:
-    async def test_events_become_session_records(self, speed: Speed) -> None:
-        await speed.deliver(click("e1", "late", 30), click("e2", "early", 10), click("e3", "x", user_id="u2"))
-        assert speed.consumer.consume(block_ms=None) == 3
-        assert (speed.items(), speed.items("u2")) == (["early", "late"], ["x"])
-        assert 990 < speed.client.ttl(session_key("u:u1")) <= 1000
-        last = speed.client.xrevrange(stream_key(HERE), count=1)[0][0]
-        assert speed.client.get(applied_key(HERE)) == last
-        assert speed.counters() == {"applied": 3}
-        assert speed.consumer.consume(block_ms=None) == 0
-
-    async def test_duplicates_count_once_and_a_late_event_finds_its_place(self, speed: Speed) -> None:
-        assert await speed.deliver(click("e1", "a", 20)) == [True]
-        speed.consumer.consume(block_ms=None)
-        # The same id again, with another item, before and after the consumer has seen the first; and a late event.
-        again = [click("e1", "wrong"), click("e2", "b", 5), click("e2", "wrong")]
-        assert await speed.deliver(*again) == [False, True, False]
-        speed.consumer.consume(block_ms=None)
-        assert speed.items() == ["b", "a"]
-        assert speed.counters() == {"applied": 2, "duplicate": 2}
-
-    async def test_a_mark_that_is_gone_can_refuse_nobody(self, speed: Speed) -> None:
-        await speed.deliver(click("e1", "a"))
-        speed.client.delete(dedup_key(HERE, "e1"))
-        speed.consumer.consume(block_ms=None)
-        assert speed.items() == ["a"]
-
-    async def test_a_crash_before_the_write_changes_nothing_and_is_made_up_for(
-        self, speed: Speed, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        await speed.deliver(click("e1", "a", 1), click("e2", "b", 2))
-        with monkeypatch.context() as patch:
-            patch.setattr(redis.client.Pipeline, "execute", crash)
-            with pytest.raises(CrashError):
-                speed.consumer.consume(block_ms=None)
-        assert speed.client.exists(session_key("u:u1"), applied_key(HERE), speed_counters_key()) == 0
-        new_consumer(speed.client).consume(block_ms=None)
-        assert speed.items() == ["a", "b"]
-        assert speed.counters() == {"applied": 2}
-
-    async def test_a_crash_after_the_write_repeats_nothing(self, speed: Speed, monkeypatch: pytest.MonkeyPatch) -> None:
-        execute = redis.client.Pipeline.execute
-
-        def write_and_die(pipe: Any, *args: Any, **kwargs: Any) -> None:
-            execute(pipe, *args, **kwargs)
-            raise CrashError
-
-        await speed.deliver(click("e1", "a", 1), click("e2", "b", 2))
-        with monkeypatch.context() as patch:
-            patch.setattr(redis.client.Pipeline, "execute", write_and_die)
-            with pytest.raises(CrashError):
-                speed.consumer.consume(block_ms=None)
-        restarted = new_consumer(speed.client)
-        assert restarted.consume(block_ms=None) == 0
-        assert speed.counters() == {"applied": 2}
-        # A consumer that never learned that its write arrived reads the same entries, and writes nothing.
-        assert speed.consumer.consume(block_ms=None) == 2
-        assert speed.counters() == {"applied": 2}
-        assert speed.consumer.consume(block_ms=None) == 0
-
-    async def test_of_two_consumers_the_slower_one_changes_nothing(
-        self, speed: Speed, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        await speed.deliver(click("e1", "a"))
-        faster = new_consumer(speed.client)
-        mget = redis.client.Pipeline.mget
-
-        def overtaken(pipe: Any, keys: Any) -> Any:
-            values = mget(pipe, keys)
-            monkeypatch.setattr(redis.client.Pipeline, "mget", mget)
-            faster.consume(block_ms=None)
-            return values
-
-        monkeypatch.setattr(redis.client.Pipeline, "mget", overtaken)
-        speed.consumer.consume(block_ms=None)
-        assert speed.counters() == {"applied": 1}
-        await speed.deliver(click("e2", "b", 9))
-        assert speed.consumer.consume(block_ms=None) == 1
-        assert (speed.items(), speed.counters()) == (["a", "b"], {"applied": 2})
-
-    @pytest.mark.parametrize(
-        "poison",
-        [
-            b"{",
-            b"[]",
-            b"{}",
-            b'{"event_id":"p","user_id":"u1","event_type":"view_item","item_id":"a"}',
-            b'{"event_id":"p","user_id":"u1","event_type":"view_item","item_id":7,"timestamp":"2024-03-08T12:00:00Z"}',
-            b'{"event_id":"\\ud800","user_id":"u1"}',
-        ],
-        ids=["no json", "a list", "nobody", "no time", "item id a number", "id without utf-8"],
-    )
-    async def test_poison_is_buried_and_the_stream_goes_on(self, speed: Speed, poison: bytes) -> None:
-        await speed.deliver(click("e1", "a", 1))
-        position = speed.client.xadd(stream_key(HERE), {"event": poison, "nonce": "n"})
-        await speed.deliver(click("e2", "b", 2))
-        speed.consumer.consume(block_ms=None)
-        assert speed.items() == ["a", "b"]
-        assert speed.counters() == {"applied": 2, "dead_lettered": 1}
-        letters = [fields for _, fields in speed.client.xrange(dead_letter_stream_key())]
-        assert [(f[b"stream"].decode(), f[b"position"], f[b"event"]) for f in letters] == [
-            (stream_key(HERE), position, poison)
-        ]
-        assert letters[0][b"error"]
-
-    async def test_a_damaged_record_starts_anew_without_consent(self, speed: Speed) -> None:
-        speed.client.set(session_key("u:u1"), b"\x01damaged")
-        await speed.deliver(click("e1", "a"))
-        speed.consumer.consume(block_ms=None)
-        assert (speed.items(), speed.state().flags) == (["a"], FLAG_PERSONALIZE_DENIED)
-        assert speed.counters() == {"applied": 1, "damaged_session": 1}
-
-    async def test_consent_reaches_the_record(self, speed: Speed) -> None:
-        await speed.deliver(click("e1", "a", consent={"personalize": False}))
-        speed.consumer.consume(block_ms=None)
-        assert speed.state().flags == FLAG_PERSONALIZE_DENIED
-
-    async def test_an_emptied_store_is_rebuilt_from_the_stream(self, speed: Speed) -> None:
-        await speed.deliver(click("e1", "a", 1), click("e2", "b", 2))
-        speed.consumer.consume(block_ms=None)
-        speed.client.delete(session_key("u:u1"), applied_key(HERE))
-        new_consumer(speed.client).consume(block_ms=None)
-        assert speed.items() == ["a", "b"]
 
 
 class Archive(NamedTuple):
@@ -307,7 +179,7 @@ class TestArchiver:
         archive.speed.consumer.consume(block_ms=None)
         archiver = archive.new_archiver()
         target, method = {
-            "fsync": (DeltaArchive, "_sync_newest_commit"),
+            "fsync": (DeltaArchive, "_sync_commits"),
             "archived position": (redis.Redis, "set"),
             "trim": (redis.Redis, "xtrim"),
         }[dies_at]
@@ -411,9 +283,28 @@ class TestArchiver:
         done.clear()
         archiver.archive()
         assert done[0].endswith(".parquet")
-        assert done[1] == "00000000000000000001.json"
-        assert sorted(done[2:5]) == ["_delta_log", "event_date=2024-03-08", "events"]
-        assert done[5:] == ["position"]
+        # what is named comes before what names it
+        assert done[1:] == ["event_date=2024-03-08", "events", f"{1:020d}.json", "_delta_log", "position"]
+
+    async def test_a_checkpoint_and_every_commit_since_the_last_sync_are_on_disk(
+        self, archive: Archive, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        table_archive = DeltaArchive(archive.lakehouse, EVENTS_TABLE, tenant=TENANT)
+        table_archive.open()
+        done: list[str] = []
+        monkeypatch.setattr("serving.speed.delta_archive._fsync", lambda path: done.append(path.name))
+        with monkeypatch.context() as patch:
+            patch.setattr(DeltaArchive, "_sync_commits", lambda _: None)
+            for number in (1, 2):  # two commits before one sync, as a vacuum makes them
+                table_archive.append([], {"archiver:x": number})
+        table_archive._opened().create_checkpoint()
+        table_archive.append([], {"archiver:x": 3})
+        commits = [name for name in done if name.endswith(".json")]
+        assert commits == [f"{version:020d}.json" for version in (1, 2, 3)]
+        assert {f"{2:020d}.checkpoint.parquet", "_last_checkpoint"} <= set(done)
+        done.clear()
+        table_archive.append([], {"archiver:x": 4})
+        assert [name for name in done if name.endswith(".json")] == [f"{4:020d}.json"]
 
 
 class TestLease:

@@ -14,10 +14,12 @@ from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.keys import (
     candidates_key,
     dedup_key,
+    edges_key,
     partition_of,
     pointer_key,
     quarantine_stream_key,
     session_key,
+    session_key_v1,
     stream_key,
 )
 from serving.adapters.event_log import EventLog, LogEntry, MemoryEventLog, QuarantinedEvent, RedisEventLog
@@ -80,6 +82,30 @@ class TestOnlineStore:
             V2, None, b"session of the user", b"\x12\x01A", b"\x08\x05"
         )
         assert await store.read(version=V1, user_id="u 2", anonymous_id=None) == OnlineRecords(V2)
+
+    async def test_a_session_of_the_older_format_counts_while_there_is_no_newer_one(
+        self, online: tuple[OnlineStore, Put, PutHash]
+    ) -> None:
+        store, put, _ = online
+        put(session_key_v1("u:u1", TENANT), b"older")
+        assert (await store.read(version=None, user_id="u1", anonymous_id=None)).session == b"older"
+        put(session_key("u:u1", TENANT), b"newer")
+        assert (await store.read(version=None, user_id="u1", anonymous_id=None)).session == b"newer"
+
+    async def test_the_same_read_brings_edges_and_what_others_did(
+        self, online: tuple[OnlineStore, Put, PutHash]
+    ) -> None:
+        store, put, put_hash = online
+        put(session_key("u:u 1", TENANT), b"session of the user")
+        put(session_key("a:x", TENANT), b"session of the phone")
+        put_hash(edges_key("u:u 1", TENANT), {b"a:x": b"edge", b"a:y": b"other"})
+        put_hash(edges_key("a:y", TENANT), {b"u:u 1": b"other"})
+
+        read = await store.read(version=None, user_id="u 1", anonymous_id=None, joined=["a:x", "a:y"])
+        assert (read.session, read.joined) == (b"session of the user", {"a:x": b"session of the phone"})
+        assert read.edges == {"u:u 1": {b"a:x": b"edge", b"a:y": b"other"}, "a:y": {b"u:u 1": b"other"}}
+        alone = await store.read(version=None, user_id=None, anonymous_id="y")
+        assert (alone.session, alone.joined, alone.edges) == (None, {}, {"a:y": {b"u:u 1": b"other"}})
 
     async def test_many_readers_at_once_each_get_their_own(self, online: tuple[OnlineStore, Put, PutHash]) -> None:
         store, put, _ = online

@@ -133,6 +133,22 @@ class TestDetails:
             else:
                 assert (result["reason"], result["field"]) == ("invalid_timestamp", expected)
 
+    async def test_dwell_of_ga4_is_in_seconds(self, door: FrontDoor) -> None:
+        for number, (params, expected) in enumerate(
+            [
+                ({"engagement_time_msec": 1500}, 1.5),
+                ({"engagement_time_msec": "2500", "item_id": "i"}, 2.5),
+                ({"engagement_time_msec": 1500, "value": 7}, 7),
+                ({"engagement_time_msec": "long"}, None),
+                ({"engagement_time_msec": True}, None),
+                ({}, None),
+            ]
+        ):
+            params = {**params, "event_id": f"e{number}"}
+            body = {"client_id": "c", "events": [{"name": "user_engagement", "params": params}]}
+            (result,) = (await door.client.post("/mp/collect", json=body)).json()["results"]
+            assert (result["status"], door.written()[number].get("value")) == ("accepted", expected)
+
     async def test_a_rating_is_the_value_of_a_review_only(self, door: FrontDoor) -> None:
         for event in ("Product Reviewed", "Product Viewed"):
             properties = {"product_id": "p", "rating": 4.5}

@@ -191,7 +191,7 @@ def test_a_known_user_wins_over_the_anonymous_id() -> None:
 
 
 def test_every_type_has_its_place() -> None:
-    assert len(EVENT_TYPES) == 23
+    assert len(EVENT_TYPES) == 25
     assert set(EVENT_TYPE_ORDER) == EVENT_TYPES
     assert len(EVENT_TYPE_ORDER) == len(set(EVENT_TYPE_ORDER))
     assert set(DEFAULT_PREFERENCE_WEIGHTS) <= {str(t) for t in ITEM_REQUIRED}

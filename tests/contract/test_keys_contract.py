@@ -58,7 +58,7 @@ def test_a_foreign_key_is_refused(key: str) -> None:
 
 
 def test_a_session_key_is_not_a_candidates_key() -> None:
-    with pytest.raises(ContractError, match="not a v1 session key"):
+    with pytest.raises(ContractError, match="not a v2 session key"):
         keys.parse_session_key(keys.candidates_key(VERSION, "1"))
 
 
@@ -73,7 +73,10 @@ def test_stored_names_never_change() -> None:
     assert keys.pointer_key() == "nj:default:pointer"
     assert keys.versions_key("shop-2") == "nj:shop-2:versions"
     assert keys.candidates_key(VERSION, "17 850") == "nj:default:cand:v1:2024-03-08-1a2b3c4d:{u:17%20850}"
-    assert keys.session_key("a:x:y") == "nj:default:sess:v1:{a:x%3Ay}"
+    assert keys.session_key("a:x:y") == "nj:default:sess:v2:{a:x%3Ay}"
+    assert keys.session_key_v1("a:x:y") == "nj:default:sess:v1:{a:x%3Ay}"
+    assert keys.trend_key(2, 475_000, 3) == "nj:default:trend:v1:2:475000:3"
+    assert keys.fence_key(3) == "nj:default:fence:3"
     assert keys.stream_key(1) == "nj:default:{events:1}"
     assert keys.dedup_key(1, "e 1") == "nj:default:{events:1}:dedup:e%201"
     assert [keys.partition_of(s) for s in ("u:1", "a:1", "u:ä")] == [2, 2, 0]  # CRC-32 modulo 4

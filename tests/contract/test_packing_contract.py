@@ -1,4 +1,4 @@
-"""Packed records: golden bytes of format 1, inverses, and refusal of whatever is cut, foreign or of another version."""
+"""Packed records: golden bytes of every format, inverses, refusal of what is cut, foreign or of another version."""
 
 from __future__ import annotations
 
@@ -6,24 +6,37 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_repo.contracts.errors import ContractError, MixedVersionError
 from feature_repo.contracts.packing import (
-    EVENT_TYPE_ORDER,
     FLAG_PERSONALIZE_DENIED,
-    ItemMark,
     PackedCandidate,
+    pack_candidates,
+    read_candidates_header,
+    unpack_candidates,
+)
+from feature_repo.contracts.session_record import (
+    EVENT_TYPE_ORDER,
+    MAX_CART_CHANGES,
+    MAX_EVENTS,
+    MAX_INTERESTS,
+    MAX_MARKS,
+    MAX_SEEN,
+    MAX_STEPS,
+    WORD_ORDER,
+    CartChange,
+    ItemMark,
     SessionEvent,
     SessionState,
-    pack_candidates,
+    Word,
+    event_hash,
     pack_session,
-    read_candidates_header,
     session_hash,
-    unpack_candidates,
     unpack_session,
 )
+from feature_repo.contracts.trend_record import MAX_VOTES, WINDOWS, TrendTable, pack_trend, unpack_trend
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VERSION = "2024-03-08-1a2b3c4d"
@@ -32,7 +45,7 @@ CANDIDATES = [
     PackedCandidate(300, 0.25, 1, None, None),
     PackedCandidate(4_000_000_000, 0.25, 2, 0, 65_536),
 ]
-SESSION = SessionState(
+SESSION_V1 = SessionState(
     events=[
         SessionEvent(1_709_895_600_000_000, "view_item", 0, "i1"),
         SessionEvent(1_709_895_600_000_001, "purchase", session_hash("s1"), "ä" * 128),
@@ -42,6 +55,29 @@ SESSION = SessionState(
     flags=FLAG_PERSONALIZE_DENIED,
     consent_micros=1_709_895_599_000_000,
 )
+SESSION = SessionState(
+    events=[
+        SessionEvent(1_709_895_600_000_000, "view_item", 0, "i1", event_hash("e1")),
+        SessionEvent(1_709_895_600_000_001, "purchase", session_hash("s1"), "ä" * 128, 7),
+    ],
+    steps=[SessionEvent(1_709_895_599_000_000, "search", session_hash("s1"), "", 2**32 - 1)],
+    cart=[
+        CartChange(1_709_895_600_000_000, False, 65_535, "i1", 3),
+        CartChange(1_709_895_600_000_005, True, 0, "i2", 4),
+    ],
+    bought=[ItemMark(1_709_895_600_000_001, "ä" * 128)],
+    dismissed=[ItemMark(-5, "i9")],
+    seen={"i1": 1_709_895_600_000_000},
+    interests={(19_790, "i1"): 2, (19_789, "ä" * 128): 65_535},
+    votes={(2, 19_790): {"i1": 11}, (0, 5_699_652): {"i1": 4}},
+    counts={"view_item": 1, "purchase": 2**32 - 1, "search": 3},
+    words={"device": Word(1_709_895_600_000_000, "mobile"), "channel": Word(5, "web")},
+    flags=FLAG_PERSONALIZE_DENIED,
+    consent_micros=1_709_895_599_000_000,
+    first_micros=1_709_895_599_000_000,
+    last_micros=1_709_895_600_000_005,
+)
+TREND = TrendTable(1, 5_699_652, {"i1": 3, "ä": 4_000_000_000}, 4_000_000_010, 7)
 
 
 def test_candidates_read_what_older_code_wrote() -> None:
@@ -59,9 +95,63 @@ def test_the_header_by_hand() -> None:
 
 
 def test_a_session_reads_what_older_code_wrote() -> None:
-    record = (GOLDEN / "session_v1.bin").read_bytes()
+    assert unpack_session((GOLDEN / "session_v1.bin").read_bytes()) == SESSION_V1
+    record = (GOLDEN / "session_v2.bin").read_bytes()
     assert unpack_session(record) == SESSION
     assert pack_session(SESSION) == record
+
+
+def test_a_trend_table_reads_what_older_code_wrote() -> None:
+    record = (GOLDEN / "trend_v1.bin").read_bytes()
+    assert unpack_trend(record) == TREND
+    assert pack_trend(TREND) == record
+    assert unpack_trend(pack_trend(TrendTable(2, 1))) == TrendTable(2, 1)
+
+
+def test_a_trend_table_cut_lengthened_or_of_another_format_is_refused() -> None:
+    record = pack_trend(TREND)
+    assert len(record) == 22 + 5 + 8
+    for cut in range(35):
+        with pytest.raises(ContractError, match=r"cut short or damaged|bytes, got"):
+            unpack_trend(record[:cut])
+    with pytest.raises(ContractError, match="bytes, got 36"):
+        unpack_trend(record + b"\0")
+    with pytest.raises(ContractError, match="format 3, expected 1"):
+        unpack_trend(b"\3" + record[1:])
+    with pytest.raises(ContractError, match="2 items promised, 3 named"):
+        unpack_trend(record.replace(b"i1\0", b"\0i\0"))
+
+
+def test_the_session_header_by_hand() -> None:
+    """One event of 1970-01-01T00:00:01Z (1,000,000 us = 0xf4240) on item "a"; all numbers little-endian."""
+    state = SessionState(events=[SessionEvent(1_000_000, "click", 0, "a", 9)], first_micros=1, last_micros=2)
+    record = pack_session(state)
+    assert record[:30].hex() == "0200" + "00" * 8 + "01" + "00" * 7 + "02" + "00" * 7 + "01000000"
+    assert record[30:50].hex() == "0100" + "0100" + "0000" * 7 + "0000"
+    assert record[50:].hex() == "61" + "40420f0000000000" + "0c" + "00" * 8 + "09000000" + "0000"
+
+
+def test_the_documented_size_holds() -> None:
+    def ids(kind: str, count: int) -> list[str]:
+        return [f"{kind}{number:03d}".ljust(256, "x") for number in range(count)]
+
+    largest = SessionState(
+        events=[SessionEvent(1, "click", 1, item, 1) for item in ids("e", MAX_EVENTS)],
+        steps=[SessionEvent(1, "search", 1, "", 1)] * MAX_STEPS,
+        cart=[CartChange(1, False, 1, item, 1) for item in ids("c", MAX_CART_CHANGES)],
+        bought=[ItemMark(1, item) for item in ids("b", MAX_MARKS)],
+        dismissed=[ItemMark(1, item) for item in ids("d", MAX_MARKS)],
+        seen=dict.fromkeys(ids("s", MAX_SEEN), 1),
+        interests=dict.fromkeys(((1, item) for item in ids("i", MAX_INTERESTS)), 1),
+        votes={(0, 1): dict.fromkeys(ids("v", MAX_VOTES * 2 * len(WINDOWS)), 1)},
+        counts=dict.fromkeys(EVENT_TYPE_ORDER, 1),
+        words={name: Word(1, ("w" + name).ljust(256, "x")) for name in WORD_ORDER},
+    )
+    record = pack_session(largest)
+    names = int.from_bytes(record[30:32], "little")
+    assert (names, len(record) - names * 257 + 1) == (767, 9_082)
+    assert 206_000 < len(record) < 207_000
+    assert unpack_session(record) == largest
 
 
 def test_another_version_is_refused() -> None:
@@ -87,24 +177,38 @@ def test_a_longer_or_foreign_candidates_record_is_refused() -> None:
 
 
 def test_a_session_record_cut_anywhere_is_refused() -> None:
-    record = pack_session(SESSION)
-    assert len(record) == 16 + (19 + 2) + (19 + 256) + (10 + 256) + (10 + 2) == 590
-    for cut in range(590):
-        with pytest.raises(ContractError, match=r"cut short or damaged|ends at byte"):
-            unpack_session(record[:cut])
+    older, record = (GOLDEN / "session_v1.bin").read_bytes(), pack_session(SESSION)
+    assert len(older) == 16 + (19 + 2) + (19 + 256) + (10 + 256) + (10 + 2) == 590
+    rows = 2 * 23 + 21 + 2 * 17 + 3 * 10 + 2 * 6 + 2 * 8 + 3 * 5 + 2 * 11
+    assert len(record) == 50 + len("i1 i2 i9 mobile web") + 1 + 256 + rows
+    for whole in (older, record):
+        for cut in range(len(whole)):
+            with pytest.raises(ContractError, match=r"cut short or damaged|ends at byte"):
+                unpack_session(whole[:cut])
 
 
 def test_a_longer_or_foreign_session_record_is_refused() -> None:
     record = pack_session(SESSION)
-    with pytest.raises(ContractError, match="ends at byte"):
-        unpack_session(record + b"\0")
-    with pytest.raises(ContractError, match="format 9, expected 1"):
+    for whole in (record, (GOLDEN / "session_v1.bin").read_bytes()):
+        with pytest.raises(ContractError, match="ends at byte"):
+            unpack_session(whole + b"\0")
+    with pytest.raises(ContractError, match="format 9, expected 1 or 2"):
         unpack_session(b"\x09" + record[1:])
+    with pytest.raises(ContractError, match="6 names promised, 7 found"):
+        unpack_session(record.replace(b"mobile", b"mob\0le"))
 
 
 def test_an_unknown_event_type_is_never_stored() -> None:
     with pytest.raises(ContractError, match="'teleport' has no number"):
         pack_session(SessionState(events=[SessionEvent(0, "teleport", 0, "i")]))
+
+
+@pytest.mark.parametrize("name", ["", "a\0b"])
+def test_a_name_that_would_be_read_back_as_another_is_never_stored(name: str) -> None:
+    with pytest.raises(ContractError, match="cannot name"):
+        pack_session(SessionState(bought=[ItemMark(0, name)]))
+    with pytest.raises(ContractError, match="cannot hold this state"):
+        pack_session(SessionState(interests={(1, "i"): 65_536}))
 
 
 rows = st.lists(
@@ -125,22 +229,35 @@ def test_candidates_round_trip(rows: list[PackedCandidate], flags: int) -> None:
     assert unpack_candidates(pack_candidates(VERSION, rows, flags=flags)) == (rows, flags)
 
 
-ids = st.text(min_size=1, max_size=40).filter(lambda s: not any(0xD800 <= ord(c) < 0xE000 for c in s))
+ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
 micros = st.integers(-(2**63), 2**63 - 1)
+small, hashes, numbers = st.integers(0, 2**16 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1)
 marks = st.lists(st.builds(ItemMark, micros, ids), max_size=5)
+types = st.sampled_from(EVENT_TYPE_ORDER)
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.builds(
         SessionState,
-        events=st.lists(
-            st.builds(SessionEvent, micros, st.sampled_from(EVENT_TYPE_ORDER), st.integers(0, 2**64 - 1), ids),
-            max_size=8,
-        ),
+        events=st.lists(st.builds(SessionEvent, micros, types, hashes, ids, numbers), max_size=8),
+        steps=st.lists(st.builds(SessionEvent, micros, types, hashes, st.just(""), numbers), max_size=3),
+        cart=st.lists(st.builds(CartChange, micros, st.booleans(), small, ids, numbers), max_size=3),
         bought=marks,
         dismissed=marks,
+        seen=st.dictionaries(ids, micros, max_size=4),
+        interests=st.dictionaries(st.tuples(small, ids), small, max_size=3),
+        votes=st.dictionaries(
+            st.tuples(st.integers(0, 2), numbers),
+            st.dictionaries(ids, st.integers(0, 255), min_size=1, max_size=2),
+            max_size=3,
+        ),
+        counts=st.dictionaries(types, numbers, max_size=4),
+        words=st.dictionaries(st.sampled_from(WORD_ORDER), st.builds(Word, micros, ids)),
         flags=st.integers(0, 255),
         consent_micros=micros,
+        first_micros=micros,
+        last_micros=micros,
     )
 )
 def test_sessions_round_trip(state: SessionState) -> None:

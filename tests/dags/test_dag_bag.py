@@ -38,7 +38,7 @@ def dag_run(run_type: str, **values: Any) -> SimpleNamespace:
 
 
 def test_tasks_run_one_after_another_in_this_order(dag: Any) -> None:
-    assert len(dag.tasks) == len(TASKS) == 9
+    assert len(dag.tasks) == len(TASKS) == 10
     (first,) = [task for task in dag.tasks if not task.upstream_task_ids]
     order, task = [first.task_id], first
     while task.downstream_task_ids:
@@ -69,7 +69,7 @@ def test_settings_go_to_spark_as_a_file_and_not_on_the_class_path(module: Any) -
 
 
 def test_every_task_is_retried_twice_after_a_short_while(dag: Any) -> None:
-    assert [(t.retries, t.retry_delay.total_seconds()) for t in dag.tasks] == [(2, 10.0)] * 9
+    assert [(t.retries, t.retry_delay.total_seconds()) for t in dag.tasks] == [(2, 10.0)] * 10
     assert dag.max_active_runs == 1
     assert dag.catchup is False
 

@@ -22,6 +22,7 @@ RUN_TWICE = {
         "materialize_features": "tests/parity/test_feast_features.py::test_a_night_that_runs_again_replaces_its_values",
         "verify_publication": "tests/unit/test_publication_jobs.py::test_verifying_and_flipping_twice_is_once",
         "flip_version": "tests/unit/test_publication_jobs.py::test_verifying_and_flipping_twice_is_once",
+        "attribute_events": "tests/unit/test_attribute_events.py::test_twice_is_once_and_late_events_arrive",
     },
     "sync_catalogue": {
         "sync_inbox": "tests/unit/test_import_inbox.py::test_files_come_in_once_users_first_and_the_result_stays",

@@ -110,12 +110,41 @@ def shop(first_night: Environment, environment: Environment) -> Environment:
     return environment
 
 
+def test_an_event_that_came_through_every_entrance_counts_once(spark: SparkSession, environment: Environment) -> None:
+    """And so does one of a day that Kafka alone brings, after a night that knew of no such table."""
+    write_bronze_events(environment, [("e1", "u1", "view_item", "2024-03-01T10:00:00", "i1", {"source": "stream"})])
+    same = {"source": "a.csv"}  # the smallest source is the first delivery
+    write_bronze_events(
+        environment, [("e1", "u1", "view_item", "2024-03-01T10:00:00", "i1", same)], name="bronze.events_import"
+    )
+    before = pinned(environment, "2024-03-02", run_key="before")
+    job.refine_events(
+        spark, environment, replace(before, pins={n: v for n, v in before.pins.items() if "kafka" not in n})
+    )
+    from_kafka = [
+        ("e1", "u1", "view_item", "2024-03-01T10:00:00", "i1", {"source": "kafka:clicks/0"}),
+        ("k1", "u1", "purchase", "2024-02-27T10:00:00", "i2", {"source": "kafka:clicks/0"}),  # late, another day
+        ("k1", "u1", "purchase", "2024-02-27T10:00:00", "i2", {"source": "kafka:clicks/1"}),
+        ("k2", "u1", "purchase", "2024-02-27T10:00:00", "i2", {"source": "kafka:clicks/1", "quantity": 0}),
+    ]
+    write_bronze_events(environment, from_kafka, name="bronze.events_kafka")
+    run = pinned(environment, "2024-03-02", run_key="after")
+    assert run.derive_days == ("2024-02-27", "2024-03-01")
+    report = job.refine_events(spark, environment, run)
+    assert report["sources"]["bronze.events_kafka"] == {
+        "read": 4, "kept": 1, "duplicates": 2, "quarantined": 1, "withheld": 0, "outside": 0,
+    }  # fmt: skip
+    assert rows(environment, "silver.events", "event_id", "source") == [("e1", "a.csv"), ("k1", "kafka:clicks/0")]
+    assert rows(environment, "silver.quarantine", "reason", "source") == [("invalid_quantity", "kafka:clicks/1")]
+
+
 def test_the_first_night_derives_every_day(shop: Environment) -> None:
     report = read_report(shop, "first", REFINE_FILE)
     assert report["days_derived"] == "all"
     assert report["sources"] == {
         "bronze.events": {"read": 15, "kept": 11, "duplicates": 1, "quarantined": 1, "withheld": 1, "outside": 1},
         "bronze.events_import": {"read": 3, "kept": 2, "duplicates": 1, "quarantined": 0, "withheld": 0, "outside": 0},
+        "bronze.events_kafka": dict.fromkeys(("read", "kept", "duplicates", "quarantined", "withheld", "outside"), 0),
     }
     assert report["total"]["read"] == 18
     assert report["quarantined_by_reason"] == {"invalid_quantity": 1}

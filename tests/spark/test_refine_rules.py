@@ -1,4 +1,4 @@
-"""The event rules, deduplication and bots as Spark sees them, held to the contract."""
+"""The event rules and deduplication as Spark sees them, held to the contract."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from pyspark.sql import SparkSession
 from feature_repo.contracts.events import Reason, check_event
 from spark_jobs.transforms.events import (
     check_deliveries,
-    find_bots,
     first_deliveries,
-    flag_bots,
     quarantine_rows,
     rejection_reason,
 )
-from tests.builders import bronze_event, make_bronze_events, make_events, utc
+from tests.builders import bronze_event, make_bronze_events, utc
 
 pytestmark = pytest.mark.spark
 
@@ -122,26 +120,3 @@ def test_the_first_delivery_counts_whenever_it_came(spark: SparkSession) -> None
     marked = first_deliveries(check_deliveries(make_bronze_events(spark, rows)))
     first = sorted(row["source_position"] for row in marked.filter("is_first").collect())
     assert (first, marked.count()) == ([1, 3, 4, 7], 8)
-
-
-def browse(name: str, count: int, start: str, seconds: float, kind: str = "view_item") -> list[tuple[Any, ...]]:
-    begin = utc(start)
-    return [(f"{name}-{n}", name, kind, begin + timedelta(seconds=n * seconds)) for n in range(count)]
-
-
-def test_a_bot_is_one_on_that_day_only(spark: SparkSession) -> None:
-    rows = [
-        *browse("crawler", 201, "2024-03-01T10:00:00", 1.5),  # 40 a minute
-        ("next-day", "crawler", "view_item", "2024-03-02T10:00:00"),
-        *browse("polite", 201, "2024-03-01T10:00:00", 2.0),  # 30 a minute: no more than people do
-        *browse("brief", 200, "2024-03-01T10:00:00", 1.0),  # 60 a minute, 200 a day
-        *browse("wholesaler", 300, "2024-03-01T10:00:00", 0.0, "purchase"),  # one order of 300 lines
-        *browse("midnight", 120, "2024-03-01T23:58:00", 1.0),  # 120 on each side of midnight: neither day is over 200
-        *browse("midnight2", 120, "2024-03-02T00:00:00", 1.0),
-    ]
-    events = make_events(spark, rows)
-    bots = find_bots(events)
-    assert [tuple(row) for row in bots.collect()] == [("u:crawler", date(2024, 3, 1))]
-    flagged = flag_bots(events.drop("is_bot"), bots)
-    assert (flagged.filter("is_bot").count(), flagged.count()) == (201, len(rows))
-    assert flagged.filter("event_id = 'next-day'").first()["is_bot"] is False

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from feature_repo.contracts.errors import DependencyError
-from infra.local import jars as jars_module
 from infra.local import java as java_module
 from infra.local.class_archive import archive_path, ensure_archive
-from infra.local.jars import JARS, Jar, ensure_jars, jar_paths, proxy_options, wrong_jars
+from infra.local.jars import JARS, Jar, JarSet, ensure_jars, jar_paths, proxy_options, wrong_jars
 from infra.local.java import choose_java, write_wrapper
+from infra.local.kafka import KAFKA_SOURCE
 from infra.local.ports import USUAL_PORTS, choose_ports, is_free, read_ports, write_ports
 from infra.local.spark_conf import write_spark_conf
 
@@ -86,14 +86,13 @@ class TestPackagedJava:
 
 
 @pytest.fixture
-def two_jars(monkeypatch: pytest.MonkeyPatch) -> tuple[Jar, ...]:
+def two_jars() -> JarSet:
     """Two small pinned jars: their contents are `one` and `second`."""
     pinned = tuple(
         Jar("io.shop", name, "1.0", len(text), hashlib.sha256(text).hexdigest())
         for name, text in (("first", b"one"), ("other", b"second"))
     )
-    monkeypatch.setattr(jars_module, "JARS", pinned)
-    return pinned
+    return JarSet("shop's", pinned, (("io.shop:first:1.0", ""),))
 
 
 class TestJars:
@@ -103,50 +102,50 @@ class TestJars:
         assert all(len(jar.sha256) == 64 for jar in JARS)
         assert sum(jar.size_bytes for jar in JARS) == 13_381_156
 
-    @pytest.mark.usefixtures("two_jars")
-    def test_taken_from_a_folder_under_either_name(self, tmp_path: Path) -> None:
+    def test_kafka_is_a_set_of_its_own(self) -> None:
+        assert len({jar.sha256 for jar in KAFKA_SOURCE.jars}) == 4
+        assert {len(jar.sha256) for jar in KAFKA_SOURCE.jars} == {64}
+        assert not set(KAFKA_SOURCE.jars) & set(JARS)
+
+    def test_taken_from_a_folder_under_either_name(self, tmp_path: Path, two_jars: JarSet) -> None:
         source, target = tmp_path / "source", tmp_path / "target"
         source.mkdir()
         (source / "first-1.0.jar").write_bytes(b"one")
         (source / "io.shop_other-1.0.jar").write_bytes(b"second")
         variables = {"NIGHTJAR_JARS_FROM": str(source), "HOME": str(tmp_path)}
-        assert ensure_jars(target, java_home="/none", variables=variables) == f"copied from {source}"
+        assert ensure_jars(target, java_home="/none", variables=variables, jar_set=two_jars) == f"copied from {source}"
         assert sorted(p.name for p in target.iterdir()) == ["first-1.0.jar", "other-1.0.jar"]
-        assert ensure_jars(target, java_home="/none", variables={}) == "already there"
+        assert ensure_jars(target, java_home="/none", variables={}, jar_set=two_jars) == "already there"
 
-    def test_a_jar_with_another_hash_is_refused_with_both_hashes(
-        self, tmp_path: Path, two_jars: tuple[Jar, ...]
-    ) -> None:
+    def test_a_jar_with_another_hash_is_refused_with_both_hashes(self, tmp_path: Path, two_jars: JarSet) -> None:
         source, target = tmp_path / "source", tmp_path / "target"
         source.mkdir()
         (source / "first-1.0.jar").write_bytes(b"one")
         (source / "other-1.0.jar").write_bytes(b"sEcond")  # same size
+        variables = {"NIGHTJAR_JARS_FROM": str(source), "HOME": str(tmp_path)}
         with pytest.raises(DependencyError) as caught:
-            ensure_jars(target, java_home="/none", variables={"NIGHTJAR_JARS_FROM": str(source), "HOME": str(tmp_path)})
+            ensure_jars(target, java_home="/none", variables=variables, jar_set=two_jars)
         assert hashlib.sha256(b"sEcond").hexdigest() in str(caught.value)
-        assert two_jars[1].sha256 in str(caught.value)
+        assert two_jars.jars[1].sha256 in str(caught.value)
         assert not (target / "other-1.0.jar").exists()
 
-    @pytest.mark.usefixtures("two_jars")
-    def test_a_damaged_jar_is_repaired_from_the_cache(self, tmp_path: Path) -> None:
+    def test_a_damaged_jar_is_repaired_from_the_cache(self, tmp_path: Path, two_jars: JarSet) -> None:
         cache, target = tmp_path / "xdg" / "nightjar" / "jars", tmp_path / "target"
         for folder in (cache, target):
             folder.mkdir(parents=True)
             (folder / "first-1.0.jar").write_bytes(b"one")
             (folder / "other-1.0.jar").write_bytes(b"second")
         (target / "other-1.0.jar").write_bytes(b"sec")  # a copy that was cut short
-        assert wrong_jars(target) == {"other-1.0.jar": "has 3 bytes, the pinned jar has 6"}
+        assert wrong_jars(target, two_jars) == {"other-1.0.jar": "has 3 bytes, the pinned jar has 6"}
         variables = {"XDG_CACHE_HOME": str(tmp_path / "xdg")}
-        assert ensure_jars(target, java_home="/none", variables=variables) == f"copied from {cache}"
-        assert wrong_jars(target) == {}
+        assert ensure_jars(target, java_home="/none", variables=variables, jar_set=two_jars) == f"copied from {cache}"
+        assert wrong_jars(target, two_jars) == {}
 
-    @pytest.mark.usefixtures("two_jars")
-    def test_a_folder_that_lacks_one_says_which(self, tmp_path: Path) -> None:
+    def test_a_folder_that_lacks_one_says_which(self, tmp_path: Path, two_jars: JarSet) -> None:
         (tmp_path / "first-1.0.jar").write_bytes(b"one")
+        variables = {"NIGHTJAR_JARS_FROM": str(tmp_path), "HOME": "/none"}
         with pytest.raises(DependencyError, match=r"holds no other-1\.0\.jar"):
-            ensure_jars(
-                tmp_path / "t", java_home="/none", variables={"NIGHTJAR_JARS_FROM": str(tmp_path), "HOME": "/none"}
-            )
+            ensure_jars(tmp_path / "t", java_home="/none", variables=variables, jar_set=two_jars)
 
     def test_proxies_are_told_to_java(self) -> None:
         variables = {"HTTPS_PROXY": "http://user@proxy.shop:3128", "http_proxy": "plain.shop"}

@@ -78,7 +78,9 @@ def test_a_manual_run_takes_the_day_after_the_last_event(shop: Environment, star
     assert (run.as_of, run.derive_days, run.publishes, run.mlflow_run_id) == ("2024-03-06", None, True, "mlflow-1")
     assert run.pins == {
         "bronze.events": 0, "bronze.events_import": 0, "bronze.items": -1, "bronze.users": -1,
-        "bronze.quarantine": -1, "bronze.quarantine_import": -1,
+        "bronze.quarantine": -1, "bronze.quarantine_import": -1, "bronze.item_changes": -1, "bronze.user_changes": -1,
+        "silver.decisions": -1,
+        "bronze.events_kafka": -1, "bronze.quarantine_kafka": -1,
     }  # fmt: skip
     assert run.params == {"test_days": 7}
     [call] = started

@@ -11,6 +11,7 @@ import pytest
 
 from feature_repo.contracts.errors import RequestError
 from feature_repo.contracts.packing import (
+    FLAG_BOT,
     FLAG_PERSONALIZE_DENIED,
     NO_REASON,
     ItemMark,
@@ -115,9 +116,15 @@ class TestIdentify:
 
     def test_events_without_a_session_id_belong_together_by_gaps(self) -> None:
         events = [event("x", 6000, session=0), event("y", 4000, session=0), event("z", 2500, session=0)]
-        events += [event("other", 2400), event("w", 700, session=0)]
-        # w-z: 1800 s apart, together; z-y: 1500 s, together; y-x: 2000 s, apart. `other` has a session of its own.
+        events += [event("other", 2400), event("w", 701, session=0)]
+        # w-z: 1799 s apart, together; z-y: 1500 s, together; y-x: 2000 s, apart. `other` has a session of its own.
         assert self.found(events) == ["y", "z", "w"]
+        assert self.found([event("z", 2500, session=0), event("w", 700, session=0)]) == ["w"]  # half an hour: apart
+
+    def test_a_session_id_that_comes_back_after_a_day_is_another_session(self) -> None:
+        day = 24 * 3600
+        events = [event("x", 2 * day), event("y", day), event("z", 1)]
+        assert self.found(events, session_id="s1") == self.found(events) == ["y", "z"]
 
     def test_events_of_the_request_join_in_time_order(self) -> None:
         recent = [event("late", 50), event("early", 2900)]
@@ -389,6 +396,15 @@ class TestConsentInTheSlate:
         assert denied.items == nobody.items
         assert (denied.fallback_level, denied.fallback_reason) == ("popular", "consent")
         assert (denied.personalized, denied.session, denied.session_weight) == (False, [], 0.0)
+
+    def test_a_bot_gets_what_nobody_in_particular_gets(self, catalogue: Catalogue) -> None:
+        state = SessionState(events=[event("cup", 5)], flags=FLAG_BOT)
+        person = Person(candidates=night(("pan", 1.0)), session=state, segment=KITCHEN)
+        bot = slate(catalogue, person, user_id="u1", session_id="s1", personalize=True)
+        assert bot.items == slate(catalogue).items
+        assert (bot.fallback_level, bot.fallback_reason, bot.personalized) == ("popular", "bot", False)
+        state.flags |= FLAG_PERSONALIZE_DENIED  # who says no hears that their no was heard
+        assert slate(catalogue, person, user_id="u1").fallback_reason == "consent"
 
     def test_place_still_counts(self, catalogue: Catalogue) -> None:
         answer = slate(catalogue, Person(segment=HOME), user_id="u1", personalize=False, category=KITCHEN)

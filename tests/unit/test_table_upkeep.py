@@ -16,7 +16,7 @@ from deltalake import DeltaTable
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError, DependencyError
-from feature_repo.contracts.keys import lease_key, maintenance_key
+from feature_repo.contracts.keys import archived_key, lease_key, maintenance_key, stream_key
 from feature_repo.contracts.tables import table_path
 from infra.importing import maintenance as import_maintenance
 from infra.importing.maintenance import maintain_imports
@@ -136,6 +136,22 @@ def test_the_program_of_the_importer_speaks_json_and_exit_codes(
     assert "error DataError: retention_days" in capsys.readouterr().err
 
 
+def test_between_appends_only_crowded_days_are_compacted(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(environment, "bronze.events")
+    rows, delta = rows_of(environment, "bronze.events"), delta_of(environment, "bronze.events")
+    old = Path(delta.table_uri.removeprefix("file://")) / "left.parquet"
+    old.touch()
+    age_by(delta, 100)
+    assert keep_up(delta, dry_run=False, retention_days=30, only_crowded=True)["compacted"] == []
+    monkeypatch.setattr("serving.speed.table_upkeep.CROWDED_FILES", SMALL_FILES)
+    done = keep_up(delta, dry_run=False, retention_days=30, only_crowded=True)
+    assert (done["compacted"], done["deleted_files"]) == (["2024-03-01", "null"], 0)
+    assert old.exists()  # that would take the listing of every folder
+    assert rows_of(environment, "bronze.events") == rows
+
+
 @pytest.fixture
 def log(redis_url: str) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(redis_url) as client:
@@ -163,13 +179,37 @@ def test_the_archiver_maintains_its_tables_when_asked(
     try:
         for compacted in (["2024-03-01", "null"], []):  # twice is once
             report = maintain_archive(shop, "run/1", dry_run=False, retention_days=30)
-            assert set(report) == {"bronze.events", "bronze.quarantine"}
+            assert set(report) == {
+                "bronze.events", "bronze.quarantine", "bronze.item_changes", "bronze.user_changes",
+            }  # fmt: skip
             assert report["bronze.events"]["compacted"] == compacted
             assert rows_of(shop, "bronze.events") == rows
     finally:
         stopping.set()
         thread.join()
     assert log.get(maintenance_key()) is None
+
+
+@pytest.mark.redis
+def test_a_day_that_grows_is_compacted_by_the_way_and_no_delivery_is_repeated(
+    environment: Environment, log: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.speed.table_upkeep.CROWDED_FILES", 5)
+    monkeypatch.setattr("serving.speed.archiver.COMPACTION_ROUNDS", 6)
+    archiver = Archiver(
+        log, log, lakehouse=environment.lakehouse, tenant="default", max_entries=100, may_write=lambda: True
+    )
+    archiver.resume()
+    for n in range(6):
+        event = {"event_id": f"e{n}", "event_type": "search", "user_id": "u1", "timestamp": "2024-03-01T10:00:00Z"}
+        log.xadd(stream_key(n % 2), {"event": json.dumps(event), "nonce": "n"})
+        archiver.archive()
+        for partition in range(2):  # as after a crash between the commit and the move of the position
+            log.delete(archived_key(stream_key(partition)))
+    assert len(delta_of(environment, "bronze.events").file_uris()) == 1
+    archiver.archive()
+    assert [row["event_id"] for row in rows_of(environment, "bronze.events")] == [f"e{n}" for n in range(6)]
+    assert len(delta_of(environment, "bronze.events").file_uris()) == 1
 
 
 @pytest.mark.redis

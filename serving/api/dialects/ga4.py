@@ -5,8 +5,9 @@ client_id or app_instance_id -> anonymous_id; events[].name -> event_type (GA4 n
 item_id, currency, value, quantity, price, ga_session_id or session_id -> session_id, event_id, and our
 recommendation_id, placement, page_view_id. The rest of params lies in properties, user_properties in
 context.user_properties. A purchase without event_id has the id `purchase-<transaction_id>`, so it counts once, as in
-GA4. An event without a time happened when it was received. Entries of `consent` that bear the names of our purposes
-are consent; Google's own (ad_user_data, ad_personalization) speak of advertising and are kept in context.consent.
+GA4. The engagement_time_msec of a user_engagement is also its value, in seconds. An event without a time happened when
+it was received. Entries of `consent` that bear the names of our purposes are consent; Google's own (ad_user_data,
+ad_personalization) speak of advertising and are kept in context.consent.
 """
 
 from __future__ import annotations
@@ -66,6 +67,9 @@ def _event(event: Document, params: dict[str, Any], shared: Document, moment: da
     transaction_id = params.get("transaction_id")
     if event_id is None and name == "purchase" and isinstance(transaction_id, str | int):
         event_id = f"purchase-{transaction_id}"
+    millis = as_number(params.get("engagement_time_msec"))
+    if name == "user_engagement" and "value" not in params and type(millis) in (int, float):
+        params["value"] = millis / 1000
     context = {n: shared[n] for n in ("consent", "user_properties") if n in shared}
     return without_nulls(
         {

@@ -1,0 +1,269 @@
+"""The session record: what the speed layer knows of one subject, packed. Little-endian; the format is the first byte.
+
+Session record v2
+    header    <BBqqqI9H2B  format=2, flags, consent time, first and last event time (us since 1970; 0: none), bytes of
+              the names, then how many names, events, steps, cart changes, bought, dismissed, seen, interests, votes,
+              type counts, last words
+    names     UTF-8, joined by NUL: item ids and words; rows below point at them by position
+    event     <qBQIH  event time (us), type (index in EVENT_TYPE_ORDER), session hash, event hash, item
+    step      <qBQI   the same without an item
+    cart      <qBHIH  event time (us), 0 added / 1 removed, quantity (0: all), event hash, item
+    bought, dismissed, seen  <qH  event time (us), item
+    interest  <HHH    day since 1970, item, weight in halves
+    vote      <BIBH   trend window, period, bucket within it, item
+    count     <BI     event type, number
+    word      <BqH    which (index in WORD_ORDER), event time (us), the word
+    Lists are sorted by time, oldest first; ties by item id.
+
+    Size: at most 9,082 bytes and each name once (with a NUL), at most 767 names. With ids of 16 bytes a record has at
+    most 23 kB, with the longest ids that are allowed (256 bytes) 207 kB; after ten events it has some 600 bytes.
+
+Session record v1 (read, no longer written; what it did not keep is empty)
+    header  <BBqHHH format=1, flags, consent time (us since 1970), event count, bought count, dismissed count
+    event   <qBQH   event time (us), event type, session hash, id length; then the id
+    bought, dismissed  <qH  event time (us), id length; then the id
+
+Golden files of both formats are kept in tests/golden for ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import NamedTuple
+
+from feature_repo.contracts.errors import ContractError
+
+FORMAT_V1, FORMAT_V2 = 1, 2
+
+EVENT_TYPE_ORDER = (
+    "view_item", "view_item_list", "select_item", "add_to_cart", "remove_from_cart", "add_to_wishlist", "view_cart",
+    "begin_checkout", "purchase", "refund", "search", "impression", "click", "like", "dislike", "not_interested",
+    "rating", "share", "watch", "page_view", "survey", "identify", "alias", "unmerge",
+    "user_engagement",
+)  # fmt: skip
+"""Stored as an index: append, never reorder."""
+_TYPE_INDEX = {name: i for i, name in enumerate(EVENT_TYPE_ORDER)}
+
+WORD_ORDER = ("device", "channel", "referrer", "first_referrer", "language")
+"""What a record keeps the last word of (of `first_referrer`: the first). Stored as an index: append, never reorder."""
+_WORD_INDEX = {name: i for i, name in enumerate(WORD_ORDER)}
+
+MAX_EVENTS = 50
+MAX_STEPS = 30
+MAX_CART_CHANGES = 64
+MAX_MARKS = 200
+"""Items bought, and as many dismissed."""
+MAX_SEEN = 100
+MAX_INTERESTS = 100
+MAX_COUNT = 2**32 - 1
+MAX_WEIGHT = 2**16 - 1
+
+
+def session_hash(session_id: str | None) -> int:
+    """64 bits that stand for a session id in a record; 0 when the client named no session."""
+    if not session_id:
+        return 0
+    return int.from_bytes(hashlib.blake2b(session_id.encode("utf-8"), digest_size=8).digest(), "little") or 1
+
+
+def event_hash(event_id: str) -> int:
+    """32 bits that stand for an event id in a record; never 0, which stands for an unknown one."""
+    return zlib.crc32(event_id.encode("utf-8", "surrogatepass")) or 1
+
+
+class SessionEvent(NamedTuple):
+    """One event on an item; as a step, one without (`item_id` is ""). `micros` is event time in microseconds since
+    1970 (UTC)."""
+
+    micros: int
+    event_type: str
+    session_hash: int
+    item_id: str
+    event_hash: int = 0
+
+
+class CartChange(NamedTuple):
+    """An item put into the cart or taken out. `quantity` 0 takes out all there is."""
+
+    micros: int
+    is_removal: bool
+    quantity: int
+    item_id: str
+    event_hash: int = 0
+
+
+class ItemMark(NamedTuple):
+    """An item and the event time of the newest event that marked it (bought, dismissed)."""
+
+    micros: int
+    item_id: str
+
+
+Votes = dict[tuple[int, int], dict[str, int]]
+
+
+class Word(NamedTuple):
+    """Something said about the subject, and when (event time, us)."""
+
+    micros: int
+    text: str
+
+
+@dataclass(slots=True)
+class SessionState:
+    """What the speed layer knows of one subject. Lists are oldest first; ties by item id.
+
+    events     the newest events that touched an item        steps  the newest events that touched none
+    cart       the newest changes of the cart                counts  event type -> events so far
+    seen       item shown or touched -> time of the newest event that did (us)
+    interests  (day since 1970, item id) -> weight in halves (SESSION_VOTE_WEIGHTS x 2)
+    votes      (trend window, period) -> item that the subject speaks for -> bucket within the period (`trend_record`)
+    words      one of WORD_ORDER -> the word that holds      first_micros, last_micros  event times; 0 without an event
+    """
+
+    events: list[SessionEvent] = field(default_factory=list)
+    bought: list[ItemMark] = field(default_factory=list)
+    dismissed: list[ItemMark] = field(default_factory=list)
+    flags: int = 0
+    consent_micros: int = 0
+    steps: list[SessionEvent] = field(default_factory=list)
+    cart: list[CartChange] = field(default_factory=list)
+    seen: dict[str, int] = field(default_factory=dict)
+    interests: dict[tuple[int, str], int] = field(default_factory=dict)
+    votes: Votes = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    words: dict[str, Word] = field(default_factory=dict)
+    first_micros: int = 0
+    last_micros: int = 0
+
+
+_HEADER = struct.Struct("<BBqqqI9H2B")
+_EVENT = struct.Struct("<qBQIH")
+_STEP = struct.Struct("<qBQI")
+_CART = struct.Struct("<qBHIH")
+_MARK = struct.Struct("<qH")
+_INTEREST = struct.Struct("<HHH")
+_VOTE = struct.Struct("<BIBH")
+_COUNT = struct.Struct("<BI")
+_WORD = struct.Struct("<BqH")
+_ROWS = (_EVENT, _STEP, _CART, _MARK, _MARK, _MARK, _INTEREST, _VOTE, _COUNT, _WORD)
+
+_V1_HEADER = struct.Struct("<BBqHHH")
+_V1_EVENT = struct.Struct("<qBQH")
+_V1_MARK = struct.Struct("<qH")
+
+
+def pack_session(state: SessionState) -> bytes:
+    """The v2 record of one subject: equal states have equal bytes. Raises ContractError on an unknown event type, and
+    on a number or name that does not fit."""
+    names: dict[str, int] = {}
+    place = names.setdefault  # of a name: where it was first asked for
+    types = _TYPE_INDEX
+    try:
+        rows = [
+            [_EVENT.pack(micros, types[kind], session, mark, place(item, len(names)))
+             for micros, kind, session, item, mark in state.events],
+            [_STEP.pack(micros, types[kind], session, mark) for micros, kind, session, _, mark in state.steps],
+            [_CART.pack(micros, is_removal, quantity, mark, place(item, len(names)))
+             for micros, is_removal, quantity, item, mark in state.cart],
+            [_MARK.pack(micros, place(item, len(names))) for micros, item in state.bought],
+            [_MARK.pack(micros, place(item, len(names))) for micros, item in state.dismissed],
+            [_MARK.pack(micros, place(item, len(names)))
+             for micros, item in sorted(zip(state.seen.values(), state.seen, strict=True))],
+            [_INTEREST.pack(day, place(item, len(names)), weight)
+             for (day, item), weight in sorted(state.interests.items())],
+            [_VOTE.pack(*period, bucket, place(item, len(names)))
+             for period, votes in sorted(state.votes.items()) for item, bucket in sorted(votes.items())],
+            sorted(_COUNT.pack(types[kind], number) for kind, number in state.counts.items()),
+            sorted([_WORD.pack(_WORD_INDEX[name], word.micros, place(word.text, len(names)))
+                    for name, word in sorted(state.words.items())]),
+        ]  # fmt: skip
+        joined = "\0".join(names)
+        if "" in names or joined.count("\0") != max(0, len(names) - 1):
+            wrong = next(name for name in names if not name or "\0" in name)
+            raise ContractError(f"a session record cannot name {wrong[:40]!r}: empty, or with a NUL")
+        named = joined.encode("utf-8")
+        header = _HEADER.pack(
+            FORMAT_V2, state.flags, state.consent_micros, state.first_micros, state.last_micros, len(named), len(names),
+            *map(len, rows),
+        )  # fmt: skip
+    except KeyError as error:
+        raise ContractError(f"event type {error.args[0]!r} has no number in the session record") from error
+    except (struct.error, UnicodeEncodeError) as error:
+        raise ContractError(f"a session record cannot hold this state: {error}") from error
+    return b"".join([header, named, *chain.from_iterable(rows)])
+
+
+def unpack_session(record: bytes) -> SessionState:
+    """Inverse of `pack_session`; reads v1 too. Raises ContractError when the record is not a whole one."""
+    form = record[0] if record else FORMAT_V2
+    if form not in (FORMAT_V1, FORMAT_V2):
+        raise ContractError(f"session record format {form}, expected {FORMAT_V1} or {FORMAT_V2}")
+    try:
+        return _unpack_v1(record) if form == FORMAT_V1 else _unpack_v2(record)
+    except (struct.error, IndexError, UnicodeDecodeError) as error:
+        raise ContractError(f"a session record of {len(record)} bytes is cut short or damaged") from error
+
+
+def _unpack_v2(record: bytes) -> SessionState:
+    _, flags, consent, first, last, name_bytes, name_count, *counts = _HEADER.unpack_from(record)
+    at = _HEADER.size + name_bytes
+    names = record[_HEADER.size : at].decode("utf-8").split("\0") if name_count else []
+    if len(names) != name_count:
+        raise ContractError(
+            f"a session record is cut short or damaged: {name_count} names promised, {len(names)} found"
+        )
+    sections: list[Iterable[tuple[int, ...]]] = []
+    for count, row in zip(counts, _ROWS, strict=True):
+        end = at + count * row.size
+        sections.append(row.iter_unpack(record[at:end]) if count else ())
+        at = end
+    if len(record) != at:
+        raise ContractError(f"a session record of these counts ends at byte {at}, got {len(record)} bytes")
+    events, steps, cart, bought, dismissed, seen, interests, voted, numbers, words = sections
+    types = EVENT_TYPE_ORDER
+    votes: Votes = {}
+    for window, period, bucket, item in voted:
+        votes.setdefault((window, period), {})[names[item]] = bucket
+    return SessionState(
+        [SessionEvent(micros, types[kind], session, names[item], mark) for micros, kind, session, mark, item in events],
+        [ItemMark(micros, names[item]) for micros, item in bought],
+        [ItemMark(micros, names[item]) for micros, item in dismissed],
+        flags,
+        consent,
+        [SessionEvent(micros, types[kind], session, "", mark) for micros, kind, session, mark in steps],
+        [CartChange(micros, bool(out), quantity, names[item], mark) for micros, out, quantity, mark, item in cart],
+        {names[item]: micros for micros, item in seen},
+        {(day, names[item]): weight for day, item, weight in interests},
+        votes,
+        {types[kind]: number for kind, number in numbers},
+        {WORD_ORDER[which]: Word(micros, names[text]) for which, micros, text in words},
+        first,
+        last,
+    )
+
+
+def _unpack_v1(record: bytes) -> SessionState:
+    _, flags, consent_micros, events, bought, dismissed = _V1_HEADER.unpack_from(record)
+    state = SessionState(flags=flags, consent_micros=consent_micros)
+    at = _V1_HEADER.size
+    for _ in range(events):
+        micros, type_index, hashed, size = _V1_EVENT.unpack_from(record, at)
+        at += _V1_EVENT.size
+        item_id = record[at : at + size].decode("utf-8")
+        state.events.append(SessionEvent(micros, EVENT_TYPE_ORDER[type_index], hashed, item_id))
+        at += size
+    for marks, count in ((state.bought, bought), (state.dismissed, dismissed)):
+        for _ in range(count):
+            micros, size = _V1_MARK.unpack_from(record, at)
+            at += _V1_MARK.size
+            marks.append(ItemMark(micros, record[at : at + size].decode("utf-8")))
+            at += size
+    if at != len(record):
+        raise ContractError(f"a session record ends at byte {at}, got {len(record)} bytes")
+    return state

@@ -1,0 +1,1 @@
+"""What was refused, seen again: read the quarantine, mend events, send them once more."""

@@ -1,0 +1,154 @@
+"""What an answer logs about itself (`contracts.decisions`, payload v1): the hot half, plain lists without models."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from feature_repo.contracts.decisions import DECISION_FORMAT, DETERMINISTIC
+from feature_repo.contracts.events import subject_key
+from feature_repo.contracts.packing import SessionEvent, session_hash
+from serving.adapters.json_bytes import encode_json
+from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.values import SlateItem, SlateRequest, Tuning
+from serving.recommender import Answer
+
+RECOMMENDATIONS, SIMILAR = "recommendations", "similar"
+
+
+def tuning_digest(tuning: Tuning) -> str:
+    """8 hex digits that stand for the settings of the session adjustment."""
+    return hashlib.blake2b(repr(tuning).encode(), digest_size=4).hexdigest()
+
+
+def session_digest(session: Sequence[SessionEvent]) -> str:
+    """16 hex digits that stand for the items of a session in their order: a replay shows that it found the same."""
+    text = "\n".join([event.item_id for event in session])
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def recommendation_decision(
+    answer: Answer,
+    request: SlateRequest,
+    *,
+    recommendation_id: str,
+    placement: str,
+    may_store: bool,
+    tuning: str,
+    now_micros: int,
+) -> bytes:
+    """The payload of a recommendation. When `may_store` is false nothing in it is about a person: no subject, no
+    session, no events, no exclusions."""
+    slate = answer.slate
+    subject = hashed = None
+    inputs: dict[str, Any] = {"num_results": request.num_results, "tuning": tuning, "personalized": slate.personalized}
+    if request.category is not None:
+        inputs["category"] = request.category
+    if request.region is not None:
+        inputs["region"] = request.region
+    if request.personalize is not None:
+        inputs["personalize"] = request.personalize
+    if may_store:
+        if request.user_id is not None or request.anonymous_id is not None:
+            subject = subject_key(request.user_id, request.anonymous_id)
+            if request.session_id is not None:
+                hashed = f"{session_hash(request.session_id):016x}"
+        if request.recent_events:
+            inputs["recent_events"] = [[e.micros, e.event_type, e.item_id] for e in request.recent_events]
+        if request.exclude_item_ids:
+            inputs["exclude_item_ids"] = sorted(request.exclude_item_ids)
+        if slate.session:
+            newest = slate.session[-1].micros
+            inputs["session"] = {
+                "events": len(slate.session), "newest": newest, "digest": session_digest(slate.session)
+            }  # fmt: skip
+    else:
+        inputs["store"] = False
+    return _payload(
+        slate.items,
+        answer.catalogue,
+        recommendation_id=recommendation_id,
+        kind=RECOMMENDATIONS,
+        placement=placement,
+        subject=subject,
+        session=hashed,
+        level=slate.fallback_level,
+        reason=slate.fallback_reason,
+        degraded=answer.degraded,
+        inputs=inputs,
+        now_micros=now_micros,
+    )
+
+
+def similar_decision(
+    items: Sequence[SlateItem],
+    catalogue: Catalogue,
+    *,
+    recommendation_id: str,
+    placement: str,
+    item_id: str,
+    exclude_item_ids: Sequence[str],
+    num_results: int,
+    level: str,
+    degraded: Sequence[str],
+    now_micros: int,
+) -> bytes:
+    """The payload of an answer to `similar`: it is about an item, so nobody is named."""
+    inputs: dict[str, Any] = {"num_results": num_results, "item_id": item_id}
+    if exclude_item_ids:
+        inputs["exclude_item_ids"] = sorted(exclude_item_ids)
+    return _payload(
+        items,
+        catalogue,
+        recommendation_id=recommendation_id,
+        kind=SIMILAR,
+        placement=placement,
+        subject=None,
+        session=None,
+        level=level,
+        reason=None,
+        degraded=degraded,
+        inputs=inputs,
+        now_micros=now_micros,
+    )
+
+
+def _payload(
+    items: Sequence[SlateItem],
+    catalogue: Catalogue,
+    *,
+    recommendation_id: str,
+    kind: str,
+    placement: str,
+    subject: str | None,
+    session: str | None,
+    level: str,
+    reason: str | None,
+    degraded: Sequence[str],
+    inputs: Mapping[str, Any],
+    now_micros: int,
+) -> bytes:
+    return encode_json(
+        {
+            "v": DECISION_FORMAT,
+            "id": recommendation_id,
+            "at": now_micros,
+            "kind": kind,
+            "placement": placement,
+            "subject": subject,
+            "session": session,
+            "version": catalogue.version,
+            "level": level,
+            "reason": reason,
+            "degraded": degraded,
+            "items": [item.item_id for item in items],
+            "numbers": [item.item_number for item in items],
+            "scores": [item.score for item in items],
+            "sources": [int(item.source) for item in items],
+            "rules": (),
+            "propensities": [DETERMINISTIC] * len(items),
+            "experiments": (),
+            "inputs": inputs,
+        }
+    )

@@ -1,0 +1,171 @@
+"""What the shop has changed since the served version was built, laid over the catalogue of a serving process.
+
+Changes come in the order of the log (`adapters.change_feed`). Of each item one record is kept, field by field the
+newest word (`contracts.changes`); the versions held in memory are written to in place, so a request pays nothing for
+it. A version that the night built knowing a change has it already, or something newer from an import: it is left alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from feature_repo.contracts.changes import ITEMS, USERS, Change, RecordState, Stamp
+from feature_repo.contracts.times import parse_timestamp, to_micros
+from serving.pipeline.catalogue import Catalogue, Stock
+
+AVAILABLE_TIME = "attributes.available_time"
+PERSONALIZE, STORE = "consent_personalize", "consent_store"
+SERVED_FIELDS: Mapping[str, frozenset[str]] = {
+    ITEMS: frozenset(
+        {"availability", "available_quantity", "is_hidden", "price", "title", "expire_time", AVAILABLE_TIME}
+    ),
+    USERS: frozenset({PERSONALIZE, STORE}),
+}
+"""The fields of which serving keeps the value; of others it keeps when they were last spoken of."""
+
+_SOLD_BEFORE = ("PREORDER", "BACKORDER")
+"""Items that are sold before their available_time, and so may be shown."""
+
+MAX_LATE_KEPT = 10_000
+MAX_USERS_LATELY = 50_000
+_ATTACHED_AT_ONCE = 500
+
+
+def ever_refused(state: RecordState) -> bool:
+    """Whether the newest word on one of the served consents is a no."""
+    return any((word := state.word(name)) is not None and word[0] is False for name in SERVED_FIELDS[USERS])
+
+
+class CatalogueOverlay:
+    """Belongs to one event loop. Items: one record each. Users: those who once refused something, for good, and the
+    last 50,000 others, so that a late change can be told that it is.
+
+    position      up to here in the log everything is in
+    heard_micros  when the log last confirmed that there is nothing more; None: never
+    """
+
+    def __init__(self) -> None:
+        self.position = -1
+        self.heard_micros: int | None = None
+        self._items: dict[str, RecordState] = {}
+        self._refusing: dict[str, RecordState] = {}
+        self._lately: OrderedDict[str, RecordState] = OrderedDict()
+        self._late: OrderedDict[int, tuple[str, ...]] = OrderedDict()
+        self._catalogues: list[Catalogue] = []
+
+    async def attach(self, catalogue: Catalogue) -> None:
+        """Bring a version up to date, and keep it so until `detach`. Other tasks get their turn in between."""
+        self._catalogues.append(catalogue)
+        for count, (item_id, state) in enumerate(list(self._items.items()), start=1):
+            _write(catalogue, item_id, state)
+            if count % _ATTACHED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    def detach(self, catalogue: Catalogue) -> None:
+        """The version is not held any more."""
+        self._catalogues = [other for other in self._catalogues if other is not catalogue]
+
+    def take(self, change: Change, position: int) -> None:
+        """The next change of the log. One that is in already changes nothing."""
+        if position <= self.position:
+            return
+        state = self._state(change.kind, change.record_id)
+        outcome = state.take(change, position, keeps=SERVED_FIELDS[change.kind])
+        if outcome.late:
+            self._late[position] = outcome.late
+            if len(self._late) > MAX_LATE_KEPT:
+                self._late.popitem(last=False)
+        self._keep(change.kind, change.record_id, state)
+        self.position = position
+
+    def merge(self, kind: str, record_id: str, state: RecordState) -> None:
+        """A record as somebody else has compacted it."""
+        mine = self._state(kind, record_id)
+        mine.merge(state)
+        self._keep(kind, record_id, mine)
+
+    def late_fields(self, change: Change, position: int) -> tuple[str, ...]:
+        """The fields of a change of which something newer was known when it came. Until the change has come here:
+        those that are newer now."""
+        if position <= self.position:
+            return self._late.get(position, ())
+        state = self._known(change.kind, change.record_id)
+        stamp = Stamp(change.at_micros, position)
+        return tuple(name for name in change.fields if state is not None and state.said_at(name, before=stamp))
+
+    def refuses_personalization(self, user_id: str | None) -> bool:
+        """Whether the newest word of this user, through the API, on personalization or on storing is a no."""
+        return self._refuses(user_id, PERSONALIZE) or self._refuses(user_id, STORE)
+
+    def refuses_storing(self, user_id: str | None) -> bool:
+        """The same of storing alone."""
+        return self._refuses(user_id, STORE)
+
+    def _refuses(self, user_id: str | None, name: str) -> bool:
+        state = self._refusing.get(user_id) if user_id is not None else None
+        word = state.word(name) if state is not None else None
+        return word is not None and word[0] is False
+
+    def _known(self, kind: str, record_id: str) -> RecordState | None:
+        if kind == ITEMS:
+            return self._items.get(record_id)
+        return self._refusing.get(record_id) or self._lately.get(record_id)
+
+    def _state(self, kind: str, record_id: str) -> RecordState:
+        return self._known(kind, record_id) or RecordState()
+
+    def _keep(self, kind: str, record_id: str, state: RecordState) -> None:
+        if kind == ITEMS:
+            self._items[record_id] = state
+            for catalogue in self._catalogues:
+                _write(catalogue, record_id, state)
+        elif record_id in self._refusing or ever_refused(state):
+            self._lately.pop(record_id, None)
+            self._refusing[record_id] = state
+        else:
+            self._lately[record_id] = state
+            self._lately.move_to_end(record_id)
+            if len(self._lately) > MAX_USERS_LATELY:
+                self._lately.popitem(last=False)
+
+
+def _write(catalogue: Catalogue, item_id: str, state: RecordState) -> None:
+    """Bring one item of a version up to date; an item that it does not have stays unknown."""
+    number = catalogue.numbers.get(item_id)
+    if number is None:
+        return
+    said: dict[str, Any] = {}
+    for name in SERVED_FIELDS[ITEMS]:
+        word = state.word(name)
+        if word is not None and not _is_built_in(catalogue, word[1]):
+            said[name] = word[0]
+    stock = catalogue.stocks[number] or Stock(None, None, False)
+    catalogue.stocks[number] = stock = Stock(
+        said.get("availability", stock.availability),
+        said.get("available_quantity", stock.quantity),
+        bool(said.get("is_hidden", stock.is_hidden)),
+    )
+    catalogue.refusals[number] = stock.refusal()
+    facts: dict[str, Any] = {name: said[name] for name in ("title", "price") if name in said}
+    if facts:
+        catalogue.attributes[number] = {**(catalogue.attributes[number] or {}), **facts}
+    if said.get(AVAILABLE_TIME) is not None and stock.availability in _SOLD_BEFORE:
+        said[AVAILABLE_TIME] = None
+    for name, times in (("expire_time", catalogue.expire_micros), (AVAILABLE_TIME, catalogue.available_micros)):
+        if name in said and said[name] is None:
+            times.pop(number, None)
+        elif name in said:
+            times[number] = to_micros(parse_timestamp(said[name]))
+
+
+def _is_built_in(catalogue: Catalogue, stamp: Stamp) -> bool:
+    """The night that made the version knew a change of this stamp."""
+    return stamp.position <= catalogue.changes_position and stamp.at_micros < catalogue.as_of_micros
+
+
+def names_of(late: Sequence[str]) -> list[str]:
+    """Fields as their senders call them, without `attributes.`; half a character, which JSON can say, becomes `?`."""
+    return [name.removeprefix("attributes.").encode("utf-8", "replace").decode("utf-8") for name in late]

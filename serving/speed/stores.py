@@ -1,0 +1,485 @@
+"""What the consumer needs of the two Redis roles, and a twin of each in memory.
+
+`EventStreams` is role `log`: streams, dedup marks, dead letters. `StateStore` is role `online`: who shares the work,
+who owns which partition, and transactions that nobody can write whose fence is not the partition's. Errors of Redis
+(RedisError, OSError) come through as they are: the caller tries again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import redis
+from redis.exceptions import WatchError
+
+from feature_repo.contracts.errors import NightjarError
+from feature_repo.contracts.keys import (
+    applied_key,
+    dead_letter_stream_key,
+    dedup_key,
+    delivering_key,
+    fence_key,
+    members_key,
+    owner_key,
+    speed_counters_key,
+    stream_key,
+)
+from serving.speed.identity_edges import HashWrite, queue_writes, redis_hashes
+
+ROLE = "consumer"
+MAX_DEAD_LETTERS = 10_000
+DEAD_LETTER_DAYS = 30
+_LETTERS_LOOKED_AT = 1000
+
+Fields = Mapping[bytes, bytes]
+Claims = Mapping[int, str]
+"""Partition -> the fence under which this process owns it."""
+
+
+class FencedError(NightjarError):
+    """Another process owns partitions of this transaction by now. Nothing was written."""
+
+    def __init__(self, partitions: Collection[int]) -> None:
+        super().__init__(f"partitions {', '.join(map(str, sorted(partitions)))} have another owner")
+        self.partitions = frozenset(partitions)
+
+
+class OvertakenError(NightjarError):
+    """What was read in this transaction has changed since. Nothing was written."""
+
+
+class DeadLetter(NamedTuple):
+    """An entry that was given up: where it was, what it is made of, why, and how often it was delivered."""
+
+    partition: int
+    position: str
+    event: bytes
+    nonce: bytes
+    error: str
+    deliveries: int
+
+
+class Write(NamedTuple):
+    """A string to be written. `seconds`: how long it lives from now; `until`: or the Unix time at which it ends."""
+
+    key: str
+    value: bytes
+    seconds: int | None = None
+    until: int | None = None
+
+
+@dataclass(slots=True)
+class Changes:
+    """What one transaction writes. `positions`: partition -> applied position; `counters`: outcome -> number."""
+
+    writes: list[Write] = field(default_factory=list)
+    hashes: list[HashWrite] = field(default_factory=list)
+    deletes: list[str] = field(default_factory=list)
+    positions: dict[int, str] = field(default_factory=dict)
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+
+class EventStreams(Protocol):
+    """Role `log`."""
+
+    def read(
+        self, after: Mapping[int, str], *, count: int, block_ms: int | None
+    ) -> list[tuple[int, list[tuple[str, Fields]]]]:
+        """Entries behind a position, at most `count` of each partition; waits up to `block_ms` (None: not) for one."""
+
+    def marks(self, events: Sequence[tuple[int, str]]) -> list[bytes | None]:
+        """The dedup mark of each (partition, event id), None where there is none (any more)."""
+
+    def bury(self, letters: Sequence[DeadLetter]) -> None:
+        """Keep the letters, each (partition, position) once."""
+
+
+class Transaction(Protocol):
+    """Reads, then one write of everything or nothing."""
+
+    def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Strings. The first call also sees whether the claims hold: raises FencedError."""
+
+    def positions(self) -> dict[int, str | None]:
+        """The applied position of each claimed partition."""
+
+    def commit(self, changes: Changes) -> None:
+        """Raises FencedError or OvertakenError when a fence or position changed after it was read."""
+
+
+class StateStore(Protocol):
+    """Role `online`."""
+
+    def beat(self, member: str, *, term_ms: int) -> list[str]:
+        """Say that `member` lives; all members heard of within `term_ms`, sorted."""
+
+    def leave(self, member: str) -> None:
+        """`member` no longer shares the work."""
+
+    def claim(self, partition: int, member: str, *, term_ms: int, force: bool = False) -> tuple[str, str | None] | None:
+        """Take a partition that nobody owns (`force`: or somebody does): (fence, what the last owner left behind).
+
+        The second is None when the last owner left in good order, else the text of `delivering_key`. None: it is owned.
+        """
+
+    def renew(self, claims: Claims, *, term_ms: int) -> set[int]:
+        """The partitions of `claims` that are still ours, for another term."""
+
+    def release(self, partition: int, fence: str) -> None:
+        """Give up a partition in good order; nothing when it is no longer ours."""
+
+    def note_delivery(self, partition: int, position: str, deliveries: int) -> None:
+        """The entry at `position` is about to be delivered, alone, for this time."""
+
+    def hashes(self, keys: Sequence[str]) -> Sequence[Mapping[bytes, bytes]]:
+        """Whole hashes, in one round trip; an empty one where there is none."""
+
+    def transaction(self, claims: Claims) -> AbstractContextManager[Transaction]:
+        """A transaction on these partitions."""
+
+
+class RedisEventStreams:
+    """Redis role `log`."""
+
+    def __init__(self, client: redis.Redis, *, tenant: str) -> None:
+        self._redis = client
+        self._tenant = tenant
+
+    def read(
+        self, after: Mapping[int, str], *, count: int, block_ms: int | None
+    ) -> list[tuple[int, list[tuple[str, Fields]]]]:
+        streams = {stream_key(partition, self._tenant): partition for partition in after}
+        cursors: Any = {stream: after[partition] for stream, partition in streams.items()}
+        found: Any = self._redis.xread(cursors, count=count, block=block_ms)
+        return [
+            (streams[stream.decode()], [(position.decode(), fields or {}) for position, fields in rows])
+            for stream, rows in found or []
+        ]
+
+    def marks(self, events: Sequence[tuple[int, str]]) -> list[bytes | None]:
+        if not events:
+            return []
+        pipe = self._redis.pipeline(transaction=False)
+        by_partition: dict[int, list[int]] = {}
+        for at, (partition, _) in enumerate(events):
+            by_partition.setdefault(partition, []).append(at)
+        for partition, places in by_partition.items():  # one MGET a partition: they lie in one slot each
+            pipe.mget([dedup_key(partition, events[at][1], self._tenant) for at in places])
+        found: list[bytes | None] = [None] * len(events)
+        for places, values in zip(by_partition.values(), pipe.execute(), strict=True):
+            for at, value in zip(places, values, strict=True):
+                found[at] = value
+        return found
+
+    def bury(self, letters: Sequence[DeadLetter]) -> None:
+        if not letters:
+            return
+        key = dead_letter_stream_key(self._tenant)
+        kept: Any = self._redis.xrevrange(key, count=_LETTERS_LOOKED_AT)
+        known = {(fields.get(b"stream"), fields.get(b"position")) for _, fields in kept}
+        for letter in letters:
+            stream = stream_key(letter.partition, self._tenant)
+            if (stream.encode(), letter.position.encode()) in known:
+                continue
+            said: Any = {
+                "stream": stream, "position": letter.position, "event": letter.event, "nonce": letter.nonce,
+                "error": letter.error, "deliveries": letter.deliveries,
+            }  # fmt: skip
+            self._redis.xadd(key, said, maxlen=MAX_DEAD_LETTERS)
+        seconds, _ = self._redis.time()  # type: ignore[misc]
+        oldest = (int(seconds) - DEAD_LETTER_DAYS * 86_400) * 1000
+        self._redis.xtrim(key, minid=f"{oldest}-0", approximate=True)
+
+
+class RedisStateStore:
+    """Redis role `online`."""
+
+    def __init__(self, client: redis.Redis, *, tenant: str) -> None:
+        self._redis = client
+        self._tenant = tenant
+
+    def beat(self, member: str, *, term_ms: int) -> list[str]:
+        key = members_key(ROLE, self._tenant)
+        seconds, micros = self._redis.time()  # type: ignore[misc]
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.zadd(key, {member: now_ms})
+        pipe.zremrangebyscore(key, "-inf", f"({now_ms - term_ms}")
+        pipe.pexpire(key, 2 * term_ms)
+        pipe.zrange(key, 0, -1)
+        return sorted(name.decode() for name in pipe.execute()[-1])
+
+    def leave(self, member: str) -> None:
+        self._redis.zrem(members_key(ROLE, self._tenant), member)
+
+    def claim(self, partition: int, member: str, *, term_ms: int, force: bool = False) -> tuple[str, str | None] | None:
+        owner, fence, delivering = self._keys_of(partition)
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.watch(owner, fence)
+            now: Any = pipe.mget([owner, fence, delivering])
+            if now[0] is not None and not force:
+                return None
+            ours = _next_fence(now[1], member)
+            pipe.multi()
+            pipe.set(fence, ours)
+            pipe.set(owner, ours, px=term_ms)
+            if now[2] is None:
+                pipe.set(delivering, b"")
+            try:
+                pipe.execute()
+            except WatchError:
+                return None
+        return ours, None if now[2] is None else now[2].decode()
+
+    def renew(self, claims: Claims, *, term_ms: int) -> set[int]:
+        kept = set()
+        for partition, ours in claims.items():
+            owner, fence, _ = self._keys_of(partition)
+            with self._redis.pipeline(transaction=True) as pipe:
+                pipe.watch(owner, fence)
+                if pipe.get(fence) != ours.encode():
+                    continue
+                pipe.multi()
+                pipe.set(owner, ours, px=term_ms)
+                try:
+                    pipe.execute()
+                except WatchError:
+                    continue
+            kept.add(partition)
+        return kept
+
+    def release(self, partition: int, fence: str) -> None:
+        owner, fence_at, delivering = self._keys_of(partition)
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.watch(fence_at)
+            if pipe.get(fence_at) != fence.encode():
+                return
+            pipe.multi()
+            pipe.delete(owner, delivering)
+            try:
+                pipe.execute()
+            except WatchError:
+                return
+
+    def note_delivery(self, partition: int, position: str, deliveries: int) -> None:
+        self._redis.set(delivering_key(partition, self._tenant), f"{position} {deliveries}")
+
+    def hashes(self, keys: Sequence[str]) -> Sequence[Mapping[bytes, bytes]]:
+        return redis_hashes(self._redis)(keys)
+
+    def _keys_of(self, partition: int) -> tuple[str, str, str]:
+        keys = (owner_key, fence_key, delivering_key)
+        owner, fence, delivering = (key(partition, self._tenant) for key in keys)
+        return owner, fence, delivering
+
+    @contextmanager
+    def transaction(self, claims: Claims) -> Iterator[Transaction]:
+        with self._redis.pipeline(transaction=True) as pipe:
+            yield _RedisTransaction(pipe, claims, self._tenant)
+
+
+class _RedisTransaction:
+    def __init__(self, pipe: redis.client.Pipeline, claims: Claims, tenant: str) -> None:
+        self._pipe = pipe
+        self._claims = claims
+        self._tenant = tenant
+        self._positions: dict[int, str | None] | None = None
+
+    def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        if self._positions is not None:
+            return list(self._pipe.mget(keys)) if keys else []  # type: ignore[arg-type]
+        fences = [fence_key(partition, self._tenant) for partition in self._claims]
+        positions = [applied_key(partition, self._tenant) for partition in self._claims]
+        self._pipe.watch(*fences, *positions)
+        found: Any = self._pipe.mget([*fences, *positions, *keys])
+        count = len(self._claims)
+        lost = [p for (p, ours), now in zip(self._claims.items(), found, strict=False) if now != ours.encode()]
+        if lost:
+            raise FencedError(lost)
+        applied = found[count : 2 * count]
+        self._positions = {p: at.decode() if at else None for p, at in zip(self._claims, applied, strict=True)}
+        return list(found[2 * count :])
+
+    def positions(self) -> dict[int, str | None]:
+        if self._positions is None:
+            self.read([])
+        assert self._positions is not None
+        return self._positions
+
+    def commit(self, changes: Changes) -> None:
+        self._pipe.multi()
+        for key, value, seconds, until in changes.writes:
+            if until is not None:
+                self._pipe.set(key, value, exat=until)
+            else:
+                self._pipe.set(key, value, ex=seconds)
+        queue_writes(self._pipe, changes.hashes)
+        if changes.deletes:
+            self._pipe.delete(*changes.deletes)
+        for partition, position in changes.positions.items():
+            self._pipe.set(applied_key(partition, self._tenant), position)
+        for outcome, number in changes.counters.items():
+            if number:
+                self._pipe.hincrby(speed_counters_key(self._tenant), outcome, number)
+        try:
+            self._pipe.execute()
+        except WatchError as error:
+            raise OvertakenError("a fence or an applied position changed while a batch was applied") from error
+
+
+def _next_fence(newest: bytes | None, member: str) -> str:
+    epoch = int(newest.partition(b":")[0]) + 1 if newest else 1
+    return f"{epoch}:{member}"
+
+
+class MemoryEventStreams:
+    """The twin of role `log`: `entries[partition]` is a list of (position, fields); never waits."""
+
+    def __init__(self) -> None:
+        self.entries: dict[int, list[tuple[str, Fields]]] = {}
+        self.dedup: dict[tuple[int, str], bytes] = {}
+        self.letters: list[DeadLetter] = []
+
+    def read(
+        self, after: Mapping[int, str], *, count: int, block_ms: int | None
+    ) -> list[tuple[int, list[tuple[str, Fields]]]]:
+        del block_ms
+        found = []
+        for partition, position in after.items():
+            behind = [row for row in self.entries.get(partition, []) if _order(row[0]) > _order(position)][:count]
+            if behind:
+                found.append((partition, behind))
+        return found
+
+    def marks(self, events: Sequence[tuple[int, str]]) -> list[bytes | None]:
+        return [self.dedup.get(event) for event in events]
+
+    def bury(self, letters: Sequence[DeadLetter]) -> None:
+        known = {(letter.partition, letter.position) for letter in self.letters}
+        self.letters += [letter for letter in letters if (letter.partition, letter.position) not in known]
+
+
+def _order(position: str) -> tuple[int, int]:
+    milliseconds, _, sequence = position.partition("-")
+    return int(milliseconds), int(sequence)
+
+
+class MemoryStateStore:
+    """The twin of role `online`, by the keys of Redis. `now_ms` is its clock; `until` says when a key's life ends."""
+
+    def __init__(self, *, tenant: str, now_ms: Callable[[], int]) -> None:
+        self._tenant = tenant
+        self._now_ms = now_ms
+        self.strings: dict[str, bytes] = {}
+        self.until: dict[str, int] = {}
+        self.fields: dict[str, dict[bytes, bytes]] = {}
+        self.counters: dict[str, int] = {}
+        self._members: dict[str, int] = {}
+
+    def get(self, key: str) -> bytes | None:
+        """The string at `key`, unless its life is over."""
+        if self.until.get(key, self._now_ms() + 1) <= self._now_ms():
+            self.strings.pop(key, None)
+            self.until.pop(key, None)
+        return self.strings.get(key)
+
+    def put(self, key: str, value: bytes, *, until_ms: int | None = None) -> None:
+        """SET, with or without an end."""
+        self.strings[key] = value
+        self.until.pop(key, None)
+        if until_ms is not None:
+            self.until[key] = until_ms
+
+    def beat(self, member: str, *, term_ms: int) -> list[str]:
+        now = self._now_ms()
+        self._members[member] = now
+        self._members = {name: at for name, at in self._members.items() if at >= now - term_ms}
+        return sorted(self._members)
+
+    def leave(self, member: str) -> None:
+        self._members.pop(member, None)
+
+    def claim(self, partition: int, member: str, *, term_ms: int, force: bool = False) -> tuple[str, str | None] | None:
+        owner, fence, delivering = (key(partition, self._tenant) for key in (owner_key, fence_key, delivering_key))
+        if self.get(owner) is not None and not force:
+            return None
+        left = self.get(delivering)
+        ours = _next_fence(self.get(fence), member)
+        self.put(fence, ours.encode())
+        self.put(owner, ours.encode(), until_ms=self._now_ms() + term_ms)
+        if left is None:
+            self.put(delivering, b"")
+        return ours, None if left is None else left.decode()
+
+    def renew(self, claims: Claims, *, term_ms: int) -> set[int]:
+        kept = {p for p, ours in claims.items() if self.get(fence_key(p, self._tenant)) == ours.encode()}
+        for partition in kept:
+            value = claims[partition].encode()
+            self.put(owner_key(partition, self._tenant), value, until_ms=self._now_ms() + term_ms)
+        return kept
+
+    def release(self, partition: int, fence: str) -> None:
+        if self.get(fence_key(partition, self._tenant)) == fence.encode():
+            self.strings.pop(owner_key(partition, self._tenant), None)
+            self.strings.pop(delivering_key(partition, self._tenant), None)
+
+    def note_delivery(self, partition: int, position: str, deliveries: int) -> None:
+        self.put(delivering_key(partition, self._tenant), f"{position} {deliveries}".encode())
+
+    def hashes(self, keys: Sequence[str]) -> Sequence[Mapping[bytes, bytes]]:
+        return [dict(self.fields.get(key, {})) for key in keys]
+
+    @contextmanager
+    def transaction(self, claims: Claims) -> Iterator[Transaction]:
+        yield _MemoryTransaction(self, claims, self._tenant)
+
+
+class _MemoryTransaction:
+    def __init__(self, store: MemoryStateStore, claims: Claims, tenant: str) -> None:
+        self._store = store
+        self._claims = claims
+        self._tenant = tenant
+        self._seen: dict[str, bytes | None] | None = None
+
+    def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        if self._seen is None:
+            lost = [
+                partition
+                for partition, ours in self._claims.items()
+                if self._store.get(fence_key(partition, self._tenant)) != ours.encode()
+            ]
+            if lost:
+                raise FencedError(lost)
+            watched = [key(p, self._tenant) for p in self._claims for key in (fence_key, applied_key)]
+            self._seen = {key: self._store.get(key) for key in watched}
+        return [self._store.get(key) for key in keys]
+
+    def positions(self) -> dict[int, str | None]:
+        self.read([])
+        assert self._seen is not None
+        found = {partition: self._seen[applied_key(partition, self._tenant)] for partition in self._claims}
+        return {partition: None if at is None else at.decode() for partition, at in found.items()}
+
+    def commit(self, changes: Changes) -> None:
+        store, now = self._store, self._store._now_ms()  # its twin's other half
+        assert self._seen is not None
+        if any(store.get(key) != value for key, value in self._seen.items()):
+            raise OvertakenError("a fence or an applied position changed while a batch was applied")
+        for key, value, seconds, until in changes.writes:
+            end = until * 1000 if until is not None else None if seconds is None else now + seconds * 1000
+            store.put(key, value, until_ms=end)
+        for write in changes.hashes:
+            kept = store.fields.setdefault(write.key, {})
+            for name in write.dropped:
+                kept.pop(name, None)
+            kept.update({name.encode(): value for name, value in write.fields.items()})
+        for key in changes.deletes:
+            store.strings.pop(key, None)
+        for partition, position in changes.positions.items():
+            store.put(applied_key(partition, self._tenant), position.encode())
+        for outcome, number in changes.counters.items():
+            if number:
+                store.counters[outcome] = store.counters.get(outcome, 0) + number

@@ -1,0 +1,108 @@
+"""What a power cut can leave of a Delta table that one process writes on a local disk, and how it becomes whole again.
+
+The engine writes data files, then the log entry that names them, and fsyncs neither; we do so afterwards. A cut in
+between can keep the entry and lose what it names. Such a commit was never answered for: its rows are still in their
+stream. So it is taken back, and whoever writes the table appends them again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+logger = logging.getLogger("nightjar.speed")
+
+MOST_UNSYNCED_COMMITS = 10
+"""More commits than a process can leave behind unsynced: compaction makes one between two syncs, vacuum two."""
+
+_ENTRY = re.compile(r"(\d{20})\.json")
+_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint.*\.parquet")
+_PARQUET = b"PAR1"
+
+
+def take_back_torn_commits(root: Path) -> list[int]:
+    """Remove the newest commits from the first on that is torn, and checkpoints that are torn or include one of these.
+
+    Torn: the entry is no JSON, or a file that it adds (and no later one removes) is missing or shorter than it says.
+    Only the table's one writer may call it. Returns the versions that were removed, the newest first.
+    """
+    log = root / "_delta_log"
+    if not log.is_dir():
+        return []
+    entries = {int(match[1]): path for path in log.iterdir() if (match := _ENTRY.fullmatch(path.name))}
+    torn_from: int | None = None
+    removed: set[str] = set()
+    for version in sorted(entries, reverse=True)[:MOST_UNSYNCED_COMMITS]:
+        actions = _read(entries[version])
+        if actions is None or any(
+            not _is_whole(root, add) for add in _all(actions, "add") if add["path"] not in removed
+        ):
+            torn_from = version
+        else:
+            removed |= {remove["path"] for remove in _all(actions, "remove")}
+    gone = [] if torn_from is None else sorted((v for v in entries if v >= torn_from), reverse=True)
+    has_changed = _remove_checkpoints(log, torn_from)
+    for version in gone:  # the newest first: what is left is a table at every moment
+        logger.warning("%s: commit %d was cut off before it was on disk; it is taken back", root, version)
+        entries[version].unlink()
+    if gone or has_changed:
+        sync(log)
+    return gone
+
+
+def _remove_checkpoints(log: Path, torn_from: int | None) -> bool:
+    """Remove checkpoints that are no Parquet or contain a torn commit, and the pointer to the newest; whether any."""
+    has_changed = False
+    for path in log.iterdir():
+        match = _CHECKPOINT.fullmatch(path.name)
+        if match and (not _is_parquet(path) or (torn_from is not None and int(match[1]) >= torn_from)):
+            path.unlink()
+            has_changed = True
+    pointer = log / "_last_checkpoint"
+    if pointer.exists() and (has_changed or _read(pointer) is None):
+        pointer.unlink()  # the engine looks for checkpoints by itself then
+        has_changed = True
+    return has_changed
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read(path: Path) -> list[dict[str, Any]] | None:
+    """The lines of a log entry; None when it is empty or one of them is no JSON object.
+
+    Lines end with LF alone: statistics hold texts that have other line ends in them."""
+    try:
+        lines = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+    except ValueError:
+        return None
+    return lines if lines and all(isinstance(line, dict) for line in lines) else None
+
+
+def _all(actions: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [action[kind] for action in actions if action.get(kind)]
+
+
+def _is_whole(root: Path, add: Mapping[str, Any]) -> bool:
+    path = root / unquote(add["path"])
+    return path.is_file() and path.stat().st_size >= add["size"]
+
+
+def _is_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) < 2 * len(_PARQUET):
+            return False
+        file.seek(-len(_PARQUET), os.SEEK_END)
+        return file.read() == _PARQUET

@@ -1,0 +1,53 @@
+"""Writes without a JVM, for the tables whose only writer is a light task (`tables.LIGHT_WRITERS`)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import DeltaError
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import ContractError, DependencyError
+from feature_repo.contracts.tables import LIGHT_WRITERS, TABLE_PROPERTIES, table, table_path
+from spark_jobs.io.light_delta import arrow_schema
+
+RETENTION_HOURS = 30 * 24
+_UNKNOWN_TO_THIS_WRITER = frozenset({"delta.enableRowTracking"})
+
+
+def replace_days(environment: Environment, name: str, rows: pa.Table, days: Collection[date]) -> None:
+    """Put `rows` in the place of what the table has of `days` (its one partition column), in one commit, and remove
+    the files that no version of the last 30 days needs. The table is created when missing; no days, no commit.
+
+    Raises ContractError on a row of another day or a table of another engine, DependencyError when it cannot be
+    written.
+    """
+    spec = table(name)
+    if spec.writer not in LIGHT_WRITERS:
+        raise ContractError(f"{name} is written by {spec.writer}, with Spark")
+    (day_column,) = spec.partition_by
+    if strays := set(rows[day_column].to_pylist()) - set(days):
+        raise ContractError(f"{name}: rows of {sorted(strays, key=str)} among those of {sorted(days)}")
+    if not days:
+        return
+    path = table_path(environment.lakehouse, name, tenant=environment.tenant)
+    listed = ", ".join(f"'{day.isoformat()}'" for day in sorted(days))
+    try:
+        if not DeltaTable.is_deltatable(path):
+            if "://" not in path:
+                Path(path).mkdir(parents=True, exist_ok=True)
+            DeltaTable.create(
+                path,
+                arrow_schema(name),
+                mode="ignore",
+                partition_by=list(spec.partition_by),
+                configuration={k: v for k, v in TABLE_PROPERTIES.items() if k not in _UNKNOWN_TO_THIS_WRITER},
+            )
+        write_deltalake(path, rows, mode="overwrite", predicate=f"{day_column} IN ({listed})")
+        DeltaTable(path).vacuum(RETENTION_HOURS, dry_run=False)
+    except (DeltaError, OSError) as error:
+        raise DependencyError(f"{name} at {path} cannot be written: {error}") from error

@@ -1,0 +1,171 @@
+"""The ordeal of the event path: its judge, its power cut, and two cycles of it on the real programs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from feature_repo.contracts.packing import SessionState
+from infra.bench.event_ledger import Ledger
+from infra.bench.event_torture import torture_events
+from infra.bench.power import Disk, compiler
+
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C compiler")
+
+
+def event(number: int, user: str = "u1") -> dict[str, Any]:
+    return {
+        "event_id": f"e{number}", "event_type": "view_item", "user_id": user, "item_id": f"i{number}",
+        "timestamp": f"2024-03-08T12:00:{number:02d}Z",
+    }  # fmt: skip
+
+
+def replayed(*numbers: int) -> SessionState:
+    """What a consumer that did its work would have stored for u1."""
+    ledger = Ledger()
+    for number in numbers:
+        ledger.send(event(number))
+    return ledger.expected_states([f"e{number}" for number in numbers])["u:u1"]
+
+
+class TestLedger:
+    @pytest.fixture
+    def ledger(self) -> Ledger:
+        """e1 and e2 are acknowledged, e3 was sent and nobody answered."""
+        ledger = Ledger()
+        for number in (1, 2, 3):
+            ledger.send(event(number))
+        ledger.note("e1", "accepted")
+        ledger.note("e2", "accepted")
+        ledger.note("e2", "duplicate")
+        return ledger
+
+    def judge(self, ledger: Ledger, deliveries: list[tuple[str, str, int]], applied: int, *numbers: int) -> Any:
+        return ledger.judge(deliveries=deliveries, applied=applied, states={"u:u1": replayed(*numbers)})
+
+    def test_all_is_well(self, ledger: Ledger) -> None:
+        # e2 was delivered twice, at two positions: that is a duplicate, not an event counted twice.
+        deliveries = [("e1", "s", 1), ("e2", "s", 2), ("e2", "s", 3)]
+        assert self.judge(ledger, deliveries, 2, 1, 2).is_clean()
+
+    def test_an_event_that_nobody_was_promised_may_be_there_or_not(self, ledger: Ledger) -> None:
+        assert self.judge(ledger, [("e1", "s", 1), ("e2", "s", 2), ("e3", "s", 3)], 3, 1, 2, 3).is_clean()
+
+    def test_a_lost_event(self, ledger: Ledger) -> None:
+        found = self.judge(ledger, [("e1", "s", 1)], 1, 1)
+        assert (found.lost, found.events_lost, found.is_clean()) == ({"e2"}, 1, False)
+
+    def test_an_effect_that_is_missing_is_a_loss(self, ledger: Ledger) -> None:
+        found = self.judge(ledger, [("e1", "s", 1), ("e2", "s", 2)], 1, 1)
+        assert (found.events_lost, found.wrong_sessions) == (1, ["u:u1"])
+
+    def test_one_delivery_archived_twice(self, ledger: Ledger) -> None:
+        found = self.judge(ledger, [("e1", "s", 1), ("e1", "s", 1), ("e2", "s", 2)], 2, 1, 2)
+        assert (found.twice, found.events_counted_twice) == ({"e1"}, 1)
+
+    def test_one_event_applied_twice(self, ledger: Ledger) -> None:
+        found = self.judge(ledger, [("e1", "s", 1), ("e2", "s", 2)], 3, 1, 2)
+        assert (found.events_counted_twice, found.is_clean()) == (1, False)
+
+    def test_one_id_accepted_twice(self, ledger: Ledger) -> None:
+        ledger.note("e1", "accepted")
+        found = self.judge(ledger, [("e1", "s", 1), ("e1", "s", 3), ("e2", "s", 2)], 2, 1, 2)
+        assert (found.twice, found.is_clean()) == ({"e1"}, False)
+
+    def test_an_event_that_nobody_sent(self, ledger: Ledger) -> None:
+        found = self.judge(ledger, [("e1", "s", 1), ("e2", "s", 2), ("e9", "s", 9)], 3, 1, 2)
+        assert (found.strangers, found.is_clean()) == ({"e9"}, False)
+
+
+@needs_compiler
+class TestPowerCut:
+    PROGRAM = """
+import os
+def put(name, data, sync):
+    handle = os.open(name, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.write(handle, data)
+    if sync: os.fsync(handle)
+    os.close(handle)
+def sync_folder(name):
+    handle = os.open(name, os.O_RDONLY); os.fsync(handle); os.close(handle)
+put('old', b'-more', False)            # was there; what came now was never synced
+put('half', b'synced', True); put('half', b'-lost', False)
+put('named', b'synced', True)        # its name is synced below
+os.mkdir('kept'); put('kept/a', b'synced', True); put('kept/b', b'', False)
+put('kept/new', b'new', True)
+sync_folder('kept'); sync_folder('.')
+put('late', b'synced', True)           # after its folder was synced
+os.rename('kept/new', 'kept/a')        # either is legal; here the new one stays
+"""
+
+    def run(self, home: Path, disk: Disk, program: str) -> None:
+        variables = {**os.environ, **disk.variables()}
+        subprocess.run([sys.executable, "-c", program], cwd=home, env=variables, check=True)
+
+    def test_only_what_was_synced_survives(self, tmp_path: Path) -> None:
+        home = tmp_path / "home"
+        home.mkdir()
+        (home / "old").write_bytes(b"old")
+        disk = Disk(home, tmp_path / "workshop")
+        disk.settled()
+        self.run(home, disk, self.PROGRAM)
+        report = disk.cut()
+        found = {str(path.relative_to(home)): path.read_bytes() for path in home.rglob("*") if path.is_file()}
+        assert found == {"old": b"old", "half": b"synced", "named": b"synced", "kept/a": b"new", "kept/b": b""}
+        assert report == (1, 2, len(b"-more") + len(b"-lost") + len(b"synced"))
+
+    def test_a_name_whose_folder_was_never_synced_is_gone(self, tmp_path: Path) -> None:
+        home = tmp_path / "home"
+        home.mkdir()
+        disk = Disk(home, tmp_path / "workshop")
+        disk.settled()
+        self.run(home, disk, "import os; h = os.open('a', os.O_CREAT | os.O_WRONLY); os.write(h, b'x'); os.fsync(h)")
+        assert disk.cut() == (1, 0, 1)
+        assert list(home.iterdir()) == []
+
+    def test_a_full_disk_refuses_and_recovers(self, tmp_path: Path) -> None:
+        home = tmp_path / "home"
+        home.mkdir()
+        disk = Disk(home, tmp_path / "workshop")
+        program = """
+import errno, os, sys
+try:
+    os.write(os.open('a', os.O_CREAT | os.O_WRONLY), b'x')
+except OSError as error:
+    sys.exit(0 if error.errno == errno.ENOSPC else 2)
+sys.exit(1)
+"""
+        codes = []
+        for is_full in (True, False):
+            disk.fill(is_full=is_full)
+            variables = {**os.environ, **disk.variables()}
+            codes.append(subprocess.run([sys.executable, "-c", program], cwd=home, env=variables).returncode)
+        assert codes == [0, 1]
+
+
+@pytest.mark.redis
+@needs_compiler
+def test_two_cycles_and_both_controls(tmp_path: Path) -> None:
+    said: list[str] = []
+    report = torture_events(tmp_path / "home", os.environ, cycles=2, seed=3, say=said.append)
+    assert report["clean"], said
+    assert report["acknowledged"] == report["events"] >= 200
+    assert report["harm"]["power cut"] == 1
+    assert {name: control["caught"] for name, control in report["controls"].items()} == {
+        "everysec": True,
+        "no marks": True,
+    }, said
+
+
+@pytest.mark.soak
+@pytest.mark.redis
+@needs_compiler
+def test_twenty_cycles(tmp_path: Path) -> None:
+    said: list[str] = []
+    report = torture_events(tmp_path / "home", os.environ, cycles=20, seed=7, say=said.append)
+    assert report["clean"], said

@@ -1,0 +1,174 @@
+"""Trends: tables with a stated error, who may say how much in them, and what is trending in the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+import pytest
+
+from feature_repo.contracts.errors import ContractError, DependencyError
+from feature_repo.contracts.keys import trend_key
+from feature_repo.contracts.trend_record import (
+    KEPT_ITEMS,
+    WINDOWS,
+    TrendTable,
+    pack_trend,
+    trend_window,
+)
+from serving.adapters.trends import MemoryTrendStore, RedisTrendStore, TrendStore
+from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.trending import Trend, TrendingItem, is_within, trending_items
+from serving.speed.trends import VoteChange, buckets_of, vote_changes
+from tests.serving_builders import Shop
+
+SECOND = 1_000_000
+NOON = 1_709_899_200  # 2024-03-08T12:00:00Z
+SHOP = Shop(
+    {
+        "mug": {"title": "Mug", "category": "Home > Kitchen"},
+        "cup": {"title": "Cup", "category": "Home > Kitchen > Cups"},
+        "lamp": {"title": "Lamp", "category": "Home"},
+        "sofa": {"title": "Sofa", "category": "Home", "availability": "OUT_OF_STOCK"},
+        "soap": {"title": "Soap", "category": "Homes"},
+        "bare": {"title": "Bare"},
+    },
+    first_number=1,
+)
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    return SHOP.catalogue(tmp_path_factory.mktemp("publications"))
+
+
+def test_buckets_cover_the_window_and_no_more() -> None:
+    for window in WINDOWS:
+        assert window.seconds % window.bucket_seconds == 0
+        assert 86_400 % window.bucket_seconds == 0
+    day = trend_window("1d")
+    assert day.buckets_at(NOON * SECOND) == range(NOON // 3600 - 23, NOON // 3600 + 1)
+    assert day.buckets_at((NOON + 3599) * SECOND)[-1] == NOON // 3600
+    assert day.expires_at(NOON // 3600) == NOON + 3600 + 2 * 86_400
+    with pytest.raises(ContractError, match=r"no trend window '2h', there are 5m, 1h, 1d"):
+        trend_window("2h")
+
+
+def test_a_table_is_exact_until_it_is_full() -> None:
+    table = TrendTable(0, 1)
+    for number in range(2 * KEPT_ITEMS):
+        table.add(f"i{number}")
+    table.add("i7")
+    table.withdraw("i8")
+    table.withdraw("never there")
+    assert (len(table.votes), table.lost, table.counted) == (2 * KEPT_ITEMS - 1, 0, 2 * KEPT_ITEMS + 1)
+    assert (table.votes["i7"], table.votes.get("i8")) == (2, None)
+
+
+def test_a_full_table_is_short_by_no_more_than_it_says() -> None:
+    """30,000 votes on a long tail of items, against exact counts."""
+    random = Random(5)
+    table, exact = TrendTable(0, 1), Counter[str]()
+    for number in range(30_000):
+        item = f"i{int(random.paretovariate(0.8)) if number % 2 else random.randrange(6000)}"
+        exact[item] += 1
+        table.add(item)
+        if number % 7 == 0:
+            exact[item] -= 1
+            table.withdraw(item)
+        assert len(table.votes) <= 2 * KEPT_ITEMS
+    assert len(exact) > 4 * KEPT_ITEMS
+    assert 0 < table.lost <= table.counted / (KEPT_ITEMS + 1)
+    for item, votes in exact.items():
+        assert votes - table.lost <= table.votes.get(item, 0) <= votes, item
+    assert all(item in table.votes for item, votes in exact.items() if votes > table.lost)
+
+
+def test_votes_that_come_move_and_give_way() -> None:
+    before = {(0, 10): {"a": 1, "b": 2}, (0, 9): {"old": 0}, (2, 1): {"a": 5}}
+    after = {(0, 10): {"a": 0, "c": 2}, (0, 11): {"a": 4}, (2, 1): {"a": 5}}
+    changes = vote_changes(before, after)
+    assert sorted(changes) == [
+        VoteChange(0, 50, "a", False), VoteChange(0, 51, "a", True), VoteChange(0, 52, "b", True),
+        VoteChange(0, 52, "c", False), VoteChange(0, 59, "a", False),
+    ]  # fmt: skip
+    assert buckets_of(changes) == [(0, 50), (0, 51), (0, 52), (0, 59)]
+    assert vote_changes(after, after) == []
+
+
+def test_trending_is_the_sum_of_the_tables_for_all_or_one_category(catalogue: Catalogue) -> None:
+    tables = [
+        TrendTable(1, 5, {"mug": 2, "sofa": 90, "unknown": 80, "cup": 4}, lost=3),
+        TrendTable(1, 6, {"mug": 2, "lamp": 7, "soap": 1, "bare": 4}, lost=1),
+    ]
+
+    def trending(limit: int = 9, category: str | None = None) -> tuple[list[tuple[str, int]], int]:
+        found = trending_items(tables, catalogue, limit=limit, category=category, now_micros=NOON * SECOND)
+        return [(item.item_id, item.votes) for item in found.items], found.error
+
+    assert trending() == ([("lamp", 7), ("bare", 4), ("cup", 4), ("mug", 4), ("soap", 1)], 4)
+    assert trending(limit=2) == ([("lamp", 7), ("bare", 4)], 4)
+    assert trending(category="Home") == ([("lamp", 7), ("cup", 4), ("mug", 4)], 4)
+    assert trending(category="Home > Kitchen", limit=1) == ([("cup", 4)], 4)
+    assert trending(category="Garden") == ([], 4)
+    assert trending_items([], catalogue, limit=3, now_micros=0) == Trend([], 0)
+    first = trending_items(tables, catalogue, limit=1, now_micros=0).items
+    assert first == [TrendingItem(SHOP.numbers["lamp"], "lamp", 7)]
+    assert not is_within(None, "Home")
+
+
+@pytest.mark.parametrize("form", ["redis", "memory"])
+async def test_a_store_brings_the_tables_of_the_window(form: str, request: pytest.FixtureRequest) -> None:
+    import redis.asyncio
+
+    hour = NOON // 3600
+    inside = [TrendTable(2, hour, {"a": 1}), TrendTable(2, hour - 23, {"b": 2})]
+    strings = {
+        trend_key(2, hour, 3, "shop"): pack_trend(inside[0]),
+        trend_key(2, hour - 23, 0, "shop"): pack_trend(inside[1]),
+        trend_key(2, hour - 24, 0, "shop"): pack_trend(TrendTable(2, hour - 24, {"too old": 1})),
+        trend_key(2, hour + 1, 0, "shop"): pack_trend(TrendTable(2, hour + 1, {"to come": 1})),
+        trend_key(1, hour, 0, "shop"): pack_trend(TrendTable(1, hour, {"other window": 1})),
+        trend_key(2, hour, 1, "shop"): b"damaged",
+    }
+    store: TrendStore = MemoryTrendStore(strings, tenant="shop")
+    if form == "redis":
+        client = redis.asyncio.Redis.from_url(request.getfixturevalue("redis_url"))
+        await client.mset(strings)
+        store = RedisTrendStore(client, tenant="shop", timeout_seconds=5)
+    found = await store.read("1d", now_micros=(NOON + 1800) * SECOND)
+    assert sorted(found, key=lambda table: -table.bucket) == inside
+    if form == "redis":
+        await client.aclose()
+        gone = redis.asyncio.Redis.from_url("redis://127.0.0.1:1/0")
+        with pytest.raises(DependencyError, match="online store does not answer"):
+            await RedisTrendStore(gone, tenant="shop", timeout_seconds=0.2).read("5m", now_micros=0)
+
+
+def test_one_subject_cannot_move_a_trend() -> None:
+    """10,000 clicks of one subject on three items and on a thousand, against twenty shoppers with one click each."""
+    from datetime import UTC, datetime, timedelta
+
+    from serving.speed.session_state import replay_session
+
+    def clicks(items: list[str], count: int) -> list[dict[str, object]]:
+        start = datetime(2024, 3, 8, 12, tzinfo=UTC)
+        return [
+            {"event_id": f"e{n}", "event_type": "click", "item_id": items[n % len(items)],
+             "timestamp": start + timedelta(seconds=n % 3600)}
+            for n in range(count)
+        ]  # fmt: skip
+
+    subjects = [clicks(["x", "y", "z"], 3000), clicks([f"i{n}" for n in range(1000)], 3000)]
+    subjects += [clicks(["honest"], 1) for _ in range(20)]
+    tables: dict[tuple[int, int], TrendTable] = {}
+    for events in subjects:
+        for change in vote_changes({}, replay_session(events).votes):
+            tables.setdefault(change[:2], TrendTable(*change[:2])).add(change.item_id)
+    for window in WINDOWS[1:]:
+        total: Counter[str] = Counter()
+        for (number, _), table in tables.items():
+            if number == window.number:
+                total.update(table.votes)
+        assert (total["honest"], total["x"], max(total[f"i{n}"] for n in range(1000))) == (20, 1, 1), window
+        assert sum(total.values()) == 20 + 3 + 8
