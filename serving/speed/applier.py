@@ -49,8 +49,6 @@ from serving.speed.trends import VoteChange, buckets_of, vote_changes
 logger = logging.getLogger("nightjar.speed")
 
 MAX_DELIVERIES = 3
-MAX_BATCHES = 4
-"""So many batches are read as one when the streams are full: what a subject did meanwhile then costs one record."""
 KEPT_TABLES = 256
 """Trend tables of all owned partitions that stay in memory between two batches."""
 
@@ -104,7 +102,6 @@ class Applier:
         self._store = store
         self._tenant = tenant
         self._batch = batch
-        self._read_at_once = batch
         self._ttl = session_ttl_seconds
         self._metrics = metrics or ConsumerMetrics()
         self._positions: dict[int, str] = {}
@@ -124,10 +121,8 @@ class Applier:
             self._take_up()
             if not self._positions:
                 return 0
-            count = 1 if self._cares else self._read_at_once
+            count = 1 if self._cares else self._batch
             found = self._streams.read(self._positions, count=count, block_ms=block_ms)
-            is_behind = any(len(rows) >= self._read_at_once for _, rows in found)
-            self._read_at_once = min(2 * self._read_at_once, MAX_BATCHES * self._batch) if is_behind else self._batch
             for partition in set(self._cares) - {partition for partition, _ in found}:
                 del self._cares[partition]  # nothing was under way there
             if not found:
@@ -162,7 +157,7 @@ class Applier:
             self._forget_tables(partition)
             if left is not None:
                 position, _, deliveries = left.partition(" ")
-                self._cares[partition] = _Care(MAX_BATCHES * self._batch, position, int(deliveries or 1))
+                self._cares[partition] = _Care(self._batch, position, int(deliveries or 1))
         self.ownership.left_behind.clear()
 
     def _compare_positions(self) -> None:
