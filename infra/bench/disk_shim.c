@@ -41,6 +41,8 @@ __attribute__((constructor)) static void begin(void) {
   const char *log_path = getenv("NIGHTJAR_SHIM_LOG"), *full_path = getenv("NIGHTJAR_SHIM_FULL");
   home = getenv("NIGHTJAR_SHIM_HOME");
   if (!home || !log_path || !full_path) return;
+  home = strdup(home); /* a server that writes its title over its environment takes the value along */
+  if (!home) return;
   home_length = strlen(home);
   int fd = open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
   log_fd = fcntl(fd, F_DUPFD_CLOEXEC, 800); /* out of the way of programs that count on small numbers */

@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from feature_repo.contracts.packing import SessionState
 from infra.bench.event_ledger import Ledger
 from infra.bench.event_torture import torture_events
+from infra.bench.ingest import free_port
 from infra.bench.power import Disk, compiler
+from infra.local.redis_server import find_server, server_command
 
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C compiler")
 
@@ -146,6 +152,34 @@ sys.exit(1)
             variables = {**os.environ, **disk.variables()}
             codes.append(subprocess.run([sys.executable, "-c", program], cwd=home, env=variables).returncode)
         assert codes == [0, 1]
+
+    @pytest.mark.redis
+    def test_what_a_server_has_rewritten_survives_although_it_writes_its_title_over_its_environment(
+        self, tmp_path: Path
+    ) -> None:
+        home = tmp_path / "home"
+        home.mkdir()
+        disk = Disk(home, tmp_path / "workshop")
+        binary, port = find_server(os.environ), free_port()
+        command = server_command(binary, "log", port=port, folder=home / "log", pid_file=home / "log" / "redis.pid")
+        with subprocess.Popen(command, env={**os.environ, **disk.variables()}, stdout=subprocess.DEVNULL) as server:
+            with redis.Redis(port=port, retry=Retry(ConstantBackoff(0.05), 100)) as client:
+                client.set("a", "1")
+                disk.settled()
+                client.set("a", "2")
+                client.bgrewriteaof()
+                while (
+                    client.info("persistence")["aof_rewrites"] < 1
+                    or client.info("persistence")["aof_rewrite_in_progress"]
+                ):
+                    time.sleep(0.01)
+                client.set("b", "3")
+            server.kill()
+        assert disk.cut().bytes_gone == 0
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+            with redis.Redis(port=port, decode_responses=True, retry=Retry(ConstantBackoff(0.05), 100)) as client:
+                assert client.mget("a", "b") == ["2", "3"]
+            server.kill()
 
 
 @pytest.mark.redis
