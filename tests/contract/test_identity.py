@@ -171,6 +171,7 @@ async def test_a_no_through_the_users_api_holds_on_every_device_and_under_every_
     await shop.send("alias", 2, **ANN, anonymous_id="old")
     shop.now = NOON + timedelta(minutes=10)
     people = (ANN, {"user_id": "old"}, PHONE)
+    assert len(people) == 3
     async with shop.app.router.lifespan_context(shop.app):
         for name in ("ann", "old"):
             for who in people:

@@ -165,6 +165,7 @@ def test_one_subject_cannot_move_a_trend() -> None:
     for events in subjects:
         for change in vote_changes({}, replay_session(events).votes):
             tables.setdefault(change[:2], TrendTable(*change[:2])).add(change.item_id)
+    assert len(WINDOWS) == 3
     for window in WINDOWS[1:]:
         total: Counter[str] = Counter()
         for (number, _), table in tables.items():
