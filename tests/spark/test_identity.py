@@ -69,6 +69,7 @@ def shop(environment: Environment, name: str) -> Environment:
     return environment._replace(lakehouse=f"{environment.home}/{name}", runs=f"{environment.home}/{name}-runs")
 
 
+@pytest.mark.soak  # four nights of refine_events
 def test_a_person_is_joined_and_parted_again(spark: SparkSession, environment: Environment) -> None:
     """Night 1 knows strangers, night 2 the login, night 3 its undo: it leaves what a full night without both makes."""
     place = shop(environment, "lake")
