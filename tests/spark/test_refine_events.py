@@ -110,6 +110,7 @@ def shop(first_night: Environment, environment: Environment) -> Environment:
     return environment
 
 
+@pytest.mark.soak  # a night over three entrances; what each makes of an event is held together without Spark
 def test_an_event_that_came_through_every_entrance_counts_once(spark: SparkSession, environment: Environment) -> None:
     """And so does one of a day that Kafka alone brings, after a night that knew of no such table."""
     write_bronze_events(environment, [("e1", "u1", "view_item", "2024-03-01T10:00:00", "i1", {"source": "stream"})])

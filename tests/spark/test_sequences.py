@@ -112,6 +112,7 @@ def test_spark_finds_what_the_contract_finds(spark: SparkSession) -> None:
     assert {rule for _, rule in expected} == {rule.value for rule in SequenceRule}
 
 
+@pytest.mark.soak  # two nights; the rules themselves are tested above
 def test_a_night_marks_them_and_learns_an_order_once(spark: SparkSession, environment: Environment) -> None:
     def night(as_of: str, **more: Any) -> dict[str, Any]:
         pins = {name: light_delta.version(environment, name) for name in PINNED_TABLES}
