@@ -185,6 +185,7 @@ def test_each_delivery_arrives_in_bronze_exactly_once(installation: Installation
     assert archived(installation).count("e2e-1") == 2
 
 
+@pytest.mark.soak  # a third night; `nightjar torture night` kills them all over
 def test_the_same_night_killed_while_scoring_leaves_the_same_tables_and_lists(
     installation: Installation, last_night: Night
 ) -> None:
