@@ -22,7 +22,7 @@ from feature_repo.contracts.errors import DataError, nearest
 from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
 from spark_jobs.models.base import InteractionMatrix
-from spark_jobs.models.ranking import top_items, two_best
+from spark_jobs.models.factors import FactorScores
 
 ENGINES = ("native", "mllib")
 USERS_PER_BLOCK = 512
@@ -43,7 +43,7 @@ class Sweep(NamedTuple):
 AfterSweep = Callable[[Sweep], None]
 
 
-class Als:
+class Als(FactorScores):
     """score(u, i) = x_u . y_i, where x_u is the exact solution for u's history given all y.
 
     Because x_u is linear in the history, a score is a sum of one term per item of the history:
@@ -95,37 +95,6 @@ class Als:
             system, liked, confidence = self._equation(histories, int(row))
             vectors[row] = np.linalg.solve(system, confidence @ liked)
         return vectors
-
-    def score_block(self, histories: sparse.csr_matrix, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        if rows is None:
-            rows = np.full(histories.shape[0], -1, np.int64)
-        vectors = np.zeros((histories.shape[0], self.item_factors.shape[1]), np.float32)
-        fitted = rows >= 0
-        vectors[fitted] = self.user_factors[rows[fitted]]
-        if not fitted.all():
-            vectors[~fitted] = self.fold_in(histories[np.flatnonzero(~fitted)])
-        return vectors @ self.item_factors.T
-
-    def similar(self, item_number: int, count: int) -> list[tuple[int, float]]:
-        """By the cosine of item vectors; items without interactions have none and are left out."""
-        norms = np.linalg.norm(self.item_factors, axis=1)
-        if norms[item_number] == 0:
-            return []
-        with np.errstate(invalid="ignore", divide="ignore"):
-            cosine = self.item_factors @ self.item_factors[item_number] / (norms * norms[item_number])
-        cosine[item_number] = -np.inf
-        numbers, values = top_items(cosine[None, :], count)
-        return [(int(n), float(v)) for n, v in zip(numbers[0], values[0], strict=True) if np.isfinite(v)]
-
-    def explain(
-        self,
-        history: sparse.csr_matrix,
-        row: int,  # noqa: ARG002
-        item_numbers: Sequence[int],
-    ) -> list[tuple[int | None, int | None]]:
-        """The items of the history with the largest terms of the score; the history decides, not `row`."""
-        terms = self.contributions(history, item_numbers)
-        return [two_best(t, history.indices) for t in terms]
 
     def contributions(self, history: sparse.csr_matrix, item_numbers: Sequence[int]) -> NDArray[np.float64]:
         """The terms of the scores, shape (items asked, items of the history); each row sums to its score."""

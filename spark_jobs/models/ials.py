@@ -21,8 +21,8 @@ from threadpoolctl import threadpool_limits
 from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
 from spark_jobs.models.base import InteractionMatrix
+from spark_jobs.models.factors import FactorScores
 from spark_jobs.models.linear import strength
-from spark_jobs.models.ranking import top_items, two_best
 
 CELLS_PER_BLOCK = 1_000_000
 """Vector entries of the other side that one block of rows gathers."""
@@ -35,7 +35,7 @@ KERNEL_THREADS = 0
 """0 means all cores. Blocks are solved on their own, so no number changes the result."""
 
 
-class Ials:
+class Ials(FactorScores):
     """Minimises  sum over observed w_ui (1 - x_u.y_i)^2 + unobserved * sum over all (x_u.y_i)^2 + ridges.
 
     w = log2(1 + preference). The ridge of a row with n observations among m on the other side is
@@ -61,7 +61,6 @@ class Ials:
         self.user_factors: NDArray[np.float32] = np.empty((0, 0), np.float32)
         self.item_factors: NDArray[np.float32] = np.empty((0, 0), np.float32)
         self.popular: NDArray[np.float32] = np.empty(0, np.float32)
-        self._gram: NDArray[np.float32] | None = None
 
     def fit(self, matrix: InteractionMatrix) -> None:
         weighted = strength(matrix.preference)
@@ -77,7 +76,7 @@ class Ials:
                 users = solve_rows(weighted, items, users, unobserved=unobserved, ridges=ridges[0], steps=STEPS)
                 items = solve_rows(by_item, users, items, unobserved=unobserved, ridges=ridges[1], steps=STEPS)
             items[np.diff(by_item.indptr) == 0] = 0.0
-            self.item_factors, self._gram = items, None
+            self.item_factors = items
             self.popular = np.diff(by_item.indptr).astype(np.float32)
             self.user_factors = self.fold_in(matrix.preference)
 
@@ -107,38 +106,11 @@ class Ials:
         return model
 
     def score_block(self, histories: sparse.csr_matrix, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        if rows is None:
-            rows = np.full(histories.shape[0], -1, np.int64)
-        vectors = np.zeros((histories.shape[0], self.item_factors.shape[1]), np.float32)
-        fitted = rows >= 0
-        vectors[fitted] = self.user_factors[rows[fitted]]
-        if not fitted.all():
-            vectors[~fitted] = self.fold_in(histories[np.flatnonzero(~fitted)])
-        scores: NDArray[np.float32] = vectors @ self.item_factors.T
+        scores = super().score_block(histories, rows)
         power = float(self.params["popular_power"])
         if power:
             scores *= (np.maximum(self.popular, 1.0) ** -power).astype(np.float32)
         return scores
-
-    def similar(self, item_number: int, count: int) -> list[tuple[int, float]]:
-        """By the cosine of item vectors; items without interactions have none and are left out."""
-        norms = np.linalg.norm(self.item_factors, axis=1)
-        if norms[item_number] == 0:
-            return []
-        with np.errstate(invalid="ignore", divide="ignore"):
-            cosine = self.item_factors @ self.item_factors[item_number] / (norms * norms[item_number])
-        cosine[item_number] = -np.inf
-        numbers, values = top_items(cosine[None, :], count)
-        return [(int(n), float(v)) for n, v in zip(numbers[0], values[0], strict=True) if np.isfinite(v)]
-
-    def explain(
-        self,
-        history: sparse.csr_matrix,
-        row: int,  # noqa: ARG002
-        item_numbers: Sequence[int],
-    ) -> list[tuple[int | None, int | None]]:
-        """The items of the history with the largest terms of the score; the history decides, not `row`."""
-        return [two_best(terms, history.indices) for terms in self.contributions(history, item_numbers)]
 
     def contributions(self, history: sparse.csr_matrix, item_numbers: Sequence[int]) -> NDArray[np.float64]:
         """The terms of x_u.y_i, shape (items asked, items of the history); each row sums to it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,15 +17,14 @@ TERMS_PER_BLOCK = 4_000_000
 """Cells (items of a history x items of the catalogue) that `linear_terms` holds at a time."""
 
 
-class LinearScores:
+class LinearScores(ABC):
     """Mixin of models whose `score_block(h)` is linear in h: `similar` and `explain` are the terms of that sum."""
 
     item_count: int
 
-    def score_block(
-        self, histories: sparse.csr_matrix, rows: NDArray[np.int64] | None = None
-    ) -> NDArray[np.float32]:  # pragma: no cover - every model brings its own
-        raise NotImplementedError
+    @abstractmethod
+    def score_block(self, histories: sparse.csr_matrix, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """As in `Model`."""
 
     def similar(self, item_number: int, count: int) -> list[tuple[int, float]]:
         """The items that a history of this one item alone scores best, itself and what it says nothing of left out."""
