@@ -10,14 +10,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
-import pytest
 import redis
 
 from feature_repo.contracts import environment as names
@@ -27,6 +25,7 @@ from feature_repo.contracts.keys import EVENT_PARTITIONS, candidates_key, dedup_
 from feature_repo.contracts.packing import PackedCandidate, Source, pack_candidates
 from infra.local.redis_server import RunningServer
 from tests.serving_builders import Shop
+from tests.waiting import wait_for
 
 EVENTS = "/v1/events"
 ITEMS = [f"i{number}" for number in range(12)]
@@ -35,17 +34,6 @@ SHOP = Shop(
     neighbours={item: [(other, 0.5) for other in ITEMS if other != item] for item in ITEMS},
     popular=[(item, 12.0 - n) for n, item in enumerate(ITEMS)],
 )
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
-    """What `condition` gives as soon as that is true of anything; the test fails when it never is."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.02)
-    pytest.fail(f"not within {seconds:.0f} s: {what}")
 
 
 class Arrived(NamedTuple):

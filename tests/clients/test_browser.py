@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.clients.chromium import REMEDY, Browser, DevToolsError, Page, Profile, find_chromium
-from tests.clients.served import ServedApi, wait_for
+from tests.clients.served import ServedApi
+from tests.waiting import wait_for
 
 IS_NEEDED = bool(os.environ.get("NIGHTJAR_NEEDS_CHROMIUM"))  # `make test-browser`
 pytestmark = [

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from feature_repo.contracts.packing import PackedCandidate, Source, pack_candida
 from feature_repo.contracts.tables import table_path
 from infra.local.redis_server import RunningServer
 from tests.serving_builders import Shop
+from tests.waiting import wait_for
 
 ITEMS = [f"i{number}" for number in range(12)]
 SHOP = Shop(
@@ -31,16 +32,6 @@ SHOP = Shop(
     neighbours={item: [(other, 0.5) for other in ITEMS if other != item] for item in ITEMS},
     popular=[(item, 12.0 - n) for n, item in enumerate(ITEMS)],
 )
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.02)
-    pytest.fail(f"not within {seconds:.0f} s: {what}")
 
 
 class Stack:

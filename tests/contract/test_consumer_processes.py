@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from feature_repo.contracts.keys import (
 from feature_repo.contracts.session_record import pack_session, unpack_session
 from infra.local.redis_server import RunningServer
 from tests.session_oracle import oracle
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.redis
 
@@ -54,16 +55,6 @@ applier.fold_event = fold
 sys.exit(consumer.main())
 """
 """A consumer that gets a signal while it applies the event `trap`, between its read and its write."""
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.02)
-    pytest.fail(f"not within {seconds:.0f} s: {what}")
 
 
 class Shop:
