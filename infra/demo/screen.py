@@ -9,6 +9,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from infra.demo.shop_window import ShopWindow
@@ -23,7 +24,12 @@ NDCG = "ndcg_at_20"
 def small_table(title: str, *columns: str, right: Collection[str] = ()) -> Table:
     """A table as the demo's screen has them: a bold title at the left, columns in `right` aligned to the right."""
     table = Table(
-        title=f"\n[bold]{title}[/]", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style=""
+        title=f"\n[bold]{title}[/]",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title_style="",
+        collapse_padding=True,
     )
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -61,14 +67,14 @@ def show_models(console: Console, evaluation: Mapping[str, Any], gate: Mapping[s
     """Every model on every slice, best first, the winner marked, and the gate's words."""
     test = evaluation["test"]
     users = {name: test["users_by_slice"][name] for name in SLICES}
-    heads = [f"{name}\n{count:,} users" for name, count in users.items()]
-    others = ("R@20", "HR@20", "MRR@20", "coverage", "fit s")
-    title = f"Models: NDCG@20 by slice, all items ranked, on the last {test['days']} days"
+    heads = [f"{name}\n{count:,}" for name, count in users.items()]
+    others = ("R@20", "HR@20", "MRR@20", "cover", "fit s")
+    title = f"Models: NDCG@20 by slice (users below), all items ranked, last {test['days']} days"
     table = small_table(title, "model", *heads, *others, right=(*heads, *others))
     models = sorted(evaluation["models"].items(), key=lambda pair: -pair[1]["metrics"].get("all", {}).get(NDCG, 0.0))
     for name, model in models:
         metrics, won = model["metrics"], name == gate.get("contestant")
-        slices = [_figure(metrics.get(part, {}), NDCG) for part in users]
+        slices = [_figure(metrics.get(part, {}), NDCG, 4 if part == "all" else 3) for part in users]
         rest = [_figure(metrics.get("all", {}), f"{metric}_at_20") for metric in ("recall", "hit_rate", "mrr")]
         coverage = _figure(model["beyond_accuracy"], "coverage_at_20")
         label = f"[bold green]{name} *[/]" if won else name
@@ -79,8 +85,8 @@ def show_models(console: Console, evaluation: Mapping[str, Any], gate: Mapping[s
         console.print(f"- {reason}", markup=False)
 
 
-def _figure(metrics: Mapping[str, float], name: str) -> str:
-    return f"{metrics[name]:.4f}" if name in metrics else "-"
+def _figure(metrics: Mapping[str, float], name: str, places: int = 3) -> str:
+    return f"{metrics[name]:.{places}f}" if name in metrics else "-"
 
 
 def show_history(console: Console, window: ShopWindow, clicked: Clicked) -> None:
@@ -100,10 +106,9 @@ def show_history(console: Console, window: ShopWindow, clicked: Clicked) -> None
 
 def show_slate(console: Console, window: ShopWindow, answer: Mapping[str, Any], title: str) -> None:
     """A slate, the reason of each item below its title."""
-    table = small_table(title, "", "item", "category", "score", "source", right=("", "score"))
+    console.print(f"\n[bold]{title}[/]\n")
     for item in answer["items"]:
-        table.add_row(str(item["rank"]), *_item_cells(window, item))
-    console.print(table)
+        _print_item(console, window, item, "")
 
 
 def show_move(console: Console, window: ShopWindow, clicked: Clicked) -> None:
@@ -111,25 +116,34 @@ def show_move(console: Console, window: ShopWindow, clicked: Clicked) -> None:
     titles = ", ".join(escape(window.title(item_id)) for item_id in clicked.cast.clicks)
     console.print(f"\n[bold]Three clicks in {escape(clicked.cast.category)}:[/] {titles}")
     old = {item["item_id"]: item["rank"] for item in clicked.before["items"]}
-    table = small_table(
-        "The slate after the clicks", "", "moved", "item", "category", "score", "source", right=("", "score")
-    )
+    console.print("\n[bold]The slate after the clicks[/]\n")
     for item in clicked.after["items"]:
         before = old.get(item["item_id"])
-        moved = "[green]new[/]" if before is None else _arrow(before - item["rank"])
-        table.add_row(str(item["rank"]), moved, *_item_cells(window, item))
-    console.print(table)
+        _print_item(console, window, item, "[green]new[/]" if before is None else _arrow(before - item["rank"]))
 
 
 def _arrow(places: int) -> str:
     return "=" if places == 0 else f"{'▲' if places > 0 else '▼'}{abs(places)}"
 
 
-def _item_cells(window: ShopWindow, item: Mapping[str, Any]) -> list[str]:
+def _print_item(console: Console, window: ShopWindow, item: Mapping[str, Any], moved: str) -> None:
+    """One line of what it is, cut where the screen ends, and the whole reason below it."""
+    line = Table.grid(padding=(0, 2), expand=True)
+    line.add_column(width=2, justify="right")
+    if moved:
+        line.add_column(width=3)
+    line.add_column(ratio=3, no_wrap=True, overflow="ellipsis")
+    line.add_column(ratio=2, no_wrap=True, overflow="ellipsis")
+    line.add_column(width=5)
+    line.add_column(width=10, no_wrap=True)
+    title, category = escape(window.title(item["item_id"])), escape(window.category(item["item_id"]))
+    line.add_row(
+        str(item["rank"]), *([moved] if moved else []), title, category, f"{item['score']:.3f}", item["source"]
+    )
+    console.print(line)
     first, *others = item["reasons"]
     why = " and ".join([first["text"], *(reason["title"] or reason["text"] for reason in others)])
-    title = f"{escape(window.title(item['item_id']))}\n[dim]{escape(why)}[/]"
-    return [title, escape(window.category(item["item_id"])), f"{item['score']:.3f}", item["source"]]
+    console.print(Padding(f"[dim]{escape(why)}[/]", (0, 0, 0, 9 if moved else 4)))
 
 
 def show_checks(console: Console, checks: Sequence[Check]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from rich.console import Console
@@ -25,8 +26,8 @@ WINDOW = ShopWindow(
 )
 
 
-def printed(show, *values: object) -> str:
-    console = Console(file=io.StringIO(), width=120, highlight=False)
+def printed(show, *values: object, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
     show(console, *values)
     return console.file.getvalue()
 
@@ -60,6 +61,18 @@ def test_a_slate_shows_what_moved_and_why() -> None:
     assert "because you viewed Old lamp and Gold" in text
 
 
+def test_a_slate_is_two_lines_an_item_on_a_narrow_screen() -> None:
+    window = replace(WINDOW, items={**WINDOW.items, "i1": {"title": "A lamp " * 9, "category": "Home > Lamps"}})
+    slate = {"items": [item("i1", 1, "because you viewed Old lamp", "Gold"), item("i2", 2, "popular")]}
+    lines = printed(screen.show_slate, window, slate, "Theirs", width=80).splitlines()
+    assert lines[:3] == ["", "Theirs", ""]
+    assert len(lines) == 7
+    assert max(len(line) for line in lines) <= 80
+    assert lines[3].startswith(" 1  A lamp A lamp")
+    assert "…" in lines[3]
+    assert [line.strip() for line in lines[4::2]] == ["because you viewed Old lamp and Gold", "popular"]
+
+
 def test_history_groups_an_items_events() -> None:
     text = printed(screen.show_history, WINDOW, clicked([], []))
     assert "the newest of 2 items" in text
@@ -80,8 +93,8 @@ def test_the_winner_is_marked_and_comes_first() -> None:
     lines = [line.split() for line in printed(screen.show_models, evaluation, gate).splitlines()]
     rows = [line for line in lines if line and line[0] in ("als", "item_knn")]
     assert rows == [
-        ["item_knn", "*", "0.2500", "-", "-", "0.1250", "0.5000", "-", "-", "-", "0.2"],
-        ["als", "0.1250", "-", "-", "0.0625", "0.5000", "-", "-", "-", "0.2"],
+        ["item_knn", "*", "0.2500", "-", "-", "0.125", "0.500", "-", "-", "-", "0.2"],
+        ["als", "0.1250", "-", "-", "0.062", "0.500", "-", "-", "-", "0.2"],
     ]
     assert ["-", "item_knn", "wins", "[0.1]"] in lines
 
