@@ -175,10 +175,11 @@ class TestRecommendations:
             {"user_id": "u1", "session_id": "s1", "explain": True, "num_results": 100},
             {"consent": {"personalize": False}, "context": {"category": "Toys"}},
         ]
-        for question in questions:
-            schemas.RecommendationResponse.model_validate(await api.ask(**question))
+        declared = schemas.RecommendationResponse
+        levels = [declared.model_validate(await api.ask(**question)).fallback_level for question in questions]
+        assert levels == ["personal", "personal", "category"]
         similar = await api.client.post("/v1/similar", json={"item_id": "i59", "explain": True})
-        schemas.RecommendationResponse.model_validate(similar.json())
+        assert declared.model_validate(similar.json()).fallback_level == "category"
 
     async def test_three_clicks_in_a_category_change_the_slate_and_say_why(self, api: Installation) -> None:
         clicks = ["i40", "i45", "i50"]  # toys: not one of u1's thirty candidates

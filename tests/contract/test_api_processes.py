@@ -285,7 +285,8 @@ def test_workers_end_with_a_supervisor_that_is_killed(stack: Stack) -> None:
     workers = stack.workers()
     stack.processes["api"].kill()
     stack.processes["api"].wait()
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "the workers are gone")
+    assert len(workers) == 2
+    assert wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "the workers are gone")
 
 
 def test_a_taken_port_and_a_wrong_setting_are_clear_errors(stack: Stack) -> None:

@@ -134,16 +134,16 @@ class TestDetails:
                 assert (result["reason"], result["field"]) == ("invalid_timestamp", expected)
 
     async def test_dwell_of_ga4_is_in_seconds(self, door: FrontDoor) -> None:
-        for number, (params, expected) in enumerate(
-            [
-                ({"engagement_time_msec": 1500}, 1.5),
-                ({"engagement_time_msec": "2500", "item_id": "i"}, 2.5),
-                ({"engagement_time_msec": 1500, "value": 7}, 7),
-                ({"engagement_time_msec": "long"}, None),
-                ({"engagement_time_msec": True}, None),
-                ({}, None),
-            ]
-        ):
+        cases: list[tuple[dict[str, Any], float | None]] = [
+            ({"engagement_time_msec": 1500}, 1.5),
+            ({"engagement_time_msec": "2500", "item_id": "i"}, 2.5),
+            ({"engagement_time_msec": 1500, "value": 7}, 7),
+            ({"engagement_time_msec": "long"}, None),
+            ({"engagement_time_msec": True}, None),
+            ({}, None),
+        ]
+        assert len(cases) == 6
+        for number, (params, expected) in enumerate(cases):
             params = {**params, "event_id": f"e{number}"}
             body = {"client_id": "c", "events": [{"name": "user_engagement", "params": params}]}
             (result,) = (await door.client.post("/mp/collect", json=body)).json()["results"]

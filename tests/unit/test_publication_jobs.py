@@ -129,10 +129,12 @@ def test_every_difference_is_listed_and_takes_the_mark_away(shop: Environment) -
         flip_version.main(shop, run)
 
 
-def test_rows_of_other_days_do_not_count(shop: Environment) -> None:
+def test_rows_of_other_days_do_not_count(shop: Environment, champions: list) -> None:
     publish(shop, 7)
-    run, _ = publish(shop, 8)
+    run, version = publish(shop, 8)
     verify_publication.main(shop, run)
+    flip_version.main(shop, run)  # refuses what is not verified
+    assert Publication(shop.redis_online_url).served_version() == version
 
 
 def test_the_flip_stands_when_mlflow_is_down(shop: Environment) -> None:
