@@ -16,6 +16,7 @@ Run folder, `<runs>/<tenant>/<run_key>/`:
     models/<name>/      arrays + manifest of each fitted model
     metrics.json        what the decisions of the last days brought: counts and shares with intervals
     metrics.html        the same for people
+    hashes.json         what the finished run made, by hash
     failed.json         the job that failed and its words, until a job of the run starts again
 """
 
@@ -44,6 +45,7 @@ ROLLBACK_FILE = "rollback.json"
 REDERIVE_FILE = "rederive.json"
 MAINTENANCE_FILE = "maintenance.json"
 METRICS_FILE, METRICS_PAGE = "metrics.json", "metrics.html"
+HASHES_FILE = "hashes.json"
 FAILED_FILE = "failed.json"
 MODELS_FOLDER = "models"
 

@@ -21,11 +21,11 @@ from feature_repo.contracts import environment as names
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import NightjarError
 from infra.bench.night_kills import STORES, Night, Say, night_hashes
-from infra.bench.programs import Attempt, attempt
 from infra.bench.report import figure, make_report
 from infra.importing.shop import import_shop
 from infra.local.cluster import WORKERS, Cluster, cluster_up, find_worker, live_workers
 from infra.local.night import SPARK_TASKS, TASKS
+from infra.local.programs import Attempt, attempt
 from infra.local.stack import down, up
 from infra.local.variables import stack_variables
 from infra.simulator.config import ShopConfig

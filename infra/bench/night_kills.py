@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 from feature_repo.contracts import environment as names
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError, NightjarError
-from infra.bench.programs import Attempt, attempt
 from infra.bench.report import figure, make_report
 from infra.importing.shop import import_shop
 from infra.local.night import TASKS
+from infra.local.programs import Attempt, attempt
 from infra.local.stack import down, up
 from infra.local.variables import REPOSITORY, stack_variables
 from infra.simulator.config import ShopConfig

@@ -1,4 +1,4 @@
-"""`nightjar versions`, `rollback`, `promote`, `hash`: what is published, how to go back, what to build on."""
+"""`nightjar versions`, `rollback`, `promote`, `hash`, `repro`: what is published, how to go back, how it came about."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.times import parse_as_of
-from infra.cli.output import emit, out, step
+from infra.cli.output import ExitCode, emit, out, step
 
 if TYPE_CHECKING:
     from spark_jobs.io.publication import Publication, Version
@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     app.command("rollback")(rollback)
     app.command("promote")(promote)
     app.command("hash")(hash_everything)
+    app.command("repro")(repro)
 
 
 def versions(as_json: AsJson = False) -> None:
@@ -141,6 +142,41 @@ def hash_everything(
             out.print(f"{name:<{width}}  {value}", soft_wrap=True)
 
     emit(answer, as_json=as_json, render=render)
+
+
+def repro(
+    run: Annotated[str, typer.Argument(help="The key of a finished night: the name of its run folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make a past night again from its pins, and compare what it made. Needs the stack; changes nothing of yours.
+
+    Exit code 0: the same hashes; 1: others, or not reproducible (the words say why).
+    """
+    from infra.local.reproduction import reproduce
+    from infra.local.variables import stack_variables
+
+    def say(words: str) -> None:
+        if not as_json:
+            out.print(words, markup=False)
+
+    done = reproduce(run, stack_variables(os.environ), say=say)
+
+    def render() -> None:
+        for name, value in done["hashes"].items():
+            same = name not in done["differing"]
+            out.print(f"{'[green]same  [/]' if same else '[bold red]OTHER [/]'} {name}  {value}", soft_wrap=True)
+            if not same:
+                out.print(f"       now: {done['differing'][name][1]}", soft_wrap=True)
+        if done["made_by"] != done["code_version"]:
+            out.print(f"The code is another: {done['made_by']} then, {done['code_version']} now.", markup=False)
+        out.print(
+            f"{len(done['hashes']) - len(done['differing'])} of {len(done['hashes'])} hashes are the same "
+            f"({done['seconds']:.0f} s)"
+        )
+
+    emit(done, as_json=as_json, render=render)
+    if not done["identical"]:
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _open() -> tuple[Environment, Publication]:

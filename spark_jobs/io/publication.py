@@ -328,6 +328,12 @@ class Publication:
             f"no version {version!r} in Redis{nearest(version, names)}; there are {known}", field="version"
         )
 
+    def drop(self, version: str) -> None:
+        """Take a version's lists away. Raises DataError for one that is served, or that a rollback would return to."""
+        if version in (self.served_version(), self.previous_version()):
+            raise DataError(f"version {version} is served, or was served before it: it stays", field="version")
+        self._drop(version)
+
     def _drop(self, version: str) -> None:
         """Rows first, then the manifest, so that a drop that dies halfway is found and finished by the next flip."""
         with self._answering():

@@ -186,6 +186,18 @@ def tag_version(environment: Environment, number: str, tags: Mapping[str, str], 
             client.set_registered_model_alias(name, CHAMPION, number)
 
 
+def delete(environment: Environment) -> None:
+    """Take the registered model of a tenant away, with all its versions; one that does not exist is none to take."""
+    from mlflow.exceptions import MlflowException
+
+    with connect(environment) as client:
+        try:
+            client.delete_registered_model(registered_name(environment))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+
+
 def _champion_number(client: MlflowClient, name: str) -> str | None:
     from mlflow.exceptions import MlflowException
 

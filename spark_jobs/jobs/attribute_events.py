@@ -2,7 +2,7 @@
 
 Reads    silver.decisions at the run's pin; silver.events; gold.metrics_daily (what is written already)
 Writes   silver.impressions and gold.metrics_daily, by day of the decisions; metrics.json and metrics.html in the run
-         folder; metrics/metrics.html and the end of the night's run in MLflow
+         folder, and hashes.json there, what the run made; metrics/metrics.html and the end of the run in MLflow
 
 A light task without Spark, the last of the night. It derives the decision days that events of this run can have
 changed, those whose number of decisions changed, and the last eight before as_of. A day that a run of a later as_of
@@ -21,13 +21,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_repo.contracts.environment import Environment
-from feature_repo.contracts.run import METRICS_FILE, METRICS_PAGE, Run
+from feature_repo.contracts.run import HASHES_FILE, METRICS_FILE, METRICS_PAGE, Run
 from spark_jobs.evaluation.metrics_page import render_metrics_page
 from spark_jobs.evaluation.placement_metrics import WINDOW_DAYS, summarize
 from spark_jobs.io import tracking
 from spark_jobs.io.attribution_inputs import read_answers, read_interactions, read_slots
 from spark_jobs.io.light_delta import arrow_schema, days_by_row_count, read_table
 from spark_jobs.io.light_tables import replace_days
+from spark_jobs.io.run_hashes import run_hashes
 from spark_jobs.io.run_store import write_page, write_report
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.transforms.attribution import ID_WINDOW, SLOT, credit_outcomes, daily_metrics, seen_slots
@@ -68,6 +69,7 @@ def main(environment: Environment, run: Run) -> dict[str, Any]:
     tracking.log_report(
         environment, run.mlflow_run_id, files={f"metrics/{METRICS_PAGE}": page}, tags={}, metrics=_headline(summary)
     )
+    write_report(environment, run.run_key, HASHES_FILE, {"as_of": run.as_of, "hashes": run_hashes(environment, run)})
     tracking.end_night(environment, run.mlflow_run_id, "FINISHED")
     print(f"{len(days)} days of decisions attributed: {dict(sorted(counts.items()))}", flush=True)
     return report

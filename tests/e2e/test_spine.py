@@ -217,6 +217,27 @@ def test_rollback_is_quick_and_visible_in_the_next_answer(installation: Installa
 
 
 @pytest.mark.soak
+def test_a_night_is_made_again_from_its_pins(
+    installation: Installation, earlier_night: Night, last_night: Night
+) -> None:
+    """The last night met a champion and derived few days; made again it meets the same recipe and derives them all."""
+    assert last_night["state"] == "success", last_night
+    before = installation.cli_json("hash", "--as-of", AS_OF)
+    served = installation.cli_json("versions")
+    made = installation.cli_json("repro", last_night["run_key"])
+    assert (made["identical"], made["differing"], made["as_of"]) == (True, {}, AS_OF)
+    assert {"gold.candidates", "gold.evaluations", "gold.item_features", "lists"} <= made["hashes"].keys()
+    assert all(before["hashes"][name] == value for name, value in made["hashes"].items())
+    # Nothing of the original changed, and nothing but runs in MLflow stays of the copy.
+    assert installation.cli_json("hash", "--as-of", AS_OF) == before
+    assert installation.cli_json("versions") == served
+    environment = installation.environment
+    left = [Path(root) / "repro-default" for root in (environment.lakehouse, environment.runs)]
+    assert len(left) == 2
+    assert not any(folder.exists() for folder in left)
+
+
+@pytest.mark.soak
 def test_a_backfill_rebuilds_its_day_and_publishes_nothing(installation: Installation, last_night: Night) -> None:
     past = SHOP.end_day - timedelta(days=5)
     versions = installation.cli_json("versions")

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from feature_repo.contracts.errors import DataError, NightjarError
-from infra.bench import programs
 from infra.bench.night_kills import Night, _report, draw
-from infra.bench.programs import Attempt, attempt
 from infra.bench.report import figure, make_report, write_report
+from infra.local import programs
+from infra.local.programs import Attempt, attempt
 
 
 def test_a_figure_tells_its_spread_and_what_it_is_compared_with() -> None:

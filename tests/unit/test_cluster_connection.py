@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from feature_repo.contracts import environment as names
-from infra.bench.programs import command_of
 from infra.local.cluster import CLUSTER_NAMES, cluster_down
+from infra.local.programs import command_of
 from infra.local.variables import CLUSTER_FILE, SPARK_CONNECTION, stack_variables
 
 LOCAL = {"conn_type": "spark", "host": "local[*]"}

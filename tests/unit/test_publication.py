@@ -95,6 +95,19 @@ def test_first_flip_serves_the_version_and_has_no_previous(publication: Publicat
     )  # fmt: skip
 
 
+def test_only_a_version_that_nobody_needs_is_dropped(publication: Publication, raw: redis.Redis) -> None:
+    versions = [publish(publication, manifest_of(day)) for day in (6, 7, 8)]
+    for version in versions[:2]:
+        publication.flip(version)
+    for version in versions[:2]:
+        with pytest.raises(DataError, match=f"version {version} is served, or was served before it"):
+            publication.drop(version)
+    assert keys_of(raw, versions[2]) == 3
+    publication.drop(versions[2])
+    assert keys_of(raw, versions[2]) == 0
+    assert {v.version for v in publication.list_versions()} == set(versions[:2])
+
+
 def test_many_records_are_all_put_across_chunks(publication: Publication, raw: redis.Redis) -> None:
     version = publication.announce(manifest_of(8))
     users = {f"u{n}": LISTS["u1"] for n in range(1_203)}
