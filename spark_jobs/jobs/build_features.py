@@ -76,11 +76,11 @@ def append_item_ids(
     """Number the items known before `as_of` that have no number in gold.item_ids yet; returns how many."""
     known = read_table(spark, environment, "gold.item_ids")
     items = read_items(spark, environment, versions, cut_off=start_of_day(as_of))
-    new = number_items(known, items, _events_before(spark, environment, as_of, versions), as_of=as_of).persist()
+    found = number_items(known, items, _events_before(spark, environment, as_of, versions), as_of=as_of)
+    new = found.localCheckpoint()  # planned once: it is counted, and written
     new_count = new.count()
     if new_count:
         overwrite_partitions(known.unionByName(new), environment, "gold.item_ids", None)
-    new.unpersist()
     return new_count
 
 
@@ -96,12 +96,21 @@ def build_feature_tables(
     Raises DataError when silver has no event before `as_of`; then nothing is
     written.
     """
+    try:
+        return _build_feature_tables(spark, environment, as_of, versions)
+    finally:
+        spark.catalog.clearCache()  # all at once: of each frame that goes alone Spark would plan what is left anew
+
+
+def _build_feature_tables(
+    spark: SparkSession, environment: Environment, as_of: date, versions: Mapping[str, int] | None
+) -> dict[str, int]:
     _require_events(environment, as_of, versions)
     events = _events_before(spark, environment, as_of, versions)
     items = read_items(spark, environment, versions, cut_off=start_of_day(as_of))
     users = read_users(spark, environment, versions)
     denied = denied_users(users, events, cut_off=start_of_day(as_of))
-    edges = identity_edges(events).persist()  # of the past alone: as_of knows no login that came later
+    edges = identity_edges(events).localCheckpoint()  # of the past alone: as_of knows no login that came later
     denied = under_current_names(denied, edges)
     facts = feature_facts(resolve_events(events, edges), items, denied, as_of=as_of).persist()
     made = {
@@ -111,8 +120,6 @@ def build_feature_tables(
     }
     today = {"as_of": [as_of]}
     side_by_side(*(partial(overwrite_partitions, rows, environment, name, today) for name, rows in made.items()))
-    facts.unpersist()
-    edges.unpersist()
     return {name: days_by_row_count(environment, table).get(as_of, 0) for name, table in FEATURE_TABLES.items()}
 
 

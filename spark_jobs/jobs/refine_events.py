@@ -13,7 +13,7 @@ Raises DataError, with silver untouched, when the data breaks a limit of the qua
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -60,6 +60,12 @@ from spark_jobs.transforms.interactions import select_interactions
 from spark_jobs.transforms.sequences import READS, find_breaks, may_break
 from spark_jobs.transforms.sessions import assign_sessions, summarise_sessions
 
+Keep = Callable[[DataFrame], DataFrame]
+"""What is done with a frame that many queries use: `_computed` or `_persisted`."""
+
+MOST_COMPUTED = 400_000
+"""Deliveries up to which planning costs more than work."""
+
 USER_TABLES = ("bronze.users", "bronze.user_changes")
 _SHOWN_REASONS = 3
 _LONGEST_TAG = 4000
@@ -67,6 +73,7 @@ _EVENT_DATE = "event_date"
 _SESSION_COLUMNS = ("event_id", "event_type", "user_id", "item_id", "session_id", "subject_key", "event_timestamp",
                     "quantity", "price", "consent_train", "is_bot", "event_date")  # fmt: skip
 _DEED_COLUMNS = (*READS, "user_id")
+_HISTORY_COLUMNS = tuple(dict.fromkeys((*_SESSION_COLUMNS, *_DEED_COLUMNS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,38 +127,43 @@ def refine_events(
     tell: Callable[[QualityReport], None] | None = None,
 ) -> dict[str, Any]:
     """Derive silver for `run`; returns what it wrote to refine.json. `tell` gets the verdict on the data at once."""
-    users = read_users(spark, environment, in_run(run.pins))
+    try:
+        return _refine(spark, environment, run, tell)
+    finally:
+        spark.catalog.clearCache()  # all at once: of each frame that goes alone Spark would plan what is left anew
+
+
+def _refine(
+    spark: SparkSession, environment: Environment, run: Run, tell: Callable[[QualityReport], None] | None
+) -> dict[str, Any]:
     state = read_state(environment)
     deliveries = _read_deliveries(spark, environment, run)
+    keep = _computed if _may_be_derived(environment, run) <= MOST_COMPUTED else _persisted
+    users = keep(read_users(spark, environment, in_run(run.pins)))
     if run.derive_days is None:
         scope = Scope(None, None)
     else:
         before = users
         if state is not None and any(in_run(state.pins)[name] != in_run(run.pins)[name] for name in USER_TABLES):
             before = read_users(spark, environment, in_run(state.pins))
-        scope, deliveries = _narrow(run, deliveries, before, users)
-
-    repeated = repeated_ids(deliveries).persist()
-    marked = _mark(deliveries, repeated, users_denying(users, "store")).persist()
+        scope, deliveries = _narrow(run, deliveries, before, users, keep)
+        deliveries = keep(deliveries)
+    repeated = keep(repeated_ids(deliveries))
+    marked = keep(_mark(deliveries, repeated, users_denying(users, "store")))
     in_scope = marked if scope.days is None else marked.filter(_day().isin(sorted(scope.days)))
     report = _count(environment, run, scope, in_scope)
     write_report(environment, run.run_key, REFINE_FILE, report)
-
-    windows: list[DataFrame] = []
 
     def between(first: date, end: date) -> DataFrame:
         in_window = (F.col(_EVENT_DATE) >= F.lit(first)) & (F.col(_EVENT_DATE) < F.lit(end))
         if scope.days is None:
             return marked.filter(in_window)
-        windows.append(check_deliveries(_read_deliveries(spark, environment, run).filter(in_window)).persist())
-        return windows[0]
+        return keep(check_deliveries(_read_deliveries(spark, environment, run).filter(in_window)))
 
     quality = check_quality(
         environment, run, deliveries_between=between, catalogue=_catalogue(spark, environment, run),
         catalogue_version_before=state.pins.get("bronze.items") if state is not None else None, counts=report,
     )  # fmt: skip
-    for frame in windows:
-        frame.unpersist()
     if tell is not None:
         tell(quality)
     if quality.breach is not None:
@@ -162,12 +174,13 @@ def refine_events(
     bots = _local(find_bots(kept))
     events = flag_bots(kept, bots).select(*table("silver.events").columns)
     edges_before = read_table(spark, environment, "silver.identity_edges")
-    edges = identity_edges(_sightings(spark, environment, run, scope, events)).persist()
+    edges = keep(identity_edges(_sightings(spark, environment, run, scope, events)))
     scope = _with_persons(scope, edges_before, edges)
-    history = _unchanged_events(spark, environment, run, scope).unionByName(events.select(*_SESSION_COLUMNS))
-    assigned = assign_sessions(resolve_events(history, edges)).persist()
-    deeds = _unchanged_events(spark, environment, run, scope, _DEED_COLUMNS).unionByName(events.select(*_DEED_COLUMNS))
-    breaks, break_counts = _sequence_breaks(deeds, edges)
+    history = _unchanged_events(spark, environment, run, scope).unionByName(events.select(*_HISTORY_COLUMNS))
+    if scope.days is not None:
+        history = keep(history)
+    assigned = keep(assign_sessions(resolve_events(history.select(*_SESSION_COLUMNS), edges)))
+    breaks, break_counts = _sequence_breaks(history.select(*_DEED_COLUMNS), edges, keep)
 
     before_as_of = f"`{_EVENT_DATE}` < DATE'{run.as_of}'" if scope.days is None else {_EVENT_DATE: scope.days}
     interactions = select_interactions(assigned, under_current_names(users_denying(users, "train"), edges))
@@ -200,10 +213,32 @@ def refine_events(
         "sequence_breaks": break_counts,
         **{name: _rows_before(environment, f"silver.{name}", run) for name in ("events", "sessions", "interactions")},
     }
-    for frame in (assigned, edges, marked, repeated, *(() if breaks is None else (breaks,))):
-        frame.unpersist()
     write_report(environment, run.run_key, REFINE_FILE, report)
     return report
+
+
+def _may_be_derived(environment: Environment, run: Run) -> int:
+    """At least as many deliveries as this run derives: those of its days, or all."""
+    days = None if run.derive_days is None else {date.fromisoformat(day) for day in run.derive_days}
+    return sum(
+        count
+        for name in EVENT_TABLES
+        for day, count in days_by_row_count(environment, name, run.pins.get(name, -1)).items()
+        if days is None or day in days
+    )
+
+
+def _persisted(frame: DataFrame) -> DataFrame:
+    """`frame`, computed when it is first asked for, and kept in columns: for what may be the whole history."""
+    return frame.persist()
+
+
+def _computed(frame: DataFrame) -> DataFrame:
+    """`frame`, computed now, without its past: for the few rows of some days, where planning costs more than work.
+
+    Every query over it is planned as one over a plain list, however long the way to it was.
+    """
+    return frame.localCheckpoint()
 
 
 def _day() -> Column:
@@ -227,7 +262,9 @@ def _catalogue(spark: SparkSession, environment: Environment, run: Run) -> DataF
     return read_items(spark, environment, pins, cut_off=run.cut_off).select("item_id", "price")
 
 
-def _narrow(run: Run, deliveries: DataFrame, users_before: DataFrame, users: DataFrame) -> tuple[Scope, DataFrame]:
+def _narrow(
+    run: Run, deliveries: DataFrame, users_before: DataFrame, users: DataFrame, keep: Keep
+) -> tuple[Scope, DataFrame]:
     """What an incremental run must derive, and the deliveries it needs for that.
 
     Days: those that changed; those of users who gave or withdrew consent to storing; and those that share an event_id
@@ -250,7 +287,7 @@ def _narrow(run: Run, deliveries: DataFrame, users_before: DataFrame, users: Dat
     if users_before is not users:
         changed = users_who_changed(users_before, users, ("train",))
         subjects = subjects.union(changed.select(F.concat(F.lit("u:"), "user_id")))
-    return Scope(frozenset(days), subjects.distinct().persist()), inside.unionByName(elsewhere)
+    return Scope(frozenset(days), keep(subjects.distinct())), inside.unionByName(elsewhere)
 
 
 def _mark(deliveries: DataFrame, repeated: DataFrame, denying: DataFrame) -> DataFrame:
@@ -348,7 +385,7 @@ def _with_persons(scope: Scope, before: DataFrame, after: DataFrame) -> Scope:
     return Scope(scope.days, connected(touched, links(before).union(links(after)).persist()))
 
 
-def _sequence_breaks(deeds: DataFrame, edges: DataFrame) -> tuple[DataFrame | None, dict[str, int]]:
+def _sequence_breaks(deeds: DataFrame, edges: DataFrame, keep: Keep) -> tuple[DataFrame | None, dict[str, int]]:
     """(the rules on sequences that these events break, how often each); (None, {}) when no event breaks any.
 
     Sequences are a person's: by `edges` it is known whose the events are.
@@ -356,12 +393,9 @@ def _sequence_breaks(deeds: DataFrame, edges: DataFrame) -> tuple[DataFrame | No
     possible = may_break(deeds)
     if not possible:
         return None, {}
-    history = resolve_events(deeds, edges).persist()  # every rule goes through it
-    breaks = find_breaks(history, possible).persist()
+    breaks = keep(find_breaks(keep(resolve_events(deeds, edges)), possible))  # every rule goes through the history
     counts = _count_words(breaks, "rule")
-    history.unpersist()
     if not counts:
-        breaks.unpersist()
         return None, {}
     return breaks, counts
 
@@ -374,16 +408,14 @@ def _count_words(frame: DataFrame, column: str) -> dict[str, int]:
     return {row[0]: row["count"] for row in frame.groupBy(column).count().orderBy(column).collect()}
 
 
-def _unchanged_events(
-    spark: SparkSession, environment: Environment, run: Run, scope: Scope, columns: Sequence[str] = _SESSION_COLUMNS
-) -> DataFrame:
+def _unchanged_events(spark: SparkSession, environment: Environment, run: Run, scope: Scope) -> DataFrame:
     """Silver events of the days that are not derived, of the subjects in scope: the rest of their sessions."""
-    stored = read_table(spark, environment, "silver.events").select(*columns)
+    stored = read_table(spark, environment, "silver.events").select(*_HISTORY_COLUMNS)
     if scope.days is None:
         return stored.filter(F.col(_EVENT_DATE) >= F.lit(run.as_of_day))
     assert scope.subjects is not None
     others = stored.filter(~F.col(_EVENT_DATE).isin(sorted(scope.days)))
-    return others.join(scope.subjects, on="subject_key", how="left_semi").select(*columns)
+    return others.join(scope.subjects, on="subject_key", how="left_semi").select(*_HISTORY_COLUMNS)
 
 
 def _replace_subjects(environment: Environment, name: str, rows: DataFrame, scope: Scope) -> None:
@@ -404,13 +436,13 @@ def _replace_subjects(environment: Environment, name: str, rows: DataFrame, scop
 def _days_that_differ(old: DataFrame, new: DataFrame, day_column: str) -> Collection[date]:
     """Days whose rows are not the same multiset, by count and sum of 64-bit row hashes."""
 
-    def fingerprints(frame: DataFrame) -> dict[date, tuple[int, int]]:
-        hashed = frame.select(day_column, F.xxhash64(*frame.columns).cast("decimal(38,0)").alias("row_hash"))
-        days = hashed.groupBy(day_column).agg(F.count(F.lit(1)), F.sum("row_hash")).collect()
-        return {row[0]: (row[1], int(row[2])) for row in days}
+    def hashed(frame: DataFrame, sign: int) -> DataFrame:
+        row_hash = F.xxhash64(*frame.columns).cast("decimal(38,0)")
+        return frame.select(day_column, F.lit(sign).alias("sign"), (row_hash * sign).alias("row_hash"))
 
-    before, after = fingerprints(old), fingerprints(new)
-    return sorted(day for day in before.keys() | after.keys() if before.get(day) != after.get(day))
+    both = hashed(old, -1).unionByName(hashed(new.select(*old.columns), 1))
+    days = both.groupBy(day_column).agg(F.sum("sign").alias("more"), F.sum("row_hash").alias("other"))
+    return sorted(row[0] for row in days.filter("more <> 0 or other <> 0").collect())
 
 
 def _rows_before(environment: Environment, name: str, run: Run) -> int:
