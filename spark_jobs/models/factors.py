@@ -55,4 +55,4 @@ class FactorScores(ABC):
         item_numbers: Sequence[int],
     ) -> list[tuple[int | None, int | None]]:
         """The items of the history with the largest terms of the score; the history decides, not `row`."""
-        return [two_best(terms, history.indices) for terms in self.contributions(history, item_numbers)]
+        return two_best(self.contributions(history, item_numbers), history.indices)

@@ -98,7 +98,7 @@ class ItemKnn:
         """The items of the history with the largest terms of the sum that is the score."""
         strength = _strength(history)
         links = self.similarity[np.asarray(item_numbers, dtype=np.int64)][:, strength.indices].toarray()
-        return [two_best(terms, strength.indices) for terms in links * strength.data]
+        return two_best(links * strength.data, strength.indices)
 
     def save(self, folder: Path) -> None:
         arrays = {

@@ -42,7 +42,7 @@ class LinearScores(ABC):
         item_numbers: Sequence[int],
     ) -> list[tuple[int | None, int | None]]:
         """The items of the history with the largest terms of the sum that is the score."""
-        return [two_best(terms, history.indices) for terms in linear_terms(self.score_block, history, item_numbers)]
+        return two_best(linear_terms(self.score_block, history, item_numbers), history.indices)
 
 
 def linear_terms(score: ScoreRows, history: sparse.csr_matrix, item_numbers: Sequence[int]) -> NDArray[np.float64]:

@@ -85,10 +85,25 @@ def mask_items(scores: NDArray[np.float32], seen: sparse.csr_matrix) -> None:
     scores[rows, seen.indices] = -np.inf
 
 
-def two_best(contributions: NDArray[np.floating], item_numbers: NDArray[np.int32]) -> tuple[int | None, int | None]:
-    """The one or two items with the largest positive contribution, best first, ties by number."""
-    positive = np.flatnonzero(contributions > 0)
-    order = positive[np.lexsort((item_numbers[positive], -contributions[positive]))]
-    first = int(item_numbers[order[0]]) if order.size > 0 else None
-    second = int(item_numbers[order[1]]) if order.size > 1 else None
-    return first, second
+def two_best(
+    contributions: NDArray[np.floating], item_numbers: NDArray[np.int32]
+) -> list[tuple[int | None, int | None]]:
+    """For each row the one or two items with the largest positive contribution, best first, ties by number.
+
+    `contributions` has a column for each of `item_numbers`, which may stand in any order. NaN speaks for nothing.
+    """
+    if contributions.shape[1] == 0:
+        return [(None, None)] * len(contributions)
+    order = np.argsort(item_numbers, kind="stable")  # argmax takes the first of equals
+    positive = np.where(contributions > 0, contributions, 0)[:, order]
+    rows = np.arange(len(positive))
+    places, values = [], []
+    for _ in range(2):
+        best = positive.argmax(axis=1)
+        places.append(item_numbers[order[best]].tolist())
+        values.append(positive[rows, best].tolist())
+        positive[rows, best] = 0
+    return [
+        (first if first_value else None, second if second_value else None)
+        for first, second, first_value, second_value in zip(*places, *values, strict=True)
+    ]

@@ -92,7 +92,7 @@ class SequentialRules:
         """The items of the last places with the largest terms of the sum that is the score."""
         spoken = self._spoken(sequence)
         links = self.rules[spoken.indices][:, np.asarray(item_numbers, dtype=np.int64)].toarray()
-        return [two_best(terms, spoken.indices) for terms in links.T * spoken.data]
+        return two_best(links.T * spoken.data, spoken.indices)
 
     def save(self, folder: Path) -> None:
         arrays = {"rules_data": self.rules.data, "rules_indices": self.rules.indices, "rules_indptr": self.rules.indptr}

@@ -149,7 +149,7 @@ class SessionKnn:
             mine = votes.items == number
             by, place = np.unique(votes.matched[mine], return_inverse=True)
             summed = np.bincount(place, weights=votes.votes[mine], minlength=len(by)).astype(np.float64)
-            reasons.append(two_best(summed, by.astype(np.int32)))
+            reasons += two_best(summed[None, :], by.astype(np.int32))
         return reasons
 
     def save(self, folder: Path) -> None:

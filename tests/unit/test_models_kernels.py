@@ -106,16 +106,17 @@ def test_mask_removes_what_a_row_has() -> None:
     assert np.isfinite(scores).tolist() == [[True, False, True], [False, True, False]]
 
 
-@pytest.mark.parametrize(
-    ("contributions", "expected"),
-    [
+def test_two_best() -> None:
+    contributions = [
         ([0.1, 0.7, 0.7, 0.2], (30, 40)),  # a tie: the lower number first, whatever the order of the history
+        ([0.7, 0.2, 0.1, 0.2], (10, 20)),  # a tie for the second place
         ([-1.0, 0.0, 0.3, -2.0], (30, None)),  # what spoke against an item is no reason for it
         ([0.0, 0.0, 0.0, 0.0], (None, None)),
-    ],
-)
-def test_two_best(contributions: list[float], expected: tuple[int | None, int | None]) -> None:
-    assert two_best(np.array(contributions), np.array([10, 40, 30, 20], np.int32)) == expected
+        ([np.nan, 0.5, np.nan, 0.0], (40, None)),
+    ]
+    rows = np.array([row for row, _ in contributions])
+    assert two_best(rows, np.array([10, 40, 30, 20], np.int32)) == [expected for _, expected in contributions]
+    assert two_best(np.zeros((2, 0)), np.zeros(0, np.int32)) == [(None, None), (None, None)]
 
 
 # --- popularity --------------------------------------------------------------------------------------------------
