@@ -11,7 +11,6 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import psutil
 from feature_repo.contracts import environment as names
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import NightjarError
-from infra.bench.night_kills import STORES, Night, Say, night_hashes
+from infra.bench.night_kills import STORES, Night, Say, night_hashes, small_shop
 from infra.bench.report import figure, make_report
 from infra.importing.shop import import_shop
 from infra.local.cluster import WORKERS, Cluster, cluster_up, find_worker, live_workers
@@ -28,7 +27,6 @@ from infra.local.night import SPARK_TASKS, TASKS
 from infra.local.programs import Attempt, attempt
 from infra.local.stack import down, up
 from infra.local.variables import stack_variables
-from infra.simulator.config import ShopConfig
 from infra.simulator.shop import simulate_shop
 
 KILLED_IN = ("refine_events", "score_users")
@@ -45,7 +43,7 @@ def cluster_night(home: Path, variables: Mapping[str, str], *, event_count: int,
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     here = {**variables, names.HOME: str(home)}
-    shop = replace(ShopConfig(), event_count=event_count, user_count=max(10, event_count // 60), item_count=200)
+    shop = small_shop(event_count)
     say(f"simulating and importing {event_count:,} events")
     simulate_shop(shop, home / "shop")
     try:

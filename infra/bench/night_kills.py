@@ -37,6 +37,7 @@ from infra.simulator.shop import simulate_shop
 STORES = ("redis-log", "redis-online", "mlflow")
 QUIET_NIGHTS = 2
 KILLS_A_NIGHT = 10
+SHOP_DAYS = 20
 MOST_DRAWS = 3
 """A point is drawn again when the task ended before the kill came; at most so many times the wanted number."""
 
@@ -83,7 +84,7 @@ def torture_night(
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     here = {**variables, names.HOME: str(home)}
-    shop = replace(ShopConfig(), event_count=event_count, user_count=max(10, event_count // 60), item_count=200)
+    shop = small_shop(event_count)
     say(f"simulating and importing {event_count:,} events")
     simulate_shop(shop, home / "shop")
     try:
@@ -96,6 +97,14 @@ def torture_night(
     finally:
         down(here)
     return _report(base, seed, quiet, tortured, missed)
+
+
+def small_shop(event_count: int) -> ShopConfig:
+    """A shop of a few thousand events within few days: one crawler's burst must not be most of what a day brings, or
+    the quality gate stops the night."""
+    return replace(
+        ShopConfig(), event_count=event_count, user_count=max(10, event_count // 60), item_count=200, days=SHOP_DAYS
+    )
 
 
 def draw(rng: random.Random, durations: Mapping[str, float]) -> Point:
