@@ -30,7 +30,7 @@ from serving.api.cors import allow_origins
 from serving.api.docs_page import DOCS_HTML
 from serving.api.errors import answer_domain_error, answer_http_error
 from serving.api.event_routes import build_event_router
-from serving.api.hot_events import HotEvents
+from serving.api.hot_routes import HotRoutes
 from serving.api.middleware import RequestEnvelope
 from serving.api.routes import build_router
 from serving.api.schemas import Problem, RecommendationRequest, SimilarRequest
@@ -51,12 +51,29 @@ def wall_micros() -> int:
     return time.time_ns() // 1000
 
 
+class _RandomDigits:
+    """Random hex digits, 20 at a time, of many that were drawn at once: the system is asked rarely."""
+
+    def __init__(self) -> None:
+        self._digits, self._at = "", 0
+
+    def take(self) -> str:
+        at = self._at
+        if at == len(self._digits):
+            self._digits, at = os.urandom(10 * 512).hex(), 0
+        self._at = at + 20
+        return self._digits[at : at + 20]
+
+
+_random_digits = _RandomDigits()
+
+
 def new_id() -> str:
     """32 hex digits that nobody has seen before: 12 of the milliseconds since 1970, 20 random ones.
 
-    Ids of one time lie together, so statistics tell which file of a table can hold one.
+    Ids of one time lie together, so statistics tell which file of a table can hold one. For the thread of the loop.
     """
-    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+    return f"{time.time_ns() // 1_000_000:012x}{_random_digits.take()}"
 
 
 def create_app(
@@ -77,7 +94,6 @@ def create_app(
         environment.redis_online_url,
         tenant=tenant,
         timeout_seconds=settings.online_timeout_ms / 1000,
-        max_connections=settings.redis_connections,
     )
     log = log or RedisEventLog(
         environment.redis_log_url,
@@ -156,7 +172,7 @@ def create_app(
 
 def with_hot_routes(app: FastAPI) -> ASGIApp:
     """The application behind the routes that need no framework. It answers the same, and more slowly, without them."""
-    return HotEvents(app, app.state.services)
+    return HotRoutes(app, app.state.services)
 
 
 def app_from_environment() -> ASGIApp:

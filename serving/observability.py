@@ -9,6 +9,8 @@ Labels take their values from fixed lists (routes, status codes, rungs, reasons)
 
 from __future__ import annotations
 
+import asyncio
+
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import REGISTRY
@@ -46,8 +48,45 @@ DECISION_FAILURES = Counter("nightjar_api_decision_failures_total", "Writes of d
 WORKER_STARTS = Counter("nightjar_api_worker_starts_total", "Worker processes started since the server was")
 
 
+class _Soon:
+    """What was counted in this turn of the event loop and is not written yet."""
+
+    def __init__(self) -> None:
+        self.counted: dict[tuple[Counter, str], int] = {}
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def write(self) -> None:
+        counted, self.counted = self.counted, {}
+        for (counter, label), count in counted.items():
+            counter.labels(label).inc(count)
+
+
+_soon = _Soon()
+
+
+def count_soon(counter: Counter, label: str) -> None:
+    """`counter.labels(label).inc()`, written at the beginning of the loop's next turn together with all others.
+
+    For the thread of an event loop; without one running it is written at once.
+    """
+    key = (counter, label)
+    if key in _soon.counted and _soon.loop is not None and not _soon.loop.is_closed():
+        _soon.counted[key] += 1
+        return
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        counter.labels(label).inc()
+        return
+    if not _soon.counted or _soon.loop is not loop:
+        loop.call_soon(_soon.write)
+        _soon.loop = loop
+    _soon.counted[key] = _soon.counted.get(key, 0) + 1
+
+
 def render_metrics() -> bytes:
     """The Prometheus text of all workers of this server."""
+    _soon.write()
     if ValueClass._multiprocess:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)

@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from feature_repo.contracts.errors import ContractError, DependencyError, NightjarError
+from feature_repo.contracts.errors import ContractError, DependencyError, MixedVersionError, NightjarError
 from feature_repo.contracts.events import subject_key
 from feature_repo.contracts.identity import Edge, unpack_edge
 from feature_repo.contracts.packing import (
-    CANDIDATE_ROW,
-    CANDIDATES_HEADER_BYTES,
     FLAG_PERSONALIZE_DENIED,
     SessionState,
+    open_candidates,
     read_candidates_header,
-    unpack_session,
+    read_session,
 )
 from serving.adapters.feast_online import USER_VIEW, read_string_value, read_timestamp_micros
 from serving.adapters.online import OnlineRecords, OnlineStore
 from serving.adapters.shelf import VersionShelf
-from serving.observability import DEGRADED, IDENTITY_READS, REFUSED_RECORDS, SECOND_READS, SLATES, STALE_FEATURES
+from serving.observability import (
+    DEGRADED,
+    IDENTITY_READS,
+    REFUSED_RECORDS,
+    SECOND_READS,
+    SLATES,
+    STALE_FEATURES,
+    count_soon,
+)
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.consent import with_refusal
 from serving.pipeline.overlay import CatalogueOverlay
 from serving.pipeline.persons import MAX_READS, Edges, Identity, join_sessions, person_of, stranger
 from serving.pipeline.slate import build_slate
-from serving.pipeline.values import Person, Slate, SlateRequest
+from serving.pipeline.values import Person, Row, Slate, SlateRequest
 from serving.settings import ServingSettings
+
+logger = logging.getLogger("nightjar.serving")
 
 STORE_DOWN = "online_store_unavailable"
 VERSION_NOT_LOADED = "published_version_not_loaded"
@@ -41,6 +52,7 @@ DAMAGED_FEATURE = "feature_damaged"
 STALE_FEATURE = "feature_stale"
 DAMAGED_EDGE = "edge_damaged"
 
+UNKNOWN_SESSION = SessionState()
 REMEMBERED_PERSONS = 20_000
 """Persons of several devices or names that a process remembers, so that one read brings all of theirs."""
 
@@ -68,7 +80,7 @@ class PersonRecords(NamedTuple):
     reads: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """A slate with the circumstances under which it was made. Times are microseconds since 1970, None when unknown.
 
@@ -82,6 +94,21 @@ class Answer:
     feature_micros: int | None = None
     changes_micros: int | None = None
     refuses_storing: bool = False
+
+
+class Asker(NamedTuple):
+    """Who asks, read once. `request` has the person's user id and their newest word on personalization.
+
+    `feature_micros` and `refuses_storing` as in `Answer`; `degraded` says what could not be read.
+    """
+
+    request: SlateRequest
+    person: Person
+    catalogue: Catalogue
+    reads: int
+    degraded: list[str]
+    feature_micros: int | None
+    refuses_storing: bool
 
 
 class Recommender:
@@ -107,45 +134,142 @@ class Recommender:
         self._identities: OrderedDict[str, Identity] = OrderedDict()
 
     async def recommend(self, request: SlateRequest) -> Answer:
-        """The slate of one request. Raises NoVersionError when there is nothing to serve from.
+        """The slate of one request. Raises NoVersionError when there is nothing to serve from."""
+        asker = await self.meet(request)
+        return self.answer(asker, self._build(asker))
 
-        A request that says personalize=false, or whose user said so last, reads nothing about the person.
-        """
-        names = {request.user_id}
-        request = self._with_refusal(request, names)
-        asks_personally = request.personalize is not False
-        settled = await self.settle(
-            user_id=request.user_id if asks_personally else None,
-            anonymous_id=request.anonymous_id if asks_personally else None,
-        )
-        degraded = settled.degraded
-        person, feature_micros = self._person(settled, degraded)
-        if settled.read is not None and settled.read.identity is not None:
-            names |= _names_of(settled.read.identity)
-            request = self._with_refusal(replace(request, user_id=settled.read.identity.user_id), names)
-        slate = build_slate(
-            request,
-            person,
-            settled.catalogue,
+    def _build(self, asker: Asker) -> Slate:
+        return build_slate(
+            asker.request,
+            asker.person,
+            asker.catalogue,
             self._tuning,
             now_micros=self._wall_micros(),
             timer=self._timer,
         )
-        SLATES.labels(slate.fallback_level).inc()
-        for reason in degraded:
-            DEGRADED.labels(reason).inc()
-        return Answer(
-            slate,
+
+    def submit(self, request: SlateRequest, answered: Callable[[Answer | None], None]) -> bool:
+        """`recommend` for those who do not wait: `answered` is called in a later turn of the loop, with None when more
+        than one read is needed. Then, and when this returns False (nothing was read), `recommend` has to be asked.
+        """
+        catalogue = self._shelf.current
+        if catalogue is None:
+            return False
+        request = self._with_refusal(request, (request.user_id,))
+        if request.personalize is False:
+            user_id = anonymous_id = None
+        else:
+            user_id, anonymous_id = request.user_id, request.anonymous_id
+        asked = None if user_id is None and anonymous_id is None else subject_key(user_id, anonymous_id)
+        remembered = None if asked is None else self._identities.get(asked)
+        joined: list[str] = []
+        if remembered is not None:
+            user_id, anonymous_id = remembered.user_id, None if user_id is not None else anonymous_id
+            joined = _joined_by(remembered)
+        self._store.submit(
+            partial(self._on_records, request, catalogue, asked, remembered, joined, answered),
+            version=catalogue.version,
+            user_id=user_id,
+            anonymous_id=anonymous_id,
+            joined=joined,
+        )
+        return True
+
+    def _on_records(
+        self,
+        request: SlateRequest,
+        catalogue: Catalogue,
+        asked: str | None,
+        remembered: Identity | None,
+        joined: list[str],
+        answered: Callable[[Answer | None], None],
+        records: OnlineRecords | DependencyError,
+    ) -> None:
+        if isinstance(records, DependencyError):
+            settled = Settled(catalogue, None, 1, [STORE_DOWN])
+        elif records.pointer != catalogue.version:
+            answered(None)
+            return
+        elif asked is None:
+            settled = Settled(catalogue, records, 1, [], PersonRecords(records))
+        elif remembered is None and not records.edges:
+            settled = Settled(catalogue, records, 1, [], PersonRecords(records, stranger(asked)))
+        else:
+            expected = remembered or stranger(asked)
+            edges, known = self._recognise(asked, expected, joined, records)
+            if not _is_all_read(known, expected, edges):
+                answered(None)
+                return
+            self._remember(known)
+            settled = Settled(catalogue, records, 1, [], PersonRecords(records, known, edges))
+        try:
+            asker = self._asker(request, settled)
+            answer = self.answer(asker, self._build(asker))
+        except Exception:
+            logger.exception("a slate could not be built; it is tried once more")
+            answered(None)
+        else:
+            answered(answer)
+
+    async def meet(self, request: SlateRequest, *, catalogue: Catalogue | None = None) -> Asker:
+        """Read who asks, once: any number of slates can be built from it. Raises NoVersionError as `recommend` does.
+
+        A request that says personalize=false, or whose user said so last, reads nothing about the person.
+        With a `catalogue` of another version than the served one, the person is read as that version knows them.
+        """
+        request = self._with_refusal(request, (request.user_id,))
+        asks_personally = request.personalize is not False
+        user_id = request.user_id if asks_personally else None
+        anonymous_id = request.anonymous_id if asks_personally else None
+        if catalogue is None:
+            settled = await self.settle(user_id=user_id, anonymous_id=anonymous_id)
+        else:
+            read = await self._read(catalogue, user_id, anonymous_id)
+            settled = Settled(catalogue, read.records, read.reads, [], read)
+        return self._asker(request, settled)
+
+    def _asker(self, request: SlateRequest, settled: Settled) -> Asker:
+        degraded = settled.degraded
+        person, feature_micros = self._person(settled, degraded)
+        names: Collection[str | None] = (request.user_id,)
+        identity = settled.read.identity if settled.read is not None else None
+        if identity is not None and (identity.user_id != request.user_id or len(identity.subjects) > 1):
+            names = {request.user_id, *_names_of(identity)}
+            request = self._with_refusal(replace(request, user_id=identity.user_id), names)
+        return Asker(
+            request,
+            person,
             settled.catalogue,
             settled.reads,
             degraded,
             feature_micros,
+            self._refuses_storing(names),
+        )
+
+    def answer(self, asker: Asker, slate: Slate, *, degraded: Sequence[str] = ()) -> Answer:
+        """A slate that was built from this asker, counted. `degraded`: why it is, beyond what reading them says."""
+        reasons = [*asker.degraded, *degraded] if degraded else asker.degraded
+        count_soon(SLATES, slate.fallback_level)
+        for reason in reasons:
+            count_soon(DEGRADED, reason)
+        return Answer(
+            slate,
+            asker.catalogue,
+            asker.reads,
+            reasons,
+            asker.feature_micros,
             self._overlay.heard_micros,
-            any(self._overlay.refuses_storing(name) for name in names),
+            asker.refuses_storing,
         )
 
     def _with_refusal(self, request: SlateRequest, names: Iterable[str | None]) -> SlateRequest:
-        return with_refusal(request, refuses=any(self._overlay.refuses_personalization(name) for name in names))
+        for name in names:
+            if self._overlay.refuses_personalization(name):
+                return with_refusal(request, refuses=True)
+        return request
+
+    def _refuses_storing(self, names: Iterable[str | None]) -> bool:
+        return any(self._overlay.refuses_storing(name) for name in names)
 
     async def settle(self, *, user_id: str | None = None, anonymous_id: str | None = None) -> Settled:
         """Read the person together with the pointer; when the pointer moved, load that version and read once more.
@@ -202,9 +326,8 @@ class Recommender:
                 anonymous_id=None if user_id is not None else anonymous_id,
                 joined=joined,
             )
-            edges = {subject: _edges(records.edges.get(subject, {})) for subject in (identity.primary, *joined)}
-            known = person_of(asked, edges, now_micros=self._wall_micros()) if records.edges else stranger(asked)
-            if known.user_id == identity.user_id and edges.keys() >= {*known.subjects, *known.decided_by}:
+            edges, known = self._recognise(asked, identity, joined, records)
+            if _is_all_read(known, identity, edges):
                 identity = known
                 break
             if reads < MAX_READS:
@@ -213,6 +336,15 @@ class Recommender:
                 wanted |= dict.fromkeys((*known.subjects, *known.decided_by))
         self._remember(identity)
         return PersonRecords(records, identity, edges, reads)
+
+    def _recognise(
+        self, asked: str, expected: Identity, joined: Sequence[str], records: OnlineRecords
+    ) -> tuple[dict[str, Edges], Identity]:
+        """The edges of all who were read, and who `asked` is by them."""
+        subjects = (expected.primary, *joined)
+        edges: dict[str, Edges] = {subject: _edges(records.edges.get(subject, {})) for subject in subjects}
+        known = person_of(asked, edges, now_micros=self._wall_micros()) if records.edges else stranger(asked)
+        return edges, known
 
     def _remember(self, identity: Identity) -> None:
         self._identities.pop(identity.asked, None)
@@ -226,22 +358,20 @@ class Recommender:
         records = settled.records
         if records is None:
             return Person(unavailable=STORE_DOWN, consent_unknown=True), None
-        candidates: list[Any] | None = None
+        candidates: Sequence[Row] | None = None
         flags, unavailable, consent_unknown = 0, None, False
         if records.candidates is not None:
             try:
-                version, flags, _ = read_candidates_header(records.candidates)
-                if version == settled.catalogue.version:
-                    rows = memoryview(records.candidates)[CANDIDATES_HEADER_BYTES:]
-                    candidates = list(CANDIDATE_ROW.iter_unpack(rows))
-                else:
-                    unavailable = _refuse(MIXED_VERSION, degraded)
+                candidates, flags = open_candidates(records.candidates, settled.catalogue.version)
+            except MixedVersionError:
+                flags = read_candidates_header(records.candidates)[1]  # their no is a no in any version
+                unavailable = _refuse(MIXED_VERSION, degraded)
             except ContractError:
                 unavailable, consent_unknown = _refuse(DAMAGED_CANDIDATES, degraded), True
-        session = SessionState()
+        session = UNKNOWN_SESSION
         if records.session is not None:
             try:
-                session = unpack_session(records.session)
+                session = read_session(records.session)
             except ContractError:
                 unavailable, consent_unknown = _refuse(DAMAGED_SESSION, degraded), True
         if settled.read is not None and settled.read.identity is not None and records.joined:
@@ -266,7 +396,7 @@ class Recommender:
         sessions = {read.identity.primary: own}
         for subject, record in read.records.joined.items():
             try:
-                sessions[subject] = unpack_session(record)
+                sessions[subject] = read_session(record)
             except ContractError:
                 _refuse(DAMAGED_SESSION, degraded)
                 sessions[subject] = SessionState(flags=FLAG_PERSONALIZE_DENIED)
@@ -296,6 +426,17 @@ def _refuse(why: str, degraded: list[str]) -> str:
     REFUSED_RECORDS.labels(why).inc()
     degraded.append(why)
     return why
+
+
+def _joined_by(identity: Identity) -> list[str]:
+    """Whose records come beside those of the one whom the others join."""
+    primary = identity.primary
+    return [subject for subject in dict.fromkeys((*identity.subjects, *identity.decided_by)) if subject != primary]
+
+
+def _is_all_read(known: Identity, expected: Identity, edges: Mapping[str, Edges]) -> bool:
+    """Whether what was read for `expected` is all that concerns `known`."""
+    return known.user_id == expected.user_id and edges.keys() >= {*known.subjects, *known.decided_by}
 
 
 def _names_of(identity: Identity) -> set[str]:

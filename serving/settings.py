@@ -32,7 +32,6 @@ class ServingSettings:
                                      answered from the one before. Higher: a flip or rollback shows in the very next
                                      answer even with a huge catalogue.
     pointer_poll_ms        1000 ms   how often an idle worker looks for a new version. Higher: fewer reads, later loads.
-    redis_connections      64        connections of one worker to the online store. Higher: more requests in flight.
     log_queue_events       20000     events of one worker that wait for the event log or are under way to it; beyond it
                                      requests get 503 at once. Higher: longer bursts are taken, and longer waits.
     log_queue_bytes        33554432 B  the same in bytes. Higher: more memory of each worker.
@@ -75,7 +74,6 @@ class ServingSettings:
     log_timeout_ms: float = 1000.0
     bundle_wait_ms: float = 2000.0
     pointer_poll_ms: float = 1000.0
-    redis_connections: int = 64
     log_queue_events: int = 20_000
     log_queue_bytes: int = 33_554_432
     session_weight: float = 3.0

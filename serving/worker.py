@@ -16,7 +16,7 @@ import time
 
 import uvicorn
 
-from serving.api.hot_protocol import HotProtocol
+from serving.api.slate_protocol import SlateProtocol
 from serving.main import app_from_environment
 from serving.observability import WORKER_STARTS
 
@@ -49,7 +49,7 @@ def run_worker(host: str, port: int) -> None:
     config = uvicorn.Config(
         app_from_environment(),
         loop="uvloop",
-        http=HotProtocol,
+        http=SlateProtocol,
         lifespan="on",
         access_log=False,
         log_level="warning",

@@ -13,9 +13,10 @@ tests/golden for ever.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator, Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from functools import lru_cache
+from typing import NamedTuple, overload
 
 from feature_repo.contracts.errors import ContractError, MixedVersionError
 from feature_repo.contracts.publication import pack_version, unpack_version
@@ -33,6 +34,9 @@ from feature_repo.contracts.session_record import (
 )
 from feature_repo.contracts.session_record import (
     pack_session as pack_session,
+)
+from feature_repo.contracts.session_record import (
+    read_session as read_session,
 )
 from feature_repo.contracts.session_record import (
     session_hash as session_hash,
@@ -112,6 +116,72 @@ def read_candidates_header(record: bytes) -> tuple[str, int, int]:
     if len(record) != expected:
         raise ContractError(f"a candidates record of {count} rows has {expected} bytes, got {len(record)}")
     return unpack_version(days, manifest_hash), flags, count
+
+
+CandidateRow = tuple[int, float, int, int, int]
+"""Item number, score, source, two reasons (NO_REASON for none)."""
+
+
+class CandidateRows(Sequence[CandidateRow]):
+    """The rows of a record, best first, each unpacked when it is looked at: who wants the best ten pays for ten."""
+
+    __slots__ = ("_bytes", "_count")
+
+    def __init__(self, record: bytes, count: int) -> None:
+        """`record`, `count`: a whole record, as `open_candidates` found it."""
+        self._bytes = memoryview(record)[CANDIDATES_HEADER_BYTES:]
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[CandidateRow]:
+        return CANDIDATE_ROW.iter_unpack(self._bytes)
+
+    @overload
+    def __getitem__(self, at: int) -> CandidateRow: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[CandidateRow]: ...
+
+    def __getitem__(self, at: int | slice) -> CandidateRow | list[CandidateRow]:
+        if isinstance(at, slice):
+            return list(self)[at]
+        if not -self._count <= at < self._count:
+            raise IndexError(f"row {at} of {self._count}")
+        return CANDIDATE_ROW.unpack_from(self._bytes, at % self._count * CANDIDATE_ROW.size)
+
+    def of_items(self, numbers: Container[int]) -> list[CandidateRow]:
+        """The rows of these items, best first."""
+        everybody = _numbers_of(self._count).unpack(self._bytes)
+        return [self[at] for at, number in enumerate(everybody) if number in numbers]
+
+
+@lru_cache(maxsize=1024)
+def _numbers_of(count: int) -> struct.Struct:
+    """The item numbers alone of so many rows."""
+    return struct.Struct("<" + f"I{CANDIDATE_ROW.size - 4}x" * count)
+
+
+@lru_cache(maxsize=16)
+def _packed(version: str) -> tuple[int, int]:
+    return pack_version(version)
+
+
+def open_candidates(record: bytes, version: str) -> tuple[CandidateRows, int]:
+    """(rows, flags) of a record of this version.
+
+    Raises MixedVersionError when it belongs to another one, ContractError when it is not a whole v1 record.
+    """
+    try:
+        form, flags, count, *belongs_to = _CANDIDATES_HEADER.unpack_from(record)
+    except struct.error:
+        form, flags, count, belongs_to = -1, 0, 0, []
+    if form != FORMAT_V1 or len(record) != CANDIDATES_HEADER_BYTES + count * CANDIDATE_ROW.size:
+        read_candidates_header(record)  # says what is wrong
+    if tuple(belongs_to) != _packed(version):
+        raise MixedVersionError(f"serving {version}, but the record belongs to {read_candidates_header(record)[0]}")
+    return CandidateRows(record, count), flags
 
 
 def unpack_candidates(record: bytes, *, expected_version: str | None = None) -> tuple[list[PackedCandidate], int]:

@@ -33,8 +33,9 @@ import struct
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from feature_repo.contracts.errors import ContractError
 
@@ -64,6 +65,7 @@ MAX_COUNT = 2**32 - 1
 MAX_WEIGHT = 2**16 - 1
 
 
+@lru_cache(maxsize=8192)
 def session_hash(session_id: str | None) -> int:
     """64 bits that stand for a session id in a record; 0 when the client named no session."""
     if not session_id:
@@ -208,6 +210,72 @@ def unpack_session(record: bytes) -> SessionState:
         return _unpack_v1(record) if form == FORMAT_V1 else _unpack_v2(record)
     except (struct.error, IndexError, UnicodeDecodeError) as error:
         raise ContractError(f"a session record of {len(record)} bytes is cut short or damaged") from error
+
+
+class _Opened(SessionState):
+    """A v2 record of which only what every request needs was unpacked; the rest comes when it is asked for.
+
+    Where the rest turns out damaged, all of it counts as empty.
+    """
+
+    __slots__ = ("_record",)
+
+    _record: bytes
+
+    def __getattr__(self, name: str) -> Any:
+        # only for slots that hold nothing yet
+        if name not in _LATER:
+            raise AttributeError(name)
+        try:
+            whole = unpack_session(self._record)
+        except ContractError:
+            whole = SessionState()
+        for later in _LATER:
+            setattr(self, later, getattr(whole, later))
+        return getattr(self, name)
+
+
+_LATER = ("steps", "cart", "seen", "interests", "votes", "counts", "words")
+
+
+def read_session(record: bytes) -> SessionState:
+    """`unpack_session` for those who rarely look beyond events, bought, dismissed and flags: the other fields are
+    unpacked when they are first asked for. Raises ContractError as it does, but for damage within those others."""
+    if not record or record[0] != FORMAT_V2:
+        return unpack_session(record)
+    try:
+        (
+            _, flags, consent, first, last, name_bytes, name_count,
+            events, steps, cart, bought, dismissed, seen, interests, votes, counts, words,
+        ) = _HEADER.unpack_from(record)  # fmt: skip
+        at = _HEADER.size + name_bytes
+        names = record[_HEADER.size : at].decode("utf-8").split("\0") if name_count else []
+        of_marks = at + events * _EVENT.size + steps * _STEP.size + cart * _CART.size
+        of_rest = of_marks + (bought + dismissed) * _MARK.size
+        end = of_rest + seen * _MARK.size + interests * _INTEREST.size + votes * _VOTE.size
+        end += counts * _COUNT.size + words * _WORD.size
+        if len(names) != name_count or len(record) != end:
+            return unpack_session(record)  # says what is wrong
+        types = EVENT_TYPE_ORDER
+        state = _Opened.__new__(_Opened)
+        state._record = record
+        state.flags, state.consent_micros, state.first_micros, state.last_micros = flags, consent, first, last
+        made = tuple.__new__  # what SessionEvent's own constructor does, without the call
+        state.events = (
+            [
+                made(SessionEvent, (micros, types[kind], session, names[item], mark))
+                for micros, kind, session, mark, item in _EVENT.iter_unpack(record[at : at + events * _EVENT.size])
+            ]
+            if events
+            else []
+        )
+        state.bought = state.dismissed = []
+        if of_rest > of_marks:
+            marks = [made(ItemMark, (at, names[item])) for at, item in _MARK.iter_unpack(record[of_marks:of_rest])]
+            state.bought, state.dismissed = marks[:bought], marks[bought:]
+    except (struct.error, IndexError, UnicodeDecodeError) as error:
+        raise ContractError(f"a session record of {len(record)} bytes is cut short or damaged") from error
+    return state
 
 
 def _unpack_v2(record: bytes) -> SessionState:

@@ -27,6 +27,8 @@ def register(app: typer.Typer) -> None:
     bench.command("quality")(quality)
     bench.command("prepare")(prepare)
     bench.command("ingest")(ingest)
+    bench.command("serving")(serving)
+    bench.command("regression")(regression)
     bench.command("freshness")(freshness)
     bench.command("backlog")(backlog)
     app.add_typer(bench, name="bench")
@@ -179,6 +181,65 @@ def ingest(
     )
     _show_disk(report)
     if report["errors"] or report["missing"]:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def serving(
+    pairs: Annotated[int, typer.Option("--pairs", help="How often both sides are measured, in turns.")] = 5,
+    seconds: Annotated[int, typer.Option("--seconds", help="Of each measurement.")] = 6,
+    connections: Annotated[int, typer.Option("--connections", help="Of wrk.")] = 64,
+    seed: Seed = 7,
+    report_file: JsonOut = None,
+) -> None:
+    """Answers of one worker core and of this machine, beside FastAPI + pydantic + redis-py + JSON with equal answers.
+
+    Exit code 1: a request failed, an answer differs, the baseline is too slow to be one, or a bar was missed (8 times
+    its answers on a core, for an eighth of its processor time).
+    """
+    from infra.bench.serving import SIMPLEST_PER_SECOND, bench_serving
+
+    report = bench_serving(
+        _own_home("bench-serving"), os.environ, pairs=pairs, seconds=seconds, connections=connections, seed=seed,
+        say=_say,
+    )  # fmt: skip
+    _show(report, report_file)
+    for feature, micros in report["us_per_feature"].items():
+        out.print(f"{micros:7.1f} us  {feature}")
+    out.print(
+        f"{report['different_answers']} of {report['samples']:,} answers differ from the baseline's; it answers its "
+        f"simplest request {report['baseline_simplest_per_second']:,} times a second (asked for: more than "
+        f"{SIMPLEST_PER_SECOND:,})"
+    )
+    out.print(
+        f"{report['connections']} connections of wrk; the worker's core was at least {report['worker_busy']:.0%} busy; "
+        f"{report['errors']} errors; missed: {', '.join(report['missed_bars']) or 'nothing'}"
+    )
+    is_fair = report["baseline_is_fast_enough"] and not report["different_answers"]
+    if report["errors"] or report["missed_bars"] or not is_fair:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def regression(
+    base: Annotated[str, typer.Option("--base", help="The revision to compare with: a tag, a branch, a commit.")],
+    pairs: Annotated[int, typer.Option("--pairs", help="How often both sides are measured, in turns.")] = 5,
+    seconds: Annotated[int, typer.Option("--seconds", help="Of each measurement.")] = 4,
+    connections: Annotated[int, typer.Option("--connections", help="Of wrk.")] = 64,
+    seed: Seed = 7,
+    report_file: JsonOut = None,
+) -> None:
+    """What an answer costs now, beside another revision. Exit code 1: over 5 % more, or a request failed."""
+    from infra.bench.serving_regression import bench_regression
+
+    report = bench_regression(
+        _own_home("bench-regression"), os.environ, base=base, pairs=pairs, seconds=seconds, connections=connections,
+        seed=seed, say=_say,
+    )  # fmt: skip
+    _show(report, report_file)
+    out.print(
+        f"{report['different_answers']} of {report['samples']} answers differ from those of {report['base'][:12]}; "
+        f"{report['errors']} errors"
+    )
+    if report["errors"] or report["is_dearer"]:
         raise typer.Exit(ExitCode.FAILED)
 
 

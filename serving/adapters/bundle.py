@@ -24,7 +24,7 @@ from feature_repo.contracts.publication import (
     unpack_neighbours,
 )
 from feature_repo.contracts.times import parse_timestamp, start_of_day, to_micros
-from serving.pipeline.catalogue import Catalogue, PopularList, Stock
+from serving.pipeline.catalogue import Catalogue, PopularList, RankedList, Stock
 
 _CHUNK = 1 << 20
 
@@ -121,7 +121,7 @@ def _item_columns(columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
 
 
 def _popular(rows: Sequence[Sequence[Any]]) -> PopularList:
-    return [(int(number), float(score)) for number, score in rows]
+    return RankedList((int(number), float(score)) for number, score in rows)
 
 
 def _micros(text: str | None) -> int | None:

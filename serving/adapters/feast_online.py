@@ -11,6 +11,7 @@ functions to the SDK.
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 
 from feature_repo.contracts.errors import ContractError
 
@@ -68,6 +69,7 @@ def murmur3_32(data: bytes, seed: int = 0) -> int:
     return h ^ (h >> 16)
 
 
+@lru_cache(maxsize=4096)  # people share their categories, and a night's features their time
 def read_string_value(message: bytes) -> str | None:
     """The text in a feast.types.Value, or None when it holds no text (a null feature). Raises ContractError on bytes
     that are no protobuf message."""
@@ -80,6 +82,7 @@ def read_string_value(message: bytes) -> str | None:
         raise ContractError("a feature value is not UTF-8") from error
 
 
+@lru_cache(maxsize=4096)
 def read_timestamp_micros(message: bytes) -> int:
     """A google.protobuf.Timestamp as microseconds since 1970. Raises ContractError on bytes that are none."""
     fields = _fields(message)

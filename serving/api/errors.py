@@ -120,6 +120,12 @@ def problem(
     return Response(orjson.dumps(body), status, headers=_HEADERS.get(status), media_type=PROBLEM_TYPE)
 
 
+def internal_error(request_id: str) -> Response:
+    """The 500 for what nobody foresaw; it gives nothing away."""
+    detail = "it was logged; name the request_id when you report it"
+    return problem(500, "internal", "Something went wrong here", detail, request_id)
+
+
 def request_id_of(request: Request) -> str:
     """The id that the middleware gave the request."""
     return getattr(request.state, "request_id", "unknown")

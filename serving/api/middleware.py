@@ -9,7 +9,7 @@ from collections.abc import Callable
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.api.errors import problem
+from serving.api.errors import internal_error
 from serving.observability import REQUEST_SECONDS, REQUESTS
 
 logger = logging.getLogger("nightjar.serving")
@@ -62,9 +62,7 @@ class RequestEnvelope:
             logger.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
             if status is not None:
                 raise
-            detail = "it was logged; name the request_id when you report it"
-            answer = problem(500, "internal", "Something went wrong here", detail, request_id)
-            await answer(scope, receive, send_with_id)
+            await internal_error(request_id)(scope, receive, send_with_id)
         finally:
             count()
 

@@ -8,11 +8,12 @@ from typing import Any
 import orjson
 
 from feature_repo.contracts.packing import Source
-from serving.pipeline.catalogue import Catalogue
-from serving.pipeline.values import RungReport, SlateItem
+from serving.pipeline.catalogue import MAX_REMEMBERED, Catalogue
+from serving.pipeline.values import Reason, RungReport, SlateItem
 from serving.recommender import Answer
 
 SOURCE_NAMES = {source: source.name.lower() for source in Source}
+_SOURCES_AS_JSON = {source: f',"source":"{name}","reasons":' for source, name in SOURCE_NAMES.items()}
 
 
 def render_items(items: Iterable[SlateItem], catalogue: Catalogue) -> list[dict[str, Any]]:
@@ -31,6 +32,51 @@ def render_items(items: Iterable[SlateItem], catalogue: Catalogue) -> list[dict[
     return rendered
 
 
+def item_list(items: Sequence[SlateItem], catalogue: Catalogue) -> orjson.Fragment:
+    """`render_items` as it will be written, of parts that are the same in many answers."""
+    of_items, of_reasons = catalogue.remember("items as JSON"), catalogue.remember("reasons as JSON")
+    attributes = catalogue.attributes
+    written = []
+    for rank, (number, _, score, _, _, source, reasons) in enumerate(items, start=1):
+        facts = attributes[number]
+        parts = of_items.get(number)
+        if parts is None or parts[0] is not facts:
+            parts = _remembered(of_items, number, _item_parts(catalogue, number))
+        because = of_reasons.get(reasons)
+        if because is None:
+            because = _remembered(of_reasons, reasons, _reason_list(reasons))
+        if 0.001 <= score <= 1.0:
+            digits = f"{score:.6f}".rstrip("0")
+            if digits[-1] == ".":
+                digits += "0"
+        else:
+            digits = _as_json(round(score, 6))
+        written.append(f'{parts[1]}{digits},"rank":{rank}{_SOURCES_AS_JSON[source]}{because}{parts[2]}')
+    return orjson.Fragment(f"[{','.join(written)}]")
+
+
+def _remembered(memory: dict[Any, Any], key: Any, value: Any) -> Any:
+    if len(memory) >= MAX_REMEMBERED:
+        memory.clear()
+    memory[key] = value
+    return value
+
+
+def _item_parts(catalogue: Catalogue, number: int) -> tuple[Mapping[str, Any] | None, str, str]:
+    """The item's attributes, and what is written of it before its score and behind its reasons."""
+    facts = catalogue.attributes[number]
+    head = f'{{"item_id":{_as_json(catalogue.item_id(number))},"score":'
+    return facts, head, f',"attributes":{_as_json(facts)}}}'
+
+
+def _reason_list(reasons: Sequence[Reason]) -> str:
+    return _as_json([reason._asdict() for reason in reasons])
+
+
+def _as_json(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
 def render_answer(
     answer: Answer,
     *,
@@ -45,7 +91,7 @@ def render_answer(
     slate = answer.slate
     session_micros = slate.session[-1].micros if slate.session else None
     body = _envelope(
-        render_items(slate.items, answer.catalogue),
+        item_list(slate.items, answer.catalogue),
         answer.catalogue,
         recommendation_id=recommendation_id,
         placement=placement,
@@ -123,7 +169,7 @@ def render_rungs(rungs: Iterable[RungReport]) -> list[dict[str, Any]]:
 
 
 def _envelope(
-    items: list[dict[str, Any]],
+    items: list[dict[str, Any]] | orjson.Fragment,
     catalogue: Catalogue,
     *,
     recommendation_id: str,

@@ -12,11 +12,12 @@ from fastapi import APIRouter, Request, Response
 
 from feature_repo.contracts.packing import SessionEvent, session_hash
 from serving.api import schemas
+from serving.api.answering import Question, SlateAnswers
 from serving.api.bodies import read_body
-from serving.api.decisions import recommendation_decision, similar_decision, tuning_digest
+from serving.api.decisions import similar_decision
 from serving.api.errors import InvalidRequestError, UnknownItemError, validated
 from serving.api.openapi import JSON, body, problems, query
-from serving.api.rendering import render_answer, render_similar
+from serving.api.rendering import render_similar
 from serving.api.services import Services
 from serving.observability import render_metrics
 from serving.pipeline.similar import similar_items
@@ -41,34 +42,13 @@ def build_router(services: Services) -> APIRouter:
     """These routes, bound to their services."""
     router = APIRouter()
     settings = services.settings
-    tuning = tuning_digest(settings.tuning())
+    answers = SlateAnswers(services)
 
     async def answer(wanted: schemas.RecommendationRequest, started: int) -> Response:
         now_micros = services.wall_micros()
-        question = slate_request(wanted, now_micros)
-        result = await services.recommender.recommend(question)
-        recommendation_id = services.new_id()
-        content = render_answer(
-            result,
-            recommendation_id=recommendation_id,
-            placement=wanted.placement,
-            num_results=wanted.num_results,
-            explain=wanted.explain,
-            now_micros=now_micros,
-            took_micros=(services.timer() - started) // 1000,
-        )
-        services.decisions.append(
-            recommendation_decision(
-                result,
-                question,
-                recommendation_id=recommendation_id,
-                placement=wanted.placement,
-                may_store=wanted.consent.store is not False and not result.refuses_storing,
-                tuning=tuning,
-                now_micros=now_micros,
-            )
-        )
-        return Response(content, media_type=JSON)
+        may_store = wanted.consent.store is not False
+        question = Question(slate_request(wanted, now_micros), wanted.placement, may_store, now_micros)
+        return Response(await answers.answer(question, started), media_type=JSON)
 
     @router.post(
         "/v1/recommendations",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from feature_repo.contracts.packing import NO_REASON, Source
-from serving.pipeline.catalogue import Catalogue
+from feature_repo.contracts.packing import NO_REASON, CandidateRows, Source
+from serving.pipeline.catalogue import Catalogue, RankedList
 from serving.pipeline.values import Person, Pool, RungReport, SlateRequest
 
 BELOW = 0.999
 """A rung's best item scores this share of the worst item of the rung above, so rungs never mix by themselves."""
 FLOOR = 0.001
 """The lowest normalised score: zero would lose the order of everything below it."""
+
+NO_VOTES: Mapping[int, float] = MappingProxyType({})
 
 
 class Rung(NamedTuple):
@@ -46,39 +49,66 @@ def ladder(catalogue: Catalogue, request: SlateRequest, person: Person) -> Itera
 
 
 def fill_candidates(
-    rungs: Iterator[Rung], *, wanted: int, admits: Callable[[int], bool], whole: bool
+    rungs: Iterator[Rung],
+    *,
+    wanted: int,
+    admits: Callable[[int], bool],
+    whole: bool,
+    votes: Mapping[int, float] = NO_VOTES,
+    weight: float = 0.0,
 ) -> tuple[Pool, list[RungReport]]:
     """Eligible candidates from the first rung that has any and, while fewer than `wanted`, from the next ones.
 
-    With `whole` a rung is taken to its end: its tail is what a session may lift. Otherwise it is left where nothing
-    behind can be among the best `wanted` any more (ties are kept, so that the item id decides between them).
+    With `whole` a rung is taken to its end. Otherwise it is left where nothing behind can be among the best `wanted`
+    any more (ties are kept, so that the item id decides between them); of what is behind, only the items that `votes`
+    (of eligible items, >= 0) may lift with `weight` are looked up.
     Every item of a later rung scores below every item of an earlier one; an item that two rungs offer belongs to the
     first. A row whose score is no number is not eligible.
     """
     pool, reports = Pool(), []
     bases, origins = pool.bases, pool.origins
-    ceiling = 1.0
+    ceiling, share = 1.0, 1.0 + weight
     for rung in rungs:
-        if not rung.rows:
+        rows = rung.rows
+        if not rows:
             reports.append(RungReport(rung.name, 0, 0))
             continue
-        scale = normaliser(rung.rows[0][1], rung.rows[-1][1])
+        top, is_positive = rows[0][1], rows[-1][1] > 0
+        scale = normaliser(top, rows[-1][1])
         origin = None if rung.source is None else (int(rung.source), NO_REASON, NO_REASON)
         before, lowest = len(bases), ceiling
-        for row in rung.rows:
-            base = ceiling * scale(row[1])
-            if not whole and base < lowest and len(bases) >= wanted:
+        for row in rows:
+            if is_positive:  # what `scale` does, without the call
+                base = row[1] / top
+                base = ceiling * (FLOOR if base < FLOOR else base)
+            else:
+                base = ceiling * scale(row[1])
+            if not whole and len(bases) >= wanted and base / share < lowest / share:
+                if votes:
+                    for lifted in _rows_of(rows, votes):
+                        number = lifted[0]
+                        base = ceiling * scale(lifted[1])
+                        if base > 0 and number not in bases:
+                            bases[number] = base
+                            origins[number] = origin or (lifted[2], lifted[3], lifted[4])
                 break
             number = row[0]
             if base > 0 and number not in bases and admits(number):
                 bases[number] = lowest = base
                 origins[number] = origin or (row[2], row[3], row[4])
-        reports.append(RungReport(rung.name, len(rung.rows), len(bases) - before))
+        reports.append(RungReport(rung.name, len(rows), len(bases) - before))
         if len(bases) >= wanted:
             break
         if len(bases) > before:
             ceiling = lowest * BELOW
     return pool, reports
+
+
+def _rows_of(rows: Sequence[Sequence[Any]], votes: Mapping[int, float]) -> Sequence[Any]:
+    """The rows of the voted items, from lists that know a short way to them or by looking at all."""
+    if isinstance(rows, RankedList | CandidateRows):
+        return rows.of_items(votes)
+    return [row for row in rows if row[0] in votes]
 
 
 def normaliser(top: float, last: float) -> Callable[[float], float]:

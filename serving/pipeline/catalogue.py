@@ -5,7 +5,7 @@ Read-only for those who answer; `pipeline.overlay` writes into it what the shop 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, MutableSequence, Sequence
+from collections.abc import Container, Mapping, MutableMapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,6 +15,24 @@ CATEGORY_SEPARATOR = " > "
 
 PopularList = Sequence[tuple[int, float]]
 """(item number, score), best first."""
+
+MAX_NEIGHBOURHOODS = 4_096
+"""Of so many items a process remembers the neighbours unpacked: some 2 kB each."""
+MAX_REMEMBERED = 65_536
+
+
+class RankedList(list[tuple[int, float]]):
+    """A `PopularList` that finds the rows of given items without looking at all of it."""
+
+    _scores: dict[int, float] | None = None
+
+    def of_items(self, numbers: Container[int]) -> Sequence[tuple[int, float]]:
+        """The rows of these items, in no order; an item that two rows name has the better one."""
+        scores = self._scores
+        if scores is None:
+            scores = self._scores = dict(reversed(self))
+        wanted = scores.keys() & numbers if isinstance(numbers, Mapping) else [n for n in scores if n in numbers]
+        return [(number, scores[number]) for number in wanted]
 
 
 class Stock(NamedTuple):
@@ -73,6 +91,16 @@ class Catalogue:
     changes_position: int = -1
     memory: Sequence[Any] = field(default=(), repr=False)
     """Keeps alive what the views above look into (the memory map)."""
+    remembered: dict[str, dict[Any, Any]] = field(default_factory=dict, repr=False, compare=False)
+    """What was worked out of the columns above, by subject (`remember`)."""
+
+    def remember(self, subject: str) -> dict[Any, Any]:
+        """A dict of one's own for what is worked out often. Who keeps something of `attributes` there keeps the mapping
+        itself beside it: a change of the shop puts a new one in its place. At MAX_REMEMBERED entries forget all."""
+        found = self.remembered.get(subject)
+        if found is None:
+            found = self.remembered[subject] = {}
+        return found
 
     def neighbours(self, item_number: int) -> list[tuple[int, float]]:
         """(neighbour number, similarity), best first; empty for an item without a row."""
@@ -80,6 +108,16 @@ class Catalogue:
             return []
         start, end = self.neighbour_offsets[item_number], self.neighbour_offsets[item_number + 1]
         return list(zip(self.neighbour_numbers[start:end], self.similarities[start:end], strict=True))
+
+    def similarities_of(self, item_number: int) -> Mapping[int, float]:
+        """`neighbours` by number, best first; of the items that are asked for often it is remembered."""
+        remembered = self.remember("similarities")
+        found: Mapping[int, float] | None = remembered.get(item_number)
+        if found is None:
+            if len(remembered) >= MAX_NEIGHBOURHOODS:
+                remembered.clear()
+            found = remembered[item_number] = dict(self.neighbours(item_number))
+        return found
 
     def item_id(self, item_number: int) -> str:
         """The id of an item that is in the bundle."""

@@ -6,11 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 
 from feature_repo.contracts.events import EventType
 from feature_repo.contracts.packing import Source
-from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.catalogue import MAX_REMEMBERED, Catalogue
 from serving.pipeline.score import Ballot
 from serving.pipeline.values import Origin, Person, Pool, Reason, SlateItem, SlateRequest
 
 MAX_REASONS = 2
+_SOURCES = {int(source): source for source in Source}
 
 _DEEDS = {
     EventType.ADD_TO_CART: "because you put {title} in your cart",
@@ -35,31 +36,86 @@ def session_reasons(item_number: int, ballots: Sequence[Ballot], catalogue: Cata
 
     Several events on one item add up; the words are those of its loudest event.
     """
-    voices: dict[int, list[tuple[float, Ballot]]] = {}
+    voices: dict[int, tuple[float, float, Ballot]] = {}  # voting item: all it says, its loudest ballot
     for ballot in ballots:
         loudness = ballot.weight * ballot.similarities.get(item_number, 0.0)
         if loudness > 0:
-            voices.setdefault(ballot.item_number, []).append((loudness, ballot))
-    loudest = sorted(
-        voices.items(), key=lambda voice: (-sum(part for part, _ in voice[1]), catalogue.item_id(voice[0]))
-    )
-    reasons = []
-    for number, parts in loudest[:MAX_REASONS]:
-        _, ballot = max(parts, key=lambda part: part[0])
-        title = catalogue.title(number)
-        words = _DEEDS.get(EventType(ballot.event.event_type), _VIEWED)
-        reasons.append(Reason(catalogue.item_id(number), title, words.format(title=title)))
-    return tuple(reasons)
+            number = ballot.item_number
+            voice = voices.get(number)
+            if voice is None:
+                voices[number] = (loudness, loudness, ballot)
+            else:
+                total, most, loudest = voice
+                voices[number] = (total + loudness, *((loudness, ballot) if loudness > most else (most, loudest)))
+    found = sorted(voices.values(), key=lambda voice: (-voice[0], catalogue.item_id(voice[2].item_number)))
+    return tuple([_session_reason(ballot, catalogue) for _, _, ballot in found[:MAX_REASONS]])
+
+
+class SessionReasons:
+    """`session_reasons` of many items: what concerns the ballots alone is done once."""
+
+    def __init__(self, ballots: Sequence[Ballot], catalogue: Catalogue) -> None:
+        self._ballots, self._catalogue = ballots, catalogue
+        self._voices: list[tuple[float, Mapping[int, float], str, Reason]] | None = None
+        numbers = [ballot.item_number for ballot in ballots]
+        if len(set(numbers)) == len(numbers):
+            self._voices = [
+                (-ballot.weight, ballot.similarities, catalogue.item_id(number), _session_reason(ballot, catalogue))
+                for ballot, number in zip(ballots, numbers, strict=True)
+            ]
+
+    def of(self, item_number: int) -> tuple[Reason, ...]:
+        """The reasons of one item."""
+        if self._voices is None:
+            return session_reasons(item_number, self._ballots, self._catalogue)
+        loud = [
+            (weight * similarities[item_number], item_id, reason)
+            for weight, similarities, item_id, reason in self._voices
+            if item_number in similarities
+        ]
+        if len(loud) > 1:
+            loud.sort()  # loudest first: loudness is negative here
+        return tuple([reason for loudness, _, reason in loud[:MAX_REASONS] if loudness < 0])
+
+
+def _session_reason(ballot: Ballot, catalogue: Catalogue) -> Reason:
+    number, kind = ballot.item_number, ballot.event.event_type
+    remembered, facts = catalogue.remember("session reasons"), catalogue.attributes[number]
+    found = remembered.get((number, kind))
+    if found is not None and found[0] is facts:
+        reason: Reason = found[1]
+        return reason
+    title = catalogue.title(number)
+    reason = Reason(catalogue.item_id(number), title, _DEEDS.get(EventType(kind), _VIEWED).format(title=title))
+    if len(remembered) >= MAX_REMEMBERED:
+        remembered.clear()
+    remembered[number, kind] = (facts, reason)
+    return reason
+
+
+def _interest_reason(number: int, catalogue: Catalogue) -> Reason:
+    remembered, facts = catalogue.remember("interest reasons"), catalogue.attributes[number]
+    found = remembered.get(number)
+    if found is not None and found[0] is facts:
+        reason: Reason = found[1]
+        return reason
+    title = catalogue.title(number)
+    reason = Reason(catalogue.item_id(number), title, f"because of your interest in {title}")
+    if len(remembered) >= MAX_REMEMBERED:
+        remembered.clear()
+    remembered[number] = (facts, reason)
+    return reason
 
 
 def base_reasons(origin: Origin, catalogue: Catalogue, request: SlateRequest, person: Person) -> tuple[Reason, ...]:
     """Why the night, or a rung of the ladder, offered the item. A past item that left the catalogue is not named."""
     source, *past_items = origin
-    named = []
-    for number in past_items:
-        if number < len(catalogue.item_ids) and catalogue.item_ids[number] is not None:
-            title = catalogue.title(number)
-            named.append(Reason(catalogue.item_id(number), title, f"because of your interest in {title}"))
+    item_ids = catalogue.item_ids
+    named = [
+        _interest_reason(number, catalogue)
+        for number in past_items
+        if number < len(item_ids) and item_ids[number] is not None
+    ]
     if named:
         return tuple(named)
     match source:
@@ -98,12 +154,22 @@ def explain_slate(
     `base_slate` has the item numbers of the slate as it would be without votes.
     """
     items = []
+    of_origin: dict[Origin, tuple[Reason, ...]] = {}
+    item_ids = catalogue.item_ids
+    of_session: SessionReasons | None = None
     for number in slate:
         base, vote = pool.bases.get(number, 0.0), votes.get(number, 0.0)
-        if is_owed_to_session(number, base, vote, weight, base_slate):
-            source, reasons = Source.SESSION, session_reasons(number, ballots, catalogue)
+        if vote > 0 and is_owed_to_session(number, base, vote, weight, base_slate):
+            if of_session is None:
+                of_session = SessionReasons(ballots, catalogue)
+            source, reasons = Source.SESSION, of_session.of(number)
         else:
             origin = pool.origins[number]
-            source, reasons = Source(origin[0]), base_reasons(origin, catalogue, request, person)
-        items.append(SlateItem(number, catalogue.item_id(number), scores[number], base, vote, source, reasons))
+            source = _SOURCES.get(origin[0]) or Source(origin[0])
+            said = of_origin.get(origin)
+            if said is None:
+                said = of_origin[origin] = base_reasons(origin, catalogue, request, person)
+            reasons = said
+        one = (number, item_ids[number], scores[number], base, vote, source, reasons)
+        items.append(tuple.__new__(SlateItem, one))  # what its constructor does, without the call
     return items

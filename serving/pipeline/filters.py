@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from feature_repo.contracts.events import DISMISSING_TYPES
 from feature_repo.contracts.packing import SessionEvent, SessionState
@@ -43,9 +43,19 @@ class SlateFilter:
         self._refused[item_number] = refusal
         return False
 
+    def refused(self, numbers: Collection[int]) -> list[int]:
+        """Those of the items (all >= 0) that `admits` does not admit."""
+        taken_out, refusals, size = self._taken_out, self._refusals, len(self._refusals)
+        if self._expire_micros or self._available_micros:
+            return [n for n in numbers if not self.admits(n)]
+        found = [n for n in numbers if n in taken_out or n >= size or refusals[n] is not None]
+        for number in found:
+            self.admits(number)  # counts it
+        return found
+
     def counts(self) -> dict[str, int]:
         """Filter -> number of distinct items it took out so far, by name."""
-        return dict(sorted(Counter(self._refused.values()).items()))
+        return dict(sorted(Counter(self._refused.values()).items())) if self._refused else {}
 
 
 def personal_exclusions(
@@ -60,18 +70,22 @@ def personal_exclusions(
     Bought and dismissed items leave whatever the session; items that the running session touched leave that session.
     Ids that the bundle does not know are of no consequence.
     """
-    named: list[tuple[str, Iterable[str]]] = [
-        ("seen_in_session", (e.item_id for e in session if e.event_type in TOUCHING_TYPES)),
-        ("dismissed", (mark.item_id for mark in state.dismissed)),
-        ("dismissed", (e.item_id for e in session if e.event_type in DISMISSING_TYPES)),
-        ("bought", (mark.item_id for mark in state.bought)),
-        ("bought", (e.item_id for e in session if e.event_type in BUYING_TYPES)),
-        ("excluded", exclude_item_ids),
-    ]
     exclusions: dict[int, str] = {}
-    for name, item_ids in named:
-        for item_id in item_ids:
-            number = catalogue.numbers.get(item_id)
-            if number is not None:
+    number_of = catalogue.numbers.get
+    for event in session:
+        if event[1] in TOUCHING_TYPES and (number := number_of(event[3])) is not None:
+            exclusions[number] = "seen_in_session"
+    for name, marks, types in (
+        ("dismissed", state.dismissed, DISMISSING_TYPES),
+        ("bought", state.bought, BUYING_TYPES),
+    ):
+        for _, item_id in marks:
+            if (number := number_of(item_id)) is not None:
                 exclusions[number] = name
+        for event in session:
+            if event[1] in types and (number := number_of(event[3])) is not None:
+                exclusions[number] = name
+    for item_id in exclude_item_ids:
+        if (number := number_of(item_id)) is not None:
+            exclusions[number] = "excluded"
     return exclusions

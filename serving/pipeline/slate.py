@@ -12,7 +12,7 @@ from serving.pipeline.consent import allows_personalization
 from serving.pipeline.explain import explain_slate
 from serving.pipeline.filters import SlateFilter, personal_exclusions
 from serving.pipeline.identify import session_events
-from serving.pipeline.order import order_candidates
+from serving.pipeline.order import leading_candidates, order_candidates
 from serving.pipeline.score import (
     count_votes,
     effective_weight,
@@ -29,20 +29,23 @@ from serving.pipeline.values import (
     Tuning,
 )
 
+NOBODY = Person()
 BOT = "bot"
 """The fallback reason of a subject that behaves like a bot (`contracts.bots`)."""
 
 
 class StageClock:
-    """Microseconds spent in each stage, by a monotonic nanosecond timer that is passed in."""
+    """Microseconds spent in each stage, by a monotonic nanosecond timer that is passed in. None: nobody asked."""
 
-    def __init__(self, timer: Callable[[], int]) -> None:
+    def __init__(self, timer: Callable[[], int] | None) -> None:
         self._timer = timer
-        self._last = timer()
+        self._last = timer() if timer is not None else 0
         self.micros: dict[str, int] = {}
 
     def done(self, stage: str) -> None:
         """The stage that ran since the last call is over."""
+        if self._timer is None:
+            return
         now = self._timer()
         self.micros[stage] = (now - self._last) // 1000
         self._last = now
@@ -62,14 +65,14 @@ def build_slate(
     Without consent the person and the session do not exist: not as candidates, not as votes, not as filters. A bot gets
     the same slate as somebody without consent. Equal arguments give equal slates (`stage_micros` aside).
     """
-    clock = StageClock(timer)
+    clock = StageClock(timer if request.explain else None)
     consents = allows_personalization(request, person)
     is_bot = consents and bool(person.session.flags & FLAG_BOT)
     personalized = consents and not is_bot
     unavailable = person.unavailable or (BOT if is_bot else None)
     if not personalized:
         request = replace(request, user_id=None, anonymous_id=None, session_id=None, recent_events=())
-        person = Person()
+        person = NOBODY
     clock.done("consent")
     session = _session_of(request, person.session, now_micros, tuning)
     clock.done("identify")
@@ -82,21 +85,23 @@ def build_slate(
     ballots = session_ballots(session, catalogue, tuning, silenced=silenced)
     clock.done("session")
 
+    votes = count_votes(ballots, eligible.refused)
+    weight = effective_weight(ballots, tuning) if votes else 0.0
     pool, rungs = fill_candidates(
         ladder(catalogue, request, person),
         wanted=request.num_results,
         admits=eligible.admits,
-        whole=request.explain or bool(ballots),
+        whole=request.explain,
+        votes=votes,
+        weight=weight,
     )
     clock.done("candidates")
 
-    votes = count_votes(ballots, eligible.admits)
-    weight = effective_weight(ballots, tuning) if votes else 0.0
-    scores = score_candidates(pool.bases, votes, weight)
+    scores = score_candidates(pool.bases, votes, weight, wanted=request.num_results)
     clock.done("score")
 
     ordered = order_candidates(scores, request.num_results, catalogue.item_ids)
-    without_votes = order_candidates(pool.bases, request.num_results, catalogue.item_ids) if votes else ()
+    without_votes = leading_candidates(pool.bases, request.num_results, catalogue.item_ids) if votes else frozenset()
     clock.done("order")
 
     items = explain_slate(
@@ -106,7 +111,7 @@ def build_slate(
         pool=pool,
         ballots=ballots,
         weight=weight,
-        base_slate=frozenset(without_votes),
+        base_slate=without_votes,
         catalogue=catalogue,
         request=request,
         person=person,

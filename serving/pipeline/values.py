@@ -1,4 +1,5 @@
-"""The plain values that travel through the pipeline."""
+"""The plain values that travel through the pipeline. Nobody changes one; those that each request makes are not frozen,
+because a frozen dataclass takes three times as long to make."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ Origin = tuple[int, int, int]
 """What a row says of where it comes from: source and two reasons."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SlateRequest:
     """One question. `num_results` >= 1. `personalize` is what the request says about consent: None says nothing.
 
@@ -35,7 +36,7 @@ class SlateRequest:
     explain: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Person:
     """What the stores know of who asks. `candidates` (best first) is None when the night knew nobody of that name.
 
@@ -62,7 +63,7 @@ class Tuning:
     half_life_seconds: float = 1800.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pool:
     """The eligible candidates by item number: their scores in (0, 1] before the session speaks, and where each comes
     from. A hot request holds hundreds of them: plain numbers in dicts, values only for those that are answered."""
@@ -100,7 +101,7 @@ class RungReport(NamedTuple):
     eligible: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Slate:
     """The answer of the pipeline.
 
@@ -108,9 +109,10 @@ class Slate:
                      `session` when only the session's neighbours did; `none` for an empty slate
     fallback_reason  why it is not `personal` (consent, no_user, unknown_user, no_eligible_candidates or what made the
                      candidates unavailable), else None
-    filtered         filter -> number of distinct items it took out
+    filtered         filter -> number of distinct items it took out, of those that were looked at (all, when the slate
+                     is short, and with explain)
     personalized     False when consent forbids the use of user and session
-    stage_micros     stage -> microseconds
+    stage_micros     stage -> microseconds; empty without explain
     """
 
     items: Sequence[SlateItem]

@@ -49,7 +49,7 @@ async def online(request: pytest.FixtureRequest) -> AsyncIterator[tuple[OnlineSt
         yield twin, twin.strings.__setitem__, twin.hashes.__setitem__
         return
     url = request.getfixturevalue("redis_url")
-    store = RedisOnlineStore(url, tenant=TENANT, timeout_seconds=1, max_connections=4)
+    store = RedisOnlineStore(url, tenant=TENANT, timeout_seconds=1)
     with redis.Redis.from_url(url) as client:
         yield store, client.set, lambda key, fields: client.hset(key, mapping=fields)
     await store.close()
@@ -118,7 +118,7 @@ class TestOnlineStore:
 async def test_an_online_store_that_is_down_says_so() -> None:
     twin = MemoryOnlineStore(tenant=TENANT)
     twin.is_down = True
-    for store in (twin, RedisOnlineStore(NOBODY_LISTENS, tenant=TENANT, timeout_seconds=0.05, max_connections=1)):
+    for store in (twin, RedisOnlineStore(NOBODY_LISTENS, tenant=TENANT, timeout_seconds=0.05)):
         with pytest.raises(DependencyError, match="online store does not answer"):
             await store.read(version=None, user_id="u1", anonymous_id=None)
 
@@ -126,7 +126,7 @@ async def test_an_online_store_that_is_down_says_so() -> None:
 async def test_a_redis_that_hangs_costs_no_more_than_the_timeout() -> None:
     server = await asyncio.start_server(lambda reader, _: reader.read(), "127.0.0.1", 0)
     url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
-    store = RedisOnlineStore(url, tenant=TENANT, timeout_seconds=0.05, max_connections=1)
+    store = RedisOnlineStore(url, tenant=TENANT, timeout_seconds=0.05)
     started = asyncio.get_running_loop().time()
     with pytest.raises(DependencyError, match="TimeoutError"):
         await store.read(version=None, user_id="u1", anonymous_id=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ from hypothesis import strategies as st
 
 from feature_repo.contracts.errors import ContractError, MixedVersionError
 from feature_repo.contracts.packing import (
+    CANDIDATE_ROW,
+    CANDIDATES_HEADER_BYTES,
     FLAG_PERSONALIZE_DENIED,
     PackedCandidate,
+    open_candidates,
     pack_candidates,
     read_candidates_header,
     unpack_candidates,
@@ -33,6 +37,7 @@ from feature_repo.contracts.session_record import (
     Word,
     event_hash,
     pack_session,
+    read_session,
     session_hash,
     unpack_session,
 )
@@ -226,7 +231,26 @@ rows = st.lists(
 
 @given(rows=rows, flags=st.integers(0, 255))
 def test_candidates_round_trip(rows: list[PackedCandidate], flags: int) -> None:
-    assert unpack_candidates(pack_candidates(VERSION, rows, flags=flags)) == (rows, flags)
+    record = pack_candidates(VERSION, rows, flags=flags)
+    assert unpack_candidates(record) == (rows, flags)
+    opened, found_flags = open_candidates(record, VERSION)
+    whole = [CANDIDATE_ROW.unpack(row) for row in batched(record[CANDIDATES_HEADER_BYTES:])]
+    assert (list(opened), len(opened), found_flags) == (whole, len(rows), flags)
+    assert [opened[at] for at in range(-len(rows), len(rows))] == whole * 2
+    assert opened[1:3] == whole[1:3]
+    some = {row[0] for row in whole[::3]}
+    assert opened.of_items(some) == [row for row in whole if row[0] in some]
+    with pytest.raises(IndexError):
+        opened[len(rows)]
+    if rows:
+        with pytest.raises(ContractError):
+            open_candidates(record[:-1], VERSION)
+    with pytest.raises(MixedVersionError, match="2024-03-08-00000002"):
+        open_candidates(record, "2024-03-08-00000002")
+
+
+def batched(data: bytes) -> list[bytes]:
+    return [data[at : at + CANDIDATE_ROW.size] for at in range(0, len(data), CANDIDATE_ROW.size)]
 
 
 ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
@@ -261,7 +285,34 @@ types = st.sampled_from(EVENT_TYPE_ORDER)
     )
 )
 def test_sessions_round_trip(state: SessionState) -> None:
-    assert unpack_session(pack_session(state)) == state
+    record = pack_session(state)
+    assert unpack_session(record) == state
+    opened = read_session(record)
+    names = [field.name for field in fields(SessionState)]
+    assert len(names) == 14
+    for name in reversed(names):  # the later ones first: they come of themselves
+        assert getattr(opened, name) == getattr(state, name), name
+    assert replace(read_session(record), flags=0).words == state.words
+
+
+def test_what_a_request_reads_of_a_session_is_checked_as_the_whole_is() -> None:
+    older, record = (GOLDEN / "session_v1.bin").read_bytes(), pack_session(SESSION)
+    assert read_session(older) == unpack_session(older)
+    assert read_session(record).events == SESSION.events
+    damaged = [record[:cut] for cut in range(len(record))]
+    damaged += [b"\x09" + record[1:], record + b"\0", record.replace(b"mobile", b"mob\0le")]
+    for whole in damaged:
+        with pytest.raises(ContractError) as said:
+            unpack_session(whole)
+        with pytest.raises(ContractError) as read:
+            read_session(whole)
+        assert str(read.value) == str(said.value)
+    broken = record[:-2] + b"\xff\xff"  # the last word is a name that is not there
+    with pytest.raises(ContractError, match="damaged"):
+        unpack_session(broken)
+    assert (read_session(broken).events, read_session(broken).words) == (SESSION.events, {})
+    with pytest.raises(AttributeError):
+        read_session(record).nothing  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_sessions_are_told_apart() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -52,7 +53,7 @@ async def api(tmp_path: Path, redis_url: str) -> AsyncIterator[httpx.AsyncClient
     version = shop.write(tmp_path / "publications")
     with redis.Redis.from_url(redis_url) as client:
         client.set(pointer_key(TENANT), version)
-    store = RedisOnlineStore(redis_url, tenant=TENANT, timeout_seconds=1.0, max_connections=4)
+    store = RedisOnlineStore(redis_url, tenant=TENANT, timeout_seconds=1.0)
     environment = Environment.from_mapping({"NIGHTJAR_HOME": str(tmp_path)})
     app = create_app(environment, ServingSettings(), store=store, log=MemoryEventLog(tenant=TENANT))
     async with app.router.lifespan_context(app):
@@ -82,6 +83,7 @@ async def test_a_stale_feature_is_absent_said_and_counted(api: httpx.AsyncClient
     assert answers["fresh"]["degraded"] is False
     assert answers["stale"]["fallback_level"] == "popular"
     assert answers["stale"]["degraded_reasons"] == ["feature_stale"]
+    await asyncio.sleep(0)  # counted together with what else this turn of the loop counts
     assert counted() == (before[0] + 1, before[1] + 1)
 
 

@@ -1,0 +1,84 @@
+"""What both forms of the recommendations route do with a question once it is read: answer it, and log the decision."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from serving.api.decisions import recommendation_decision, tuning_digest
+from serving.api.rendering import render_answer
+from serving.api.services import Services
+from serving.pipeline.values import SlateRequest
+from serving.recommender import Answer
+
+logger = logging.getLogger("nightjar.serving")
+
+
+class Question(NamedTuple):
+    """A request for a slate, read and checked, at `now_micros`.
+
+    may_store   False: the request says that nothing of its person may be kept
+    """
+
+    slate: SlateRequest
+    placement: str
+    may_store: bool
+    now_micros: int
+
+
+class SlateAnswers:
+    """Answers of one process, as the bodies of responses. Raises what the recommender raises."""
+
+    def __init__(self, services: Services) -> None:
+        self._recommender = services.recommender
+        self._timer = services.timer
+        self._new_id = services.new_id
+        self._decisions = services.decisions
+        self._tuning = tuning_digest(services.settings.tuning())
+
+    async def answer(self, question: Question, started: int) -> bytes:
+        """The body of a 200. `started`: when the request came, of the services' timer."""
+        return self._write(await self._recommender.recommend(question.slate), question, started)
+
+    def submit(self, question: Question, started: int, answered: Callable[[bytes | None], None]) -> bool:
+        """`answer` for those who do not wait: `answered` is called in a later turn of the loop, with None when `answer`
+        has to be asked after all; so it has when this returns False."""
+        return self._recommender.submit(question.slate, partial(self._on_answer, question, started, answered))
+
+    def _on_answer(
+        self, question: Question, started: int, answered: Callable[[bytes | None], None], answer: Answer | None
+    ) -> None:
+        content: bytes | None = None
+        if answer is not None:
+            try:
+                content = self._write(answer, question, started)
+            except Exception:
+                logger.exception("an answer could not be written; it is tried once more")
+        answered(content)
+
+    def _write(self, answer: Answer, question: Question, started: int) -> bytes:
+        asked, now_micros = question.slate, question.now_micros
+        recommendation_id = self._new_id()
+        content = render_answer(
+            answer,
+            recommendation_id=recommendation_id,
+            placement=question.placement,
+            num_results=asked.num_results,
+            explain=asked.explain,
+            now_micros=now_micros,
+            took_micros=(self._timer() - started) // 1000,
+        )
+        self._decisions.append(
+            recommendation_decision(
+                answer,
+                asked,
+                recommendation_id=recommendation_id,
+                placement=question.placement,
+                may_store=question.may_store and not answer.refuses_storing,
+                tuning=self._tuning,
+                now_micros=now_micros,
+            )
+        )
+        return content
