@@ -5,6 +5,7 @@ NightjarError                     everything we raise on purpose
 │   └── MixedVersionError         an answer would have mixed two published versions
 ├── InputError                    what somebody gave us is wrong; the message says what would be right
 │   ├── RequestError              ... in a request to the serving API
+│   │   └── FilterError           ... in its filter, with the place in the text
 │   └── DataError                 ... in a file, a table or a run's parameters
 ├── GateRefusedError              the night's candidates are not good enough to publish; nothing was published
 └── DependencyError               a store or a service that we need does not answer
@@ -38,6 +39,19 @@ class InputError(NightjarError):
 
 class RequestError(InputError):
     """A request that cannot be answered as asked (HTTP 400 or 422)."""
+
+
+class FilterError(RequestError):
+    """A filter that cannot be read. `position` is the place of the offending character in `text`, from 0; `reason` is
+    the message without it."""
+
+    def __init__(self, message: str, *, position: int, text: str = "") -> None:
+        shown = text[max(0, position - 20) : position + 20]
+        around = f": {shown[: min(20, position)]}\N{RIGHTWARDS ARROW}{shown[min(20, position) :]}" if text else ""
+        super().__init__(f"{message} (position {position}{around})", field="filter")
+        self.reason = message
+        self.text = text
+        self.position = position
 
 
 class DataError(InputError):
