@@ -24,6 +24,7 @@ from serving.adapters.change_feed import CatalogueTail, ChangeFeed, MemoryChange
 from serving.adapters.decision_log import DecisionLog, FileDecisionLog
 from serving.adapters.event_log import EventLog, MemoryEventLog, RedisEventLog
 from serving.adapters.online import OnlineStore, RedisOnlineStore
+from serving.adapters.placements_file import load_placements
 from serving.adapters.shelf import VersionShelf
 from serving.api.catalogue_routes import build_catalogue_router
 from serving.api.cors import allow_origins
@@ -151,7 +152,10 @@ def create_app(
     app = FastAPI(
         title="Nightjar", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan
     )
-    services = Services(recommender, store, log, settings, wall_micros, timer, new_id, overlay, tail, decisions)
+    placements = load_placements(settings.placements)
+    services = Services(
+        recommender, store, log, settings, wall_micros, timer, new_id, overlay, tail, decisions, placements
+    )
     app.state.services = services
     app.include_router(build_event_router(services))
     app.include_router(build_catalogue_router(services))

@@ -51,6 +51,8 @@ class ServingSettings:
     max_inflate_ratio      100       how many times larger than sent a body over 1 MiB may become. Higher: the same.
     max_written_bytes      33554432 B  what the events of one request may take in the log; what they share in the body
                                      (a context, a client id) is written with each. Higher: more memory and disk.
+    placements             (none)    a TOML or JSON file with placements (infra/docs/placements.md). With none, the
+                                     presets alone.
     cors_origins           (none)    origins whose pages may call the API (https://shop.example), separated by commas;
                                      * is any. With none, only pages of the API's own origin may.
     write_keys             (none)    write keys of /v1/track and its kind, separated by commas. With none, any is taken.
@@ -87,6 +89,7 @@ class ServingSettings:
     max_inflated_bytes: int = 8_388_608
     max_inflate_ratio: int = 100
     max_written_bytes: int = 33_554_432
+    placements: str = ""
     cors_origins: str = ""
     write_keys: str = ""
     decision_flush_ms: float = 100.0

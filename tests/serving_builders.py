@@ -95,7 +95,7 @@ class Shop:
         defaults: dict[str, Any] = {
             "title": None, "category": None, "price": None, "currency": "GBP", "availability": "IN_STOCK",
             "available_quantity": None, "created_at": None, "url": None, "image_url": None, "is_hidden": False,
-            "expire_time": None,
+            "expire_time": None, "brand": None, "group_id": None, "language": None, "tags": None, "attributes": None,
         }  # fmt: skip
         columns: dict[str, list[Any]] = {"item_number": list(self.numbers.values()), "item_id": list(self.items)}
         for name, default in defaults.items():

@@ -8,7 +8,9 @@ Bundle, in `<publications>/<tenant>/<version>/`:
     manifest.json    `Manifest.to_json()`
     items.json       columns of equal length: item_number, item_id, title, category, price, currency, availability,
                      available_quantity, created_at, url, image_url, is_hidden. Numbers are ascending; gaps are allowed.
-                     A column expire_time (RFC 3339, null = never) may follow; serving leaves expired items out.
+                     Columns that may follow, each null where an item has none: expire_time (RFC 3339; serving leaves
+                     expired items out), brand, group_id, language, tags (lists of texts), attributes (JSON texts of
+                     objects). A bundle without them is as good; filters then find no such thing on any item.
     neighbours.bin   magic NJN1, u32 n, u32 m; u32 offsets[n+1]; u32 neighbour numbers[m]; f32 similarities[m]
                      (row = item number; each row best first, ties by number)
     popular.json     {"all": L, "by_category": {category: L}, "by_region": {region: L}, "static": L} where L is

@@ -58,7 +58,7 @@ class ApiClient:
 
     def slate(self, user_id: str, session_id: str) -> dict[str, Any]:
         """The whole answer for one user in one session."""
-        body = {"user_id": user_id, "session_id": session_id, "num_results": SLATE_SIZE, "placement": "home"}
+        body = {"user_id": user_id, "session_id": session_id, "num_results": SLATE_SIZE, "placement": "default"}
         return self._post("/v1/recommendations", body)
 
     def click(self, user_id: str, session_id: str, item_id: str) -> float:

@@ -24,6 +24,7 @@ from feature_repo.contracts.publication import (
     unpack_neighbours,
 )
 from feature_repo.contracts.times import parse_timestamp, start_of_day, to_micros
+from serving.adapters.item_facts import read_item_facts
 from serving.pipeline.catalogue import Catalogue, PopularList, RankedList, Stock
 
 _CHUNK = 1 << 20
@@ -69,6 +70,7 @@ def load_catalogue(publications: str, version: str, *, tenant: str) -> Catalogue
             last_event_micros=_micros(manifest.last_event_at),
             changes_position=int(manifest.volatile.get("item_changes_position", -1)),
             memory=(memory,),
+            facts=read_item_facts(columns, len(items["item_ids"])),
         )
     except (KeyError, TypeError, ValueError, DataError) as error:
         raise ContractError(f"the bundle {folder} does not follow its format: {error!r}") from error

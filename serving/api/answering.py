@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -20,12 +20,17 @@ class Question(NamedTuple):
     """A request for a slate, read and checked, at `now_micros`.
 
     may_store   False: the request says that nothing of its person may be kept
+    include     attributes that the items shall have; none: title, category, price
+    is_dry_run  no decision is logged
     """
 
     slate: SlateRequest
+    recommendation_id: str
     placement: str
     may_store: bool
     now_micros: int
+    include: Sequence[str] = ()
+    is_dry_run: bool = False
 
 
 class SlateAnswers:
@@ -34,7 +39,6 @@ class SlateAnswers:
     def __init__(self, services: Services) -> None:
         self._recommender = services.recommender
         self._timer = services.timer
-        self._new_id = services.new_id
         self._decisions = services.decisions
         self._tuning = tuning_digest(services.settings.tuning())
 
@@ -60,21 +64,23 @@ class SlateAnswers:
 
     def _write(self, answer: Answer, question: Question, started: int) -> bytes:
         asked, now_micros = question.slate, question.now_micros
-        recommendation_id = self._new_id()
         content = render_answer(
             answer,
-            recommendation_id=recommendation_id,
+            recommendation_id=question.recommendation_id,
             placement=question.placement,
             num_results=asked.num_results,
             explain=asked.explain,
             now_micros=now_micros,
             took_micros=(self._timer() - started) // 1000,
+            include=question.include,
         )
+        if question.is_dry_run:
+            return content
         self._decisions.append(
             recommendation_decision(
                 answer,
                 asked,
-                recommendation_id=recommendation_id,
+                recommendation_id=question.recommendation_id,
                 placement=question.placement,
                 may_store=question.may_store and not answer.refuses_storing,
                 tuning=self._tuning,

@@ -49,6 +49,8 @@ def recommendation_decision(
         inputs["region"] = request.region
     if request.personalize is not None:
         inputs["personalize"] = request.personalize
+    if request.policy is not None:
+        inputs["policy"] = request.policy.inputs()
     if may_store:
         if request.user_id is not None or request.anonymous_id is not None:
             subject = subject_key(request.user_id, request.anonymous_id)
@@ -58,6 +60,8 @@ def recommendation_decision(
             inputs["recent_events"] = [[e.micros, e.event_type, e.item_id] for e in request.recent_events]
         if request.exclude_item_ids:
             inputs["exclude_item_ids"] = sorted(request.exclude_item_ids)
+        if request.policy is not None and request.policy.item_ids is not None:
+            inputs["item_ids"] = request.policy.item_ids
         if slate.session:
             newest = slate.session[-1].micros
             inputs["session"] = {
@@ -78,6 +82,7 @@ def recommendation_decision(
         degraded=answer.degraded,
         inputs=inputs,
         now_micros=now_micros,
+        propensities=slate.propensities,
     )
 
 
@@ -128,6 +133,7 @@ def _payload(
     degraded: Sequence[str],
     inputs: Mapping[str, Any],
     now_micros: int,
+    propensities: Sequence[float] = (),
 ) -> bytes:
     return encode_json(
         {
@@ -147,7 +153,7 @@ def _payload(
             "scores": [item.score for item in items],
             "sources": [int(item.source) for item in items],
             "rules": (),
-            "propensities": [DETERMINISTIC] * len(items),
+            "propensities": propensities or [DETERMINISTIC] * len(items),
             "experiments": (),
             "inputs": inputs,
         }

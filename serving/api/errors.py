@@ -2,6 +2,7 @@
 
 RequestError                 422  what a request asks cannot be answered as asked
 ├── UnknownWriteKeyError     401  the write key is not one of ours
+├── FilterError              422  a filter that cannot be read, with the place of the offending character
 ├── InvalidRequestError      422  fields that are wrong: each with its name, what was seen, what is expected
 ├── UnreadableBodyError      400  the body is not JSON, or not of any accepted form
 ├── UnknownItemError         404  the item is not in the served version
@@ -24,7 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from feature_repo.contracts.errors import DependencyError, NightjarError, RequestError, nearest
+from feature_repo.contracts.errors import DependencyError, FilterError, NightjarError, RequestError, nearest
 from serving.adapters.event_log import OverloadedError
 from serving.recommender import NoVersionError
 
@@ -140,6 +141,10 @@ async def answer_domain_error(request: Request, error: Exception) -> Response:
                 more["errors"] = error.problems
             elif isinstance(error, BodyTooLargeError | UnreadableBodyError) and error.limit is not None:
                 more = {"limit": error.limit.name, "seen": error.limit.seen, "allowed": error.limit.allowed}
+            elif isinstance(error, FilterError):
+                seen = error.text[error.position :][:40]
+                problems = [{"field": "filter", "seen": seen, "expected": error.reason}]
+                more = {"field": "filter", "position": error.position, "errors": problems}
             elif isinstance(error, RequestError) and error.field:
                 more["field"] = error.field
             return problem(status, slug, title, str(error), request_id_of(request), **more)

@@ -7,7 +7,7 @@ same, and says what is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -21,10 +21,10 @@ from serving.api.middleware import GIVEN_ID
 from serving.api.schemas import MAX_EXCLUDED_ITEMS, MAX_RECENT_EVENTS, MAX_RESULTS
 from serving.api.services import Services
 from serving.api.tally import RequestTally
+from serving.pipeline.placements import DEFAULT, Placements
 from serving.pipeline.values import SlateRequest
 
 PATH = "/v1/recommendations"
-PLACEMENT = "default"
 """What is asked for elsewhere is the application's."""
 MAX_HEADS = 4_096
 """Clients send the same head again and again: so many different ones are remembered."""
@@ -49,6 +49,7 @@ class HotSlates:
         self.new_id = services.new_id
         self.heads: dict[bytes, Head] = {}
         self._wall_micros = services.wall_micros
+        self._plain = plain_placements(services.placements)
         self._max_body_bytes = services.settings.max_body_bytes
 
     def remember_head(self, said: bytes, head: Head) -> None:
@@ -66,7 +67,9 @@ class HotSlates:
             document: Any = orjson.loads(body)
         except orjson.JSONDecodeError:
             return None
-        return read_question(document, self._wall_micros()) if type(document) is dict else None
+        if type(document) is not dict:
+            return None
+        return read_question(document, self._wall_micros(), self._plain, self.new_id)
 
 
 def read_head(headers: Sequence[tuple[bytes, bytes]]) -> Head | None:
@@ -82,10 +85,21 @@ def read_head(headers: Sequence[tuple[bytes, bytes]]) -> Head | None:
     return Head(length, given)
 
 
-def read_question(document: dict[str, Any], now_micros: int) -> Question | None:
+def plain_placements(placements: Placements) -> Mapping[str, int | None]:
+    """Placement -> how many items it shows when nobody says; None for one with a policy, which the application keeps
+    to. Names that are not in it are like `default`."""
+    return {
+        name: None if placements.policy(name, seed="") is not None else placement.num_results
+        for name, placement in placements.by_name.items()
+    }
+
+
+def read_question(
+    document: dict[str, Any], now_micros: int, plain: Mapping[str, int | None], new_id: Callable[[], str]
+) -> Question | None:
     """The question of a decoded body; None when it is not common. Fields mean what `schemas` says they do."""
     user_id = anonymous_id = session_id = category = region = personalize = None
-    placement, num_results, may_store = PLACEMENT, 10, True
+    placement, num_results, may_store = DEFAULT, None, True
     events: Any = ()
     items: Any = ()
     exclude_item_ids = _NOBODY
@@ -99,7 +113,7 @@ def read_question(document: dict[str, Any], now_micros: int) -> Question | None:
                 return None
             session_id = value
         elif name == "num_results":
-            if type(value) is not int or not 1 <= value <= MAX_RESULTS:
+            if value is not None and (type(value) is not int or not 1 <= value <= MAX_RESULTS):
                 return None
             num_results = value
         elif name == "anonymous_id":
@@ -136,6 +150,9 @@ def read_question(document: dict[str, Any], now_micros: int) -> Question | None:
             personalize, may_store = value.get("personalize"), value.get("store") is not False
         elif name != "explain" or value is not False:
             return None
+    usual = plain.get(placement, plain[DEFAULT])
+    if usual is None:
+        return None
     recent: Sequence[SessionEvent] = ()
     if events or items:
         found = _recent_events(events, items, session_hash(session_id), now_micros)
@@ -143,9 +160,9 @@ def read_question(document: dict[str, Any], now_micros: int) -> Question | None:
             return None
         recent = found
     slate = SlateRequest(
-        num_results, user_id, anonymous_id, session_id, category, region, recent, exclude_item_ids, personalize
+        num_results or usual, user_id, anonymous_id, session_id, category, region, recent, exclude_item_ids, personalize
     )  # fmt: skip
-    return Question(slate, placement, may_store, now_micros)
+    return Question(slate, new_id(), placement, may_store, now_micros)
 
 
 _CONTEXT = frozenset({"category", "region"})

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from feature_repo.contracts.packing import Source
+from serving.api.policies import included_attributes
 from serving.pipeline.catalogue import MAX_REMEMBERED, Catalogue
 from serving.pipeline.values import Reason, RungReport, SlateItem
 from serving.recommender import Answer
@@ -16,8 +17,9 @@ SOURCE_NAMES = {source: source.name.lower() for source in Source}
 _SOURCES_AS_JSON = {source: f',"source":"{name}","reasons":' for source, name in SOURCE_NAMES.items()}
 
 
-def render_items(items: Iterable[SlateItem], catalogue: Catalogue) -> list[dict[str, Any]]:
-    """The items of an answer. Equal slates give equal bytes; scores are rounded to six places."""
+def render_items(items: Iterable[SlateItem], catalogue: Catalogue, include: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The items of an answer, with the attributes of `include` (none: title, category, price). Equal slates give equal
+    bytes; scores are rounded to six places."""
     rendered = []
     for rank, item in enumerate(items, start=1):
         one = {
@@ -28,6 +30,8 @@ def render_items(items: Iterable[SlateItem], catalogue: Catalogue) -> list[dict[
             "reasons": [reason._asdict() for reason in item.reasons],
             "attributes": catalogue.attributes[item.item_number],
         }
+        if include:
+            one["attributes"] = included_attributes(catalogue, item.item_number, include)
         rendered.append(one)
     return rendered
 
@@ -86,12 +90,13 @@ def render_answer(
     explain: bool,
     now_micros: int,
     took_micros: int,
+    include: Sequence[str] = (),
 ) -> bytes:
     """The body of a recommendation."""
     slate = answer.slate
     session_micros = slate.session[-1].micros if slate.session else None
     body = _envelope(
-        item_list(slate.items, answer.catalogue),
+        render_items(slate.items, answer.catalogue, include) if include else item_list(slate.items, answer.catalogue),
         answer.catalogue,
         recommendation_id=recommendation_id,
         placement=placement,
@@ -120,6 +125,7 @@ def render_answer(
                 }
                 for event in slate.session
             ],
+            **({} if slate.policy is None else {"policy": slate.policy}),
             "session_weight": round(slate.session_weight, 6),
             "scores": {i.item_id: {"base": round(i.base, 6), "vote": round(i.vote, 6)} for i in slate.items},
         }

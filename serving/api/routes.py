@@ -5,6 +5,7 @@ Bodies are read and written by hand; the declared models are in `schemas`.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import orjson
@@ -17,9 +18,12 @@ from serving.api.bodies import read_body
 from serving.api.decisions import similar_decision
 from serving.api.errors import InvalidRequestError, UnknownItemError, validated
 from serving.api.openapi import JSON, body, problems, query
+from serving.api.policies import policy_of
 from serving.api.rendering import render_similar
 from serving.api.services import Services
 from serving.observability import render_metrics
+from serving.pipeline.placements import Placements
+from serving.pipeline.policy import MAX_EXPLORATION
 from serving.pipeline.similar import similar_items
 from serving.pipeline.values import SlateRequest
 
@@ -28,12 +32,19 @@ _GET_PARAMETERS = [
     query("anonymous_id", "string"),
     query("session_id", "string"),
     query("placement", "string", default="default"),
-    query("num_results", "integer", minimum=1, maximum=schemas.MAX_RESULTS, default=10),
+    query("num_results", "integer", minimum=1, maximum=schemas.MAX_RESULTS),
     query("category", "string", "context.category"),
     query("region", "string", "context.region"),
     query("session_items", "array", "repeat for several", items={"type": "string"}),
     query("exclude_item_ids", "array", "repeat for several", items={"type": "string"}),
     query("personalize", "boolean", "consent.personalize"),
+    query("filter", "string"),
+    query("item_ids", "array", "repeat for several", items={"type": "string"}),
+    query("diversity", "number", minimum=0, maximum=1),
+    query("exploration", "number", minimum=0, maximum=MAX_EXPLORATION),
+    query("min_relevance", "number", minimum=0, maximum=1),
+    query("include", "array", "repeat for several", items={"type": "string"}),
+    query("dry_run", "boolean", default=False),
     query("explain", "boolean", default=False),
 ]
 
@@ -46,8 +57,16 @@ def build_router(services: Services) -> APIRouter:
 
     async def answer(wanted: schemas.RecommendationRequest, started: int) -> Response:
         now_micros = services.wall_micros()
-        may_store = wanted.consent.store is not False
-        question = Question(slate_request(wanted, now_micros), wanted.placement, may_store, now_micros)
+        recommendation_id = services.new_id()
+        question = Question(
+            slate_request(wanted, now_micros, services.placements, recommendation_id=recommendation_id),
+            recommendation_id,
+            wanted.placement,
+            wanted.consent.store is not False,
+            now_micros,
+            wanted.include,
+            wanted.dry_run,
+        )
         return Response(await answers.answer(question, started), media_type=JSON)
 
     @router.post(
@@ -170,7 +189,9 @@ def build_router(services: Services) -> APIRouter:
     return router
 
 
-def slate_request(wanted: schemas.RecommendationRequest, now_micros: int) -> SlateRequest:
+def slate_request(
+    wanted: schemas.RecommendationRequest, now_micros: int, placements: Placements, *, recommendation_id: str
+) -> SlateRequest:
     """The question of a request. Events without a time of their own happened just now, in the order given."""
     hashed = session_hash(wanted.session_id)
     recent = [
@@ -179,7 +200,7 @@ def slate_request(wanted: schemas.RecommendationRequest, now_micros: int) -> Sla
     ]
     recent += [SessionEvent(now_micros, "view_item", hashed, item_id) for item_id in wanted.session_items]
     return SlateRequest(
-        num_results=wanted.num_results,
+        num_results=wanted.num_results or placements.find(wanted.placement)[0].num_results,
         user_id=wanted.user_id,
         anonymous_id=wanted.anonymous_id,
         session_id=wanted.session_id,
@@ -189,10 +210,12 @@ def slate_request(wanted: schemas.RecommendationRequest, now_micros: int) -> Sla
         exclude_item_ids=frozenset(wanted.exclude_item_ids),
         personalize=wanted.consent.personalize,
         explain=wanted.explain,
+        policy=policy_of(wanted, placements, seed=recommendation_id),
     )
 
 
-_LISTS = ("session_items", "exclude_item_ids")
+_LISTS = ("session_items", "exclude_item_ids", "item_ids", "include")
+_NUMBERS = ("diversity", "exploration", "min_relevance")
 _NESTED = {
     "category": ("context", "category"),
     "region": ("context", "region"),
@@ -207,7 +230,10 @@ def query_document(parameters: list[tuple[str, str]]) -> dict[str, Any]:
         value: Any = text
         if name == "num_results" and text.isascii() and text.isdigit():
             value = int(text[:9])
-        elif name in ("personalize", "explain"):
+        elif name in _NUMBERS:
+            with contextlib.suppress(ValueError):
+                value = float(text)
+        elif name in ("personalize", "explain", "dry_run"):
             value = {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
         if name in _LISTS:
             document.setdefault(name, []).append(value)

@@ -8,9 +8,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 
 from feature_repo.contracts.errors import DataError, nearest
 from feature_repo.contracts.events import EVENT_TYPE_ALIASES, EVENT_TYPES, MAX_ID_BYTES
+from feature_repo.contracts.filter_language import parse_filter
 from feature_repo.contracts.times import parse_timestamp, to_micros
+from serving.api.policies import check_attribute
+from serving.pipeline.placements import MAX_RESULTS as MAX_RESULTS
+from serving.pipeline.policy import MAX_EXPLORATION
 
-MAX_RESULTS = 100
+MAX_ASKED_ITEMS = 500
 MAX_RECENT_EVENTS = 50
 MAX_EXCLUDED_ITEMS = 1000
 
@@ -28,6 +32,12 @@ def _check_event_type(value: str) -> str:
     return str(canonical)
 
 
+def _check_filter(value: str) -> str:
+    """Lets FilterError through, which knows the place."""
+    parse_filter(value)
+    return value
+
+
 def _check_moment(value: str | int | float) -> int:
     try:
         return to_micros(parse_timestamp(value))
@@ -36,6 +46,8 @@ def _check_moment(value: str | int | float) -> int:
 
 
 Id = Annotated[str, AfterValidator(_check_id), Field(min_length=1, max_length=MAX_ID_BYTES)]
+FilterText = Annotated[str, AfterValidator(_check_filter), Field(examples=['price < 50 and not tag == "adult"'])]
+AttributeName = Annotated[str, AfterValidator(check_attribute)]
 EventTypeName = Annotated[str, AfterValidator(_check_event_type)]
 Moment = Annotated[
     str | int | float,
@@ -87,8 +99,12 @@ class RecommendationRequest(_Taken):
         default=None,
         description="only events of this session adjust the slate; without it, the latest session if it is still fresh",
     )
-    placement: Id = "default"
-    num_results: int = Field(default=10, ge=1, le=MAX_RESULTS)
+    placement: Id = Field(
+        default="default", description="the rules of the slate; a name that is no placement stands for `default`"
+    )
+    num_results: int | None = Field(
+        default=None, ge=1, le=MAX_RESULTS, description="default: what the placement says, 10 where it says nothing"
+    )
     context: Context = Context()
     recent_events: list[RecentEvent] = Field(
         default_factory=list, max_length=MAX_RECENT_EVENTS, description="oldest first; they join the session's events"
@@ -99,6 +115,24 @@ class RecommendationRequest(_Taken):
         description="short for recent_events of type view_item, oldest first",
     )
     exclude_item_ids: list[Id] = Field(default_factory=list, max_length=MAX_EXCLUDED_ITEMS)
+    item_ids: list[Id] | None = Field(
+        default=None, min_length=1, max_length=MAX_ASKED_ITEMS, description="only these may be in the slate"
+    )
+    filter: FilterText | None = Field(
+        default=None,
+        description="which items may be in the slate (the filter language); besides the placement's own",
+    )
+    diversity: float | None = Field(
+        default=None, ge=0, le=1, description="0: by relevance alone, 1: by unlikeness alone; default: the placement's"
+    )
+    exploration: float | None = Field(
+        default=None, ge=0, le=MAX_EXPLORATION, description="the chance of each place to be tried out on something else"
+    )
+    min_relevance: float | None = Field(default=None, ge=0, le=1, description="items that score lower are left out")
+    include: list[AttributeName] = Field(
+        default_factory=list, max_length=50, description="the attributes of each item; default: title, category, price"
+    )
+    dry_run: bool = Field(default=False, description="no decision is logged: for previews and tests")
     consent: Consent = Consent()
     explain: bool = Field(
         default=False, description="add the trace: stages with their times, rungs, filters, the session"
@@ -152,19 +186,16 @@ class ReasonOut(_Given):
     text: str = Field(examples=["because you viewed White Hanging Heart"])
 
 
-class Attributes(_Given):
-    title: str | None
-    category: str | None
-    price: float | int | None
-
-
 class ItemOut(_Given):
     item_id: str
     score: float = Field(description="in [0, 1]; comparable within one answer only")
     rank: int = Field(description="from 1")
     source: str = Field(examples=["als", "item_knn", "session", "popularity"])
     reasons: list[ReasonOut]
-    attributes: Attributes
+    attributes: dict[str, Any] = Field(
+        description="title, category and price, or those that `include` names; null where the item has none",
+        examples=[{"title": "Blue Mug", "category": "Home > Kitchen", "price": 4.5}],
+    )
 
 
 class Freshness(_Given):
@@ -264,6 +295,7 @@ class Problem(_Given):
     request_id: str
     field: str | None = None
     errors: list[FieldProblem] | None = None
+    position: int | None = Field(default=None, description="only when a filter cannot be read: the place, from 0")
     limit: str | None = Field(default=None, description="only when a limit was broken: its name")
     seen: int | None = Field(default=None, description="only with limit: how much came, or as much as was read")
     allowed: int | None = Field(default=None, description="only with limit: how much may come")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from serving.adapters.change_feed import CatalogueTail
 from serving.adapters.decision_log import DecisionLog
 from serving.adapters.event_log import EventLog
 from serving.adapters.online import OnlineStore
 from serving.pipeline.overlay import CatalogueOverlay
+from serving.pipeline.placements import Placements
 from serving.recommender import Recommender
 from serving.settings import ServingSettings
 
@@ -28,3 +29,4 @@ class Services:
     overlay: CatalogueOverlay
     tail: CatalogueTail
     decisions: DecisionLog
+    placements: Placements = field(default_factory=Placements)

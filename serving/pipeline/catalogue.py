@@ -5,13 +5,13 @@ Read-only for those who answer; `pipeline.overlay` writes into it what the shop 
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, MutableMapping, MutableSequence, Sequence
+from collections.abc import Callable, Container, Mapping, MutableMapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from feature_repo.contracts.publication import Manifest
-
-CATEGORY_SEPARATOR = " > "
+from serving.pipeline.item_facts import CATEGORY_SEPARATOR as CATEGORY_SEPARATOR
+from serving.pipeline.item_facts import ItemFacts
 
 PopularList = Sequence[tuple[int, float]]
 """(item number, score), best first."""
@@ -93,6 +93,10 @@ class Catalogue:
     """Keeps alive what the views above look into (the memory map)."""
     remembered: dict[str, dict[Any, Any]] = field(default_factory=dict, repr=False, compare=False)
     """What was worked out of the columns above, by subject (`remember`)."""
+
+    facts: ItemFacts = field(default_factory=ItemFacts, repr=False)
+    bound_filters: MutableMapping[str, Callable[[int], bool]] = field(default_factory=dict, repr=False)
+    """Filters that say the same in every request, ready for these columns; see `pipeline.item_filters`."""
 
     def remember(self, subject: str) -> dict[Any, Any]:
         """A dict of one's own for what is worked out often. Who keeps something of `attributes` there keeps the mapping

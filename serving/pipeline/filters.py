@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from feature_repo.contracts.events import DISMISSING_TYPES
 from feature_repo.contracts.packing import SessionEvent, SessionState
@@ -56,6 +56,11 @@ class SlateFilter:
     def counts(self) -> dict[str, int]:
         """Filter -> number of distinct items it took out so far, by name."""
         return dict(sorted(Counter(self._refused.values()).items())) if self._refused else {}
+
+
+def refused_by(admits: Callable[[int], bool]) -> Callable[[Collection[int]], list[int]]:
+    """`SlateFilter.refused` of another filter that knows one item at a time."""
+    return lambda numbers: [number for number in numbers if not admits(number)]
 
 
 def personal_exclusions(

@@ -93,19 +93,19 @@ def effective_weight(ballots: Sequence[Ballot], tuning: Tuning) -> float:
 
 
 def score_candidates(
-    bases: Mapping[int, float], votes: Mapping[int, float], weight: float, *, wanted: int
+    bases: Mapping[int, float], votes: Mapping[int, float], weight: float, *, wanted: int | None = None
 ) -> Mapping[int, float]:
     """Scores: (base + weight x vote) / (1 + weight), of every candidate and of every voted item that was none.
 
-    Of the voted items that were none, those are left out that cannot be among the best `wanted`. Without votes the
-    scores are the base scores themselves.
+    Of the voted items that were none, those are left out that cannot be among the best `wanted` (None: none is).
+    Without votes the scores are the base scores themselves.
     """
     if not votes:
         return bases
     share, vote_of = 1 + weight, votes.get
     scores = {number: (base + weight * vote_of(number, 0.0)) / share for number, base in bases.items()}
     least = 0.0
-    if len(scores) >= wanted and weight > 0:
+    if wanted is not None and len(scores) >= wanted and weight > 0:
         best = sorted(filter(math.isfinite, scores.values()), reverse=True)
         if len(best) >= wanted:
             least = best[wanted - 1] * share / weight * (1 - 1e-9)  # rounding must not take out what ties

@@ -10,9 +10,10 @@ from serving.pipeline.candidates import fill_candidates, ladder
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.consent import allows_personalization
 from serving.pipeline.explain import explain_slate
-from serving.pipeline.filters import SlateFilter, personal_exclusions
+from serving.pipeline.filters import SlateFilter, personal_exclusions, refused_by
 from serving.pipeline.identify import session_events
 from serving.pipeline.order import leading_candidates, order_candidates
+from serving.pipeline.ruled_slate import RuledSlate
 from serving.pipeline.score import (
     count_votes,
     effective_weight,
@@ -77,30 +78,44 @@ def build_slate(
     session = _session_of(request, person.session, now_micros, tuning)
     clock.done("identify")
 
-    exclusions = personal_exclusions(
-        catalogue, state=person.session, session=session, exclude_item_ids=request.exclude_item_ids
-    )
-    eligible = SlateFilter(catalogue, taken_out=exclusions, now_micros=now_micros)
+    eligible: SlateFilter | RuledSlate
+    ruled = None
+    if request.policy is not None:
+        eligible = ruled = RuledSlate(
+            request.policy, request, catalogue, state=person.session, session=session, now_micros=now_micros
+        )
+    else:
+        exclusions = personal_exclusions(
+            catalogue, state=person.session, session=session, exclude_item_ids=request.exclude_item_ids
+        )
+        eligible = SlateFilter(catalogue, taken_out=exclusions, now_micros=now_micros)
     silenced = silenced_items(session, [mark.item_id for mark in person.session.dismissed], catalogue)
     ballots = session_ballots(session, catalogue, tuning, silenced=silenced)
     clock.done("session")
 
-    votes = count_votes(ballots, eligible.refused)
+    refused = eligible.refused if isinstance(eligible, SlateFilter) else refused_by(eligible.admits)
+    votes = count_votes(ballots, refused)
     weight = effective_weight(ballots, tuning) if votes else 0.0
-    pool, rungs = fill_candidates(
-        ladder(catalogue, request, person),
-        wanted=request.num_results,
-        admits=eligible.admits,
-        whole=request.explain,
-        votes=votes,
-        weight=weight,
-    )
+    if ruled is not None:
+        pool, rungs = ruled.candidates(ladder(catalogue, request, person))
+    else:
+        pool, rungs = fill_candidates(
+            ladder(catalogue, request, person),
+            wanted=request.num_results,
+            admits=eligible.admits,
+            whole=request.explain,
+            votes=votes,
+            weight=weight,
+        )
     clock.done("candidates")
 
-    scores = score_candidates(pool.bases, votes, weight, wanted=request.num_results)
+    scores = score_candidates(pool.bases, votes, weight, wanted=request.num_results if ruled is None else None)
     clock.done("score")
 
-    ordered = order_candidates(scores, request.num_results, catalogue.item_ids)
+    if ruled is not None:
+        ordered, scores = ruled.slate(pool, scores, lambda: score_candidates(pool.bases, votes, weight))
+    else:
+        ordered = order_candidates(scores, request.num_results, catalogue.item_ids)
     without_votes = leading_candidates(pool.bases, request.num_results, catalogue.item_ids) if votes else frozenset()
     clock.done("order")
 
@@ -116,6 +131,8 @@ def build_slate(
         request=request,
         person=person,
     )
+    if request.policy is not None and not request.policy.reasons:
+        items = [item._replace(reasons=()) for item in items]
     clock.done("explain")
     level = fallback_level(rungs, items)
     return Slate(
@@ -128,6 +145,8 @@ def build_slate(
         session_weight=weight,
         personalized=personalized,
         stage_micros=clock.micros,
+        propensities=() if ruled is None else ruled.propensities,
+        policy=None if ruled is None else ruled.trace,
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from feature_repo.contracts.packing import SessionEvent, SessionState, Source
+from serving.pipeline.policy import SlatePolicy
 
 Row = tuple[int, float, int, int, int]
 """One candidate as `packing.CANDIDATE_ROW` unpacks it: item number, score, source, two reasons (NO_REASON for none)."""
@@ -22,6 +23,7 @@ class SlateRequest:
 
     recent_events  events that the request itself brings, oldest first; they belong to the asked session
     explain        look at every candidate of a rung, also at those that cannot get in, so that all counts are whole
+    policy         what the slate must keep to beyond relevance; None: nothing but what every slate does
     """
 
     num_results: int
@@ -34,6 +36,7 @@ class SlateRequest:
     exclude_item_ids: frozenset[str] = frozenset()
     personalize: bool | None = None
     explain: bool = False
+    policy: SlatePolicy | None = None
 
 
 @dataclass(slots=True)
@@ -113,6 +116,9 @@ class Slate:
                      is short, and with explain)
     personalized     False when consent forbids the use of user and session
     stage_micros     stage -> microseconds; empty without explain
+    propensities     per place the probability with which the policy shows this item there; empty: nothing was left
+                     to chance
+    policy           what the policy did, for the trace; None without a policy
     """
 
     items: Sequence[SlateItem]
@@ -124,3 +130,5 @@ class Slate:
     session_weight: float
     personalized: bool
     stage_micros: Mapping[str, int]
+    propensities: Sequence[float] = ()
+    policy: Mapping[str, Any] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -23,10 +24,15 @@ from spark_jobs.models.base import InteractionMatrix, Model
 from spark_jobs.models.popularity import Popularity
 from spark_jobs.models.ranking import top_items
 
-ITEM_COLUMNS = (
+_STORED_COLUMNS = (
     "item_number", "item_id", "title", "category", "price", "currency", "availability", "available_quantity",
-    "created_at", "expire_time", "url", "image_url", "is_hidden",
+    "created_at", "expire_time", "url", "image_url", "is_hidden", "brand",
 )  # fmt: skip
+_SAID_COLUMNS = ("tags", "group_id", "language", "attributes")
+ITEM_COLUMNS = (*_STORED_COLUMNS, *_SAID_COLUMNS)
+
+_NO_ATTRIBUTES = ("updated_at", "available_time")
+"""Fields of an item that have no column of their own in bronze.items, and that no filter asks for."""
 
 NEIGHBOURS_PER_ITEM = 50
 POPULAR_LENGTH = 500
@@ -73,14 +79,32 @@ def neighbour_rows(
 def items_json(items: pa.Table) -> bytes:
     """items.json: every item of the catalogue, hidden and expired ones too (histories name them), by item number.
 
-    Times are RFC 3339 UTC; a price that is no number is null.
+    Times are RFC 3339 UTC; a price that is no number is null. Tags, group_id and language, which bronze.items keeps
+    among the attributes, are columns.
     """
-    columns = {name: items.sort_by("item_number")[name].to_pylist() for name in ITEM_COLUMNS}
+    columns = {name: items.sort_by("item_number")[name].to_pylist() for name in _STORED_COLUMNS}
     columns["price"] = [p if p is not None and math.isfinite(p) else None for p in columns["price"]]
     for name in ("created_at", "expire_time"):
         columns[name] = [None if moment is None else format_timestamp(moment) for moment in columns[name]]
     columns["is_hidden"] = [bool(hidden) for hidden in columns["is_hidden"]]
-    return canonical_json(columns)
+    return canonical_json(columns | _said_in_attributes(items.sort_by("item_number")["attributes"].to_pylist()))
+
+
+def _said_in_attributes(attributes: Sequence[str | None]) -> dict[str, list[Any]]:
+    """The columns tags (lists of texts), group_id, language (texts) and attributes (JSON text of an object with sorted
+    keys: what is left; null for nothing)."""
+    said: dict[str, list[Any]] = {name: [] for name in _SAID_COLUMNS}
+    for text in attributes:
+        rest = json.loads(text) if text else {}
+        tags = rest.pop("tags", None)
+        said["tags"].append([tag for tag in tags if isinstance(tag, str) and tag] if isinstance(tags, list) else None)
+        for name in ("group_id", "language"):
+            word = rest.pop(name, None)
+            said[name].append(word if isinstance(word, str) and word else None)
+        for name in _NO_ATTRIBUTES:
+            rest.pop(name, None)
+        said["attributes"].append(json.dumps(rest, sort_keys=True) if rest else None)
+    return said
 
 
 def popular_json(

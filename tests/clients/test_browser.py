@@ -353,9 +353,9 @@ def test_another_person_on_the_device_is_somebody_else(api: ServedApi, person: P
 def test_a_slate_its_views_of_one_page_and_who_it_is(api: ServedApi, person: Profile) -> None:
     page = person.open(write_page(api))
     page.run("nightjar.identify('u1'), nightjar.identify('u1'), 0")
-    slate = page.run("nightjar.recommend({ num_results: 2, placement: 'home' })")
+    slate = page.run("nightjar.recommend({ num_results: 2, placement: 'start' })")
     assert [item["item_id"] for item in slate["items"]] == ["i0", "i1"]
-    assert (slate["fallback_level"], slate["placement"]) == ("personal", "home")
+    assert (slate["fallback_level"], slate["placement"]) == ("personal", "start")
     with pytest.raises(DevToolsError, match="num_results"):
         page.run("nightjar.recommend({ num_results: 0 })")
     page.run("nightjar.page({ item_id: 'i5' }), nightjar.identify(null), 0")

@@ -47,8 +47,8 @@ def ids(events: Sequence[Any]) -> list[str]:
 class TestSlates:
     def test_a_slate_and_items_like_one(self, api: ServedApi) -> None:
         with connect(api) as client:
-            slate = client.recommend("u1", num_results=3, placement="home", session_id=None)
-            assert (slate.item_ids, slate.placement) == (["i0", "i1", "i2"], "home")
+            slate = client.recommend("u1", num_results=3, placement="start", session_id=None)
+            assert (slate.item_ids, slate.placement) == (["i0", "i1", "i2"], "start")
             assert (slate.fallback_level, slate.degraded) == ("personal", False)
             first = slate.items[0]
             assert (first.rank, first.score, first.source, first.attributes["title"]) == (1, 1.0, "als", "I0")

@@ -36,7 +36,7 @@ def logged(api: Installation) -> dict[str, Any]:
 async def test_a_decision_is_the_answer(api: Installation) -> None:
     api.remember("i20", "i21")
     answer = await api.ask(
-        user_id="u1", session_id="s1", placement="home", num_results=4, context={"region": "DE"},
+        user_id="u1", session_id="s1", placement="start", num_results=4, context={"region": "DE"},
         exclude_item_ids=["i11", "i10"],
     )  # fmt: skip
     said = logged(api)
@@ -44,7 +44,7 @@ async def test_a_decision_is_the_answer(api: Installation) -> None:
     assert said["items"] == ids(answer)
     assert [round(score, 6) for score in said["scores"]] == [item["score"] for item in answer["items"]]
     assert (said["id"], said["version"]) == (answer["recommendation_id"], answer["model_version"])
-    assert (said["level"], said["placement"], said["kind"]) == ("personal", "home", "recommendations")
+    assert (said["level"], said["placement"], said["kind"]) == ("personal", "start", "recommendations")
     assert (said["at"], said["subject"]) == (NOW, "u:u1")
     assert said["session"] == f"{session_hash('s1'):016x}"
     assert (said["propensities"], said["rules"], said["experiments"]) == ([1.0] * 4, [], [])

@@ -39,7 +39,7 @@ from serving.adapters.event_log import MemoryEventLog
 from serving.adapters.feast_online import entity_key
 from serving.adapters.online import SEGMENT_FIELD, SEGMENT_TIME_FIELD, MemoryOnlineStore
 from serving.api import hot_slates, rendering
-from serving.api.hot_slates import read_question
+from serving.api.hot_slates import plain_placements, read_question
 from serving.api.rendering import item_list, render_items
 from serving.api.routes import slate_request
 from serving.api.schemas import RecommendationRequest
@@ -47,11 +47,13 @@ from serving.api.slate_protocol import SlateProtocol
 from serving.main import create_app, with_hot_routes
 from serving.observability import render_metrics
 from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.placements import Placements
 from serving.pipeline.values import Reason, SlateItem
 from serving.settings import ServingSettings
 from tests.contract.test_api_http import ITEMS, NOW, SECOND, shop
 from tests.serving_builders import TENANT
 
+PLAIN = plain_placements(Placements())
 PEOPLE = ("u1", "u2", "denied", "bot", "broken", "mixed", "refusing", "nobody", "ü ser/1", "x" * 256)
 
 
@@ -174,7 +176,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "user_id": odd(st.sampled_from(PEOPLE)),
     "anonymous_id": odd(st.sampled_from(["phone", "stranger"])),
     "session_id": odd(st.sampled_from(["s1", "s2", "new"])),
-    "placement": odd(st.sampled_from(["default", "home", 'a"b\\c', "ü"])),
+    "placement": odd(st.sampled_from(["default", "home", "raw", 'a"b\\c', "ü"])),
     "num_results": odd(st.sampled_from([1, 2, 5, 10, 50, 100])),
     "context": odd(
         st.fixed_dictionaries(
@@ -213,11 +215,11 @@ class TestReading:
             document = orjson.loads(json.dumps(document))
         except orjson.JSONDecodeError:
             return  # the route hands such a body on
-        question = read_question(document, NOW)
+        question = read_question(document, NOW, PLAIN, lambda: "id1")
         if question is None:
             return
         wanted = RecommendationRequest.model_validate_json(orjson.dumps(document))
-        expected = slate_request(wanted, NOW)
+        expected = slate_request(wanted, NOW, Placements(), recommendation_id="id1")
         expected.recent_events = list(expected.recent_events)
         question.slate.recent_events = list(question.slate.recent_events)
         assert question.slate == expected
@@ -234,7 +236,7 @@ class TestReading:
         ],
     )
     def test_it_knows_what_is_common(self, common: dict[str, Any]) -> None:
-        assert read_question(common, NOW) is not None
+        assert read_question(common, NOW, PLAIN, lambda: "id1") is not None
 
 
 class TestBothAgree:

@@ -199,6 +199,23 @@ def test_items_json_has_equal_columns_by_number() -> None:
     assert (columns["is_hidden"], columns["title"]) == ([False, True], ["Löffel", None])
 
 
+def test_items_json_takes_columns_out_of_the_attributes() -> None:
+    said = {
+        "tags": ["gift", "", 5, "sale"], "group_id": "mug", "language": "", "updated_at": "2024-03-01T00:00:00Z",
+        "available_time": "2024-03-01T00:00:00Z", "größe": "L", "colour": ["blue"],
+    }  # fmt: skip
+    items = items_of(
+        {"item_number": 0, "item_id": "a", "brand": "Acme", "attributes": json.dumps(said)},
+        {"item_number": 1, "item_id": "b", "attributes": '{"tags": "gift"}'},
+        {"item_number": 2, "item_id": "c"},
+    )
+    columns = json.loads(files.items_json(items))
+    assert columns["brand"] == ["Acme", None, None]
+    assert columns["tags"] == [["gift", "sale"], None, None]
+    assert (columns["group_id"], columns["language"]) == (["mug", None, None], [None] * 3)
+    assert columns["attributes"] == ['{"colour": ["blue"], "gr\\u00f6\\u00dfe": "L"}', None, None]
+
+
 def test_category_prefixes() -> None:
     assert files.category_prefixes("A > B > C") == ["A", "A > B", "A > B > C"]
     assert files.category_prefixes("Solo") == ["Solo"]
