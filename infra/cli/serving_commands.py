@@ -35,12 +35,19 @@ def recommend(
     session_id: Annotated[
         str | None, typer.Option("--session-id", help="Only events of this session adjust the slate.")
     ] = None,
+    placement: Annotated[str | None, typer.Option("--placement", help="Whose rules the slate keeps to.")] = None,
+    filter_text: Annotated[
+        str | None, typer.Option("--filter", metavar="TEXT", help="Which items, such as 'price < 50'.")
+    ] = None,
     n: Count = 10,
     explain: Explain = False,
     as_json: AsJson = False,
 ) -> None:
     """Show a user's slate, with the reason of each item."""
-    question = {"user_id": user, "session_id": session_id, "session_items": session or [], "num_results": n}
+    question = {
+        "user_id": user, "session_id": session_id, "session_items": session or [], "num_results": n,
+        "placement": placement, "filter": filter_text,
+    }  # fmt: skip
     answer = ask("/v1/recommendations", {k: v for k, v in question.items() if v is not None} | {"explain": explain})
     emit(answer, as_json=as_json, render=lambda: _show(answer, f"slate of {user or 'nobody in particular'}"))
 

@@ -63,8 +63,8 @@ class NightjarClient:
         self._is_mine = http is None
 
     def recommend(self, user_id: str | None = None, **question: Any) -> Slate:
-        """A slate. `question`: anonymous_id, session_id, placement, num_results, context, recent_events, session_items,
-        exclude_item_ids, consent, explain, as in POST /v1/recommendations; None is left out."""
+        """A slate. `question`: anonymous_id, session_id, placement, num_results, filter, context, recent_events and all
+        else that POST /v1/recommendations takes; None is left out."""
         request = _question("/v1/recommendations", user_id=user_id, **question)
         return _read(read_slate, self._run(request, self._read_policy))
 

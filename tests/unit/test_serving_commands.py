@@ -109,6 +109,12 @@ def test_recommend_sends_the_session_as_viewed_items(server: Server) -> None:
     assert server.asked == [("/v1/recommendations", question)]
 
 
+def test_recommend_names_placement_and_filter(server: Server) -> None:
+    run("recommend", "--placement", "home", "--filter", "price < 50")
+    question = {"session_items": [], "num_results": 10, "placement": "home", "filter": "price < 50", "explain": False}
+    assert server.asked == [("/v1/recommendations", question)]
+
+
 def test_nobody_in_particular_is_nobody(server: Server) -> None:
     run("recommend", "--explain")
     assert server.asked[0][1] == {"session_items": [], "num_results": 10, "explain": True}
