@@ -38,9 +38,13 @@ class ServingSettings:
     session_weight         3.0       how loud the session is beside the night's list: 0 ignores it, at 3 the best-voted
                                      newcomer beats every item that got no vote once the session has two clicks, at 10
                                      little but the session is left.
-    session_events         20        how many last events of the session vote. Higher: a longer memory, slower answers.
+    session_weight_alone   10000     the same beside lists that are not the person's own (popular items): at 10000 they
+                                     only fill in what the session is silent on. Higher: no change to speak of.
+    session_events         20        how many last events of the session vote, where a version has no session index
+                                     (whose recipe says it). Higher: a longer memory, slower answers.
     session_gap_seconds    1800 s    a request without session_id continues a session this fresh. Higher: staler ones.
-    position_decay         0.9       weight of an event beside the one after it, in (0, 1]. Higher: older clicks count.
+    position_decay         0.9       likewise: weight of an event beside the one after it, in (0, 1]. Higher: older
+                                     clicks count.
     half_life_seconds      1800 s    age, counted from the newest event, at which an event counts half.
     feature_lag_seconds    259200 s  a Feast feature older than the served version by more than this is not used, and
                                      the answer is degraded (Feast does not apply a ttl online; the default is the
@@ -79,6 +83,7 @@ class ServingSettings:
     log_queue_events: int = 20_000
     log_queue_bytes: int = 33_554_432
     session_weight: float = 3.0
+    session_weight_alone: float = 10_000.0
     session_events: int = 20
     session_gap_seconds: float = 1800.0
     position_decay: float = 0.9
@@ -139,6 +144,7 @@ class ServingSettings:
         """The part that the pipeline reads."""
         return Tuning(
             session_weight=self.session_weight,
+            session_weight_alone=self.session_weight_alone,
             session_events=self.session_events,
             session_gap_seconds=self.session_gap_seconds,
             position_decay=self.position_decay,
@@ -162,4 +168,4 @@ def _check_origin(origin: str) -> None:
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^/?#@:\s*\[\]]+)(:[0-9]{1,5})?", re.IGNORECASE)
 _WORDS = {int: "a whole number", float: "a number"}
-_MAY_BE_ZERO = frozenset({"session_weight"})
+_MAY_BE_ZERO = frozenset({"session_weight", "session_weight_alone"})

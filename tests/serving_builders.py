@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from feature_repo.contracts.publication import (
     MANIFEST_FILE,
     NEIGHBOURS_FILE,
     POPULAR_FILE,
+    SESSION_INDEX_FILE,
     Manifest,
     pack_neighbours,
 )
+from feature_repo.contracts.session_index import pack_session_index
 from serving.adapters.bundle import load_catalogue
 from serving.pipeline.catalogue import Catalogue
 
@@ -42,10 +45,12 @@ class Shop:
         published_at: str | None = "2024-03-08T03:00:00Z",
         model: str = "als",
         first_number: int = 0,
+        leads_to: Mapping[str, Sequence[tuple[str, float]]] | None = None,
+        session_params: Mapping[str, Any] | None = None,
     ) -> None:
+        """`leads_to`: what comes next in sessions; None: a version without a session index."""
         self.items = items
         self.numbers = {item_id: number for number, item_id in enumerate(items, start=first_number)}
-        self._neighbours = neighbours or {}
         self._lists = {
             "all": self._numbered(popular),
             "by_category": {name: self._numbered(rows) for name, rows in (by_category or {}).items()},
@@ -54,9 +59,21 @@ class Shop:
         }
         self.files = {
             ITEMS_FILE: json.dumps(self._columns()).encode(),
-            NEIGHBOURS_FILE: pack_neighbours(self._neighbour_rows()),
+            NEIGHBOURS_FILE: pack_neighbours(self._rows(neighbours or {})),
             POPULAR_FILE: json.dumps(self._lists).encode(),
         }
+        if leads_to is not None:
+            recipe = {
+                "model": "session_transitions",
+                "params": session_params or {"reads": [9] * 5, "place_decay": 2.0},
+            }
+            rows = self._rows(leads_to)
+            self.files[SESSION_INDEX_FILE] = pack_session_index(
+                recipe,
+                [0, *accumulate(map(len, rows))],
+                [number for row in rows for number, _ in row],
+                [weight for row in rows for _, weight in row],
+            )
         self.manifest = Manifest(
             as_of=as_of,
             model=model,
@@ -85,9 +102,9 @@ class Shop:
     def _numbered(self, rows: Sequence[tuple[str, float]]) -> list[list[float]]:
         return [[self.numbers[item_id], score] for item_id, score in rows]
 
-    def _neighbour_rows(self) -> list[list[tuple[int, float]]]:
+    def _rows(self, lists: Mapping[str, Sequence[tuple[str, float]]]) -> list[list[tuple[int, float]]]:
         rows: list[list[tuple[int, float]]] = [[] for _ in range(max(self.numbers.values(), default=-1) + 1)]
-        for item_id, near in self._neighbours.items():
+        for item_id, near in lists.items():
             rows[self.numbers[item_id]] = [(self.numbers[other], similarity) for other, similarity in near]
         return rows
 

@@ -15,6 +15,8 @@ Bundle, in `<publications>/<tenant>/<version>/`:
                      (row = item number; each row best first, ties by number)
     popular.json     {"all": L, "by_category": {category: L}, "by_region": {region: L}, "static": L} where L is
                      [[item_number, score], ...], best first; `by_category` has every prefix of "A > B" paths
+    session_index.bin  what comes next in sessions (`contracts.session_index`); versions of before it have none, and
+                     are served from their neighbours
 """
 
 from __future__ import annotations
@@ -39,7 +41,11 @@ MANIFEST_FILE = "manifest.json"
 ITEMS_FILE = "items.json"
 NEIGHBOURS_FILE = "neighbours.bin"
 POPULAR_FILE = "popular.json"
+SESSION_INDEX_FILE = "session_index.bin"
 BUNDLE_FILES = (ITEMS_FILE, NEIGHBOURS_FILE, POPULAR_FILE)
+"""What every bundle has."""
+LATER_FILES = (SESSION_INDEX_FILE,)
+"""What a bundle has if its manifest names it."""
 
 _EPOCH = date(1970, 1, 1)
 _VERSION = re.compile(r"(\d{4}-\d{2}-\d{2})-([0-9a-f]{8})")
@@ -115,6 +121,11 @@ class Manifest:
             raise ContractError(f"not a manifest: {error}") from error
 
 
+def bundle_names(manifest: Manifest) -> tuple[str, ...]:
+    """The files of this manifest's bundle."""
+    return (*BUNDLE_FILES, *(name for name in LATER_FILES if name in manifest.files))
+
+
 def canonical_json(value: Any) -> bytes:
     """Sorted keys, no spaces, UTF-8: the one form that is hashed."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
@@ -146,7 +157,7 @@ def pack_neighbours(rows: Sequence[Sequence[tuple[int, float]]]) -> bytes:
             similarities.append(similarity)
         offsets.append(len(numbers))
     header = _NEIGHBOURS_HEADER.pack(_MAGIC, len(rows), len(numbers))
-    return header + _little(offsets) + _little(numbers) + _little(similarities)
+    return header + little_endian(offsets) + little_endian(numbers) + little_endian(similarities)
 
 
 def unpack_neighbours(data: bytes | memoryview) -> tuple[memoryview[int], memoryview[int], memoryview[float]]:
@@ -164,7 +175,8 @@ def unpack_neighbours(data: bytes | memoryview) -> tuple[memoryview[int], memory
     return offsets, view[at : at + 4 * m].cast("I"), view[at + 4 * m :].cast("f")
 
 
-def _little(values: array[Any]) -> bytes:
+def little_endian(values: array[Any]) -> bytes:
+    """The bytes of a column, whatever machine this is."""
     if sys.byteorder == "big":
         values = array(values.typecode, values)
         values.byteswap()

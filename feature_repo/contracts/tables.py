@@ -135,6 +135,9 @@ _TABLES = (
     TableSpec("gold.item_neighbours", "one item's neighbours at one as_of", "score_users", {
         "item_number": "int", "neighbour_numbers": "array<int>", "similarities": "array<float>", "as_of": "date",
     }, ("as_of",)),
+    TableSpec("gold.session_index", "what one item leads to in sessions, at one as_of", "score_users", {
+        "item_number": "int", "next_numbers": "array<int>", "weights": "array<float>", "as_of": "date",
+    }, ("as_of",)),
     TableSpec("gold.metrics_daily", "one place of the slates of one day, placement, version, fallback level and arm", "attribute_events", {
         "metric_date": "date", "placement": "string", "model_version": "string", "fallback_level": "string", "arm": "string",
         "position": "int", "decisions": "bigint", "impressions": "bigint", "clicked_impressions": "bigint",

@@ -26,6 +26,8 @@ def register(app: typer.Typer) -> None:
     bench.command("cluster")(cluster)
     bench.command("quality")(quality)
     bench.command("prepare")(prepare)
+    bench.command("sessions")(sessions)
+    bench.command("session-weights")(session_weights)
     bench.command("ingest")(ingest)
     bench.command("serving")(serving)
     bench.command("regression")(regression)
@@ -155,6 +157,56 @@ def prepare(
 
     for path in prepare_set(name, data, folder):
         out.print(str(path))
+
+
+def sessions(
+    train: Annotated[Path, typer.Option("--train", help="Lines `item item ...`, a session each, oldest first.")],
+    test: Annotated[Path, typer.Option("--test", help="Lines `item item ...<TAB>next item`.")],
+    questions: Annotated[int | None, typer.Option("--questions", help="Ask so many of the test. Default: all.")] = None,
+    k: Annotated[int, typer.Option("--k", help="Length of the lists.")] = 20,
+    report_file: JsonOut = None,
+) -> None:
+    """Held-out sessions asked through the API, placement raw, beside what the model itself says of them.
+
+    Exit code 1: the API's hit rate is below 99 % of the model's.
+    """
+    from infra.bench.session_replay import bench_sessions
+
+    report = bench_sessions(
+        _own_home("bench-sessions"), os.environ, train=train, test=test, k=k, questions=questions,
+        code_version=Environment.from_mapping(os.environ).code_version, say=_say,
+    )  # fmt: skip
+    _show(report, report_file)
+    out.print(
+        f"{report['questions']:,} questions in {report['requests_seconds']} s; index of {report['index_mb']} MB, "
+        f"{report['manner']}; {report['same_lists']:.2%} of the lists are the model's own, place by place"
+    )
+    if not report["reaches_bar"]:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def session_weights(
+    events: Annotated[Path, typer.Option("--events", help="csv with a header: user,item,time[,event].")],
+    exclude_seen: Annotated[
+        str, typer.Option("--exclude-seen", help="As the night's parameter: interacted or none.")
+    ] = "interacted",
+    k: Annotated[int, typer.Option("--k", help="Length of the lists.")] = 20,
+    report_file: JsonOut = None,
+) -> None:
+    """How loud the session should be beside a person's own list, and beside popular items; chosen on one stretch of
+    time, reported on the next. Exit code 1: a blend is worse than one of its parts alone."""
+    from infra.bench.session_weights import bench_session_weights
+
+    report = bench_session_weights(
+        _own_home("bench-session-weights"), events=events, exclude_seen=exclude_seen, k=k,
+        code_version=Environment.from_mapping(os.environ).code_version, say=_say,
+    )  # fmt: skip
+    _show(report, report_file)
+    out.print(f"manner {report['manner']}, lists of {report['model']}")
+    for who, found in report["who"].items():
+        out.print(f"{who}: {found['questions']} questions, weight {found['weight']:g} was best on validation")
+    if not report["reaches_bar"]:
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def ingest(

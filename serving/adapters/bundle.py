@@ -14,18 +14,20 @@ import orjson
 from feature_repo.contracts.errors import ContractError, DataError, DependencyError
 from feature_repo.contracts.keys import check_tenant
 from feature_repo.contracts.publication import (
-    BUNDLE_FILES,
     ITEMS_FILE,
     MANIFEST_FILE,
     NEIGHBOURS_FILE,
     POPULAR_FILE,
+    SESSION_INDEX_FILE,
     Manifest,
+    bundle_names,
     parse_version,
     unpack_neighbours,
 )
 from feature_repo.contracts.times import parse_timestamp, start_of_day, to_micros
 from serving.adapters.item_facts import read_item_facts
 from serving.pipeline.catalogue import Catalogue, PopularList, RankedList, Stock
+from serving.pipeline.session_index import read_session_index
 
 _CHUNK = 1 << 20
 
@@ -42,11 +44,13 @@ def load_catalogue(publications: str, version: str, *, tenant: str) -> Catalogue
         manifest = Manifest.from_json((folder / MANIFEST_FILE).read_bytes())
         if manifest.version() != version:
             raise ContractError(f"the manifest in {folder} describes {manifest.version()}")
-        for name in BUNDLE_FILES:
+        for name in bundle_names(manifest):
             _check_hash(folder / name, manifest.files.get(name))
         columns = orjson.loads((folder / ITEMS_FILE).read_bytes())
         popular = orjson.loads((folder / POPULAR_FILE).read_bytes())
         memory = _memory_map(folder / NEIGHBOURS_FILE)
+        has_index = SESSION_INDEX_FILE in manifest.files
+        session_index = read_session_index(_memory_map(folder / SESSION_INDEX_FILE)) if has_index else None
     except OSError as error:
         raise DependencyError(f"cannot read the bundle of version {version}: {error}") from error
     except json.JSONDecodeError as error:
@@ -61,6 +65,7 @@ def load_catalogue(publications: str, version: str, *, tenant: str) -> Catalogue
             neighbour_offsets=offsets,
             neighbour_numbers=numbers,
             similarities=similarities,
+            session_index=session_index,
             popular=_popular(popular["all"]),
             popular_by_category={name: _popular(rows) for name, rows in popular["by_category"].items()},
             popular_by_region={name: _popular(rows) for name, rows in popular["by_region"].items()},

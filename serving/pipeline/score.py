@@ -1,4 +1,4 @@
-"""The session's say: its last events vote, through item neighbours, for what should come next."""
+"""The session's say: its last events vote for what should come next, by the session index or by item neighbours."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from feature_repo.contracts.events import DISMISSING_TYPES, SESSION_VOTE_WEIGHTS
 from feature_repo.contracts.packing import SessionEvent
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.identify import MICROS
+from serving.pipeline.session_index import SessionIndex
 from serving.pipeline.values import Tuning
 
 NOBODY: frozenset[int] = frozenset()
@@ -27,12 +28,15 @@ class Ballot(NamedTuple):
 def session_ballots(
     session: Sequence[SessionEvent], catalogue: Catalogue, tuning: Tuning, *, silenced: frozenset[int] = frozenset()
 ) -> list[Ballot]:
-    """The ballots of the last `tuning.session_events` voting events of a session (oldest first), newest first.
+    """The ballots of a session (oldest event first), newest first: by the version's session index if it has one
+    (`_index_ballots`), else those of its last `tuning.session_events` voting events by the items' neighbours.
 
     weight = SESSION_VOTE_WEIGHTS[type] x position_decay^position x 0.5^(age / half_life), where the newest voting event
     has position 0 and age is counted back from it, so a slate does not change while nothing happens. Events of other
     types, on items without neighbours, or on `silenced` items (dismissed ones) do not vote and take no position.
     """
+    if catalogue.session_index is not None:
+        return _index_ballots(session, catalogue, catalogue.session_index, tuning, silenced)
     ballots: list[Ballot] = []
     newest = 0
     for event in reversed(session):
@@ -49,6 +53,41 @@ def session_ballots(
         ballots.append(Ballot(event, number, type_weight * decay, similarities))
         if len(ballots) == tuning.session_events:
             break
+    return ballots
+
+
+def _index_ballots(
+    session: Sequence[SessionEvent], catalogue: Catalogue, index: SessionIndex, tuning: Tuning, silenced: frozenset[int]
+) -> list[Ballot]:
+    """weight = SESSION_VOTE_WEIGHTS[type] x index.loudness[step] x 0.5^(age / half_life).
+
+    Steps are counted from the newest voting event as the model counts places: consecutive events on one item are one
+    place, whose loudest event speaks; an item that comes again takes a place and speaks from its latest one alone.
+    Events of other types, on items that the version does not know, or on `silenced` ones take no place.
+    """
+    ballots: list[Ballot] = []
+    heard: set[int] = set()
+    newest, step, latest, is_repeat = 0, -1, -1, False
+    for event in reversed(session):
+        type_weight = SESSION_VOTE_WEIGHTS.get(event.event_type)
+        number = catalogue.numbers.get(event.item_id)
+        if type_weight is None or number is None or number in silenced:
+            continue
+        newest = newest or event.micros
+        if number != latest:
+            step, latest, is_repeat = step + 1, number, number in heard
+            if step == len(index.reads):
+                break
+            heard.add(number)
+        if is_repeat:
+            continue
+        age_seconds = (newest - event.micros) / MICROS
+        weight = type_weight * index.loudness[step] * 0.5 ** (age_seconds / tuning.half_life_seconds)
+        if ballots and ballots[-1].item_number == number:
+            if weight > ballots[-1].weight:
+                ballots[-1] = ballots[-1]._replace(event=event, weight=weight)
+        elif row := index.row(number, index.reads[step]):
+            ballots.append(Ballot(event, number, weight, row))
     return ballots
 
 
@@ -83,13 +122,15 @@ def count_votes(ballots: Sequence[Ballot], refused: Callable[[Collection[int]], 
     return {number: total / top for number, total in sums.items() if total > 0}
 
 
-def effective_weight(ballots: Sequence[Ballot], tuning: Tuning) -> float:
+def effective_weight(ballots: Sequence[Ballot], tuning: Tuning, *, beside_own_list: bool = True) -> float:
     """How loud this session is: session_weight x W / (W + 1), W = sum of its ballots' weights.
 
-    One click speaks at half of the full weight, three at nearly three quarters; without a ballot it is 0.
+    One click speaks at half of the full weight, three at nearly three quarters; without a ballot it is 0. Beside lists
+    that are not the person's own it is session_weight_alone instead of session_weight.
     """
     total = sum([ballot.weight for ballot in ballots])
-    return tuning.session_weight * total / (total + 1)
+    most = tuning.session_weight if beside_own_list else tuning.session_weight_alone
+    return most * total / (total + 1)
 
 
 def score_candidates(

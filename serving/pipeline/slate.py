@@ -95,7 +95,7 @@ def build_slate(
 
     refused = eligible.refused if isinstance(eligible, SlateFilter) else refused_by(eligible.admits)
     votes = count_votes(ballots, refused)
-    weight = effective_weight(ballots, tuning) if votes else 0.0
+    weight = effective_weight(ballots, tuning, beside_own_list=bool(person.candidates)) if votes else 0.0
     if ruled is not None:
         pool, rungs = ruled.candidates(ladder(catalogue, request, person))
     else:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from feature_repo.contracts.errors import ContractError
 from feature_repo.contracts.keys import check_tenant
-from feature_repo.contracts.publication import BUNDLE_FILES, MANIFEST_FILE, Manifest, parse_version
+from feature_repo.contracts.publication import MANIFEST_FILE, Manifest, bundle_names, parse_version
 
 
 def bundle_folder(publications: str, version: str, *, tenant: str) -> Path:
@@ -34,7 +34,7 @@ def write_bundle(publications: str, manifest: Manifest, files: Mapping[str, byte
     A whole bundle of that version that is already there stays as it is (same version, same bytes); a damaged one is
     replaced. Raises ContractError when the files are not the ones the manifest names.
     """
-    if set(files) != set(BUNDLE_FILES) or file_hashes(files) != dict(manifest.files):
+    if set(files) != set(bundle_names(manifest)) or file_hashes(files) != dict(manifest.files):
         raise ContractError(f"the bundle's files {sorted(files)} are not the ones its manifest names and hashes")
     folder = bundle_folder(publications, manifest.version(), tenant=tenant)
     if folder.is_dir() and not check_bundle(folder, manifest):
@@ -67,7 +67,7 @@ def check_bundle(folder: Path, manifest: Manifest) -> list[str]:
             differences.append(f"{MANIFEST_FILE}: describes {on_disk.version()}, expected {manifest.version()}")
     except (OSError, ContractError) as error:
         differences.append(f"{MANIFEST_FILE}: {error}")
-    for name in BUNDLE_FILES:
+    for name in bundle_names(manifest):
         path, expected = folder / name, manifest.files.get(name)
         if not path.is_file():
             differences.append(f"{name}: missing in {folder}")

@@ -2,8 +2,9 @@
 
 Reads    run.json, gate.json; silver.interactions, silver.events, gold.item_ids; bronze.items and bronze.users with
          their changes (pinned)
-Writes   gold.candidates and gold.item_neighbours (partition as_of), publication.json; when the run publishes also the
-         bundle folder and the packed rows in Redis `online`, under the keys of a version that nobody serves yet
+Writes   gold.candidates, gold.item_neighbours and gold.session_index (partition as_of), publication.json; when the run
+         publishes also the bundle folder and the packed rows in Redis `online`, under the keys of a version that nobody
+         serves yet
 Then     verify_publication reads everything back, flip_version makes it live.
 
 Who is scored: every identified user ("u:" subjects) with at least one interaction. Who denies personalization gets an
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pyspark.broadcast import Broadcast
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
@@ -37,6 +39,7 @@ from feature_repo.contracts.events import EventType
 from feature_repo.contracts.publication import Manifest, candidates_checksum
 from feature_repo.contracts.run import GATE_FILE, PUBLICATION_FILE, Run
 from feature_repo.contracts.times import format_timestamp, from_micros
+from spark_jobs.evaluation.session_choice import Choice, choose_session_recipe
 from spark_jobs.io.bundle import file_hashes, write_bundle
 from spark_jobs.io.catalogue import changes_position, in_run, read_items, read_users
 from spark_jobs.io.delta import overwrite_partitions, read_table
@@ -63,6 +66,13 @@ from spark_jobs.transforms.candidates import (
     denied_users,
     pack_batch,
     score_block,
+)
+from spark_jobs.transforms.session_index import (
+    fit_session_index,
+    load_sessions,
+    session_index_bytes,
+    session_index_table,
+    session_sequences,
 )
 
 SEEN_POLICIES = ("interacted", "purchased", "none")
@@ -115,9 +125,12 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
     write_neighbours(spark, environment, run, neighbours)
     tell(f"{sum(map(len, neighbours)):,} neighbours of {sum(map(bool, neighbours)):,} items")
 
+    session_index, choice = build_session_index(spark, environment, run, events, item_ids, eligible)
+    tell(f"session index of {len(session_index):,} bytes: {choice.manner}, asked {choice.questions:,} of the newest")
+
     if not run.publishes:
         print(f"not publishing: {run.why}", flush=True)
-        report = {"published": False, "version": None, "why": run.why}
+        report: dict[str, Any] = {"published": False, "version": None, "why": run.why}
     else:
         popularity = default_recipe("popularity")
         popular_matrix = build_matrix(
@@ -125,13 +138,14 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
             half_life_days=popularity["half_life_days"], cut_off=run.cut_off,
         )  # fmt: skip
         popular = popular_json(popular_matrix, popularity["params"], items, eligible, _regions(users))
-        files = bundle_files(items_json(items), neighbours, popular)
+        files = bundle_files(items_json(items), neighbours, popular, session_index)
         published_recipe = {**recipe, "exclude_seen": policy, "candidates_per_user": CANDIDATES_PER_USER}
         last_event_at = format_timestamp(from_micros(pc.max(interactions["micros"]).as_py()))
         report = publish(
             candidates, environment, run, files,
             recipe=published_recipe, item_count=items.num_rows, last_event_at=last_event_at,
         )  # fmt: skip
+        report["session_model"] = {**choice.recipe, "manner": choice.manner, "reached": choice.reached}
         tell(f"published {report['version']}: {report['user_count']:,} users, {report['row_count']:,} rows")
     write_report(environment, run.run_key, PUBLICATION_FILE, report)
     return report
@@ -194,6 +208,25 @@ def write_neighbours(
     schema = read_table(spark, environment, "gold.item_neighbours", -1).schema
     frame = spark.createDataFrame(table, schema)
     overwrite_partitions(frame, environment, "gold.item_neighbours", {"as_of": [run.as_of_day]})
+
+
+def build_session_index(
+    spark: SparkSession,
+    environment: Environment,
+    run: Run,
+    interactions: DataFrame,
+    item_ids: DataFrame,
+    eligible: NDArray[np.bool_],
+) -> tuple[bytes, Choice]:
+    """gold.session_index of this as_of; returns the same as the bytes of its file, and the recipe that was chosen."""
+    table = load_sessions(interactions, item_ids, cut_off=run.cut_off)
+    sequences = session_sequences(table, item_count=len(eligible), cut_off=run.cut_off)
+    choice = choose_session_recipe(sequences)
+    lists = fit_session_index(choice.recipe, sequences, eligible)
+    schema = read_table(spark, environment, "gold.session_index", -1).schema
+    frame = spark.createDataFrame(session_index_table(lists, run.as_of_day), schema)
+    overwrite_partitions(frame, environment, "gold.session_index", {"as_of": [run.as_of_day]})
+    return session_index_bytes(choice.recipe, lists, session_count=len(sequences)), choice
 
 
 def publish(

@@ -28,12 +28,15 @@ from spark_jobs.models.rp3beta import Rp3Beta
 from spark_jobs.models.sequences import SequenceModel, Sequences, build_sequences
 from spark_jobs.models.sequential_rules import SequentialRules
 from spark_jobs.models.session_knn import SessionKnn
+from spark_jobs.models.session_transitions import SessionTransitions
 
 AnyModel = Popularity | ItemKnn | Als | Rp3Beta | GraphFilter | Ease | Ials
-AnySequenceModel = SequentialRules | SessionKnn | Repurchase
+AnySequenceModel = SequentialRules | SessionKnn | SessionTransitions | Repurchase
 
 MODELS: Mapping[str, type[AnyModel]] = {m.name: m for m in (Popularity, ItemKnn, Als, Rp3Beta, GraphFilter, Ease, Ials)}
-SEQUENCE_MODELS: Mapping[str, type[AnySequenceModel]] = {m.name: m for m in (SequentialRules, SessionKnn, Repurchase)}
+SEQUENCE_MODELS: Mapping[str, type[AnySequenceModel]] = {
+    m.name: m for m in (SequentialRules, SessionKnn, SessionTransitions, Repurchase)
+}
 
 
 def build_model(name: str, params: Mapping[str, Any]) -> Model:

@@ -55,9 +55,25 @@ SEQUENCE_RECIPES: Mapping[str, Mapping[str, Any]] = {
         "neighbours": 500, "place_decay": 1.5, "distance_decay": 3.0, "length_power": 0.25, "idf_power": 2.0,
         "recency": 1.0, "ahead": 1.0, "behind": 1.0, "repeat": 1.25,
     }},
+    "session_transitions": {"params": {
+        "reads": [40, 40, 32, 24, 24], "sessions_per_item": 500, "reach": 10, "hop": 0.3, "place_decay": 1.5,
+        "distance_decay": 3.0, "length_power": 0.25, "idf_power": 2.0, "recency": 1.0, "ahead": 1.0, "behind": 1.0,
+        "repeat": 1.25,
+    }},
     "repurchase": {"params": {"half_life_days": 60.0, "due_power": 0.0, "prior": 2.0}},
 }  # fmt: skip
 """Models of ordered histories (`sequences.SequenceModel`). Their weights of event types weigh what follows."""
+
+SESSION_MANNERS: Mapping[str, Mapping[str, Any]] = {
+    "stream": {},
+    "broad": {"reads": [30] * 8, "place_decay": 4.0, "distance_decay": 5.0},
+    "basket": {
+        "reads": [20] * 15, "reach": 20, "place_decay": 20.0, "distance_decay": 10.0, "length_power": 0.5, "hop": 0.0,
+    },
+}  # fmt: skip
+"""How people move in a shop: what `session_transitions` takes instead of its defaults. In a stream of views the last
+few say most of what comes next; in a basket of groceries or gifts, where all is about one errand, each item does. The
+night picks the manner that foretells the shop's newest sessions best (`evaluation.session_choice`)."""
 
 MLLIB_REGULARIZATION = 0.5
 """Spark scales its ridge by the number of ratings of a row, so its engine has a default of its own."""

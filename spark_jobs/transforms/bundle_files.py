@@ -16,6 +16,7 @@ from feature_repo.contracts.publication import (
     ITEMS_FILE,
     NEIGHBOURS_FILE,
     POPULAR_FILE,
+    SESSION_INDEX_FILE,
     canonical_json,
     pack_neighbours,
 )
@@ -146,9 +147,16 @@ def popular_json(
     return canonical_json(lists)
 
 
-def bundle_files(items: bytes, neighbours: Sequence[Sequence[tuple[int, float]]], popular: bytes) -> dict[str, bytes]:
+def bundle_files(
+    items: bytes, neighbours: Sequence[Sequence[tuple[int, float]]], popular: bytes, session_index: bytes
+) -> dict[str, bytes]:
     """File name -> bytes of a whole bundle, but for its manifest."""
-    return {ITEMS_FILE: items, NEIGHBOURS_FILE: pack_neighbours(neighbours), POPULAR_FILE: popular}
+    return {
+        ITEMS_FILE: items,
+        NEIGHBOURS_FILE: pack_neighbours(neighbours),
+        POPULAR_FILE: popular,
+        SESSION_INDEX_FILE: session_index,
+    }
 
 
 def category_prefixes(path: str | None) -> list[str]:

@@ -19,6 +19,7 @@ from feature_repo.contracts.keys import candidates_key
 from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED, unpack_candidates
 from feature_repo.contracts.publication import unpack_neighbours
 from feature_repo.contracts.run import GATE_FILE, PUBLICATION_FILE, Run
+from feature_repo.contracts.session_index import unpack_session_index
 from feature_repo.contracts.times import to_micros
 from spark_jobs.io.bundle import check_bundle
 from spark_jobs.io.light_delta import read_table
@@ -84,7 +85,8 @@ def build_shop(environment: Environment, recipe: dict[str, Any], **run_values: A
         moment = utc(f"2024-{when}")
         rows.append(
             {"event_id": f"e{n}", "subject_key": subject, "user_id": subject[2:] if subject[0] == "u" else None,
-             "item_id": item, "event_type": kind, "event_timestamp": moment, "event_date": moment.date()}
+             "item_id": item, "event_type": kind, "event_timestamp": moment, "event_date": moment.date(),
+             "session_key": f"{subject} {when}"}
         )  # fmt: skip
     write_rows(environment, "silver.interactions", rows)
     said = [
@@ -226,6 +228,16 @@ def test_what_a_publication_leaves_behind(spark: SparkSession, shop: Environment
         part = slice(offsets[number], offsets[number + 1])
         assert row["neighbour_numbers"] == numbers[part].tolist()
         assert row["similarities"] == similarities[part].tolist()
+    index = unpack_session_index((folder / "session_index.bin").read_bytes())
+    assert report["session_model"]["manner"] == "stream"  # too few sessions to ask
+    assert index.recipe["sessions"] == 8  # ann's two days are two; what came at the cut-off is none
+    following = {n: index.numbers[index.offsets[n] : index.offsets[n + 1]].tolist() for n in range(9)}
+    # Each session's items are at one moment. Together with i0: i1 (ann, dan), i2, i3 (dan, guest); i5 is expired, i4
+    # hidden; i7 has left the catalogue and still says what it was seen with (i2, i3), and what those lead to.
+    assert (set(following[0]), set(following[7]), following[6], following[8]) == ({0, 1, 2, 3}, {0, 1, 2, 3}, [], [])
+    table = {r["item_number"]: r for r in read_table(shop, "gold.session_index").to_pylist()}
+    assert {number: row["next_numbers"] for number, row in table.items()} == {n: f for n, f in following.items() if f}
+    assert table[0]["weights"] == index.weights[index.offsets[0] : index.offsets[1]].tolist()
 
 
 def test_run_again_after_a_kill_gives_the_same_version_and_bytes(

@@ -1,0 +1,105 @@
+"""The night's session model in a request: a few short rows of a memory map, added up.
+
+Work is bounded by the recipe: of the item that stands `step` places from the end of the session the first reads[step]
+entries are read, so an answer never reads more than the sum of them, whatever the session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import exp
+from typing import Any
+
+from feature_repo.contracts.session_index import unpack_session_index
+
+MAX_ROWS = 2_048
+"""A process keeps so many rows unpacked, some 4 kB each."""
+
+
+class SessionIndex:
+    """For each item what comes next in sessions (`contracts.session_index`).
+
+    recipe    the model and its params, as published
+    reads     step from the end of the session -> how many entries of the item there are read
+    loudness  step -> e^(-step / place_decay)
+    """
+
+    __slots__ = ("_numbers", "_offsets", "_rows", "_weights", "loudness", "reads", "recipe")
+
+    def __init__(
+        self,
+        recipe: Mapping[str, Any],
+        offsets: memoryview[int],
+        numbers: memoryview[int],
+        weights: memoryview[float],
+    ) -> None:
+        """The columns may be views into a memory map; nothing of them is copied but the rows that are asked for."""
+        self.recipe = recipe
+        self.reads = tuple(recipe["params"]["reads"])
+        self.loudness = tuple(exp(-step / recipe["params"]["place_decay"]) for step in range(len(self.reads)))
+        self._offsets, self._numbers, self._weights = offsets, numbers, weights
+        self._rows: dict[tuple[int, int], dict[int, float]] = {}
+
+    @property
+    def columns(self) -> tuple[memoryview[int], memoryview[int], memoryview[float]]:
+        """offsets, numbers and weights, as they lie in the file."""
+        return self._offsets, self._numbers, self._weights
+
+    def forget(self) -> None:
+        """Keep no unpacked row."""
+        self._rows.clear()
+
+    def row(self, item_number: int, count: int) -> Mapping[int, float]:
+        """The first `count` of what the item leads to, best first: number -> weight. Empty for an unknown item.
+
+        Rows that are asked for often are kept unpacked: nobody may change one.
+        """
+        found = self._rows.get((item_number, count))
+        if found is None:
+            found = self._unpacked(item_number, count)
+            if len(self._rows) >= MAX_ROWS:
+                self._rows.clear()
+            self._rows[item_number, count] = found
+        return found
+
+    def _unpacked(self, item_number: int, count: int) -> dict[int, float]:
+        if not 0 <= item_number < len(self._offsets) - 1:
+            return {}
+        start = self._offsets[item_number]
+        end = min(self._offsets[item_number + 1], start + count)
+        return dict(zip(self._numbers[start:end].tolist(), self._weights[start:end].tolist(), strict=True))
+
+    def scores(self, item_numbers: Sequence[int]) -> dict[int, float]:
+        """What comes next in a session of these items, oldest first: number -> score.
+
+        The same as the model `session_transitions` gives the session. An item several times in a row has one place; one
+        that comes again speaks from its latest; one without a row takes its place all the same.
+        """
+        sums: dict[int, float] = {}
+        heard: set[int] = set()
+        step, latest = -1, -1
+        for item_number in reversed(item_numbers):
+            if item_number == latest:
+                continue
+            step, latest = step + 1, item_number
+            if step == len(self.reads):
+                break
+            if item_number not in heard:
+                heard.add(item_number)
+                add_row(sums, self.row(item_number, self.reads[step]), self.loudness[step])
+        return sums
+
+
+def add_row(sums: dict[int, float], row: Mapping[int, float], factor: float) -> None:
+    """Add `factor` x row to `sums`, in place."""
+    if not sums and factor == 1.0:
+        sums.update(row)
+        return
+    get = sums.get
+    for number, weight in row.items():
+        sums[number] = get(number, 0.0) + factor * weight
+
+
+def read_session_index(data: bytes | memoryview) -> SessionIndex:
+    """From the bytes of `session_index.bin`, or a memory map of them. Raises ContractError if they are no such file."""
+    return SessionIndex(*unpack_session_index(data))
