@@ -21,17 +21,22 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError, NightjarError
 from serving.adapters.bundle import load_catalogue
 from serving.adapters.change_feed import CatalogueTail, ChangeFeed, MemoryChangeFeed, RedisChangeFeed
+from serving.adapters.circuit import GuardedStore
 from serving.adapters.decision_log import DecisionLog, FileDecisionLog
 from serving.adapters.event_log import EventLog, MemoryEventLog, RedisEventLog
+from serving.adapters.key_store import KeyStore, KeyTail, RedisKeyStore
 from serving.adapters.online import OnlineStore, RedisOnlineStore
 from serving.adapters.placements_file import load_placements
 from serving.adapters.shelf import VersionShelf
+from serving.api.access import AccessGuard, describe_access
+from serving.api.access_log import AccessLog
 from serving.api.catalogue_routes import build_catalogue_router
 from serving.api.cors import allow_origins
 from serving.api.docs_page import DOCS_HTML
 from serving.api.errors import answer_domain_error, answer_http_error
 from serving.api.event_routes import build_event_router
 from serving.api.hot_routes import HotRoutes
+from serving.api.key_ring import KeyRing
 from serving.api.middleware import RequestEnvelope
 from serving.api.routes import build_router
 from serving.api.schemas import Problem, RecommendationRequest, SimilarRequest
@@ -85,16 +90,19 @@ def create_app(
     log: EventLog | None = None,
     feed: ChangeFeed | None = None,
     decisions: DecisionLog | None = None,
+    keys: KeyStore | None = None,
     wall_micros: Callable[[], int] = wall_micros,
     timer: Callable[[], int] = time.perf_counter_ns,
     new_id: Callable[[], str] = new_id,
 ) -> FastAPI:
     """The application on real stores, or on those that are passed in; clocks and the id generator likewise."""
     tenant = environment.tenant
-    store = store or RedisOnlineStore(
-        environment.redis_online_url,
-        tenant=tenant,
-        timeout_seconds=settings.online_timeout_ms / 1000,
+    store = store or GuardedStore(
+        RedisOnlineStore(
+            environment.redis_online_url,
+            tenant=tenant,
+            timeout_seconds=settings.online_timeout_ms / 1000,
+        )
     )
     log = log or RedisEventLog(
         environment.redis_log_url,
@@ -116,6 +124,17 @@ def create_app(
         max_file_bytes=settings.decision_file_bytes,
         max_file_seconds=settings.decision_file_seconds,
     )
+    keys = keys or RedisKeyStore(
+        environment.redis_log_url, tenant=tenant, timeout_seconds=settings.log_timeout_ms / 1000
+    )
+    ring = KeyRing(is_on=settings.api_keys == "on", workers=settings.worker_count, wall_micros=wall_micros, timer=timer)
+    key_tail = KeyTail(keys, ring.take)
+    access_log = AccessLog(
+        sample_every=settings.access_log_every,
+        slow_ms=settings.access_log_slow_ms,
+        max_per_second=settings.access_log_per_second,
+        timer=timer,
+    )
     overlay = CatalogueOverlay()
     tail = CatalogueTail(feed, overlay, wall_micros=wall_micros)
     shelf = VersionShelf(
@@ -129,7 +148,11 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with contextlib.suppress(DependencyError):
             await tail.start()  # known before the first answer
-        follower = asyncio.create_task(tail.follow())
+        followers = [asyncio.create_task(tail.follow())]
+        if ring.is_on:
+            with contextlib.suppress(DependencyError):
+                await key_tail.step()
+            followers.append(asyncio.create_task(key_tail.follow()))
         with contextlib.suppress(DependencyError):
             await recommender.settle()
         stopping = asyncio.Event()
@@ -142,9 +165,10 @@ def create_app(
         yield
         stopping.set()
         await watcher
-        follower.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await follower
+        for follower in followers:
+            follower.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await follower
         await store.close()
         await log.close()
         await asyncio.to_thread(decisions.close)
@@ -154,7 +178,8 @@ def create_app(
     )
     placements = load_placements(settings.placements)
     services = Services(
-        recommender, store, log, settings, wall_micros, timer, new_id, overlay, tail, decisions, placements
+        recommender, store, log, settings, wall_micros, timer, new_id, overlay, tail, decisions, ring, access_log,
+        placements,
     )
     app.state.services = services
     app.include_router(build_event_router(services))
@@ -163,7 +188,9 @@ def create_app(
     app.include_router(build_snippet_router())
     app.add_exception_handler(NightjarError, answer_domain_error)
     app.add_exception_handler(HTTPException, answer_http_error)
-    app.add_middleware(RequestEnvelope, new_id=new_id, timer=timer)
+    if ring.is_on:
+        app.add_middleware(AccessGuard, ring=ring, routes=app.routes)
+    app.add_middleware(RequestEnvelope, new_id=new_id, timer=timer, access_log=access_log)
     allow_origins(app, settings.allowed_origins())
 
     @app.get("/docs", include_in_schema=False)
@@ -208,5 +235,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
+        if app.state.services.ring.is_on:
+            describe_access(document)
         app.openapi_schema = document
     return app.openapi_schema

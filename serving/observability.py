@@ -45,6 +45,12 @@ DECISION_FLUSH_SECONDS = Histogram(
     buckets=REQUEST_BUCKETS,
 )
 DECISION_FAILURES = Counter("nightjar_api_decision_failures_total", "Writes of decisions that the disk refused")
+ADMISSION_REFUSALS = Counter(
+    "nightjar_api_admission_refusals_total", "Requests refused because too many were under way, by whose", ["kind"]
+)
+CIRCUIT_OPENINGS = Counter(
+    "nightjar_api_circuit_openings_total", "Times that reads of the online store were given up until it answers again"
+)
 WORKER_STARTS = Counter("nightjar_api_worker_starts_total", "Worker processes started since the server was")
 
 

@@ -17,6 +17,7 @@ from serving.adapters.feast_online import USER_VIEW
 from serving.pipeline.values import Tuning
 
 PREFIX = "NIGHTJAR_SERVING_"
+API_KEY_MODES = ("auto", "on", "off")
 MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client's own variable: where workers keep the counters that /metrics sums."""
 
@@ -60,6 +61,15 @@ class ServingSettings:
     cors_origins           (none)    origins whose pages may call the API (https://shop.example), separated by commas;
                                      * is any. With none, only pages of the API's own origin may.
     write_keys             (none)    write keys of /v1/track and its kind, separated by commas. With none, any is taken.
+    api_keys               auto      whether requests need an API key: on, off, or auto (on unless the server listens on
+                                     loopback only). Keys are made with `nightjar keys create`.
+    worker_count           1         workers that share the limits of keys; `python -m serving` sets it.
+    access_log_every       1000      one request in so many is written to the log; 0: none. Errors of ours, refusals,
+                                     slow and traced requests are written anyway. Higher: fewer lines.
+    access_log_slow_ms     50 ms     a request that takes so long is slow. Higher: fewer lines.
+    access_log_per_second  50        lines of one worker in a second at most. Higher: a flood of errors fills the disk.
+    max_in_flight          512       requests of one worker that may be under way; beyond it they get 503 at once
+                                     (events at three quarters of it, batches at half). Higher: longer queues.
     decision_flush_ms      100 ms    how often a worker's decisions are written and fsynced: what a crash loses at most.
                                      Higher: fewer fsyncs.
     decision_queue_bytes   16777216 B  decisions of one worker that wait for the disk; beyond it they are lost and
@@ -97,6 +107,12 @@ class ServingSettings:
     placements: str = ""
     cors_origins: str = ""
     write_keys: str = ""
+    api_keys: str = "auto"
+    worker_count: int = 1
+    max_in_flight: int = 512
+    access_log_every: int = 1000
+    access_log_slow_ms: float = 50.0
+    access_log_per_second: int = 50
     decision_flush_ms: float = 100.0
     decision_queue_bytes: int = 16_777_216
     decision_file_bytes: int = 268_435_456
@@ -133,6 +149,15 @@ class ServingSettings:
             _check_origin(origin)
         if values.get("position_decay", 1.0) > 1:
             raise DataError(f"{PREFIX}POSITION_DECAY must lie in (0, 1], got {values['position_decay']}")
+        if values.get("api_keys", "off") not in API_KEY_MODES:
+            words = f"{PREFIX}API_KEYS is {', '.join(API_KEY_MODES)}, got {values['api_keys']!r}"
+            raise DataError(words, field=f"{PREFIX}API_KEYS")
+        if values.get("api_keys") == "on" and values.get("write_keys"):
+            raise DataError(
+                f"{PREFIX}WRITE_KEYS has no meaning where API keys are needed: make keys with `nightjar keys create "
+                "--scope write`",
+                field=f"{PREFIX}WRITE_KEYS",
+            )
         return cls(**values)
 
     def allowed_origins(self) -> list[str]:
@@ -168,4 +193,4 @@ def _check_origin(origin: str) -> None:
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^/?#@:\s*\[\]]+)(:[0-9]{1,5})?", re.IGNORECASE)
 _WORDS = {int: "a whole number", float: "a number"}
-_MAY_BE_ZERO = frozenset({"session_weight", "session_weight_alone"})
+_MAY_BE_ZERO = frozenset({"access_log_every", "session_weight", "session_weight_alone"})

@@ -1,7 +1,9 @@
 """One worker process: its own listener on the shared port, its own event loop.
 
-Started by `python -m serving`, which holds the other end of this process's stdin: when that end closes, the parent is
-gone, and so is the worker.
+Started by the supervisor, which hands it a bound socket and a pipe to say that it can answer, and holds the other end
+of its stdin. When that end closes, the supervisor is gone, and so is the worker; when it brings `DRAIN`, a successor
+has taken over, and the worker ends without letting anybody down: connections stay open until their next request is
+answered, with `connection: close`.
 """
 
 from __future__ import annotations
@@ -13,55 +15,77 @@ import socket
 import sys
 import threading
 import time
+from types import FrameType
 
 import uvicorn
 
-from serving.api.slate_protocol import SlateProtocol
+from serving.api.front_protocol import Admission, FrontProtocol
+from serving.logs import log_to
 from serving.main import app_from_environment
 from serving.observability import WORKER_STARTS
+from serving.settings import ServingSettings
+from serving.supervisor import DRAIN
 
-BACKLOG = 2048
 LONGEST_GOODBYE_SECONDS = 15.0
+GRACE_SECONDS = 2.0
+"""How long a connection on which nothing is under way may bring one more request to a worker that is replaced."""
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket that shares its port with the other workers; the kernel spreads connections over them."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listener.bind((host, port))
-    listener.listen(BACKLOG)
-    return listener
+class _Server(uvicorn.Server):
+    """It says when it can answer."""
+
+    def __init__(self, config: uvicorn.Config, ready_pipe: int) -> None:
+        super().__init__(config)
+        self._ready_pipe = ready_pipe
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            os.write(self._ready_pipe, b"1")
+        os.close(self._ready_pipe)
 
 
-def _end_with_parent() -> None:
-    """In a thread: when the parent is gone, end in good order, and without one if that takes too long."""
-    sys.stdin.buffer.read()
+def _listen_to_supervisor() -> None:
+    """In a thread: when we are replaced, or the supervisor is gone, end in good order, and without one if that takes
+    too long."""
+    if os.read(sys.stdin.fileno(), 1) == DRAIN:
+        FrontProtocol.grace_seconds = GRACE_SECONDS
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(LONGEST_GOODBYE_SECONDS)
     os._exit(1)
 
 
-def run_worker(host: str, port: int) -> None:
-    """Serve until SIGTERM, SIGINT or the end of the parent; requests under way are finished."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _end(_number: int, _frame: FrameType | None) -> None:
+    """uvicorn raises the signal that ended it once more, when all is done; before it runs there is nothing to do."""
+    raise SystemExit(0)
+
+
+def run_worker(listener: socket.socket, ready_pipe: int) -> None:
+    """Serve until SIGTERM, SIGINT or the word of the supervisor; requests under way are finished."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal's is the supervisor's
+    threading.Thread(target=_listen_to_supervisor, daemon=True).start()
+    logs = log_to()
+    FrontProtocol.admission = Admission(ServingSettings.from_mapping(os.environ).max_in_flight)
     config = uvicorn.Config(
         app_from_environment(),
         loop="uvloop",
-        http=SlateProtocol,
+        http=FrontProtocol,
         lifespan="on",
         access_log=False,
-        log_level="warning",
+        log_config=None,
         proxy_headers=False,
         server_header=False,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=10,
     )
-    listener = listen(host, port)
     WORKER_STARTS.inc()
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(uvicorn.Server(config).serve(sockets=[listener]))
+    try:
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            runner.run(_Server(config, ready_pipe).serve(sockets=[listener]))
+    finally:
+        logs.stop()
 
 
 if __name__ == "__main__":
-    run_worker(sys.argv[1], int(sys.argv[2]))
+    run_worker(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
 from fastapi import FastAPI
 
+from feature_repo.contracts.api_keys import ApiKey
 from feature_repo.contracts.environment import Environment
 from serving.adapters.event_log import MemoryEventLog
 from serving.adapters.online import MemoryOnlineStore
@@ -22,7 +24,8 @@ RECEIVED_MICROS = 1_709_902_800_000_000
 class FrontDoor:
     """The app, a client, and what the log was given."""
 
-    def __init__(self, environment: Environment, **settings: Any) -> None:
+    def __init__(self, environment: Environment, *, keys: Sequence[ApiKey] = (), **settings: Any) -> None:
+        """`keys`: those that there are, with `api_keys="on"`."""
         self.log = MemoryEventLog(tenant="default")
         self.now_micros = RECEIVED_MICROS
         numbers = itertools.count(1)
@@ -34,6 +37,7 @@ class FrontDoor:
             wall_micros=lambda: self.now_micros,
             new_id=lambda: f"id{next(numbers)}",
         )
+        self.app.state.services.ring.take(keys)
         self.client = httpx.AsyncClient(
             transport=httpx.ASGITransport(self.app, raise_app_exceptions=False), base_url="http://api"
         )

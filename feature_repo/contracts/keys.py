@@ -216,3 +216,14 @@ def maintenance_report_key(request_id: str, tenant: str = DEFAULT_TENANT) -> str
 def archived_key(stream: str) -> str:
     """String in role `log`: the position up to which a stream is safely in Delta. Never parsed back."""
     return f"{stream}:archived"
+
+
+def api_keys_key(tenant: str = DEFAULT_TENANT) -> str:
+    """Hash in role `log`: key id -> `api_keys.ApiKey` as JSON, also of those that were revoked. Never parsed back."""
+    return _prefix(tenant) + "{api-keys}"
+
+
+def api_keys_version_key(tenant: str = DEFAULT_TENANT) -> str:
+    """String in role `log`, in the slot of `api_keys_key`: a count that every change of a key raises in the same MULTI,
+    so that workers can look for changes cheaply. Never parsed back."""
+    return api_keys_key(tenant) + ":version"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import time
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -20,6 +18,7 @@ from feature_repo.contracts.events import EventType
 from feature_repo.contracts.identity import NEVER, Edge, owner_at, unpack_edge
 from feature_repo.contracts.keys import edges_key
 from feature_repo.contracts.times import format_timestamp, from_micros, to_micros
+from infra.audit import write_audit
 from infra.cli.output import emit, out, step
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -110,7 +109,7 @@ def unmerge(
         started = time.perf_counter()
         line = {"at": format_timestamp(datetime.now(UTC)), "action": "unmerge", "actor": getpass.getuser(),
                 "anonymous_id": anonymous_id, "user_id": user_id, "reason": reason, "event_id": event_id}  # fmt: skip
-        _write_audit(environment, line)
+        write_audit(environment, line)
         with step("waiting for the consumer", quiet=as_json):
             is_forgotten = _wait(environment, anonymous_id, user_id, undone_micros=to_micros(at))
         waited_ms = round((time.perf_counter() - started) * 1000, 1) if is_forgotten else None
@@ -127,11 +126,6 @@ def unmerge(
                       "next night restores the tables.", markup=False)  # fmt: skip
 
     emit(answer, as_json=as_json, render=render)
-
-
-def audit_path(environment: Environment) -> Path:
-    """Where changes by people are written down, one JSON object a line, oldest first."""
-    return Path(environment.home) / "audit" / f"{environment.tenant}.jsonl"
 
 
 def _known_edge(environment: Environment, anonymous_id: str, user_id: str) -> Edge:
@@ -253,15 +247,6 @@ def _show_table(edges: list[Known]) -> None:
 
 def _minute(moment: str | None) -> str:
     return "" if moment is None else moment[:16].replace("T", " ")
-
-
-def _write_audit(environment: Environment, line: Mapping[str, object]) -> None:
-    path = audit_path(environment)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _environment() -> Environment:

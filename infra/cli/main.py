@@ -23,6 +23,7 @@ COMMAND_MODULES = (
     "infra.cli.version_commands",
     "infra.cli.serving_commands",
     "infra.cli.identity_commands",
+    "infra.cli.key_commands",
     "infra.cli.bench_commands",
 )
 """Each has `register(app: typer.Typer) -> None`, and imports heavy libraries inside its commands, never at the top."""

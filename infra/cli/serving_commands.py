@@ -77,7 +77,9 @@ def ask(path: str, question: Mapping[str, Any]) -> dict[str, Any]:
             f"no API address is known: start the stack with `nightjar up`, or set {names.API_URL} to a running one"
         )
     try:
-        response = httpx.post(url.rstrip("/") + path, json=question, timeout=TIMEOUT_SECONDS, trust_env=False)
+        response = httpx.post(
+            url.rstrip("/") + path, json=question, timeout=TIMEOUT_SECONDS, trust_env=False, headers=_key_header()
+        )
     except httpx.ConnectError as error:
         raise NotRunningError(
             f"nobody listens at {url}: start the stack with `nightjar up` (`nightjar status` shows what runs)"
@@ -91,11 +93,18 @@ def ask(path: str, question: Mapping[str, Any]) -> dict[str, Any]:
         return dict(response.json())
     problem = _problem(response)
     words = str(problem.get("detail") or problem.get("title") or f"HTTP {response.status_code}")
+    if response.status_code in (401, 403):
+        raise RequestError(f"{words}; {names.API_KEY} names the key that is sent (`nightjar keys create`)")
     if response.status_code == 503:
         raise DependencyError(words)
     if response.status_code < 500:
         raise RequestError(words, field=problem.get("field"))
     raise DependencyError(f"{words} (HTTP {response.status_code}, request {problem.get('request_id')}); see its log")
+
+
+def _key_header() -> dict[str, str]:
+    key = os.environ.get(names.API_KEY)
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _problem(response: Any) -> dict[str, Any]:

@@ -47,6 +47,7 @@ class NightjarClient:
         read_policy: RetryPolicy = READ_POLICY,
         event_policy: RetryPolicy = EVENT_POLICY,
         max_events: int = MAX_EVENTS,
+        api_key: str | None = None,
         http: httpx.Client | None = None,
     ) -> None:
         """
@@ -55,10 +56,12 @@ class NightjarClient:
         read_policy      how to try again for slates
         event_policy     the same for `send`
         max_events       in one request; more become several
+        api_key          sent with every request, where the API needs one
         http             a client of your own (proxies, certificates, timeouts), which stays yours to close
         """
         self._read_policy, self._event_policy, self._max_events = read_policy, event_policy, max_events
         self._base = base_url.rstrip("/")
+        self._headers = _HEADERS if api_key is None else {**_HEADERS, "Authorization": f"Bearer {api_key}"}
         self._http = http or httpx.Client(timeout=timeout_seconds)
         self._is_mine = http is None
 
@@ -115,7 +118,7 @@ class NightjarClient:
 
     def _attempt(self, request: Request) -> Answer | Failure:
         try:
-            response = self._http.post(self._base + request.path, content=request.content, headers=_HEADERS)
+            response = self._http.post(self._base + request.path, content=request.content, headers=self._headers)
         except httpx.RequestError as error:
             return _failure(error, self._base)
         return _answer(response)
@@ -132,11 +135,13 @@ class AsyncNightjarClient:
         read_policy: RetryPolicy = READ_POLICY,
         event_policy: RetryPolicy = EVENT_POLICY,
         max_events: int = MAX_EVENTS,
+        api_key: str | None = None,
         http: httpx.AsyncClient | None = None,
     ) -> None:
         """As `NightjarClient`."""
         self._read_policy, self._event_policy, self._max_events = read_policy, event_policy, max_events
         self._base = base_url.rstrip("/")
+        self._headers = _HEADERS if api_key is None else {**_HEADERS, "Authorization": f"Bearer {api_key}"}
         self._http = http or httpx.AsyncClient(timeout=timeout_seconds)
         self._is_mine = http is None
 
@@ -190,7 +195,7 @@ class AsyncNightjarClient:
 
     async def _attempt(self, request: Request) -> Answer | Failure:
         try:
-            response = await self._http.post(self._base + request.path, content=request.content, headers=_HEADERS)
+            response = await self._http.post(self._base + request.path, content=request.content, headers=self._headers)
         except httpx.RequestError as error:
             return _failure(error, self._base)
         return _answer(response)

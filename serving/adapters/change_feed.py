@@ -233,7 +233,7 @@ class CatalogueTail:
                 try:
                     self._overlay.merge(kind, record_id, RecordState.from_json(stored))
                 except ContractError as error:
-                    logger.warning("the record of %s %r is left out: %s", kind, record_id[:80], error)
+                    logger.warning("a record of %s is left out: %s", kind, error)
             await asyncio.sleep(0)
         self._overlay.position = max(self._overlay.position, position)
 

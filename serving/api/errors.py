@@ -100,7 +100,7 @@ _STATUS: tuple[tuple[type[NightjarError], int, str, str], ...] = (
     (UnsupportedBodyError, 415, "unsupported-body", "The body is coded in a way that is not read here"),
     (UnknownWriteKeyError, 401, "unknown-write-key", "The write key is not known"),
     (RequestError, 422, "invalid-request", "The request is not valid"),
-    (OverloadedError, 503, "overloaded", "Too many events wait to be written"),
+    (OverloadedError, 503, "overloaded", "The server has no room for this now"),
     (NoVersionError, 503, "no-version", "No version published yet"),
     (DependencyError, 503, "dependency-down", "A store that this needs does not answer"),
 )

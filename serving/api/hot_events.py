@@ -16,14 +16,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from feature_repo.contracts.api_keys import SCOPES, WRITE
 from feature_repo.contracts.common_events import check_common_event
 from feature_repo.contracts.errors import NightjarError
 from feature_repo.contracts.times import EARLIEST_EVENT, MAX_FUTURE_SKEW, from_micros
 from serving.adapters.event_log import LogEntry, OverloadedError
+from serving.api.access import GRANT
 from serving.api.errors import answer_domain_error
 from serving.api.middleware import GIVEN_ID
 from serving.api.services import Services
 from serving.api.tally import EventTally
+from serving.api.visits import Visit, Visits
 
 PATH = "/v1/events"
 _JSON_TYPES = frozenset(
@@ -58,6 +61,7 @@ class HotEvents:
         self._new_nonce = Numbered(services.new_id)
         self.tally = EventTally(PATH, services.timer)
         self.timer = services.timer
+        self.visits = Visits(services.ring, services.access_log)
         self._latest, self._latest_second = EARLIEST_EVENT, -1
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,9 +70,13 @@ class HotEvents:
             return
         started = self.timer()
         is_json, given_id = read_headers(scope["headers"])
-        if not is_json or not self.log.has_room:
+        visit = None
+        if is_json and self.log.has_room and GRANT not in scope:
+            visit = self.visits.begin(scope["headers"], SCOPES[WRITE])
+        if visit is None:
             await self._app(scope, receive, send)
             return
+        scope[GRANT] = visit.grant
         message = await receive()
         if message["type"] == "http.request" and not message.get("more_body", False):
             messages = [message]
@@ -86,12 +94,13 @@ class HotEvents:
             await self._app(scope, _again(messages, receive), send)
             return
         except NightjarError as error:
-            failure = await self.failure(error, started, request_id)
+            failure = await self.failure(error, started, request_id, visit)
             await failure(scope, receive, send)
             return
         answer = answer_of(entries, is_new)
         length = (b"content-length", b"%d" % len(answer))
-        headers = [length, _JSON_HEADER, (b"x-request-id", request_id.encode())]
+        headers = [length, _JSON_HEADER, *visit.last_headers(request_id)]
+        self.visits.end(visit, "POST", PATH, 202, started, request_id)
         await send({"type": "http.response.start", "status": 202, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
@@ -153,11 +162,12 @@ class HotEvents:
             entries.append(LogEntry(subject, good["event_id"], f"{nonce}.{index}", data))
         return entries if written_bytes <= self._settings.max_written_bytes else None
 
-    async def failure(self, error: NightjarError, started: int, request_id: str) -> Response:
+    async def failure(self, error: NightjarError, started: int, request_id: str, visit: Visit) -> Response:
         """The answer to a request that the log did not take; counted."""
         answer = await answer_domain_error(Request({"type": "http", "state": {"request_id": request_id}}), error)
-        answer.headers["x-request-id"] = request_id
+        answer.raw_headers += visit.last_headers(request_id)
         self.tally.count_failure(started, answer.status_code)
+        self.visits.end(visit, "POST", PATH, answer.status_code, started, request_id)
         return answer
 
 

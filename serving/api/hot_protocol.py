@@ -15,9 +15,12 @@ from typing import Any
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from feature_repo.contracts.api_keys import SCOPES, WRITE
 from feature_repo.contracts.errors import NightjarError
 from serving.adapters.event_log import LogEntry, OverloadedError
+from serving.api.access import GRANT
 from serving.api.hot_events import PATH, HotEvents, answer_of, read_headers
+from serving.api.visits import Visit
 
 _PATH = PATH.encode("ascii")
 
@@ -44,11 +47,13 @@ class HotCycle:
         "more_body",
         "response_complete",
         "started",
+        "visit",
     )
 
-    def __init__(self, started: int, given_id: str | None) -> None:
+    def __init__(self, started: int, given_id: str | None, visit: Visit) -> None:
         self.started = started
         self.given_id = given_id
+        self.visit = visit
         self.body = b""
         self.more_body = True
         self.message_event = _SIGNAL
@@ -85,8 +90,9 @@ class HotProtocol(HttpToolsProtocol):
         hot = self._hot
         if hot is not None and self.url == _PATH and hot.log.has_room and self._is_plain():
             is_json, given_id = read_headers(self.headers)
-            if is_json:
-                self.cycle = HotCycle(hot.timer(), given_id)  # type: ignore[assignment]
+            visit = hot.visits.begin(self.headers, SCOPES[WRITE]) if is_json else None
+            if visit is not None:
+                self.cycle = HotCycle(hot.timer(), given_id, visit)  # type: ignore[assignment]
                 return
         super().on_headers_complete()
 
@@ -135,6 +141,7 @@ class HotProtocol(HttpToolsProtocol):
     def _hand_over(self, cycle: HotCycle) -> None:
         """uvicorn makes its own cycle of the same request."""
         self.cycle = None  # type: ignore[assignment]
+        self.scope[GRANT] = cycle.visit.grant  # type: ignore[literal-required]
         super().on_headers_complete()
         if cycle.body:
             super().on_body(cycle.body)
@@ -146,8 +153,9 @@ class HotProtocol(HttpToolsProtocol):
         error = done.exception()
         if error is None:
             answer = answer_of(entries, done.result())
-            head = b"content-length: %d\r\ncontent-type: application/json\r\nx-request-id: %b\r\n\r\n"
-            self._write(cycle, 202, head % (len(answer), request_id.encode()) + answer)
+            head = b"content-length: %d\r\ncontent-type: application/json\r\n%b\r\n"
+            self._write(cycle, 202, head % (len(answer), cycle.visit.last_lines(request_id)) + answer)
+            hot.visits.end(cycle.visit, "POST", PATH, 202, cycle.started, request_id)
         elif isinstance(error, NightjarError):
             task = self.loop.create_task(self._fail(cycle, error, request_id))
             self.tasks.add(task)
@@ -159,7 +167,7 @@ class HotProtocol(HttpToolsProtocol):
 
     async def _fail(self, cycle: HotCycle, error: NightjarError, request_id: str) -> None:
         assert self._hot is not None
-        response = await self._hot.failure(error, cycle.started, request_id)
+        response = await self._hot.failure(error, cycle.started, request_id, cycle.visit)
         lines = b"".join(b"%b: %b\r\n" % header for header in response.raw_headers)
         self._write(cycle, response.status_code, lines + b"\r\n" + bytes(response.body))
 

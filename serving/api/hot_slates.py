@@ -21,6 +21,7 @@ from serving.api.middleware import GIVEN_ID
 from serving.api.schemas import MAX_EXCLUDED_ITEMS, MAX_RECENT_EVENTS, MAX_RESULTS
 from serving.api.services import Services
 from serving.api.tally import RequestTally
+from serving.api.visits import NOBODY, Visit, Visits
 from serving.pipeline.placements import DEFAULT, Placements
 from serving.pipeline.values import SlateRequest
 
@@ -33,10 +34,12 @@ _MAX_PLAIN_ID = MAX_ID_BYTES // 4  # so many characters have few enough bytes, w
 
 
 class Head(NamedTuple):
-    """What is between the request line and the body, read once: the body's length and the client's own request id."""
+    """What is between the request line and the body, read once: the body's length, the client's own request id, and
+    of one that is remembered who brought it first."""
 
     length: int
     given_id: str | None
+    visit: Visit = NOBODY
 
 
 class HotSlates:
@@ -46,18 +49,20 @@ class HotSlates:
         self.answers = SlateAnswers(services)
         self.tally = RequestTally(PATH, services.timer)
         self.timer = services.timer
+        self.visits = Visits(services.ring, services.access_log)
         self.new_id = services.new_id
         self.heads: dict[bytes, Head] = {}
         self._wall_micros = services.wall_micros
         self._plain = plain_placements(services.placements)
         self._max_body_bytes = services.settings.max_body_bytes
 
-    def remember_head(self, said: bytes, head: Head) -> None:
-        """A head that came whole, of a request that is answered here. One with an id of its own does not come again."""
-        if head.given_id is None:
+    def remember_head(self, said: bytes, head: Head, visit: Visit) -> None:
+        """A head that came whole, of a request that is answered here. One with an id or a trace of its own does not
+        come again."""
+        if head.given_id is None and visit.trace is None:
             if len(self.heads) >= MAX_HEADS:
                 self.heads.clear()
-            self.heads[said] = head
+            self.heads[said] = head._replace(visit=visit)
 
     def question(self, body: bytes) -> Question | None:
         """The question in a body; None when the application has to look at it."""

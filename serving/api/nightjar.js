@@ -11,7 +11,7 @@
   if (early?.track) return
 
   const { src, dataset: own } = doc.currentScript
-  const base = new URL('.', src).href
+  const { search } = new URL(src), base = new URL('.', src).href
   // As ours on the server: 12 hex digits of the milliseconds, then 20 random ones.
   const newId = () => [...crypto.getRandomValues(new Uint8Array(10))]
     .reduce((text, byte) => text + (byte + 256).toString(16).slice(1), Date.now().toString(16).padStart(12, '0'))
@@ -121,12 +121,12 @@
     if (!batch.length) return
     const body = JSON.stringify({ events: batch.map(event => ({ ...event, sent_at: now() })) })
     // Text needs no preflight from another origin; the API reads it as JSON.
-    if (leaving && !('keepalive' in Request.prototype)) return navigator.sendBeacon(base + 'events', body)
+    if (leaving && !('keepalive' in Request.prototype)) return navigator.sendBeacon(base + 'events' + search, body)
     const timeout = setTimeout(cancel, 30000)
     batch.forEach(event => underway.add(event))
     let wait = 0
     try {
-      const answer = await fetch(base + 'events', {
+      const answer = await fetch(base + 'events' + search, {
         method: 'POST', body, keepalive: true, credentials: 'omit', signal: controller.signal,
       })
       const { ok, status } = answer
@@ -309,7 +309,7 @@
     if (allowed('store')) touch()
     const known = allowed('store') && allowed('personalize')
     const who = known ? { user_id: user, anonymous_id: state.anonymous, session_id: state.session } : {}
-    const answer = await fetch(base + 'recommendations', {
+    const answer = await fetch(base + 'recommendations' + search, {
       method: 'POST', credentials: 'omit',
       body: JSON.stringify({ ...who, ...question, consent: { store: allowed('store'), personalize: known } }),
     })

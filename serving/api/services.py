@@ -9,6 +9,8 @@ from serving.adapters.change_feed import CatalogueTail
 from serving.adapters.decision_log import DecisionLog
 from serving.adapters.event_log import EventLog
 from serving.adapters.online import OnlineStore
+from serving.api.access_log import AccessLog
+from serving.api.key_ring import KeyRing
 from serving.pipeline.overlay import CatalogueOverlay
 from serving.pipeline.placements import Placements
 from serving.recommender import Recommender
@@ -29,4 +31,6 @@ class Services:
     overlay: CatalogueOverlay
     tail: CatalogueTail
     decisions: DecisionLog
+    ring: KeyRing
+    access_log: AccessLog
     placements: Placements = field(default_factory=Placements)

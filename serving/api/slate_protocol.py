@@ -16,12 +16,14 @@ from starlette.responses import Response
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from feature_repo.contracts.api_keys import READ, SCOPES
 from feature_repo.contracts.errors import NightjarError
 from serving.api.answering import Question
 from serving.api.errors import answer_domain_error, internal_error
 from serving.api.hot_protocol import HotCycle, HotProtocol
 from serving.api.hot_routes import HotRoutes
 from serving.api.hot_slates import PATH, Head, read_head
+from serving.api.visits import Visit
 
 logger = logging.getLogger("nightjar.serving")
 
@@ -35,8 +37,8 @@ class SlateCycle(HotCycle):
 
     __slots__ = ("head",)
 
-    def __init__(self, started: int, head: Head) -> None:
-        super().__init__(started, head.given_id)
+    def __init__(self, started: int, head: Head, visit: Visit) -> None:
+        super().__init__(started, head.given_id, visit)
         self.head = head
 
 
@@ -66,11 +68,14 @@ class SlateProtocol(HotProtocol):
                     and not self.flow.write_paused
                     and not self.transport.is_closing()
                 ):
-                    known = SlateCycle(slates.timer(), head)
-                    known.more_body = False
-                    if self._ask(known, data[at + 4 :]):
-                        self.cycle = known  # type: ignore[assignment]
-                        return
+                    visit = slates.visits.again(head.visit, SCOPES[READ])
+                    if visit is not None:
+                        known = SlateCycle(slates.timer(), head, visit)
+                        known.more_body = False
+                        if self._ask(known, data[at + 4 :]):
+                            self.cycle = known  # type: ignore[assignment]
+                            return
+                        visit.grant.give_back()
             self._piece = data
         super().data_received(data)
         self._piece = b""
@@ -94,8 +99,9 @@ class SlateProtocol(HotProtocol):
         slates = self._slates
         if slates is not None and self.url == _PATH and self._is_plain():
             head = read_head(self.headers)
-            if head is not None:
-                self.cycle = SlateCycle(slates.timer(), head)  # type: ignore[assignment]
+            visit = slates.visits.begin(self.headers, SCOPES[READ]) if head is not None else None
+            if head is not None and visit is not None:
+                self.cycle = SlateCycle(slates.timer(), head, visit)  # type: ignore[assignment]
                 return
         super().on_headers_complete()
 
@@ -127,7 +133,7 @@ class SlateProtocol(HotProtocol):
         piece, size = self._piece, len(cycle.body)
         at = piece.find(_END)
         if at > 0 and len(piece) == at + 4 + size and cycle.head.length == size:
-            self._slates.remember_head(piece[:at], cycle.head)
+            self._slates.remember_head(piece[:at], cycle.head, cycle.visit)
 
     def _ask(self, cycle: SlateCycle, body: bytes) -> bool:
         """Ask for the slate of a body; False when the application has to answer."""
@@ -167,16 +173,20 @@ class SlateProtocol(HotProtocol):
         cycle.response_complete = True
         if not cycle.disconnected:
             lines = _lines_of(self.server_state.default_headers)
-            last = b"x-request-id: %b\r\n" % request_id.encode("ascii")
+            last = cycle.visit.last_lines(request_id)
+            if not cycle.keep_alive:
+                last += b"connection: close\r\n"
             self.transport.write(_HEAD % (lines, len(content), last, content))
             if not cycle.keep_alive:  # the server is going down
                 self.transport.close()
+        self._slates.visits.end(cycle.visit, "POST", PATH, 200, cycle.started, request_id)
         self._complete()
 
     def _fail_question(self, cycle: SlateCycle, response: Response, request_id: str) -> None:
         assert self._slates is not None
         self._slates.tally.count_failure(cycle.started, response.status_code)
-        response.headers["x-request-id"] = request_id
+        self._slates.visits.end(cycle.visit, "POST", PATH, response.status_code, cycle.started, request_id)
+        response.raw_headers += cycle.visit.last_headers(request_id)
         lines = b"".join(b"%b: %b\r\n" % header for header in response.raw_headers)
         self._write(cycle, response.status_code, lines + b"\r\n" + bytes(response.body))
 

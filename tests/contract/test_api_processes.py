@@ -229,7 +229,7 @@ def test_the_server_outlives_its_stores_and_its_workers(stack: Stack) -> None:
     # Redis comes back on its port: personal answers again, without a restart of ours.
     stack.online = RunningServer("online", stack.folder / "online", port=stack.online.port)
     stack.publish()
-    assert stack.ask(user_id="u1", num_results=3)["items"] == personal["items"]
+    wait_for(lambda: stack.ask(user_id="u1", num_results=3)["items"] == personal["items"], "personal answers again")
 
     # A clean end: exit code 0, and no worker left.
     workers = stack.workers()

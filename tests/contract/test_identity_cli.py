@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 from feature_repo.contracts import environment as names
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError
-from infra.cli.identity_commands import audit_path, register
+from infra.audit import audit_path
+from infra.cli.identity_commands import register
 from serving.main import create_app
 from serving.settings import ServingSettings
 from serving.speed.consumer import Consumer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,19 @@ from feature_repo.contracts import environment as names
 from infra.exporter.__main__ import AIRFLOW_PASSWORD, AIRFLOW_USER
 from infra.local.jars import JARS
 from infra.local.redis_server import ServerBinary, server_command
-from serving.settings import MULTIPROCESS_FOLDER
+from serving.settings import MULTIPROCESS_FOLDER, PREFIX, ServingSettings
 from tests.conftest import ROOT
 
 COMPOSE = ROOT / "infra" / "compose"
 K8S = ROOT / "infra" / "k8s"
 ONE_SHOT = {"s3-bucket", "airflow-init"}
 PROFILES = {"serving", "pipeline", "monitoring", "all"}
-KNOWN_VARIABLES = {v for v in vars(names).values() if isinstance(v, str)} | {AIRFLOW_USER, AIRFLOW_PASSWORD}
+KNOWN_VARIABLES = {
+    *(v for v in vars(names).values() if isinstance(v, str)),
+    *(PREFIX + field.name.upper() for field in fields(ServingSettings)),
+    AIRFLOW_USER,
+    AIRFLOW_PASSWORD,
+}
 
 
 def compose() -> dict[str, Any]:

@@ -1,0 +1,84 @@
+"""A circuit breaker in front of the online store: a store that does not answer is not asked, until it answers again.
+
+Closed, every read goes through. When about half of the recent reads have failed, or seven in a row, it opens: reads
+fail at once, and the ladder answers without them. Open, a probe of its own asks every `PROBE_SECONDS`; no person waits
+for that. A probe that is answered closes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from feature_repo.contracts.errors import DependencyError
+from serving.adapters.online import OnlineRecords, OnlineStore
+from serving.observability import CIRCUIT_OPENINGS
+
+logger = logging.getLogger("nightjar.serving")
+
+PROBE_SECONDS = 0.1
+WEIGHT = 0.1
+"""Of the last read in the moving share of failures."""
+OPENS_AT = 0.5
+"""From this share on: seven failures in a row, or half of the recent reads."""
+
+
+class GuardedStore:
+    """An `OnlineStore` behind a breaker. Belongs to one event loop."""
+
+    def __init__(self, store: OnlineStore, *, probe_seconds: float = PROBE_SECONDS) -> None:
+        self._store = store
+        self._probe_seconds = probe_seconds
+        self._failures = 0.0
+        self._probing: asyncio.Task[None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether reads fail without being tried."""
+        return self._probing is not None
+
+    async def read(
+        self, *, version: str | None, user_id: str | None, anonymous_id: str | None, joined: Sequence[str] = ()
+    ) -> OnlineRecords:
+        if self._probing is not None:
+            raise _given_up()
+        try:
+            found = await self._store.read(version=version, user_id=user_id, anonymous_id=anonymous_id, joined=joined)
+        except DependencyError:
+            self._on_failure()
+            raise
+        self._failures *= 1 - WEIGHT
+        return found
+
+    async def close(self) -> None:
+        if self._probing is not None:
+            self._probing.cancel()
+        await self._store.close()
+
+    def _on_failure(self) -> None:
+        self._failures += WEIGHT * (1 - self._failures)
+        if self._failures > OPENS_AT and self._probing is None:
+            CIRCUIT_OPENINGS.inc()
+            logger.warning("the online store does not answer; it is asked again every %g s", self._probe_seconds)
+            self._probing = asyncio.get_running_loop().create_task(self._probe())
+
+    async def _probe(self) -> None:
+        """Until an answer comes."""
+        while True:
+            await asyncio.sleep(self._probe_seconds)
+            try:
+                await self._store.read(version=None, user_id=None, anonymous_id=None)
+            except DependencyError:
+                continue
+            except Exception:  # what nobody foresaw is no reason to give up for good
+                logger.exception("a probe of the online store failed")
+                continue
+            break
+        self._failures = 0.0
+        self._probing = None
+        logger.warning("the online store answers again")
+
+
+def _given_up() -> DependencyError:
+    return DependencyError("the online store does not answer: it was given up until it does")

@@ -1,0 +1,176 @@
+"""The first and the last word on a connection: who is let in when there is too much to do, and how a server leaves.
+
+Admission. A worker has so many requests under way; beyond its bounds a request gets its 503 with Retry-After at once,
+before anything of it is done, at a small part of an answer's cost. The bounds make an order: batches are refused first
+(half of the places), then events (three quarters), people last; health and metrics never.
+
+Leaving. A server that goes lets each connection bring one more request, and says `connection: close` with its answer.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from serving.api.errors import PROBLEM_TYPE
+from serving.api.hot_protocol import HotCycle
+from serving.api.middleware import GIVEN_ID
+from serving.api.slate_protocol import SlateProtocol
+from serving.observability import ADMISSION_REFUSALS
+
+PEOPLE, EVENTS, BATCHES = "people", "events", "batches"
+SHARE_OF = {PEOPLE: 1.0, EVENTS: 0.75, BATCHES: 0.5}
+RETRY_AFTER_SECONDS = 1
+_ALWAYS = re.compile(rb"/(?:health/|metrics)")
+_KINDS = (
+    (re.compile(rb"/v1/(?:items|users|batch|recommendations/batch)(?:[/?]|$)"), BATCHES),
+    (re.compile(rb"/(?:v1/(?:events|pixel\.gif|track|identify|alias|page)|mp/collect)(?:[?]|$)"), EVENTS),
+)
+
+
+def kind_of(url: bytes) -> str | None:
+    """Whose request it is, by its address; None for one that is never refused."""
+    if _ALWAYS.match(url):
+        return None
+    return next((kind for pattern, kind in _KINDS if pattern.match(url)), PEOPLE)
+
+
+class Admission:
+    """The places of one worker."""
+
+    def __init__(self, max_in_flight: int) -> None:
+        self._places = {kind: max(1, int(max_in_flight * share)) for kind, share in SHARE_OF.items()}
+        self.fewest = min(self._places.values())
+        self.hot = 0
+        """Requests of the raw routes that are under way."""
+
+    def refuses(self, url: bytes, in_flight: int) -> str | None:
+        """The kind of a request that finds no place; None for one that does."""
+        if in_flight < self.fewest:
+            return None
+        kind = kind_of(url)
+        return kind if kind is not None and in_flight >= self._places[kind] else None
+
+
+class _Refused:
+    """A request that is refused, with what uvicorn looks at in a cycle; its body is not kept."""
+
+    def __init__(self, kind: str, keep_alive: bool, request_id: str) -> None:
+        self.kind = kind
+        self.keep_alive = keep_alive
+        self.request_id = request_id
+        self.disconnected = False
+        self.response_complete = False
+        self.message_event = self
+
+    def set(self) -> None:
+        """Nobody waits."""
+
+
+class FrontProtocol(SlateProtocol):
+    """One connection of a worker."""
+
+    admission = Admission(2**31)
+    grace_seconds = 0.0
+    """When the server goes: how long an idle connection stays open for one more request. A client that has just sent
+    it would otherwise find its connection closed, and no answer."""
+    _is_last = False
+    _is_hot_under_way = False
+
+    def data_received(self, data: bytes) -> None:
+        if len(self.tasks) + self.admission.hot >= self.admission.fewest:
+            # every head is looked at again, also one that the raw routes know byte for byte
+            HttpToolsProtocol.data_received(self, data)
+        else:
+            super().data_received(data)
+        if self._is_last and self.cycle is not None:
+            self.cycle.keep_alive = False
+        self._count_hot()
+
+    def on_headers_complete(self) -> None:
+        is_free = self.cycle is None or self.cycle.response_complete
+        in_flight = len(self.tasks) + self.admission.hot
+        kind = self.admission.refuses(self.url, in_flight) if is_free else None
+        if kind is None or self.expect_100_continue:
+            super().on_headers_complete()
+            return
+        given = next((v for n, v in self.headers if n == b"x-request-id" and GIVEN_ID.fullmatch(v)), None)
+        keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1"
+        request_id = os.urandom(16).hex() if given is None else given.decode("ascii")
+        self.cycle = _Refused(kind, keep_alive, request_id)  # type: ignore[assignment]
+
+    def on_body(self, body: bytes) -> None:
+        if type(self.cycle) is not _Refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        cycle: Any = self.cycle
+        if type(cycle) is not _Refused:
+            super().on_message_complete()
+            return
+        if cycle.response_complete:
+            return
+        cycle.response_complete = True
+        ADMISSION_REFUSALS.labels(cycle.kind).inc()
+        defaults = b"".join([b"%b: %b\r\n" % header for header in self.server_state.default_headers])
+        self.transport.write(STATUS_LINE[503] + defaults + _refusal(cycle.request_id, cycle.keep_alive))
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._count_hot(is_lost=True)
+
+    def shutdown(self) -> None:
+        self._is_last = True
+        if self.grace_seconds and (self.cycle is None or self.cycle.response_complete):
+            self._unset_keepalive_if_required()
+            self.loop.call_later(self.grace_seconds, super().shutdown)
+        else:
+            super().shutdown()
+
+    def _write(self, cycle: Any, status: int, rest: bytes) -> None:
+        if not cycle.keep_alive:
+            rest = rest.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
+        super()._write(cycle, status, rest)
+        self._count_hot()
+
+    def _complete(self) -> None:
+        super()._complete()
+        self._count_hot()
+
+    def _count_hot(self, *, is_lost: bool = False) -> None:
+        """Whether a request of a raw route is under way on this connection; the application's are tasks."""
+        cycle: Any = self.cycle
+        is_under_way = isinstance(cycle, HotCycle) and not cycle.response_complete and not is_lost
+        if is_under_way is not self._is_hot_under_way:
+            self._is_hot_under_way = is_under_way
+            self.admission.hot += 1 if is_under_way else -1
+
+
+def _refusal(request_id: str, keep_alive: bool) -> bytes:
+    body = orjson.dumps(
+        {
+            "type": "urn:nightjar:problem:overloaded",
+            "title": "The server has no room for this now",
+            "status": 503,
+            "detail": "too many requests are under way here; nothing of this one was done",
+            "request_id": request_id,
+        }
+    )
+    return (
+        b"retry-after: %d\r\ncontent-length: %d\r\ncontent-type: %b\r\nx-request-id: %b\r\n%b\r\n"
+        % (
+            RETRY_AFTER_SECONDS,
+            len(body),
+            PROBLEM_TYPE.encode(),
+            request_id.encode(),
+            b"" if keep_alive else b"connection: close\r\n",
+        )
+        + body
+    )

@@ -1,0 +1,239 @@
+"""Who is let in when a worker has too much to do, and how a server leaves its connections."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+import pytest
+import uvicorn
+import uvloop
+from prometheus_client import REGISTRY
+
+from feature_repo.contracts.environment import Environment
+from serving.api.front_protocol import BATCHES, EVENTS, PEOPLE, Admission, FrontProtocol, kind_of
+from serving.main import with_hot_routes
+from tests.contract.test_hot_events import COMMON
+from tests.contract.test_hot_protocol import ACCEPTED, one, read_answer, request
+from tests.front_door import FrontDoor
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        (b"/v1/recommendations", PEOPLE), (b"/v1/recommendations?user_id=events", PEOPLE), (b"/v1/similar", PEOPLE),
+        (b"/v1/events", EVENTS), (b"/v1/pixel.gif?event_type=click", EVENTS), (b"/mp/collect?x=1", EVENTS),
+        (b"/v1/track", EVENTS), (b"/v1/batch", BATCHES), (b"/v1/items", BATCHES), (b"/v1/items/i1", BATCHES),
+        (b"/v1/users?x", BATCHES), (b"/v1/recommendations/batch", BATCHES), (b"/v1/itemsets", PEOPLE),
+        (b"/v1/eventsx", PEOPLE), (b"/health/ready", None), (b"/metrics", None),
+    ],
+)  # fmt: skip
+def test_whose_request_it_is(url: bytes, kind: str | None) -> None:
+    assert kind_of(url) == kind
+
+
+def test_batches_then_events_then_people() -> None:
+    admission = Admission(8)
+    refused = {
+        in_flight: [
+            admission.refuses(url, in_flight) for url in (b"/v1/items", b"/v1/events", b"/v1/similar", b"/metrics")
+        ]
+        for in_flight in (3, 4, 5, 6, 7, 8, 1000)
+    }
+    assert refused == {
+        3: [None, None, None, None],
+        4: [BATCHES, None, None, None],
+        5: [BATCHES, None, None, None],
+        6: [BATCHES, EVENTS, None, None],
+        7: [BATCHES, EVENTS, None, None],
+        8: [BATCHES, EVENTS, PEOPLE, None],
+        1000: [BATCHES, EVENTS, PEOPLE, None],
+    }
+
+
+class Busy:
+    """A server with places for four, and a route whose requests stay under way until `free` is set."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.door = FrontDoor(environment)
+        self.free = asyncio.Event()
+
+        @self.door.app.get("/v1/slow")
+        async def slow() -> str:
+            await self.free.wait()
+            return "done"
+
+        config = uvicorn.Config(
+            with_hot_routes(self.door.app), http=FrontProtocol, loop="asyncio", lifespan="off", access_log=False,
+            log_level="critical", server_header=False, proxy_headers=False,
+        )  # fmt: skip
+        self.server = uvicorn.Server(config)
+        self._listener = socket.socket()
+        self._listener.bind(("127.0.0.1", 0))
+        self._open: list[Any] = []
+
+    async def __aenter__(self) -> Busy:
+        self._task = asyncio.create_task(self.server.serve(sockets=[self._listener]))
+        while not self.server.started:
+            await asyncio.sleep(0.01)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.free.set()
+        self.server.should_exit = True
+        await self._task
+        for _, writer in self._open:
+            writer.close()
+
+    async def connect(self) -> Any:
+        self._open.append(await asyncio.open_connection(*self._listener.getsockname()))
+        return self._open[-1]
+
+    async def occupy(self, count: int) -> list[Any]:
+        """So many more requests are under way."""
+        wanted = len(self.server.server_state.tasks) + count
+        connections = [await self.connect() for _ in range(count)]
+        for _, writer in connections:
+            writer.write(b"GET /v1/slow HTTP/1.1\r\nHost: h\r\n\r\n")
+        while len(self.server.server_state.tasks) < wanted:
+            await asyncio.sleep(0.005)
+        return connections
+
+    async def ask(self, sent: bytes) -> bytes:
+        reader, writer = await self.connect()
+        writer.write(sent)
+        return await read_answer(reader)
+
+
+@pytest.fixture(autouse=True)
+def _four_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FrontProtocol, "admission", Admission(4))
+
+
+@pytest.fixture
+async def busy(environment: Environment) -> AsyncIterator[Busy]:
+    async with Busy(environment) as served:
+        yield served
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split()[1])
+
+
+PUT_ITEM = request(b'{"title":"x"}', {"content-type": "application/json"}, line=b"PATCH /v1/items/i1 HTTP/1.1")
+ASK = request(b"{}", {"content-type": "application/json"}, line=b"POST /v1/recommendations HTTP/1.1")
+LIVE = b"GET /health/live HTTP/1.1\r\nHost: h\r\n\r\n"
+
+
+def refusals(kind: str) -> float:
+    return REGISTRY.get_sample_value("nightjar_api_admission_refusals_total", {"kind": kind}) or 0.0
+
+
+class TestAdmission:
+    async def test_each_kind_has_its_bound(self, busy: Busy) -> None:
+        found = []
+        before = [refusals(kind) for kind in (BATCHES, EVENTS, PEOPLE)]
+        for more in (0, 2, 1, 1):
+            await busy.occupy(more)
+            found.append([status(await busy.ask(sent)) for sent in (PUT_ITEM, one(f"e{len(found)}"), ASK, LIVE)])
+        # the question is a 503 of another kind: nothing is published
+        assert found == [[202, 202, 503, 200], [503, 202, 503, 200], [503, 503, 503, 200], [503, 503, 503, 200]]
+        assert [refusals(kind) - old for kind, old in zip((BATCHES, EVENTS, PEOPLE), before, strict=True)] == [3, 2, 1]
+        assert len(busy.door.written()) == 2
+
+    async def test_a_refusal_is_a_problem_with_its_request_id(self, busy: Busy) -> None:
+        await busy.occupy(4)
+        head, _, body = (await busy.ask(one("a", **{"x-request-id": "r-1"}))).partition(b"\r\n\r\n")
+        assert b"retry-after: 1\r\n" in head
+        assert b"x-request-id: r-1" in head
+        assert b"content-type: application/problem+json" in head
+        assert orjson.loads(body) == {
+            "type": "urn:nightjar:problem:overloaded", "title": "The server has no room for this now", "status": 503,
+            "detail": "too many requests are under way here; nothing of this one was done", "request_id": "r-1",
+        }  # fmt: skip
+
+    async def test_a_refused_connection_goes_on(self, busy: Busy) -> None:
+        occupied = await busy.occupy(4)
+        big = request(b" " * 300_000 + orjson.dumps(COMMON), {"content-type": "application/json"})
+        reader, writer = await busy.connect()
+        for sent in (big, one("a")):
+            writer.write(sent)
+            assert status(await read_answer(reader)) == 503
+        busy.free.set()
+        for slow_reader, _ in occupied:
+            assert status(await read_answer(slow_reader)) == 200
+        writer.write(one("b") + one("c"))
+        assert [ACCEPTED % name in await read_answer(reader) for name in (b"b", b"c")] == [True, True]
+
+    async def test_one_that_wants_to_go_is_let_go(self, busy: Busy) -> None:
+        await busy.occupy(4)
+        reader, writer = await busy.connect()
+        writer.write(one("a", connection="close"))
+        assert b"connection: close" in await read_answer(reader)
+        assert await reader.read() == b""
+
+    async def test_events_under_way_on_the_raw_route_count(self, busy: Busy, monkeypatch: pytest.MonkeyPatch) -> None:
+        write = busy.door.log._write
+        held: list[Any] = []
+        monkeypatch.setattr(busy.door.log, "_write", lambda *arguments: held.append(arguments))
+        waiting = [await busy.connect() for _ in range(4)]
+        for number, (_, writer) in enumerate(waiting):
+            writer.write(one(f"e{number}"))
+        reader, _ = waiting[3]
+        assert status(await read_answer(reader)) == 503
+        assert FrontProtocol.admission.hot == 3
+        waiting[2][1].close()  # its client goes: the event is written all the same
+        monkeypatch.setattr(busy.door.log, "_write", write)
+        for arguments in held:
+            write(*arguments)
+        for reader, _ in waiting[:2]:
+            assert status(await read_answer(reader)) == 202
+        while FrontProtocol.admission.hot:
+            await asyncio.sleep(0.005)
+        assert len(busy.door.written()) == 3
+
+
+def test_a_refusal_takes_less_than_a_millisecond(environment: Environment) -> None:
+    """On uvloop, as a worker runs; the median, for machines that have other things to do."""
+
+    async def scenario() -> list[float]:
+        async with Busy(environment) as busy:
+            await busy.occupy(4)
+            reader, writer = await busy.connect()
+            took = []
+            for number in range(200):
+                began = time.perf_counter()
+                writer.write(one(f"e{number}"))
+                assert status(await read_answer(reader)) == 503
+                took.append(time.perf_counter() - began)
+        return took
+
+    took = sorted(uvloop.run(scenario()))
+    assert took[100] < 0.001
+
+
+class TestLeaving:
+    async def test_an_idle_connection_may_bring_one_more_request(
+        self, environment: Environment, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(FrontProtocol, "grace_seconds", 0.4)
+        async with Busy(environment) as busy:
+            for _ in range(2):
+                await busy.ask(LIVE)
+            hot, plain, silent = [await busy.connect() for _ in range(3)]
+            for reader, writer in (hot, plain, silent):
+                writer.write(LIVE)
+                assert b"connection: close" not in await read_answer(reader)
+            busy.server.should_exit = True
+            await asyncio.sleep(0.15)
+            for (reader, writer), sent in ((hot, one("a")), (plain, LIVE)):
+                writer.write(sent)
+                answer = await read_answer(reader)
+                assert status(answer) in (200, 202)
+                assert b"\r\nconnection: close\r\n" in answer
+                assert await reader.read() == b""
+            assert await silent[0].read() == b""
