@@ -153,7 +153,7 @@ class RawRequests:
     def __init__(self, seeds: Sequence[Seed], seed: int) -> None:
         self._rng = random.Random(seed)  # noqa: S311
         self._seeds = seeds
-        self._bomb = gzip.compress(bytes(12_000_000), 9)
+        self._bomb = gzip.compress(bytes(12_000_000), 9, mtime=0)
         deep = 30_000
         self._bodies = (
             b"", b" ", b"null", b"[]", b"{}", b'""', b"0", b"[" * deep, b"[" * deep + b"]" * deep, b'{"a":' * deep,
@@ -296,7 +296,7 @@ class RawRequests:
         chance = self._rng.random()
         if chance < 0.02:
             return self._bomb, b"gzip"
-        packed = gzip.compress(data, 1)
+        packed = gzip.compress(data, 1, mtime=0)
         if chance < 0.3:
             return packed, b"gzip"
         if chance < 0.45:
@@ -307,7 +307,7 @@ class RawRequests:
             return packed + self._rng.choice((packed, b"rest", b"\x00" * 50)), b"gzip"
         if chance < 0.8:
             return zlib.compress(data), coding
-        return self._rng.choice((data, packed, gzip.compress(packed))), coding
+        return self._rng.choice((data, packed, gzip.compress(packed, mtime=0))), coding
 
     def _body(self, body: Any) -> bytes:
         """The body of a seed, mostly damaged; a little more than a server takes, at most."""

@@ -32,12 +32,13 @@ def favourite_of(person: int) -> int:
     return person * 37 % ITEMS
 
 
-def publish_small_version(environment: Environment, online: redis.Redis, *, people: int) -> str:
-    """Publish a version with a list of 100 candidates for each of `u0`, `u1` ...; its name."""
+def publish_small_version(environment: Environment, online: redis.Redis, *, people: int, prefix: str = "i") -> str:
+    """Publish a version with a list of 100 candidates for each of `u0`, `u1` ...; its name. Item ids begin with
+    `prefix`."""
     scores = [[number, float(ITEMS - number)] for number in range(ITEMS)]
     columns: dict[str, list[Any]] = {
         "item_number": list(range(ITEMS)),
-        "item_id": [f"i{number}" for number in range(ITEMS)],
+        "item_id": [f"{prefix}{number}" for number in range(ITEMS)],
         "title": [f"Item {number}" for number in range(ITEMS)],
         "category": [f"C{number % 10}" for number in range(ITEMS)],
         "price": [float(number % 90 + 10) for number in range(ITEMS)],

@@ -38,6 +38,7 @@ def register(app: typer.Typer) -> None:
     torture.command("night")(night)
     torture.command("events")(events)
     torture.command("api")(api)
+    torture.command("serving")(serving)
     app.add_typer(torture, name="torture")
 
 
@@ -405,6 +406,33 @@ def api(
         f"{report['overloaded']:,} refused as overload, {report['refused']} connections refused, {report['dropped']} "
         f"ended without an answer; {report['dead_letters']} dead letters; resident memory in MB: {report['memory_mb']}"
     )
+    if not report["clean"]:
+        out.print(f"what it left is in {home}", markup=False)
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def serving(
+    seconds: Annotated[float, typer.Option("--seconds", help="Of each harm.")] = 60.0,
+    rate: Annotated[float, typer.Option("--rate", help="Questions a second, open loop.")] = 2_000.0,
+    overload_seconds: Annotated[
+        float, typer.Option("--overload-seconds", help="Five times too many; 0: none.")
+    ] = 120.0,
+    flips: Annotated[int, typer.Option("--flips", help="Changes of the published version under load.")] = 1_000,
+    report_file: JsonOut = None,
+) -> None:
+    """Do harm between the API and Redis, ask for too much, change versions under load; look at every answer.
+
+    Exit code 1: fewer than 99.99 % of the answers were good within 50 ms, one broke a rule or mixed versions, personal
+    lists were not back within 2 s, goodput fell below 90 % of the peak, or memory grew by more than a tenth.
+    """
+    from infra.bench.serving_torture import torture_serving
+
+    home = _own_home("torture-serving")
+    report = torture_serving(
+        home, os.environ, seconds=seconds, rate=rate, overload_seconds=overload_seconds, flips=flips, say=_say
+    )
+    _show(report, report_file)
+    out.print(f"missed: {', '.join(report['missed']) or 'nothing'}")
     if not report["clean"]:
         out.print(f"what it left is in {home}", markup=False)
         raise typer.Exit(ExitCode.FAILED)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from feature_repo.contracts.errors import DependencyError
 from serving.adapters.online import OnlineRecords, OnlineStore
@@ -28,7 +29,7 @@ class GuardedStore:
     """An `OnlineStore` behind a breaker. Belongs to one event loop."""
 
     def __init__(self, store: OnlineStore, *, probe_seconds: float = PROBE_SECONDS) -> None:
-        self._store = store
+        self._store: Any = store
         self._probe_seconds = probe_seconds
         self._failures = 0.0
         self._probing: asyncio.Task[None] | None = None
@@ -45,19 +46,34 @@ class GuardedStore:
             raise _given_up()
         try:
             found = await self._store.read(version=version, user_id=user_id, anonymous_id=anonymous_id, joined=joined)
-        except DependencyError:
-            self._on_failure()
+        except DependencyError as error:
+            self._note(error)
             raise
-        self._failures *= 1 - WEIGHT
+        self._note(found)
         return found
+
+    def submit(self, answered: Callable[[OnlineRecords | DependencyError], None], **question: Any) -> None:
+        """`read` for those who do not wait, of a store that has it. `answered` is called in a later turn."""
+        if self._probing is not None:
+            asyncio.get_running_loop().call_soon(answered, _given_up())
+            return
+
+        def noted(found: OnlineRecords | DependencyError) -> None:
+            self._note(found)
+            answered(found)
+
+        self._store.submit(noted, **question)
 
     async def close(self) -> None:
         if self._probing is not None:
             self._probing.cancel()
         await self._store.close()
 
-    def _on_failure(self) -> None:
-        self._failures += WEIGHT * (1 - self._failures)
+    def _note(self, found: OnlineRecords | DependencyError) -> None:
+        self._failures *= 1 - WEIGHT
+        if not isinstance(found, DependencyError):
+            return
+        self._failures += WEIGHT
         if self._failures > OPENS_AT and self._probing is None:
             CIRCUIT_OPENINGS.inc()
             logger.warning("the online store does not answer; it is asked again every %g s", self._probe_seconds)

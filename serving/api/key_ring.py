@@ -71,6 +71,10 @@ class Grant:
         self._room = int(-late / self.step_ns)
         return 0.0
 
+    def give_back(self) -> None:
+        """Undo the last `take`: the request is looked at anew, and will be taken again."""
+        self.full_at_ns -= self.step_ns
+
     def header_lines(self) -> bytes:
         """`RateLimit-*` of the answer, as lines; nothing for a key without a limit. Of this worker's share."""
         if not self._head:

@@ -5,7 +5,8 @@
     visits.end(visit, "POST", PATH, status, started, request_id)
 
 A head that is known byte for byte need not be read again: `visits.again(visit, SCOPES[READ])` checks the key of an
-earlier visit anew (it may be revoked, its limit may be used up), and gives a visit or None.
+earlier visit anew (it may be revoked, its limit may be used up), and gives a visit or None. Whoever then cannot answer
+after all, and lets the request be read from its head on, calls `visit.grant.give_back()`.
 """
 
 from __future__ import annotations

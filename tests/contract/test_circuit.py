@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
@@ -33,6 +34,15 @@ class Store(MemoryOnlineStore):
         if self.is_broken:
             raise ValueError("nobody foresaw this")
         return await super().read(version=version, user_id=user_id, anonymous_id=anonymous_id, joined=joined)
+
+    def submit(self, answered: Callable[[OnlineRecords | DependencyError], None], **question: Any) -> None:
+        async def read() -> None:
+            try:
+                answered(await self.read(**question))
+            except DependencyError as error:
+                answered(error)
+
+        self.reading = asyncio.create_task(read())
 
 
 async def outcomes(guarded: GuardedStore, count: int) -> str:
@@ -105,6 +115,23 @@ async def test_probes_ask_for_nobody_and_close_it() -> None:
     store.is_down = True
     assert await outcomes(guarded, 6) == "xxxxxx"  # what was before is forgotten
     assert not guarded.is_open
+
+
+async def test_those_who_do_not_wait_are_counted_and_answered_too() -> None:
+    store = Store()
+    guarded = GuardedStore(store, probe_seconds=60)
+
+    async def submitted() -> str:
+        answered: asyncio.Future[OnlineRecords | DependencyError] = asyncio.get_running_loop().create_future()
+        guarded.submit(answered.set_result, version=None, user_id=None, anonymous_id=None)
+        assert not answered.done()
+        return "x" if isinstance(await answered, DependencyError) else "."
+
+    assert await submitted() == "."
+    store.is_down = True
+    assert [await submitted() for _ in range(10)] == ["x"] * 10
+    assert (guarded.is_open, store.asked) == (True, 8)
+    await guarded.close()
 
 
 async def test_failures_that_come_late_open_it_once() -> None:

@@ -1,0 +1,152 @@
+"""The ordeal of serving: its proxy, its judge, and a small one on the real programs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from infra.bench.fault_proxy import FAULTS, FaultProxy
+from infra.bench.ingest import free_port
+from infra.bench.serving_torture import judge, torture_serving
+from infra.bench.steady_load import FIELDS, Rules, Seen, SteadyLoad, _Question
+from infra.local.redis_server import RunningServer
+
+
+@pytest.mark.redis
+class TestProxy:
+    @asynccontextmanager
+    async def proxy(self, redis_url: str, tmp_path: Path) -> AsyncIterator[tuple[FaultProxy, Redis]]:
+        """A proxy in front of a server that knows `a`, beside one that is empty."""
+        port = free_port()
+        with RunningServer("online", tmp_path / "empty") as empty:
+            proxy = FaultProxy(port, redis_port=int(redis_url.rsplit(":", 1)[1].split("/")[0]), empty_port=empty.port)
+            await proxy.start()
+            client = Redis(
+                port=port, socket_timeout=0.6, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0), retry_on_error=[]
+            )
+            await client.set("a", "1")
+            yield proxy, client
+            await client.aclose()
+            for connection in list(proxy.connections):
+                connection.cut()
+            await proxy.stop()
+
+    async def outcome(self, client: Redis) -> Any:
+        try:
+            return await client.get("a")
+        except (RedisError, OSError, TimeoutError) as error:
+            return type(error).__name__
+
+    async def test_every_fault_is_felt_and_ends(self, redis_url: str, tmp_path: Path) -> None:
+        async with self.proxy(redis_url, tmp_path) as (proxy, client):
+            felt: dict[str, list[Any]] = {}
+            for fault in FAULTS:
+                await proxy.change(fault)
+                began = asyncio.get_running_loop().time()
+                felt[fault] = [await self.outcome(client) for _ in range(8 if fault in ("resets", "half") else 2)]
+                if fault == "slow":
+                    assert asyncio.get_running_loop().time() - began >= 0.2
+                await proxy.change("none")
+                async with asyncio.timeout(20):
+                    while await self.outcome(client) != b"1":
+                        await asyncio.sleep(0.02)
+        assert felt["dead"] == ["ConnectionError", "ConnectionError"]
+        assert felt["hung"] == ["TimeoutError", "TimeoutError"]
+        assert set(felt["slow"]) <= {b"1", "TimeoutError"}
+        assert b"1" in felt["slow"]
+        assert felt["oom"] == ["OutOfMemoryError", "OutOfMemoryError"] or set(felt["oom"]) == {"ResponseError"}
+        assert felt["empty"][-1] is None
+        for fault in ("resets", "half", "garbage"):
+            assert set(felt[fault]) - {b"1"}, fault
+
+    async def test_what_a_hung_one_held_comes_late(self, redis_url: str, tmp_path: Path) -> None:
+        async with self.proxy(redis_url, tmp_path) as (proxy, _):
+            reader, writer = await asyncio.open_connection("127.0.0.1", proxy._port)
+            await proxy.change("hung")
+            writer.write(b"GET a\r\n")
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(reader.read(10), 0.2)
+            await proxy.change("none")
+            assert await asyncio.wait_for(reader.read(10), 10) == b"$1\r\n1\r\n"
+            writer.close()
+
+
+def counts(**named: int) -> list[int]:
+    return [named.get(name, 0) for name in FIELDS]
+
+
+class TestJudge:
+    def test_shares_are_of_what_should_have_left_meanwhile(self) -> None:
+        buckets = {
+            499: counts(sent=50, failed=50),  # before
+            501: counts(sent=10, good=8, late=1, refused=1, personal=3, not_personal=1),
+            540: counts(sent=10, good=8, unclean=1, unsent=1, personal=4),
+            550: counts(sent=10, failed=10),  # after
+        }
+        harm = judge(Seen(buckets, 0, {}, []), 10.0, 11.0, 0.2)
+        assert (harm.questions, harm.good_share, harm.valid_share) == (20, 0.8, 0.85)
+        assert (harm.unclean, harm.failed, harm.unsent, harm.refused, harm.personal_share) == (1, 0, 1, 1, 7 / 8)
+
+    def test_recovery_is_the_end_of_the_last_answer_that_was_not_personal(self) -> None:
+        buckets = {number: counts(sent=1, good=1, personal=1) for number in range(500, 650)}
+        buckets[555] = counts(sent=2, good=2, not_personal=1, personal=1)
+        assert judge(Seen(buckets, 0, {}, []), 10.0, 11.0, 1.0).recovery_seconds == pytest.approx(0.12)
+        assert judge(Seen(buckets, 0, {}, []), 10.0, 11.2, 1.0).recovery_seconds == 0.0
+        buckets[598] = buckets[555]
+        assert judge(Seen(buckets, 0, {}, []), 10.0, 11.0, 1.0).recovery_seconds is None
+
+
+class TestRules:
+    @pytest.mark.parametrize(
+        ("change", "wrong"),
+        [
+            ({}, None),
+            ({"model_version": "c"}, "version c was never published"),
+            ({"items": ["i1"] * 10}, "1 items of 10"),
+            ({"items": [f"i{n}" for n in range(11, 20)]}, "9 items of 10"),
+            ({"items": ["i0", *(f"i{n}" for n in range(11, 20))]}, "a hidden item"),
+            ({"items": ["i5", *(f"i{n}" for n in range(11, 20))]}, "an excluded item"),
+            ({"items": ["j5", *(f"i{n}" for n in range(11, 20))]}, "items of two versions"),
+            ({"model_version": "b"}, "items of two versions"),
+            ({"fallback_level": "personal"}, "a personal list for one who said no"),
+        ],
+    )
+    def test_each_is_looked_at(self, change: dict[str, Any], wrong: str | None) -> None:
+        answer = {
+            "model_version": "a",
+            "items": [f"i{n}" for n in range(10, 20)],
+            "fallback_level": "popular",
+            **change,
+        }
+        answer["items"] = [{"item_id": item} for item in answer["items"]]
+        rules = Rules({"a": "i", "b": "j"}, ["i0"], 10)
+        load = SteadyLoad(1, rate=1, connections=1, kind="people", key="", rules=rules)
+        assert load._broken_rule(answer, _Question(b"", 0, frozenset({"i5"}), False)) == wrong
+
+
+@pytest.mark.redis
+def test_a_small_ordeal_is_survived(tmp_path: Path) -> None:
+    """Two harms for a moment: what is said of time is for quiet machines, what is said of rules holds here too."""
+    said: list[str] = []
+    report = torture_serving(
+        tmp_path / "home", os.environ, seconds=0.4, settle_seconds=0.4, rate=100, overload_seconds=0, flips=20,
+        faults=("dead", "garbage"), say=said.append,
+        settings={"NIGHTJAR_SERVING_ONLINE_TIMEOUT_MS": "200"},
+    )  # fmt: skip
+    assert list(report["harms"]) == ["dead", "garbage"]
+    for harm in [report["quiet"], report["flips_harm"], *report["harms"].values()]:
+        assert (harm["unclean"], harm["failed"]) == (0, 0), (said, report["examples"])
+        assert harm["questions"] >= 20
+    assert report["harms"]["dead"]["personal_share"] == 0.0
+    assert (report["worker_ends"], report["figures"]["mixed_answers"]["max"]) == (0, 0)
+    assert len(report["versions_seen"]) == 2
