@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
     torture.command("night")(night)
     torture.command("events")(events)
     torture.command("api")(api)
-    torture.command("serving")(serving)
+    torture.command("serving")(serving_ordeal)
     app.add_typer(torture, name="torture")
 
 
@@ -411,7 +411,7 @@ def api(
         raise typer.Exit(ExitCode.FAILED)
 
 
-def serving(
+def serving_ordeal(
     seconds: Annotated[float, typer.Option("--seconds", help="Of each harm.")] = 60.0,
     rate: Annotated[float, typer.Option("--rate", help="Questions a second, open loop.")] = 2_000.0,
     overload_seconds: Annotated[

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from feature_repo.contracts.errors import DependencyError
-from serving.adapters.online import OnlineRecords, OnlineStore
+from serving.adapters.online import Answered, OnlineRecords, OnlineStore
 from serving.observability import CIRCUIT_OPENINGS
 
 logger = logging.getLogger("nightjar.serving")
@@ -29,7 +28,7 @@ class GuardedStore:
     """An `OnlineStore` behind a breaker. Belongs to one event loop."""
 
     def __init__(self, store: OnlineStore, *, probe_seconds: float = PROBE_SECONDS) -> None:
-        self._store: Any = store
+        self._store = store
         self._probe_seconds = probe_seconds
         self._failures = 0.0
         self._probing: asyncio.Task[None] | None = None
@@ -52,8 +51,15 @@ class GuardedStore:
         self._note(found)
         return found
 
-    def submit(self, answered: Callable[[OnlineRecords | DependencyError], None], **question: Any) -> None:
-        """`read` for those who do not wait, of a store that has it. `answered` is called in a later turn."""
+    def submit(
+        self,
+        answered: Answered,
+        *,
+        version: str | None,
+        user_id: str | None,
+        anonymous_id: str | None,
+        joined: Sequence[str] = (),
+    ) -> None:
         if self._probing is not None:
             asyncio.get_running_loop().call_soon(answered, _given_up())
             return
@@ -62,7 +68,7 @@ class GuardedStore:
             self._note(found)
             answered(found)
 
-        self._store.submit(noted, **question)
+        self._store.submit(noted, version=version, user_id=user_id, anonymous_id=anonymous_id, joined=joined)
 
     async def close(self) -> None:
         if self._probing is not None:

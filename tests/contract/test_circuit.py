@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 from prometheus_client import REGISTRY
@@ -34,15 +33,6 @@ class Store(MemoryOnlineStore):
         if self.is_broken:
             raise ValueError("nobody foresaw this")
         return await super().read(version=version, user_id=user_id, anonymous_id=anonymous_id, joined=joined)
-
-    def submit(self, answered: Callable[[OnlineRecords | DependencyError], None], **question: Any) -> None:
-        async def read() -> None:
-            try:
-                answered(await self.read(**question))
-            except DependencyError as error:
-                answered(error)
-
-        self.reading = asyncio.create_task(read())
 
 
 async def outcomes(guarded: GuardedStore, count: int) -> str:
