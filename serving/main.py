@@ -178,7 +178,18 @@ def create_app(
     )
     placements = load_placements(settings.placements)
     services = Services(
-        recommender, store, log, settings, wall_micros, timer, new_id, overlay, tail, decisions, ring, access_log,
+        recommender,
+        store,
+        log,
+        settings,
+        wall_micros,
+        timer,
+        new_id,
+        overlay,
+        tail,
+        decisions,
+        ring,
+        access_log,
         placements,
     )
     app.state.services = services
