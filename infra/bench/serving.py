@@ -80,6 +80,7 @@ class Served:
         self._redis = server
         everywhere = sorted({*Cores.of_this_machine().worker, *Cores.of_this_machine().others})
         self._others = cores.others if cores else everywhere
+        self._client = httpx.Client(timeout=60)
         self.port = free_port()
         words = [word.replace("{port}", str(self.port)) for word in command]
         self._process = psutil.Popen(
@@ -104,11 +105,14 @@ class Served:
 
     def ask(self, body: Mapping[str, Any]) -> list[str]:
         """The item ids of one answer."""
-        answer = httpx.post(f"http://127.0.0.1:{self.port}/v1/recommendations", json=dict(body), timeout=10)
+        answer = self._client.post(f"http://127.0.0.1:{self.port}/v1/recommendations", json=dict(body))
         answer.raise_for_status()
         return [item["item_id"] for item in answer.json()["items"]]
 
     def stop(self) -> None:
+        self._client.close()
+        if self._process.poll() is not None:
+            return
         self._process.terminate()
         try:
             self._process.wait(20)
