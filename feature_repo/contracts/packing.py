@@ -153,8 +153,9 @@ class CandidateRows(Sequence[CandidateRow]):
 
     def of_items(self, numbers: Container[int]) -> list[CandidateRow]:
         """The rows of these items, best first."""
-        everybody = _numbers_of(self._count).unpack(self._bytes)
-        return [self[at] for at, number in enumerate(everybody) if number in numbers]
+        data, size, row = self._bytes, CANDIDATE_ROW.size, CANDIDATE_ROW.unpack_from
+        everybody = _numbers_of(self._count).unpack(data)
+        return [row(data, at * size) for at, number in enumerate(everybody) if number in numbers]
 
 
 @lru_cache(maxsize=1024)

@@ -26,7 +26,7 @@ from feature_repo.contracts.publication import (
 )
 from feature_repo.contracts.times import parse_timestamp, start_of_day, to_micros
 from serving.adapters.item_facts import read_item_facts
-from serving.pipeline.catalogue import Catalogue, PopularList, RankedList, Stock
+from serving.pipeline.catalogue import Catalogue, PopularList, RankedList, Refusals, Stock
 from serving.pipeline.session_index import read_session_index
 
 _CHUNK = 1 << 20
@@ -121,7 +121,7 @@ def _item_columns(columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         "item_ids": item_ids,
         "numbers": {item_id: number for number, item_id in enumerate(item_ids) if item_id is not None},
         "attributes": attributes,
-        "refusals": refusals,
+        "refusals": Refusals(refusals),
         "stocks": stocks,
         "expire_micros": expire_micros,
     }

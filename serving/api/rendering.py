@@ -215,4 +215,4 @@ def _envelope(
 
 def _age_seconds(moment_micros: int | None, now_micros: int) -> float | None:
     """Never negative: an as_of may lie ahead of the clock, and clocks of clients run ahead."""
-    return None if moment_micros is None else max(0.0, round((now_micros - moment_micros) / 1_000_000, 3))
+    return None if moment_micros is None else max(0, (now_micros - moment_micros + 500) // 1000) / 1000

@@ -85,10 +85,15 @@ def fill_candidates(
                 base = ceiling * scale(row[1])
             if not whole and len(bases) >= wanted and base / share < lowest / share:
                 if votes:
+                    least = _within_reach(bases, votes, weight, wanted)
                     for lifted in _rows_of(rows, votes):
                         number = lifted[0]
-                        base = ceiling * scale(lifted[1])
-                        if base > 0 and number not in bases:
+                        if is_positive:
+                            base = lifted[1] / top
+                            base = ceiling * (FLOOR if base < FLOOR else base)
+                        else:
+                            base = ceiling * scale(lifted[1])
+                        if base > 0 and base + weight * votes[number] >= least and number not in bases:
                             bases[number] = base
                             origins[number] = origin or (lifted[2], lifted[3], lifted[4])
                 break
@@ -102,6 +107,15 @@ def fill_candidates(
         if len(bases) > before:
             ceiling = lowest * BELOW
     return pool, reports
+
+
+def _within_reach(bases: Mapping[int, float], votes: Mapping[int, float], weight: float, wanted: int) -> float:
+    """No base + weight x vote below this is among the best `wanted`, whatever the bases of voted items may be."""
+    vote_of = votes.get
+    sums = [base + weight * vote_of(number, 0.0) for number, base in bases.items()]
+    sums += [weight * vote for number, vote in votes.items() if number not in bases]
+    sums.sort(reverse=True)
+    return sums[wanted - 1] * (1 - 1e-9) if len(sums) >= wanted else 0.0
 
 
 def _rows_of(rows: Sequence[Sequence[Any]], votes: Mapping[int, float]) -> Sequence[Any]:

@@ -5,8 +5,9 @@ Read-only for those who answer; `pipeline.overlay` writes into it what the shop 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, MutableMapping, MutableSequence, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, MutableMapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from feature_repo.contracts.publication import Manifest
@@ -17,8 +18,7 @@ from serving.pipeline.session_index import SessionIndex
 PopularList = Sequence[tuple[int, float]]
 """(item number, score), best first."""
 
-MAX_NEIGHBOURHOODS = 4_096
-"""Of so many items a process remembers the neighbours unpacked: some 2 kB each."""
+NO_NEIGHBOURS: Mapping[int, float] = MappingProxyType({})
 MAX_REMEMBERED = 65_536
 
 
@@ -53,6 +53,18 @@ class Stock(NamedTuple):
         if self.availability in (None, "IN_STOCK") and self.quantity is not None and self.quantity <= 0:
             return "out_of_stock"
         return None
+
+
+class Refusals(list[str | None]):
+    """Why an item may not be shown, by number. `numbers` has those that may not: few, most days."""
+
+    def __init__(self, refusals: Iterable[str | None]) -> None:
+        super().__init__(refusals)
+        self.numbers = {number for number, refusal in enumerate(self) if refusal is not None}
+
+    def __setitem__(self, number: Any, refusal: Any) -> None:
+        super().__setitem__(number, refusal)
+        (self.numbers.discard if refusal is None else self.numbers.add)(number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +129,12 @@ class Catalogue:
         return list(zip(self.neighbour_numbers[start:end], self.similarities[start:end], strict=True))
 
     def similarities_of(self, item_number: int) -> Mapping[int, float]:
-        """`neighbours` by number, best first; of the items that are asked for often it is remembered."""
-        remembered = self.remember("similarities")
-        found: Mapping[int, float] | None = remembered.get(item_number)
-        if found is None:
-            if len(remembered) >= MAX_NEIGHBOURHOODS:
-                remembered.clear()
-            found = remembered[item_number] = dict(self.neighbours(item_number))
-        return found
+        """`neighbours` by number, best first. Made anew each time: numbers that lie side by side in the map are nearer
+        than a dict of them that was last used some thousand requests ago."""
+        if not 0 <= item_number < len(self.neighbour_offsets) - 1:
+            return NO_NEIGHBOURS
+        start, end = self.neighbour_offsets[item_number], self.neighbour_offsets[item_number + 1]
+        return dict(zip(_listed(self.neighbour_numbers[start:end]), _listed(self.similarities[start:end]), strict=True))
 
     def item_id(self, item_number: int) -> str:
         """The id of an item that is in the bundle."""
@@ -161,3 +171,7 @@ class Catalogue:
                 return path, self.popular_by_category[path]
             path = path.rpartition(CATEGORY_SEPARATOR)[0]
         return None
+
+
+def _listed(column: Sequence[Any]) -> Sequence[Any]:
+    return column.tolist() if isinstance(column, memoryview) else column

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from feature_repo.contracts.events import DISMISSING_TYPES
 from feature_repo.contracts.packing import SessionEvent, SessionState
-from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.catalogue import Catalogue, Refusals
 from serving.pipeline.identify import BUYING_TYPES, TOUCHING_TYPES
 
 
@@ -43,22 +44,24 @@ class SlateFilter:
         self._refused[item_number] = refusal
         return False
 
-    def refused(self, numbers: Collection[int]) -> list[int]:
+    def refused(self, numbers: Mapping[int, Any]) -> list[int]:
         """Those of the items (all >= 0) that `admits` does not admit."""
         taken_out, refusals, size = self._taken_out, self._refusals, len(self._refusals)
-        if self._expire_micros or self._available_micros:
+        if self._expire_micros or self._available_micros or not isinstance(refusals, Refusals):
             return [n for n in numbers if not self.admits(n)]
-        found = [n for n in numbers if n in taken_out or n >= size or refusals[n] is not None]
+        found = {*(numbers.keys() & taken_out.keys()), *(numbers.keys() & refusals.numbers)}
+        if numbers and max(numbers) >= size:
+            found.update(n for n in numbers if n >= size)
         for number in found:
             self.admits(number)  # counts it
-        return found
+        return list(found)
 
     def counts(self) -> dict[str, int]:
         """Filter -> number of distinct items it took out so far, by name."""
         return dict(sorted(Counter(self._refused.values()).items())) if self._refused else {}
 
 
-def refused_by(admits: Callable[[int], bool]) -> Callable[[Collection[int]], list[int]]:
+def refused_by(admits: Callable[[int], bool]) -> Callable[[Mapping[int, Any]], list[int]]:
     """`SlateFilter.refused` of another filter that knows one item at a time."""
     return lambda numbers: [number for number in numbers if not admits(number)]
 

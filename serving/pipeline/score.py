@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from feature_repo.contracts.events import DISMISSING_TYPES, SESSION_VOTE_WEIGHTS
@@ -99,7 +99,7 @@ def silenced_items(session: Sequence[SessionEvent], dismissed: Sequence[str], ca
     return frozenset(catalogue.numbers[item_id] for item_id in {*said_no, *dismissed} if item_id in catalogue.numbers)
 
 
-def count_votes(ballots: Sequence[Ballot], refused: Callable[[Collection[int]], list[int]]) -> dict[int, float]:
+def count_votes(ballots: Sequence[Ballot], refused: Callable[[Mapping[int, float]], list[int]]) -> dict[int, float]:
     """Votes of the eligible items, in [0, 1]: the sum of weight x similarity, divided by the largest such sum.
 
     Only items with a positive sum are in it. Items that may not be shown neither appear nor set the scale.

@@ -139,7 +139,7 @@ def build_slate(
         items=items,
         fallback_level=level,
         fallback_reason=fallback_reason(level, request, person, unavailable, personalized=personalized),
-        filtered=eligible.counts(),
+        filtered=eligible.counts() if ruled or request.explain or len(items) < request.num_results else {},
         rungs=rungs,
         session=session,
         session_weight=weight,

@@ -113,8 +113,8 @@ class Slate:
                      `session` when only the session's neighbours did; `none` for an empty slate
     fallback_reason  why it is not `personal` (consent, no_user, unknown_user, no_eligible_candidates or what made the
                      candidates unavailable), else None
-    filtered         filter -> number of distinct items it took out, of those that were looked at (all, when the slate
-                     is short, and with explain)
+    filtered         filter -> number of distinct items it took out; empty unless the slate is short, kept to a policy,
+                     or is to be explained
     personalized     False when consent forbids the use of user and session
     stage_micros     stage -> microseconds; empty without explain
     propensities     per place the probability with which the policy shows this item there; empty: nothing was left
