@@ -1,8 +1,8 @@
 """POST /v1/recommendations without the framework: reads the questions that nearly all are.
 
 A body is common when it is JSON whose fields are all of those below, each as `schemas.RecommendationRequest` wants it.
-Whatever else comes (another field, a value that may be wrong, `explain`) goes to the application, which answers the
-same, and says what is wrong.
+Whatever else comes (another field, a value that may be wrong, `explain`, `include`, `dry_run`) goes to the application,
+which answers the same, and says what is wrong.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from feature_repo.contracts.errors import DataError
+from feature_repo.contracts.errors import DataError, FilterError
 from feature_repo.contracts.events import EVENT_TYPE_ALIASES, EVENT_TYPES, MAX_ID_BYTES
+from feature_repo.contracts.filter_language import parse_filter
 from feature_repo.contracts.packing import SessionEvent, session_hash
 from feature_repo.contracts.times import parse_timestamp, to_micros
 from serving.api.answering import Question, SlateAnswers
 from serving.api.middleware import GIVEN_ID
-from serving.api.schemas import MAX_EXCLUDED_ITEMS, MAX_RECENT_EVENTS, MAX_RESULTS
+from serving.api.schemas import MAX_ASKED_ITEMS, MAX_EXCLUDED_ITEMS, MAX_RECENT_EVENTS, MAX_RESULTS
 from serving.api.services import Services
 from serving.api.tally import RequestTally
 from serving.api.visits import NOBODY, Visit, Visits
 from serving.pipeline.placements import DEFAULT, Placements
+from serving.pipeline.policy import MAX_EXPLORATION
 from serving.pipeline.values import SlateRequest
 
 PATH = "/v1/recommendations"
-"""What is asked for elsewhere is the application's."""
 MAX_HEADS = 4_096
 """Clients send the same head again and again: so many different ones are remembered."""
 _NOBODY: frozenset[str] = frozenset()
@@ -53,6 +54,7 @@ class HotSlates:
         self.new_id = services.new_id
         self.heads: dict[bytes, Head] = {}
         self._wall_micros = services.wall_micros
+        self._placements = services.placements
         self._plain = plain_placements(services.placements)
         self._max_body_bytes = services.settings.max_body_bytes
 
@@ -74,7 +76,7 @@ class HotSlates:
             return None
         if type(document) is not dict:
             return None
-        return read_question(document, self._wall_micros(), self._plain, self.new_id)
+        return read_question(document, self._wall_micros(), self._placements, self._plain, self.new_id)
 
 
 def read_head(headers: Sequence[tuple[bytes, bytes]]) -> Head | None:
@@ -91,8 +93,8 @@ def read_head(headers: Sequence[tuple[bytes, bytes]]) -> Head | None:
 
 
 def plain_placements(placements: Placements) -> Mapping[str, int | None]:
-    """Placement -> how many items it shows when nobody says; None for one with a policy, which the application keeps
-    to. Names that are not in it are like `default`."""
+    """Placement -> how many items it shows when nobody says; None for one with a policy. Names that are not in it are
+    like `default`."""
     return {
         name: None if placements.policy(name, seed="") is not None else placement.num_results
         for name, placement in placements.by_name.items()
@@ -100,14 +102,22 @@ def plain_placements(placements: Placements) -> Mapping[str, int | None]:
 
 
 def read_question(
-    document: dict[str, Any], now_micros: int, plain: Mapping[str, int | None], new_id: Callable[[], str]
+    document: dict[str, Any],
+    now_micros: int,
+    placements: Placements,
+    plain: Mapping[str, int | None],
+    new_id: Callable[[], str],
 ) -> Question | None:
-    """The question of a decoded body; None when it is not common. Fields mean what `schemas` says they do."""
+    """The question of a decoded body; None when it is not common. Fields mean what `schemas` says they do.
+
+    plain  `plain_placements` of the placements
+    """
     user_id = anonymous_id = session_id = category = region = personalize = None
     placement, num_results, may_store = DEFAULT, None, True
     events: Any = ()
     items: Any = ()
     exclude_item_ids = _NOBODY
+    asks: dict[str, Any] = {}
     for name, value in document.items():
         if name == "user_id":
             if value is not None and not _is_id(value):
@@ -126,8 +136,16 @@ def read_question(
                 return None
             anonymous_id = value
         elif name == "placement":
-            if value != placement:
+            if not _is_id(value):
                 return None
+            placement = value
+        elif name in _POLICY:
+            if value is None:
+                continue
+            said = _asked_of_policy(name, value)
+            if said is None:
+                return None
+            asks[name] = said
         elif name == "recent_events":
             if type(value) is not list or len(value) > MAX_RECENT_EVENTS:
                 return None
@@ -156,22 +174,27 @@ def read_question(
         elif name != "explain" or value is not False:
             return None
     usual = plain.get(placement, plain[DEFAULT])
-    if usual is None:
-        return None
     recent: Sequence[SessionEvent] = ()
     if events or items:
         found = _recent_events(events, items, session_hash(session_id), now_micros)
         if found is None:
             return None
         recent = found
+    recommendation_id, policy = new_id(), None
+    if usual is None or asks:
+        policy = placements.policy(placement, seed=recommendation_id, **asks)
+        usual = placements.find(placement)[0].num_results
     slate = SlateRequest(
-        num_results or usual, user_id, anonymous_id, session_id, category, region, recent, exclude_item_ids, personalize
+        num_results or usual, user_id, anonymous_id, session_id, category, region, recent, exclude_item_ids,
+        personalize, policy=policy,
     )  # fmt: skip
-    return Question(slate, new_id(), placement, may_store, now_micros)
+    return Question(slate, recommendation_id, placement, may_store, now_micros)
 
 
 _CONTEXT = frozenset({"category", "region"})
 _CONSENT = frozenset({"personalize", "store", "train", "share"})
+_SHARES = {"diversity": 1.0, "exploration": MAX_EXPLORATION, "min_relevance": 1.0}
+_POLICY = frozenset({"filter", "item_ids", *_SHARES})
 _EVENT = frozenset({"event_type", "item_id"})
 _TIMED_EVENT = frozenset({"event_type", "item_id", "timestamp"})
 
@@ -183,6 +206,19 @@ def _is_id(value: Any) -> bool:
         and (len(value) <= _MAX_PLAIN_ID or len(value.encode("utf-8")) <= MAX_ID_BYTES)
         and "\x00" not in value
     )
+
+
+def _asked_of_policy(name: str, value: Any) -> Any:
+    """The value as `Placements.policy` takes it; None when the application has to look at it."""
+    if name == "filter":
+        try:
+            return value if type(value) is str and parse_filter(value) else None
+        except FilterError:
+            return None
+    if name == "item_ids":
+        fits = type(value) is list and 1 <= len(value) <= MAX_ASKED_ITEMS and all(map(_is_id, value))
+        return tuple(value) if fits else None
+    return float(value) if type(value) in (int, float) and 0 <= value <= _SHARES[name] else None
 
 
 def _recent_events(events: list[Any], items: list[str], hashed: int, now_micros: int) -> list[SessionEvent] | None:

@@ -53,7 +53,8 @@ from serving.settings import ServingSettings
 from tests.contract.test_api_http import ITEMS, NOW, SECOND, shop
 from tests.serving_builders import TENANT
 
-PLAIN = plain_placements(Placements())
+PLACEMENTS = Placements()
+PLAIN = plain_placements(PLACEMENTS)
 PEOPLE = ("u1", "u2", "denied", "bot", "broken", "mixed", "refusing", "nobody", "ü ser/1", "x" * 256)
 
 
@@ -197,12 +198,21 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
         )
     ),
     "explain": odd(st.just(False)),
+    "filter": odd(st.sampled_from(["price < 3", 'category == "Toys"', "not in_session(item)", "prise < 3", ""])),
+    "item_ids": odd(st.lists(odd(ITEM), max_size=4)),
+    "diversity": odd(st.sampled_from([0, 1, 0.3, 1.01, -0.5, True])),
+    "exploration": odd(st.sampled_from([0, 0.2, 0.21])),
+    "min_relevance": odd(st.sampled_from([0.5, 2])),
     "unknown": ITEM,
 }
 KNOWN = [name for name in FIELDS if name != "unknown"]
 DOCUMENTS = st.one_of(
     st.fixed_dictionaries({}, optional={name: FIELDS[name] for name in KNOWN}),
     st.fixed_dictionaries({"user_id": st.sampled_from(PEOPLE)}, optional={n: FIELDS[n] for n in KNOWN[2:6]}),
+    st.fixed_dictionaries(
+        {"user_id": st.sampled_from(PEOPLE)},
+        optional={n: FIELDS[n] for n in ("placement", "filter", "item_ids", "diversity", "exploration")},
+    ),
     st.fixed_dictionaries({}, optional=FIELDS),
 )
 
@@ -215,7 +225,7 @@ class TestReading:
             document = orjson.loads(json.dumps(document))
         except orjson.JSONDecodeError:
             return  # the route hands such a body on
-        question = read_question(document, NOW, PLAIN, lambda: "id1")
+        question = read_question(document, NOW, PLACEMENTS, PLAIN, lambda: "id1")
         if question is None:
             return
         wanted = RecommendationRequest.model_validate_json(orjson.dumps(document))
@@ -233,10 +243,11 @@ class TestReading:
             {"anonymous_id": "a1", "user_id": None, "context": {"category": "A > B", "region": None}, "explain": False},
             {"recent_events": [{"event_type": "view_item", "item_id": "i1", "timestamp": "2024-03-08T12:58:00Z"}]},
             {"session_items": ["i1"], "exclude_item_ids": ["i2"] * 1000, "consent": {"personalize": True}},
+            {"placement": "home", "filter": "price < 3", "diversity": 1, "exploration": None, "item_ids": ["i1"]},
         ],
     )
     def test_it_knows_what_is_common(self, common: dict[str, Any]) -> None:
-        assert read_question(common, NOW, PLAIN, lambda: "id1") is not None
+        assert read_question(common, NOW, PLACEMENTS, PLAIN, lambda: "id1") is not None
 
 
 class TestBothAgree:
