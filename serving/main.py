@@ -46,6 +46,7 @@ from serving.pipeline.overlay import CatalogueOverlay
 from serving.recommender import Recommender
 from serving.settings import ServingSettings
 
+START_TRIES = 10
 DESCRIPTION = (
     "Real-time personalization. Ask for a slate with POST /v1/recommendations, send what people do to POST /v1/events: "
     "the next slate knows. Errors are problem+json (RFC 9457) with a request id."
@@ -153,8 +154,7 @@ def create_app(
             with contextlib.suppress(DependencyError):
                 await key_tail.step()
             followers.append(asyncio.create_task(key_tail.follow()))
-        with contextlib.suppress(DependencyError):
-            await recommender.settle()
+        await _settle(recommender)
         stopping = asyncio.Event()
         decisions.start()
         watcher = asyncio.create_task(_watch_pointer(recommender, settings.pointer_poll_ms / 1000, stopping))
@@ -220,6 +220,16 @@ def with_hot_routes(app: FastAPI) -> ASGIApp:
 def app_from_environment() -> ASGIApp:
     """What a worker process serves."""
     return with_hot_routes(create_app(Environment.from_mapping(os.environ), ServingSettings.from_mapping(os.environ)))
+
+
+async def _settle(recommender: Recommender) -> None:
+    """Load the published version before the first answer, if there is one. A store that is only slow to take the first
+    connection is asked again."""
+    for _ in range(START_TRIES):
+        with contextlib.suppress(DependencyError):
+            await recommender.settle()
+            return
+        await asyncio.sleep(0.02)
 
 
 async def _watch_pointer(recommender: Recommender, seconds: float, stopping: asyncio.Event) -> None:

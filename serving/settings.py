@@ -26,8 +26,8 @@ MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 class ServingSettings:
     """Raising a number does what its line says.
 
-    online_timeout_ms      50 ms     longest wait for one read of the online store. Higher: slower answers when Redis is
-                                     ill, fewer degraded ones.
+    online_timeout_ms      5 ms      longest wait for one read of the online store. Higher: slower answers when Redis is
+                                     ill, fewer degraded ones where it shares its machine with much else.
     log_timeout_ms         1000 ms   longest wait for the event log's fsync. Higher: slower 503s, fewer of them.
     bundle_wait_ms         2000 ms   how long a request waits for a newly published version to load before it is
                                      answered from the one before. Higher: a flip or rollback shows in the very next
@@ -86,7 +86,7 @@ class ServingSettings:
     lease_seconds          5 s       how long a dead consumer or archiver keeps its role. Higher: later takeover.
     """
 
-    online_timeout_ms: float = 50.0
+    online_timeout_ms: float = 5.0
     log_timeout_ms: float = 1000.0
     bundle_wait_ms: float = 2000.0
     pointer_poll_ms: float = 1000.0

@@ -102,6 +102,7 @@ def torture_serving(
         given = {
             names.REDIS_ONLINE_URL: f"redis://127.0.0.1:{proxy_port}/0",
             "NIGHTJAR_SERVING_API_KEYS": "on",
+            "NIGHTJAR_SERVING_ONLINE_TIMEOUT_MS": "5",
             **(settings or {}),
         }
         inst = stack.enter_context(SmallInstallation(home, variables, people=PEOPLE, settings=given))

@@ -42,6 +42,8 @@ class SmallInstallation:
             names.REDIS_LOG_URL: self.log.url,
             names.REDIS_ONLINE_URL: self.online.url,
             "PYTHONUNBUFFERED": "1",
+            # all of it on one machine, with the load: what is measured shall not be the ladder
+            "NIGHTJAR_SERVING_ONLINE_TIMEOUT_MS": "50",
             **(settings or {}),
         }
         self.environment = Environment.from_mapping(self.variables)

@@ -102,7 +102,8 @@ def build_services(home: Path, ports: Mapping[str, int], variables: Mapping[str,
         Service(
             "api",
             [python, "-m", "serving", "--host", "127.0.0.1", "--port", str(ports["api"]), "--workers", "2"],
-            variables,
+            # Redis shares this machine with Spark and Airflow: their bursts shall not cost people their lists
+            {"NIGHTJAR_SERVING_ONLINE_TIMEOUT_MS": "50", **variables},
             lambda _: _get(f"http://127.0.0.1:{ports['api']}/health/live") is not None,
             needs=("redis-log", "redis-online"),
             url=f"http://127.0.0.1:{ports['api']}",

@@ -27,6 +27,8 @@ Failed = Callable[[Exception], None]
 """Gets TimeoutError when no answer came in time, ConnectionError when the connection ended."""
 
 
+CONNECT_SECONDS = 1.0
+ONE_TURN_SECONDS = 0.001
 READ_ERRORS = (OSError, TimeoutError, RedisError, hiredis.HiredisError)
 """What `connect` raises and `failed` gets. A ConnectionError is an OSError; so is a TimeoutError."""
 
@@ -48,7 +50,8 @@ class TaggedReads:
     """Belongs to the event loop that first uses it.
 
     shared           the packed command that every group begins with
-    timeout_seconds  longest wait for a connection, and for the replies of a group
+    timeout_seconds  longest wait of a request for a connection, and of a group for its replies. A connection that takes
+                     longer to open (TLS, a store far away) is opened all the same, for those who come later
     """
 
     def __init__(self, url: str, *, shared: bytes, timeout_seconds: float) -> None:
@@ -61,6 +64,8 @@ class TaggedReads:
         self._under_way: deque[_Group] = deque()
         self._watch: asyncio.TimerHandle | None = None
         self._groups = 0
+        self._late: _Group | None = None
+        """The group that was late when it was looked at; it is given one more turn of the loop."""
 
     def ask(self, commands: bytes, count: int, taken: Taken, failed: Failed) -> bool:
         """Send `count` packed commands that only read. One of `taken` and `failed` is called in a later turn of the
@@ -78,9 +83,13 @@ class TaggedReads:
         if self._pipe is not None and self._pipe.is_open:
             return
         if self._opening is None or self._opening.done():
-            self._opening = asyncio.create_task(asyncio.wait_for(open_pipe(self._url), self._timeout))
+            opening = asyncio.wait_for(open_pipe(self._url), max(self._timeout, CONNECT_SECONDS))
+            self._opening = asyncio.create_task(opening)
             self._opening.add_done_callback(self._on_opened)
-        await asyncio.shield(self._opening)
+        await asyncio.wait({self._opening}, timeout=self._timeout)
+        if not self._opening.done():
+            raise TimeoutError(f"no connection within {self._timeout * 1000:.0f} ms")
+        self._opening.result()
 
     async def close(self) -> None:
         """Give the connection back; what is under way fails."""
@@ -145,6 +154,11 @@ class TaggedReads:
         left = self._under_way[0].deadline - loop.time()
         if left > 0:
             self._watch = loop.call_later(left, self._look)
+            return
+        if self._late is not self._under_way[0]:
+            # Was it Redis that was late, or we? What came while this process had no processor is read now.
+            self._late = self._under_way[0]
+            self._watch = loop.call_later(ONE_TURN_SECONDS, self._look)
             return
         late, self._under_way = self._under_way, deque()
         if self._pipe is not None:

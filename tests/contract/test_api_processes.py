@@ -51,6 +51,7 @@ class Stack:
             names.REDIS_ONLINE_URL: self.online.url,
             "NIGHTJAR_SERVING_ARCHIVE_SECONDS": "0.2",
             "NIGHTJAR_SERVING_LEASE_SECONDS": "1",
+            "NIGHTJAR_SERVING_ONLINE_TIMEOUT_MS": "200",  # a busy machine is no failure
             "PYTHONUNBUFFERED": "1",
         }
         self.environment = Environment.from_mapping(self.variables)

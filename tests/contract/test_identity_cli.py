@@ -33,7 +33,7 @@ class Stack:
 
     def __init__(self, environment: Environment, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.environment = environment._replace(redis_online_url=url, redis_log_url=url)
-        app = create_app(self.environment, ServingSettings())
+        app = create_app(self.environment, ServingSettings(online_timeout_ms=2000))
         config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="on")
         self._server = uvicorn.Server(config)
         self._stopping = threading.Event()

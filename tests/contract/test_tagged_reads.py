@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -132,6 +134,35 @@ async def test_a_late_reply_meets_nobody() -> None:
             assert (await read(store, user)).session == own_session(user)
             await asyncio.sleep(0.2)  # the late one arrives meanwhile
         assert redis.connections == 2
+
+
+async def test_who_was_busy_elsewhere_does_not_blame_redis() -> None:
+    """The reply comes in time, and is read late."""
+    redis, elsewhere = FakeRedis(lambda _, replies: replies), asyncio.new_event_loop()
+    thread = threading.Thread(target=elsewhere.run_forever)
+    thread.start()
+    starting = asyncio.run_coroutine_threadsafe(asyncio.start_server(redis.serve, "127.0.0.1", 0), elsewhere)
+    server = await asyncio.wrap_future(starting)
+    port = server.sockets[0].getsockname()[1]
+    store = RedisOnlineStore(f"redis://127.0.0.1:{port}/0", tenant="shop", timeout_seconds=0.3)
+    try:
+        await read(store, "first")
+        redis.pauses = [0.1]
+        asked = asyncio.create_task(read(store, "u1"))
+        while len(redis.writes) < 2:
+            await asyncio.sleep(0)
+        time.sleep(0.6)  # no processor, or a pause of the collector
+        assert (await asked).session == own_session("u1")
+        assert redis.connections == 1
+        redis.pauses = [0.9]
+        with pytest.raises(DependencyError):
+            await read(store, "u2")
+    finally:
+        await store.close()
+        elsewhere.call_soon_threadsafe(server.close)
+        elsewhere.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(elsewhere)])
+        elsewhere.call_soon_threadsafe(lambda: elsewhere.call_soon(elsewhere.stop))
+        thread.join()
 
 
 async def test_a_connection_that_ends_is_replaced_once() -> None:

@@ -184,7 +184,7 @@ class TestSettings:
     def test_defaults_and_given_values(self) -> None:
         given = {"NIGHTJAR_SERVING_SESSION_WEIGHT": "0", "NIGHTJAR_SERVING_MAX_EVENTS": "5", "OTHER": "x"}
         settings = ServingSettings.from_mapping(given)
-        assert (settings.session_weight, settings.max_events, settings.online_timeout_ms) == (0.0, 5, 50.0)
+        assert (settings.session_weight, settings.max_events, settings.online_timeout_ms) == (0.0, 5, 5.0)
         assert settings.tuning().session_weight == 0.0
 
     @pytest.mark.parametrize(
