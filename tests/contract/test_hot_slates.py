@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from feature_repo.contracts.api_keys import READ, WRITE, ApiKey, make_key
 from feature_repo.contracts.changes import PATCH, USERS, check_change
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.identity import Edge, pack_edge
@@ -61,13 +62,17 @@ PEOPLE = ("u1", "u2", "denied", "bot", "broken", "mixed", "refusing", "nobody", 
 class Shopfront:
     """A server on a port of its own, with people of many kinds. `is_hot`: as a worker runs it."""
 
-    def __init__(self, environment: Environment, *, is_hot: bool) -> None:
+    def __init__(
+        self, environment: Environment, *, is_hot: bool, keys: Sequence[ApiKey] = (), **settings: Any
+    ) -> None:  # fmt: skip
         self.store = MemoryOnlineStore(tenant=TENANT)
         self.decisions = MemoryDecisionLog()
         self.app = create_app(
-            environment, ServingSettings(max_body_bytes=6000), store=self.store, log=MemoryEventLog(tenant=TENANT),
-            decisions=self.decisions, wall_micros=lambda: NOW, timer=lambda: 0, new_id=lambda: "id1",
+            environment, ServingSettings(max_body_bytes=6000, **settings), store=self.store,
+            log=MemoryEventLog(tenant=TENANT), decisions=self.decisions, wall_micros=lambda: NOW, timer=lambda: 0,
+            new_id=lambda: "id1",
         )  # fmt: skip
+        self.app.state.services.ring.take(keys)
         config = uvicorn.Config(
             with_hot_routes(self.app) if is_hot else self.app, http=SlateProtocol if is_hot else HttpToolsProtocol,
             loop="asyncio", lifespan="off", access_log=False, log_level="critical", server_header=False,
@@ -423,3 +428,58 @@ def bare_catalogue() -> Catalogue:
         attributes=[facts, None], refusals=[None, None], expire_micros={}, neighbour_offsets=[], neighbour_numbers=[],
         similarities=[], popular=[], popular_by_category={}, popular_by_region={}, static=[], as_of_micros=0,
     )  # fmt: skip
+
+
+class TestKeys:
+    """The same keys, limits, traces and refusals as the application's, however often a head comes."""
+
+    def key(self, number: int, scope: str, **limit: Any) -> tuple[dict[str, str], ApiKey]:
+        key, key_id, digest = make_key(number.to_bytes(38, "little"))
+        return {"authorization": f"Bearer {key}"}, ApiKey(key_id, "test", digest, (scope,), NOW, "me", **limit)
+
+    async def test_each_request_is_looked_at(self, environment: Environment) -> None:
+        reader, read_key = self.key(1, READ)
+        writer, write_key = self.key(2, WRITE)
+        limited, limited_key = self.key(3, READ, requests_per_second=0.001, burst=3)
+        all_keys = [read_key, write_key, limited_key]
+        version = shop().write(environment.publications)
+        async with (
+            Shopfront(environment, is_hot=True, keys=all_keys, api_keys="on") as hot,
+            Shopfront(environment, is_hot=False, keys=all_keys, api_keys="on") as plain,
+        ):
+            for front in (hot, plain):
+                front.publish(version)
+                await front.post(b"{}", **reader)  # the version is loaded
+            body = orjson.dumps({"user_id": "u1"})
+            revoked = [read_key._replace(revoked_at=1), write_key, limited_key]
+            for keys, headers, expected in (
+                (all_keys, reader, [200, 200, 200]),
+                (all_keys, {}, [401, 401]),
+                (all_keys, writer, [403, 403]),
+                (all_keys, limited, [200, 200, 200, 429, 429]),
+                (revoked, reader, [401, 401]),
+                (all_keys, reader, [200, 200]),
+                (all_keys, {**reader, "x-request-id": "r-1"}, [200]),
+            ):
+                found = []
+                for front in (hot, plain):
+                    front.app.state.services.ring.take(keys)
+                for _ in expected:
+                    answer = await hot.post(body, **headers)
+                    assert answer == await plain.post(body, **headers)
+                    found.append(int(answer.split()[1]))
+                    assert (b"ratelimit-remaining: " in answer) == (headers is limited)
+                assert found == expected
+
+    async def test_a_trace_goes_on_and_is_no_one_elses(self, environment: Environment) -> None:
+        async with both(environment) as (hot, _):
+            spans = set()
+            for number in range(3):
+                trace_id = f"{number + 1:032x}"
+                answer = await hot.post(b"{}", traceparent=f"00-{trace_id}-00f067aa0ba902b7-00")
+                match = re.search(rb"traceresponse: 00-(\w{32})-(\w{16})-00\r\n", answer)
+                assert match is not None
+                assert match[1].decode() == trace_id
+                spans.add(match[2])
+            assert len(spans) == 3
+            assert b"traceresponse" not in await hot.post(b"{}")
