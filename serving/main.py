@@ -13,6 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp
@@ -25,6 +26,7 @@ from serving.adapters.circuit import GuardedStore
 from serving.adapters.decision_log import DecisionLog, FileDecisionLog
 from serving.adapters.event_log import EventLog, MemoryEventLog, RedisEventLog
 from serving.adapters.key_store import KeyStore, KeyTail, RedisKeyStore
+from serving.adapters.list_stores import open_list_stores
 from serving.adapters.online import OnlineStore, RedisOnlineStore
 from serving.adapters.placements_file import load_placements
 from serving.adapters.shelf import VersionShelf
@@ -32,18 +34,26 @@ from serving.api.access import AccessGuard, describe_access
 from serving.api.access_log import AccessLog
 from serving.api.catalogue_routes import build_catalogue_router
 from serving.api.cors import allow_origins
+from serving.api.decision_routes import build_decision_router
+from serving.api.decisions import session_digest, tuning_digest
 from serving.api.docs_page import DOCS_HTML
 from serving.api.errors import answer_domain_error, answer_http_error
 from serving.api.event_routes import build_event_router
 from serving.api.hot_routes import HotRoutes
 from serving.api.key_ring import KeyRing
+from serving.api.list_routes import build_list_router
+from serving.api.list_schemas import LIST_MODELS
 from serving.api.middleware import RequestEnvelope
+from serving.api.page_routes import build_page_router
+from serving.api.profile_routes import build_profile_router
 from serving.api.routes import build_router
-from serving.api.schemas import Problem, RecommendationRequest, SimilarRequest
+from serving.api.schemas import Problem, SimilarRequest
 from serving.api.services import Services
 from serving.api.snippet import build_snippet_router
+from serving.lists import Lists
 from serving.pipeline.overlay import CatalogueOverlay
 from serving.recommender import Recommender
+from serving.replays import Replays
 from serving.settings import ServingSettings
 
 START_TRIES = 10
@@ -144,6 +154,16 @@ def create_app(
         release=overlay.detach,
     )
     recommender = Recommender(store, shelf, settings, wall_micros=wall_micros, timer=timer, overlay=overlay)
+    beside = open_list_stores(environment, settings, store, decisions, wall_micros=wall_micros, timer=timer)
+    lists = Lists(recommender, beside.board, beside.purchases, settings.tuning(), wall_micros=wall_micros, timer=timer)
+    replays = Replays(
+        recommender,
+        shelf,
+        settings.tuning(),
+        tuning_digest=tuning_digest,
+        session_digest=session_digest,
+        timer=timer,
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -170,6 +190,7 @@ def create_app(
             with contextlib.suppress(asyncio.CancelledError):
                 await follower
         await store.close()
+        await beside.close()
         await log.close()
         await asyncio.to_thread(decisions.close)
 
@@ -190,12 +211,20 @@ def create_app(
         decisions,
         ring,
         access_log,
+        lists,
+        beside.purchases,
+        beside.decided,
+        replays,
         placements,
     )
     app.state.services = services
     app.include_router(build_event_router(services))
     app.include_router(build_catalogue_router(services))
     app.include_router(build_router(services))
+    app.include_router(build_list_router(services))
+    app.include_router(build_page_router(services))
+    app.include_router(build_profile_router(services))
+    app.include_router(build_decision_router(services))
     app.include_router(build_snippet_router())
     app.add_exception_handler(NightjarError, answer_domain_error)
     app.add_exception_handler(HTTPException, answer_http_error)
@@ -252,7 +281,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in (RecommendationRequest, SimilarRequest, Problem):
+        models: tuple[type[BaseModel], ...] = (*LIST_MODELS, SimilarRequest, Problem)
+        for model in models:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema

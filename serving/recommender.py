@@ -136,15 +136,17 @@ class Recommender:
     async def recommend(self, request: SlateRequest) -> Answer:
         """The slate of one request. Raises NoVersionError when there is nothing to serve from."""
         asker = await self.meet(request)
-        return self.answer(asker, self._build(asker))
+        return self.answer(asker, self.slate(asker, asker.request))
 
-    def _build(self, asker: Asker) -> Slate:
+    def slate(self, asker: Asker, request: SlateRequest, *, now_micros: int | None = None) -> Slate:
+        """The slate of somebody who was read. `request`: as `asker.request`, perhaps for another place of a page;
+        `now_micros`: the instant at which it is asked for, by default now."""
         return build_slate(
-            asker.request,
+            request,
             asker.person,
             asker.catalogue,
             self._tuning,
-            now_micros=self._wall_micros(),
+            now_micros=self._wall_micros() if now_micros is None else now_micros,
             timer=self._timer,
         )
 
@@ -204,7 +206,7 @@ class Recommender:
             settled = Settled(catalogue, records, 1, [], PersonRecords(records, known, edges))
         try:
             asker = self._asker(request, settled)
-            answer = self.answer(asker, self._build(asker))
+            answer = self.answer(asker, self.slate(asker, asker.request))
         except Exception:
             logger.exception("a slate could not be built; it is tried once more")
             answered(None)
@@ -246,8 +248,9 @@ class Recommender:
             self._refuses_storing(names),
         )
 
-    def answer(self, asker: Asker, slate: Slate, *, degraded: Sequence[str] = ()) -> Answer:
-        """A slate that was built from this asker, counted. `degraded`: why it is, beyond what reading them says."""
+    def answer(self, asker: Asker, slate: Slate, *, degraded: Sequence[str] = (), reads: int = 0) -> Answer:
+        """A slate that was built from this asker, counted. `degraded`: why it is, beyond what reading them says;
+        `reads`: further reads of the store that it took."""
         reasons = [*asker.degraded, *degraded] if degraded else asker.degraded
         count_soon(SLATES, slate.fallback_level)
         for reason in reasons:
@@ -255,7 +258,7 @@ class Recommender:
         return Answer(
             slate,
             asker.catalogue,
-            asker.reads,
+            asker.reads + reads,
             reasons,
             asker.feature_micros,
             self._overlay.heard_micros,

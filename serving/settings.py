@@ -36,6 +36,8 @@ class ServingSettings:
     log_queue_events       20000     events of one worker that wait for the event log or are under way to it; beyond it
                                      requests get 503 at once. Higher: longer bursts are taken, and longer waits.
     log_queue_bytes        33554432 B  the same in bytes. Higher: more memory of each worker.
+    trend_refresh_ms       1000 ms   how old the votes of a trend may be. Higher: fewer reads of some 100 kB,
+                                     later trends.
     session_weight         3.0       how loud the session is beside the night's list: 0 ignores it, at 3 the best-voted
                                      newcomer beats every item that got no vote once the session has two clicks, at 10
                                      little but the session is left.
@@ -92,6 +94,7 @@ class ServingSettings:
     pointer_poll_ms: float = 1000.0
     log_queue_events: int = 20_000
     log_queue_bytes: int = 33_554_432
+    trend_refresh_ms: float = 1000.0
     session_weight: float = 3.0
     session_weight_alone: float = 10_000.0
     session_events: int = 20

@@ -15,6 +15,7 @@ from feature_repo.contracts.publication import (
     NEIGHBOURS_FILE,
     POPULAR_FILE,
     SESSION_INDEX_FILE,
+    TOGETHER_FILE,
     Manifest,
     pack_neighbours,
 )
@@ -47,6 +48,8 @@ class Shop:
         first_number: int = 0,
         leads_to: Mapping[str, Sequence[tuple[str, float]]] | None = None,
         session_params: Mapping[str, Any] | None = None,
+        together: Mapping[str, Sequence[tuple[str, float]]] | None = None,
+        parts: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """`leads_to`: what comes next in sessions; None: a version without a session index."""
         self.items = items
@@ -74,6 +77,8 @@ class Shop:
                 [number for row in rows for number, _ in row],
                 [weight for row in rows for _, weight in row],
             )
+        if together is not None:
+            self.files[TOGETHER_FILE] = pack_neighbours(self._rows(together))
         self.manifest = Manifest(
             as_of=as_of,
             model=model,
@@ -84,6 +89,7 @@ class Shop:
             last_event_at=last_event_at,
             files={name: hashlib.sha256(data).hexdigest() for name, data in self.files.items()},
             volatile={"published_at": published_at} if published_at else {},
+            parts=parts or {},
         )
         self.version = self.manifest.version()
 

@@ -8,11 +8,12 @@ frame. The worker that appends holds an exclusive flock; a file without one is c
 
 Payload v1 (position n of the slate is entry n-1 of every list)
     v, id, at        1, recommendation_id, microseconds since 1970 (UTC)
-    kind, placement  recommendations or similar; where the slate is shown
+    kind, placement  what was asked for: recommendations, similar, rank, trending, bought_together, buy_again, continue,
+                     new; where the slate is shown
     subject          `events.subject_key`, null when nobody was named or their consent denies storing
     session          `packing.session_hash` as 16 hex digits; null without a session id, and without a subject
     version, level, reason, degraded    as the answer says them (model_version, fallback_level ...)
-    items, numbers, scores, sources     item ids, item numbers, scores, `packing.Source` numbers
+    items, numbers, scores, sources     item ids, item numbers (-1: unknown), scores, `packing.Source` numbers
     rules            per position the ids of the rules that touched it; empty when none touched the slate
     propensities     per position the probability with which the policy would show this item there
     experiments      [[experiment id, arm], ...]; empty outside of experiments

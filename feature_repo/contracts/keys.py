@@ -73,6 +73,24 @@ def parse_candidates_key(key: str, tenant: str = DEFAULT_TENANT) -> tuple[str, s
     return match[1], unquote(match[2])
 
 
+def purchases_key(version: str, user_id: str, tenant: str = DEFAULT_TENANT) -> str:
+    """String: what one user buys (`purchase_record`, v1), in one published version."""
+    return f"{purchases_prefix(version, tenant)}{{u:{quote(user_id, safe='')}}}"
+
+
+def purchases_prefix(version: str, tenant: str = DEFAULT_TENANT) -> str:
+    """What all purchase keys of one version start with (to count or drop a version)."""
+    return f"{_prefix(tenant)}buys:v1:{version}:"
+
+
+def parse_purchases_key(key: str, tenant: str = DEFAULT_TENANT) -> tuple[str, str]:
+    """Inverse of `purchases_key`: (version, user_id)."""
+    match = re.fullmatch(re.escape(_prefix(tenant)) + r"buys:v1:([^:{}]+):\{u:([^{}]*)\}", key)
+    if match is None:
+        raise ContractError(f"not a v1 purchases key of tenant {tenant!r}: {key!r}")
+    return match[1], unquote(match[2])
+
+
 # --- role `online`: sessions -------------------------------------------------------------------------------------
 
 

@@ -66,6 +66,13 @@ class Source(IntEnum):
     CATEGORY = 6
     REGION = 7
     STATIC = 8
+    # Made by serving itself, never by the night: numbers from 16 on.
+    GIVEN = 16
+    TRENDING = 17
+    TOGETHER = 18
+    REPURCHASE = 19
+    NEW = 20
+    CONTINUED = 21
 
 
 class PackedCandidate(NamedTuple):

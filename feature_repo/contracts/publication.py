@@ -15,8 +15,10 @@ Bundle, in `<publications>/<tenant>/<version>/`:
                      (row = item number; each row best first, ties by number)
     popular.json     {"all": L, "by_category": {category: L}, "by_region": {region: L}, "static": L} where L is
                      [[item_number, score], ...], best first; `by_category` has every prefix of "A > B" paths
-    session_index.bin  what comes next in sessions (`contracts.session_index`); versions of before it have none, and
-                     are served from their neighbours
+May be there, and is when the manifest names it:
+    session_index.bin  what comes next in sessions (`contracts.session_index`); without it sessions are served from
+                     the neighbours
+    together.bin     what is bought together, as neighbours.bin: with each item those of the same baskets
 """
 
 from __future__ import annotations
@@ -44,8 +46,10 @@ POPULAR_FILE = "popular.json"
 SESSION_INDEX_FILE = "session_index.bin"
 BUNDLE_FILES = (ITEMS_FILE, NEIGHBOURS_FILE, POPULAR_FILE)
 """What every bundle has."""
-LATER_FILES = (SESSION_INDEX_FILE,)
+TOGETHER_FILE = "together.bin"
+LATER_FILES = (SESSION_INDEX_FILE, TOGETHER_FILE)
 """What a bundle has if its manifest names it."""
+PURCHASES_PART = "purchases"
 
 _EPOCH = date(1970, 1, 1)
 _VERSION = re.compile(r"(\d{4}-\d{2}-\d{2})-([0-9a-f]{8})")
@@ -86,6 +90,8 @@ class Manifest:
 
     `files` maps bundle file name to SHA-256 hex. `candidates_checksum` is `candidates_checksum(...)` over all users.
     `volatile` (run ids, and `published_at`, RFC 3339) is not part of the hash.
+    `parts` says what else is published for each user, by name, with counts, checksum and parameters; a manifest without
+    any has the hash and the text that it had before there were parts.
     """
 
     as_of: str
@@ -97,10 +103,11 @@ class Manifest:
     last_event_at: str | None
     files: Mapping[str, str] = field(default_factory=dict)
     volatile: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def hash(self) -> str:
         """SHA-256 hex over the canonical JSON of everything but `volatile`."""
-        body = asdict(self)
+        body = self._document()
         del body["volatile"]
         return hashlib.sha256(canonical_json(body)).hexdigest()
 
@@ -110,7 +117,13 @@ class Manifest:
 
     def to_json(self) -> str:
         """Text of manifest.json. Inverse: `from_json`."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False)
+        return json.dumps(self._document(), indent=1, sort_keys=True, ensure_ascii=False)
+
+    def _document(self) -> dict[str, Any]:
+        document = asdict(self)
+        if not self.parts:
+            del document["parts"]
+        return document
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:

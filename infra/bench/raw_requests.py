@@ -129,11 +129,14 @@ class Seed(NamedTuple):
     """JSON, or the text of lines."""
 
 
+_PATH_PARTS = {"item_id": "i7", "user_id": "u1", "page": "home", "recommendation_id": f"{0x18E1E3C2F80:012x}{7:020x}"}
+
+
 def seeds_of(document: Mapping[str, Any]) -> list[Seed]:
     """The examples of every operation of an OpenAPI document; an operation without a body is a seed too."""
     seeds = []
     for path, operations in document["paths"].items():
-        address = path.replace("{item_id}", "i7").replace("{user_id}", "u1").encode()
+        address = path.format_map(_PATH_PARTS).encode()
         for method, operation in operations.items():
             content = operation.get("requestBody", {}).get("content", {})
             if not content:

@@ -1,4 +1,4 @@
-"""The Python client: slates, similar items and events, for programs that talk to a running Nightjar.
+"""The Python client: slates, pages, lists and events, for programs that talk to a running Nightjar.
 
     from infra.client import EventQueue, NightjarClient, make_event
 
@@ -16,7 +16,7 @@ from infra.client.errors import ClientError, RefusedError, UnavailableError
 from infra.client.events import make_event, new_event_id
 from infra.client.queues import AsyncEventQueue, EventQueue, QueueStatistics
 from infra.client.retries import RetryPolicy
-from infra.client.values import EventResult, Reason, RecommendedItem, Slate
+from infra.client.values import EventResult, Page, Reason, RecommendedItem, Slate
 
 __all__ = [
     "AsyncEventQueue",
@@ -25,6 +25,7 @@ __all__ = [
     "EventQueue",
     "EventResult",
     "NightjarClient",
+    "Page",
     "QueueStatistics",
     "Reason",
     "RecommendedItem",

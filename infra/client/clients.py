@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
 from infra.client.errors import ClientError, UnavailableError
 from infra.client.events import with_id
 from infra.client.retries import Answer, Failure, Outcome, Request, RetryPolicy, Wait, exchange
-from infra.client.values import EventResult, Slate, read_results, read_slate
+from infra.client.values import EventResult, Page, Slate, read_page, read_results, read_slate
 
 MAX_EVENTS = 1000
 """The API's default limit of one request; more events become several requests."""
@@ -75,6 +76,16 @@ class NightjarClient:
         """Items like one item. `question`: num_results, exclude_item_ids, placement, explain."""
         request = _question("/v1/similar", item_id=item_id, **question)
         return _read(read_slate, self._run(request, self._read_policy))
+
+    def rank(self, item_ids: Iterable[str], user_id: str | None = None, **question: Any) -> Slate:
+        """Up to 500 given items in this person's order, unknown ones last. `question`: as `recommend`."""
+        request = _question("/v1/rank", item_ids=list(item_ids), user_id=user_id, **question)
+        return _read(read_slate, self._run(request, self._read_policy))
+
+    def page(self, page: str, user_id: str | None = None, **question: Any) -> Page:
+        """Several placements in one call, no item twice. `question`: placements, item_id, and as `recommend`."""
+        request = _question(f"/v1/pages/{quote(page, safe='')}", user_id=user_id, **question)
+        return _read(read_page, self._run(request, self._read_policy))
 
     def send(self, events: Iterable[Event], *, policy: RetryPolicy | None = None) -> list[EventResult]:
         """Send events now; what became of each, in order. They are on the API's disk when this returns.
@@ -154,6 +165,16 @@ class AsyncNightjarClient:
         """As `NightjarClient.similar`."""
         request = _question("/v1/similar", item_id=item_id, **question)
         return _read(read_slate, await self._run(request, self._read_policy))
+
+    async def rank(self, item_ids: Iterable[str], user_id: str | None = None, **question: Any) -> Slate:
+        """As `NightjarClient.rank`."""
+        request = _question("/v1/rank", item_ids=list(item_ids), user_id=user_id, **question)
+        return _read(read_slate, await self._run(request, self._read_policy))
+
+    async def page(self, page: str, user_id: str | None = None, **question: Any) -> Page:
+        """As `NightjarClient.page`."""
+        request = _question(f"/v1/pages/{quote(page, safe='')}", user_id=user_id, **question)
+        return _read(read_page, await self._run(request, self._read_policy))
 
     async def send(self, events: Iterable[Event], *, policy: RetryPolicy | None = None) -> list[EventResult]:
         """As `NightjarClient.send`."""

@@ -51,6 +51,18 @@ class Slate:
 
 
 @dataclass(frozen=True, slots=True)
+class Page:
+    """Several placements, in order; no item is in two of them."""
+
+    page: str
+    placements: Sequence[Slate]
+    model_version: str
+    degraded: bool
+    took_ms: float
+    raw: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class EventResult:
     """What became of one event: `accepted`, `duplicate` (it was accepted before) or `quarantined`, with the reason."""
 
@@ -90,6 +102,18 @@ def read_slate(document: Mapping[str, Any]) -> Slate:
         document["degraded"],
         tuple(document.get("degraded_reasons") or ()),
         document["freshness"],
+        document["took_ms"],
+        document,
+    )
+
+
+def read_page(document: Mapping[str, Any]) -> Page:
+    """Raises KeyError or TypeError for what is no page."""
+    return Page(
+        document["page"],
+        tuple(read_slate(one) for one in document["placements"]),
+        document["model_version"],
+        document["degraded"],
         document["took_ms"],
         document,
     )

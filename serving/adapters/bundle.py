@@ -6,6 +6,7 @@ import hashlib
 import json
 import mmap
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from feature_repo.contracts.publication import (
     NEIGHBOURS_FILE,
     POPULAR_FILE,
     SESSION_INDEX_FILE,
+    TOGETHER_FILE,
     Manifest,
     bundle_names,
+    pack_neighbours,
     parse_version,
     unpack_neighbours,
 )
@@ -51,11 +54,14 @@ def load_catalogue(publications: str, version: str, *, tenant: str) -> Catalogue
         memory = _memory_map(folder / NEIGHBOURS_FILE)
         has_index = SESSION_INDEX_FILE in manifest.files
         session_index = read_session_index(_memory_map(folder / SESSION_INDEX_FILE)) if has_index else None
+        has_together = TOGETHER_FILE in manifest.files
+        together = _memory_map(folder / TOGETHER_FILE) if has_together else memoryview(pack_neighbours([]))
     except OSError as error:
         raise DependencyError(f"cannot read the bundle of version {version}: {error}") from error
     except json.JSONDecodeError as error:
         raise ContractError(f"a file of the bundle {folder} is not JSON: {error}") from error
     offsets, numbers, similarities = unpack_neighbours(memory)
+    together_offsets, together_numbers, together_scores = unpack_neighbours(together)
     try:
         items = _item_columns(columns)
         return Catalogue(
@@ -74,8 +80,13 @@ def load_catalogue(publications: str, version: str, *, tenant: str) -> Catalogue
             published_micros=_micros(manifest.volatile.get("published_at")),
             last_event_micros=_micros(manifest.last_event_at),
             changes_position=int(manifest.volatile.get("item_changes_position", -1)),
-            memory=(memory,),
             facts=read_item_facts(columns, len(items["item_ids"])),
+            popularity=_popularity(popular),
+            newest=_newest(columns),
+            together_offsets=together_offsets,
+            together_numbers=together_numbers,
+            together_scores=together_scores,
+            memory=(memory, together),
         )
     except (KeyError, TypeError, ValueError, DataError) as error:
         raise ContractError(f"the bundle {folder} does not follow its format: {error!r}") from error
@@ -129,6 +140,22 @@ def _item_columns(columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
 
 def _popular(rows: Sequence[Sequence[Any]]) -> PopularList:
     return RankedList((int(number), float(score)) for number, score in rows)
+
+
+def _popularity(lists: Mapping[str, Any]) -> dict[int, float]:
+    """Item number -> score, of all lists that are scored alike (those of regions are not); of what has a score."""
+    rows = chain(lists["static"], *lists["by_category"].values(), lists["all"])
+    return {int(number): float(score) for number, score in rows if score > 0}
+
+
+def _newest(columns: Mapping[str, Sequence[Any]]) -> list[tuple[int, int]]:
+    created = columns.get("created_at") or []
+    known = [
+        (number, to_micros(parse_timestamp(text)))
+        for number, text in zip(columns["item_number"], created, strict=False)
+        if text is not None
+    ]
+    return sorted(known, key=lambda row: (-row[1], row[0]))
 
 
 def _micros(text: str | None) -> int | None:

@@ -6,7 +6,8 @@ import asyncio
 import gc
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from feature_repo.contracts.errors import NightjarError
 from feature_repo.contracts.publication import WARM_VERSIONS
@@ -62,6 +63,23 @@ class VersionShelf:
             self._release(self._shelf.popitem(last=False)[1])
         self.current = catalogue
         return catalogue
+
+    @asynccontextmanager
+    async def borrowed(self, version: str) -> AsyncIterator[Catalogue]:
+        """A version for as long as the block lasts, whatever is served; one that is not held is loaded for it alone.
+
+        Raises what loading it raised.
+        """
+        held = self._shelf.get(version)
+        if held is not None:
+            yield held
+            return
+        catalogue = await self._loaded(version)
+        try:
+            yield catalogue
+        finally:
+            if self._shelf.get(version) is not catalogue:
+                self._release(catalogue)
 
     async def _loaded(self, version: str) -> Catalogue:
         if version in self._failed:

@@ -1,19 +1,25 @@
-"""What both forms of the recommendations route do with a question once it is read: answer it, and log the decision."""
+"""What all routes do with an answer: it gets its id, it is written, and its decision is logged."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import orjson
 
 from serving.api.decisions import recommendation_decision, tuning_digest
 from serving.api.rendering import render_answer
 from serving.api.services import Services
+from serving.lists import RECOMMENDATIONS
 from serving.pipeline.values import SlateRequest
 from serving.recommender import Answer
 
 logger = logging.getLogger("nightjar.serving")
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Question(NamedTuple):
@@ -22,6 +28,7 @@ class Question(NamedTuple):
     may_store   False: the request says that nothing of its person may be kept
     include     attributes that the items shall have; none: title, category, price
     is_dry_run  no decision is logged
+    kind        of the decision: recommendations, rank, trending ...
     """
 
     slate: SlateRequest
@@ -31,6 +38,7 @@ class Question(NamedTuple):
     now_micros: int
     include: Sequence[str] = ()
     is_dry_run: bool = False
+    kind: str = RECOMMENDATIONS
 
 
 class SlateAnswers:
@@ -44,7 +52,7 @@ class SlateAnswers:
 
     async def answer(self, question: Question, started: int) -> bytes:
         """The body of a 200. `started`: when the request came, of the services' timer."""
-        return self._write(await self._recommender.recommend(question.slate), question, started)
+        return self.write(await self._recommender.recommend(question.slate), question, started)
 
     def submit(self, question: Question, started: int, answered: Callable[[bytes | None], None]) -> bool:
         """`answer` for those who do not wait: `answered` is called in a later turn of the loop, with None when `answer`
@@ -57,12 +65,22 @@ class SlateAnswers:
         content: bytes | None = None
         if answer is not None:
             try:
-                content = self._write(answer, question, started)
+                content = self.write(answer, question, started)
             except Exception:
                 logger.exception("an answer could not be written; it is tried once more")
         answered(content)
 
-    def _write(self, answer: Answer, question: Question, started: int) -> bytes:
+    def write(
+        self,
+        answer: Answer,
+        question: Question,
+        started: int,
+        *,
+        inputs: Mapping[str, Any] = NOTHING,
+        more: Mapping[str, Any] = NOTHING,
+    ) -> bytes:
+        """The body of an answer, whose decision is logged. `inputs`: what else the slate depended on, for the decision;
+        `more`: further fields of the body."""
         asked, now_micros = question.slate, question.now_micros
         content = render_answer(
             answer,
@@ -85,6 +103,13 @@ class SlateAnswers:
                 may_store=question.may_store and not answer.refuses_storing,
                 tuning=self._tuning,
                 now_micros=now_micros,
+                kind=question.kind,
+                more=inputs,
             )
         )
-        return content
+        return with_fields(content, more) if more else content
+
+
+def with_fields(content: bytes, more: Mapping[str, Any]) -> bytes:
+    """A JSON object, already written, with further fields at its end."""
+    return content[:-1] + b"," + orjson.dumps(more)[1:]

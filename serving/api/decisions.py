@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from feature_repo.contracts.decisions import DECISION_FORMAT, DETERMINISTIC
@@ -17,6 +19,7 @@ from serving.recommender import Answer
 RECOMMENDATIONS, SIMILAR = "recommendations", "similar"
 
 
+@lru_cache(maxsize=8)
 def tuning_digest(tuning: Tuning) -> str:
     """8 hex digits that stand for the settings of the session adjustment."""
     return hashlib.blake2b(repr(tuning).encode(), digest_size=4).hexdigest()
@@ -37,9 +40,11 @@ def recommendation_decision(
     may_store: bool,
     tuning: str,
     now_micros: int,
+    kind: str = RECOMMENDATIONS,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> bytes:
-    """The payload of a recommendation. When `may_store` is false nothing in it is about a person: no subject, no
-    session, no events, no exclusions."""
+    """The payload of an answer; `more`: further inputs, about no person. When `may_store` is false nothing in it is
+    about a person: no subject, no session, no events, no exclusions."""
     slate = answer.slate
     subject = hashed = None
     inputs: dict[str, Any] = {"num_results": request.num_results, "tuning": tuning, "personalized": slate.personalized}
@@ -69,11 +74,12 @@ def recommendation_decision(
             }  # fmt: skip
     else:
         inputs["store"] = False
+    inputs |= more
     return _payload(
         slate.items,
         answer.catalogue,
         recommendation_id=recommendation_id,
-        kind=RECOMMENDATIONS,
+        kind=kind,
         placement=placement,
         subject=subject,
         session=hashed,

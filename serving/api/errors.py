@@ -6,6 +6,7 @@ RequestError                 422  what a request asks cannot be answered as aske
 ├── InvalidRequestError      422  fields that are wrong: each with its name, what was seen, what is expected
 ├── UnreadableBodyError      400  the body is not JSON, or not of any accepted form
 ├── UnknownItemError         404  the item is not in the served version
+├── UnknownDecisionError     404  no such decision is kept
 ├── UnsupportedBodyError     415  a coding or format of the body that we do not read
 └── BodyTooLargeError        413  with the limit, what was seen, what is allowed
     └── QueryTooLongError    414
@@ -70,6 +71,10 @@ class UnknownItemError(RequestError):
     """The item is not in the served version."""
 
 
+class UnknownDecisionError(RequestError):
+    """No such decision is kept."""
+
+
 class BodyTooLargeError(RequestError):
     """The body, or the list in it, is larger than the server takes."""
 
@@ -95,6 +100,7 @@ class UnknownWriteKeyError(RequestError):
 _STATUS: tuple[tuple[type[NightjarError], int, str, str], ...] = (
     (UnreadableBodyError, 400, "unreadable-body", "The body cannot be parsed"),
     (UnknownItemError, 404, "unknown-item", "The item is not in the served version"),
+    (UnknownDecisionError, 404, "unknown-decision", "No such decision is kept"),
     (QueryTooLongError, 414, "query-too-long", "The query is too long"),
     (BodyTooLargeError, 413, "too-large", "The request is too large"),
     (UnsupportedBodyError, 415, "unsupported-body", "The body is coded in a way that is not read here"),
@@ -110,7 +116,14 @@ def problem(
     status: int, slug: str, title: str, detail: str | None, request_id: str, **more: Any
 ) -> Response:  # fmt: skip
     """A problem+json response."""
-    body = {
+    document = _document(status, slug, title, detail, request_id, **more)
+    return Response(orjson.dumps(document), status, headers=_HEADERS.get(status), media_type=PROBLEM_TYPE)
+
+
+def _document(
+    status: int, slug: str, title: str, detail: str | None, request_id: str, **more: Any
+) -> dict[str, Any]:  # fmt: skip
+    return {
         "type": f"urn:nightjar:problem:{slug}",
         "title": title,
         "status": status,
@@ -118,7 +131,6 @@ def problem(
         "request_id": request_id,
         **more,
     }
-    return Response(orjson.dumps(body), status, headers=_HEADERS.get(status), media_type=PROBLEM_TYPE)
 
 
 def internal_error(request_id: str) -> Response:
@@ -132,8 +144,8 @@ def request_id_of(request: Request) -> str:
     return getattr(request.state, "request_id", "unknown")
 
 
-async def answer_domain_error(request: Request, error: Exception) -> Response:
-    """A NightjarError as a problem. Those that are nobody's fault but ours go on to the 500."""
+def problem_body(error: Exception, request_id: str) -> dict[str, Any]:
+    """A NightjarError as the document of a problem. Those that are nobody's fault but ours are raised again."""
     for kind, status, slug, title in _STATUS:
         if isinstance(error, kind):
             more: dict[str, Any] = {}
@@ -147,8 +159,15 @@ async def answer_domain_error(request: Request, error: Exception) -> Response:
                 more = {"field": "filter", "position": error.position, "errors": problems}
             elif isinstance(error, RequestError) and error.field:
                 more["field"] = error.field
-            return problem(status, slug, title, str(error), request_id_of(request), **more)
+            return _document(status, slug, title, str(error), request_id, **more)
     raise error
+
+
+async def answer_domain_error(request: Request, error: Exception) -> Response:
+    """A NightjarError as a problem. Those that are nobody's fault but ours go on to the 500."""
+    document = problem_body(error, request_id_of(request))
+    status = document["status"]
+    return Response(orjson.dumps(document), status, headers=_HEADERS.get(status), media_type=PROBLEM_TYPE)
 
 
 async def answer_http_error(request: Request, error: Exception) -> Response:

@@ -9,7 +9,7 @@ JSON = "application/json"
 _WORDS = {
     400: "The body cannot be parsed",
     401: "The write key is not known",
-    404: "Unknown item",
+    404: "Unknown item, or unknown decision",
     413: "The request is too large: which limit, what was seen, what is allowed",
     414: "The query is too long",
     415: "The body is coded in a way that is not read here",

@@ -10,9 +10,12 @@ import orjson
 from feature_repo.contracts.packing import Source
 from serving.api.policies import included_attributes
 from serving.pipeline.catalogue import MAX_REMEMBERED, Catalogue
+from serving.pipeline.rank_given import UNKNOWN_ITEM
 from serving.pipeline.values import Reason, RungReport, SlateItem
 from serving.recommender import Answer
 
+NO_ATTRIBUTES = {"title": None, "category": None, "price": None}
+"""Of an item that the version does not know."""
 SOURCE_NAMES = {source: source.name.lower() for source in Source}
 _SOURCES_AS_JSON = {source: f',"source":"{name}","reasons":' for source, name in SOURCE_NAMES.items()}
 
@@ -28,7 +31,7 @@ def render_items(items: Iterable[SlateItem], catalogue: Catalogue, include: Sequ
             "rank": rank,
             "source": SOURCE_NAMES[item.source],
             "reasons": [reason._asdict() for reason in item.reasons],
-            "attributes": catalogue.attributes[item.item_number],
+            "attributes": NO_ATTRIBUTES if item.item_number == UNKNOWN_ITEM else catalogue.attributes[item.item_number],
         }
         if include:
             one["attributes"] = included_attributes(catalogue, item.item_number, include)
@@ -42,6 +45,9 @@ def item_list(items: Sequence[SlateItem], catalogue: Catalogue) -> orjson.Fragme
     attributes = catalogue.attributes
     written = []
     for rank, (number, _, score, _, _, source, reasons) in enumerate(items, start=1):
+        if number == UNKNOWN_ITEM:
+            written.append(_as_json(render_items([items[rank - 1]], catalogue)[0] | {"rank": rank}))
+            continue
         facts = attributes[number]
         parts = of_items.get(number)
         if parts is None or parts[0] is not facts:

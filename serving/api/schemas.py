@@ -10,6 +10,7 @@ from feature_repo.contracts.errors import DataError, nearest
 from feature_repo.contracts.events import EVENT_TYPE_ALIASES, EVENT_TYPES, MAX_ID_BYTES
 from feature_repo.contracts.filter_language import parse_filter
 from feature_repo.contracts.times import parse_timestamp, to_micros
+from serving.api.answer_examples import SLATE
 from serving.api.policies import check_attribute
 from serving.pipeline.placements import MAX_RESULTS as MAX_RESULTS
 from serving.pipeline.policy import MAX_EXPLORATION
@@ -190,7 +191,7 @@ class ItemOut(_Given):
     item_id: str
     score: float = Field(description="in [0, 1]; comparable within one answer only")
     rank: int = Field(description="from 1")
-    source: str = Field(examples=["als", "item_knn", "session", "popularity"])
+    source: str = Field(examples=["als", "item_knn", "session", "popularity", "trending", "given"])
     reasons: list[ReasonOut]
     attributes: dict[str, Any] = Field(
         description="title, category and price, or those that `include` names; null where the item has none",
@@ -221,11 +222,12 @@ class RecommendationResponse(_Given):
     took_ms: float
     fallback_level: str = Field(
         description="the best rung that answered: personal, segment, category, region, popular, static; "
-        "session or none when no rung had an eligible item; similar for items like an item"
+        "session or none when no rung had an eligible item; of other lists first their own name (similar, "
+        "bought_together, trending, new, older, continue, buy_again), of /v1/rank given when nothing is known"
     )
     fallback_reason: str | None = Field(
-        description="why it is not the first rung: consent, no_user, unknown_user, no_eligible_candidates, or what "
-        "made the personal records unavailable"
+        description="why it is not the first rung: consent, no_user, unknown_user, no_eligible_candidates, "
+        "no_purchases, nothing_begun, unknown_item, or what made the personal records unavailable"
     )
     degraded: bool
     degraded_reasons: list[str] | None = Field(default=None, description="only when degraded")
@@ -235,6 +237,8 @@ class RecommendationResponse(_Given):
         default=None, description="only when fewer items than asked for, or with explain: items taken out, by filter"
     )
     trace: dict[str, Any] | None = Field(default=None, description="only with explain")
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [SLATE]})
 
 
 class EventResult(_Given):

@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 
 from serving.adapters.change_feed import CatalogueTail
 from serving.adapters.decision_log import DecisionLog
+from serving.adapters.decision_reader import DecisionReader
 from serving.adapters.event_log import EventLog
 from serving.adapters.online import OnlineStore
+from serving.adapters.purchases import PurchaseStore
 from serving.api.access_log import AccessLog
 from serving.api.key_ring import KeyRing
+from serving.lists import Lists
 from serving.pipeline.overlay import CatalogueOverlay
 from serving.pipeline.placements import Placements
 from serving.recommender import Recommender
+from serving.replays import Replays
 from serving.settings import ServingSettings
 
 
@@ -33,4 +37,8 @@ class Services:
     decisions: DecisionLog
     ring: KeyRing
     access_log: AccessLog
+    lists: Lists
+    purchases: PurchaseStore
+    decided: DecisionReader
+    replays: Replays
     placements: Placements = field(default_factory=Placements)

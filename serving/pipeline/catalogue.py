@@ -81,6 +81,9 @@ class Catalogue:
     neighbour_offsets, neighbour_numbers, similarities  `publication.unpack_neighbours`; may be memory maps
     session_index      None in a version of before there was one
     published_micros, last_event_micros  None when the manifest does not say
+    popularity         item number -> score, of every item that is on any popular list; comparable with one another
+    newest             (item number, created_at in microseconds since 1970), the newest first; items that say when
+    together_offsets, together_numbers, together_scores  what is bought together, as neighbours; empty in older versions
     """
 
     version: str
@@ -104,6 +107,11 @@ class Catalogue:
     stocks: MutableSequence[Stock | None] = field(default_factory=list)
     available_micros: MutableMapping[int, int] = field(default_factory=dict)
     changes_position: int = -1
+    popularity: Mapping[int, float] = field(default_factory=dict)
+    newest: PopularList = ()
+    together_offsets: Sequence[int] = ()
+    together_numbers: Sequence[int] = ()
+    together_scores: Sequence[float] = ()
     memory: Sequence[Any] = field(default=(), repr=False)
     """Keeps alive what the views above look into (the memory map)."""
     remembered: dict[str, dict[Any, Any]] = field(default_factory=dict, repr=False, compare=False)
@@ -135,6 +143,13 @@ class Catalogue:
             return NO_NEIGHBOURS
         start, end = self.neighbour_offsets[item_number], self.neighbour_offsets[item_number + 1]
         return dict(zip(_listed(self.neighbour_numbers[start:end]), _listed(self.similarities[start:end]), strict=True))
+
+    def bought_with(self, item_number: int) -> list[tuple[int, float]]:
+        """(item number, score) of what is bought in the same baskets, best first."""
+        if not 0 <= item_number < len(self.together_offsets) - 1:
+            return []
+        start, end = self.together_offsets[item_number], self.together_offsets[item_number + 1]
+        return list(zip(self.together_numbers[start:end], self.together_scores[start:end], strict=True))
 
     def item_id(self, item_number: int) -> str:
         """The id of an item that is in the bundle."""

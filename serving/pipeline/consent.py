@@ -3,9 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
-from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED
+from feature_repo.contracts.packing import FLAG_BOT, FLAG_PERSONALIZE_DENIED
 from serving.pipeline.values import Person, SlateRequest
+
+NOBODY = Person()
+BOT = "bot"
+"""The fallback reason of a subject that behaves like a bot (`contracts.bots`)."""
+
+
+class Allowed(NamedTuple):
+    """Request and person as far as an answer may use them. `unavailable`: why the person cannot be used, although
+    consent does not forbid it, or None."""
+
+    request: SlateRequest
+    person: Person
+    personalized: bool
+    unavailable: str | None
+
+
+def as_allowed(request: SlateRequest, person: Person) -> Allowed:
+    """Without consent, and for a bot, neither the person nor the session exists."""
+    consents = allows_personalization(request, person)
+    is_bot = consents and bool(person.session.flags & FLAG_BOT)
+    unavailable = person.unavailable or (BOT if is_bot else None)
+    if consents and not is_bot:
+        return Allowed(request, person, True, unavailable)
+    nobody = replace(request, user_id=None, anonymous_id=None, session_id=None, recent_events=())
+    return Allowed(nobody, NOBODY, False, unavailable)
 
 
 def with_refusal(request: SlateRequest, *, refuses: bool) -> SlateRequest:

@@ -19,7 +19,11 @@ class SlateFilter:
     seen_in_session, not_in_bundle / out_of_stock / hidden / expired / not_yet_available.
     """
 
-    def __init__(self, catalogue: Catalogue, *, taken_out: Mapping[int, str], now_micros: int) -> None:
+    def __init__(
+        self, catalogue: Catalogue, *, taken_out: Mapping[int, str], now_micros: int, uncounted: str | None = None
+    ) -> None:
+        """`uncounted`: a filter that goes without saying, such as the item that was asked for."""
+        self._uncounted = uncounted
         self._catalogue = catalogue
         self._refusals = catalogue.refusals
         self._expire_micros = catalogue.expire_micros
@@ -58,7 +62,10 @@ class SlateFilter:
 
     def counts(self) -> dict[str, int]:
         """Filter -> number of distinct items it took out so far, by name."""
-        return dict(sorted(Counter(self._refused.values()).items())) if self._refused else {}
+        if not self._refused:
+            return {}
+        found = Counter([refusal for refusal in self._refused.values() if refusal != self._uncounted])
+        return dict(sorted(found.items()))
 
 
 def refused_by(admits: Callable[[int], bool]) -> Callable[[Mapping[int, Any]], list[int]]:

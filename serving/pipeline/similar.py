@@ -1,61 +1,107 @@
-"""Items like one item, topped up with what is popular in its category and then everywhere."""
+"""Items like one item, and items bought with others; topped up with what is popular in their category, then at all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from feature_repo.contracts.packing import Source
-from serving.pipeline.candidates import Rung, fill_candidates
+from serving.pipeline.candidates import Rung
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.filters import SlateFilter
-from serving.pipeline.order import order_candidates
-from serving.pipeline.slate import fallback_level
-from serving.pipeline.values import Reason, RungReport, SlateItem
+from serving.pipeline.list_slate import because_of, in_words, list_slate, popular_rungs, popular_words
+from serving.pipeline.values import Reason, Slate
+
+ASKED = "asked_item"
+UNKNOWN = "unknown_item"
 
 
 def similar_items(
-    item_number: int, catalogue: Catalogue, *, num_results: int, exclude_item_ids: frozenset[str], now_micros: int
-) -> tuple[list[SlateItem], str, dict[str, int], list[RungReport]]:
-    """(items, fallback_level, counts per filter, rungs). The item itself is never among them.
+    item_number: int | None,
+    catalogue: Catalogue,
+    *,
+    num_results: int,
+    exclude_item_ids: Collection[str],
+    now_micros: int,
+) -> Slate:
+    """The neighbours of an item, nearest first. The item itself is never among them.
 
-    fallback_level is `similar`, or the first rung that had something: category, popular, static, none.
+    fallback_level is `similar`, or the first rung that had something: category, popular, static, none. An item that the
+    version does not have (None) is like nothing: what is popular, with the fallback reason `unknown_item`.
     """
-    excluded = {catalogue.numbers[i]: "excluded" for i in exclude_item_ids if i in catalogue.numbers}
-    eligible = SlateFilter(catalogue, taken_out={**excluded, item_number: "asked_item"}, now_micros=now_micros)
-    pool, rungs = fill_candidates(
-        _rungs(item_number, catalogue), wanted=num_results, admits=eligible.admits, whole=True
+    asked = [] if item_number is None else [item_number]
+    category = catalogue.category(item_number) if item_number is not None else None
+    words = popular_words(category)
+
+    def tell(_: int, source: Source) -> tuple[Reason, ...]:
+        if source in words or item_number is None:
+            return in_words(words[source])
+        return because_of(item_number, catalogue, "similar to {title}")
+
+    return list_slate(
+        _with_own("similar", Source.ITEM_KNN, catalogue.neighbours(asked[0]) if asked else (), catalogue, category),
+        own="similar",
+        wanted=num_results,
+        eligible=_others(asked, catalogue, exclude_item_ids, now_micros),
+        catalogue=catalogue,
+        tell=tell,
+        why_not=None if asked else UNKNOWN,
     )
-    ordered = order_candidates(pool.bases, num_results, catalogue.item_ids)
-    title = catalogue.title(item_number)
-    like_it = Reason(catalogue.item_id(item_number), title, f"similar to {title}")
-    texts = {
-        Source.CATEGORY: f"popular in {catalogue.category(item_number)}",
-        Source.POPULARITY: "popular with everybody",
-        Source.STATIC: "chosen by the shop",
+
+
+def bought_together(
+    item_numbers: Sequence[int],
+    catalogue: Catalogue,
+    *,
+    num_results: int,
+    exclude_item_ids: Collection[str],
+    now_micros: int,
+) -> Slate:
+    """What is bought in the same baskets as these items (one, or a whole cart); none of them is among it.
+
+    Of several items the scores add up; each is named by the one that spoke loudest for it (ties: the smaller item id).
+    Topped up with what is popular in the category of the first item. fallback_level is `bought_together`, or as in
+    `similar_items`.
+    """
+    sums: dict[int, float] = {}
+    speakers: dict[int, tuple[float, int]] = {}
+    for asked in sorted(set(item_numbers), key=catalogue.item_id):
+        for number, score in catalogue.bought_with(asked):
+            sums[number] = sums.get(number, 0.0) + score
+            if score > speakers.get(number, (0.0, asked))[0]:
+                speakers[number] = (score, asked)
+    rows = sorted(sums.items(), key=lambda row: (-row[1], row[0]))
+    category = catalogue.category(item_numbers[0]) if item_numbers else None
+    words = popular_words(category)
+
+    def tell(number: int, source: Source) -> tuple[Reason, ...]:
+        if source in words:
+            return in_words(words[source])
+        return because_of(speakers[number][1], catalogue, "often bought together with {title}")
+
+    return list_slate(
+        _with_own("bought_together", Source.TOGETHER, rows, catalogue, category),
+        own="bought_together",
+        wanted=num_results,
+        eligible=_others(item_numbers, catalogue, exclude_item_ids, now_micros),
+        catalogue=catalogue,
+        tell=tell,
+        why_not=None if item_numbers else UNKNOWN,
+    )
+
+
+def _with_own(
+    name: str, source: Source, rows: Sequence[tuple[int, float]], catalogue: Catalogue, category: str | None
+) -> Iterator[Rung]:
+    if rows:
+        yield Rung(name, rows, source)
+    yield from popular_rungs(catalogue, category)
+
+
+def _others(
+    asked: Sequence[int], catalogue: Catalogue, exclude_item_ids: Collection[str], now_micros: int
+) -> SlateFilter:
+    taken_out: Mapping[int, str] = {
+        **{catalogue.numbers[i]: "excluded" for i in exclude_item_ids if i in catalogue.numbers},
+        **dict.fromkeys(asked, ASKED),
     }
-    items = []
-    for number in ordered:
-        base, source = pool.bases[number], Source(pool.origins[number][0])
-        text = texts.get(source)
-        reason = Reason(None, None, text) if text else like_it
-        items.append(SlateItem(number, catalogue.item_id(number), base, base, 0.0, source, (reason,)))
-    counts = {name: count for name, count in eligible.counts().items() if name != "asked_item"}
-    return items, fallback_level(rungs, items), counts, rungs
-
-
-def _rungs(item_number: int, catalogue: Catalogue) -> Iterator[Rung]:
-    near = catalogue.neighbours(item_number)
-    if near:
-        yield Rung("similar", near, Source.ITEM_KNN)
-    for name, source, popular in _popular_lists(item_number, catalogue):
-        if popular:
-            yield Rung(name, popular, source)
-
-
-def _popular_lists(item_number: int, catalogue: Catalogue) -> list[tuple[str, Source, Sequence[tuple[int, float]]]]:
-    in_category = catalogue.popular_in_category(catalogue.category(item_number))
-    return [
-        ("category", Source.CATEGORY, in_category[1] if in_category else ()),
-        ("popular", Source.POPULARITY, catalogue.popular),
-        ("static", Source.STATIC, catalogue.static),
-    ]
+    return SlateFilter(catalogue, taken_out=taken_out, now_micros=now_micros, uncounted=ASKED)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
-from feature_repo.contracts.packing import FLAG_BOT, SessionEvent, SessionState
+from feature_repo.contracts.packing import SessionEvent, SessionState
 from serving.pipeline.candidates import fill_candidates, ladder
 from serving.pipeline.catalogue import Catalogue
-from serving.pipeline.consent import allows_personalization
+from serving.pipeline.consent import as_allowed
 from serving.pipeline.explain import explain_slate
 from serving.pipeline.filters import SlateFilter, personal_exclusions, refused_by
 from serving.pipeline.identify import session_events
@@ -29,10 +28,6 @@ from serving.pipeline.values import (
     SlateRequest,
     Tuning,
 )
-
-NOBODY = Person()
-BOT = "bot"
-"""The fallback reason of a subject that behaves like a bot (`contracts.bots`)."""
 
 
 class StageClock:
@@ -67,13 +62,7 @@ def build_slate(
     the same slate as somebody without consent. Equal arguments give equal slates (`stage_micros` aside).
     """
     clock = StageClock(timer if request.explain else None)
-    consents = allows_personalization(request, person)
-    is_bot = consents and bool(person.session.flags & FLAG_BOT)
-    personalized = consents and not is_bot
-    unavailable = person.unavailable or (BOT if is_bot else None)
-    if not personalized:
-        request = replace(request, user_id=None, anonymous_id=None, session_id=None, recent_events=())
-        person = NOBODY
+    request, person, personalized, unavailable = as_allowed(request, person)
     clock.done("consent")
     session = _session_of(request, person.session, now_micros, tuning)
     clock.done("identify")

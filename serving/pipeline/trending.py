@@ -1,12 +1,29 @@
-"""What is trending: the tables of a window added up, for everything or for one category."""
+"""What is trending: the tables of a window added up, for everything, for one category, for one region."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from feature_repo.contracts.packing import Source
 from feature_repo.contracts.trend_record import TrendTable, most_votes
+from serving.pipeline.candidates import Rung
 from serving.pipeline.catalogue import CATEGORY_SEPARATOR, Catalogue
+from serving.pipeline.consent import as_allowed
+from serving.pipeline.filters import SlateFilter, personal_exclusions
+from serving.pipeline.list_slate import in_words, list_slate, popular_rungs, popular_words
+from serving.pipeline.values import Person, Reason, Slate, SlateRequest
+
+WINDOW_WORDS: Mapping[str, str] = {"5m": "the last five minutes", "1h": "the last hour", "1d": "the last day"}
+MOST_ROWS = 1000
+"""How many voted items one answer looks at; beyond them it tops up."""
+
+
+class Votes(NamedTuple):
+    """The votes of one window: (item id, votes), most first, ties by id. `error` as in `Trend`."""
+
+    ranked: Sequence[tuple[str, int]]
+    error: int
 
 
 class TrendingItem(NamedTuple):
@@ -25,6 +42,17 @@ class Trend(NamedTuple):
     error: int
 
 
+def add_up(tables: Iterable[TrendTable]) -> Votes:
+    """The tables of one window as one."""
+    votes: dict[str, int] = {}
+    error = 0
+    for table in tables:
+        error += table.lost
+        for item_id, count in table.votes.items():
+            votes[item_id] = votes.get(item_id, 0) + count
+    return Votes(most_votes(votes), error)
+
+
 def trending_items(
     tables: Iterable[TrendTable], catalogue: Catalogue, *, limit: int, category: str | None = None, now_micros: int
 ) -> Trend:
@@ -33,24 +61,69 @@ def trending_items(
     category   a path such as "A > B": items in it or below it. None: all items
     limit      at most so many; fewer when fewer were touched
     """
-    votes: dict[str, int] = {}
-    error = 0
-    for table in tables:
-        error += table.lost
-        for item_id, count in table.votes.items():
-            votes[item_id] = votes.get(item_id, 0) + count
+    votes = add_up(tables)
     found: list[TrendingItem] = []
-    for item_id, count in most_votes(votes):
+    for number, count in _rows(votes, catalogue, category):
         if len(found) >= limit:
             break
-        number = catalogue.numbers.get(item_id)
-        if number is None or catalogue.refusal(number, now_micros) is not None:
-            continue
-        if category is None or is_within(catalogue.category(number), category):
-            found.append(TrendingItem(number, item_id, count))
-    return Trend(found, error)
+        if catalogue.refusal(number, now_micros) is None:
+            found.append(TrendingItem(number, catalogue.item_id(number), count))
+    return Trend(found, votes.error)
+
+
+def trending_slate(
+    votes: Votes, request: SlateRequest, person: Person, catalogue: Catalogue, *, window: str, now_micros: int
+) -> Slate:
+    """What most people touched in the window, in the category of the request if it names one.
+
+    Trends are counted without regard to where people are, so a region is answered by what trends among the items of its
+    popular list, then by that list; a region without one is not known, and the answer is that for everybody.
+    Of somebody who is named and consents, what they bought or dismissed leaves. Topped up with what is popular.
+    fallback_level is `trending`, or the first rung that had something.
+    """
+    request, person, personalized, _ = as_allowed(request, person)
+    exclusions = personal_exclusions(
+        catalogue, state=person.session, session=(), exclude_item_ids=request.exclude_item_ids
+    )
+    words = popular_words(request.category, request.region)
+    trending = f"trending in {WINDOW_WORDS[window]}"
+
+    def tell(_: int, source: Source) -> tuple[Reason, ...]:
+        return in_words(words.get(source, trending))
+
+    return list_slate(
+        _rungs(votes, catalogue, request.category, request.region),
+        own="trending",
+        wanted=request.num_results,
+        eligible=SlateFilter(catalogue, taken_out=exclusions, now_micros=now_micros),
+        catalogue=catalogue,
+        tell=tell,
+        personalized=personalized,
+    )
 
 
 def is_within(path: str | None, category: str) -> bool:
     """Whether a category path is `category` or lies below it."""
     return path is not None and (path == category or path.startswith(category + CATEGORY_SEPARATOR))
+
+
+def _rungs(votes: Votes, catalogue: Catalogue, category: str | None, region: str | None) -> Iterator[Rung]:
+    rows: list[tuple[int, int]] = []
+    among = None if region is None else catalogue.popular_by_region.get(region)
+    regional = None if among is None else {number for number, _ in among}
+    for number, count in _rows(votes, catalogue, category):
+        if regional is None or number in regional:
+            rows.append((number, count))
+            if len(rows) == MOST_ROWS:
+                break
+    if rows:
+        yield Rung("trending", rows, Source.TRENDING)
+    yield from popular_rungs(catalogue, category, region)
+
+
+def _rows(votes: Votes, catalogue: Catalogue, category: str | None) -> Iterator[tuple[int, int]]:
+    """(item number, votes) of the items of this version, most first."""
+    for item_id, count in votes.ranked:
+        number = catalogue.numbers.get(item_id)
+        if number is not None and (category is None or is_within(catalogue.category(number), category)):
+            yield number, count

@@ -12,11 +12,11 @@ Light at import: redis and the contracts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -32,22 +32,31 @@ from feature_repo.contracts.keys import (
     candidates_key,
     candidates_prefix,
     parse_candidates_key,
+    parse_purchases_key,
     pointer_key,
     previous_pointer_key,
+    purchases_key,
+    purchases_prefix,
     versions_key,
 )
 from feature_repo.contracts.packing import CANDIDATE_ROW, CANDIDATES_HEADER_BYTES, read_candidates_header
 from feature_repo.contracts.publication import (
+    PURCHASES_PART,
     WARM_VERSIONS,
     Manifest,
     candidates_checksum,
     parse_version,
     record_digest,
 )
+from feature_repo.contracts.purchase_record import HEADER_BYTES as PURCHASES_HEADER_BYTES
+from feature_repo.contracts.purchase_record import Purchase, pack_purchases, unpack_purchases
 from feature_repo.contracts.times import format_timestamp
 
 PIPELINE_RECORDS = 500
 """Records in one write to the socket: more saves round trips and delays the requests of others behind it."""
+
+_NO_VERSION = "1970-01-01-00000000"
+"""Stands in the header of records that are only digested: a digest does not cover it."""
 
 _SCAN_COUNT = 1_000
 _POINTER_ATTEMPTS = 10
@@ -93,6 +102,17 @@ def candidates_digest(user_id: str, record: bytes) -> int:
     follows from the rows.
     """
     return record_digest(user_id, record[1:2] + record[CANDIDATES_HEADER_BYTES:])
+
+
+def purchases_digest(user_id: str, record: bytes) -> int:
+    """`record_digest` of a purchase record: its rows, as of a candidates record."""
+    return record_digest(user_id, record[PURCHASES_HEADER_BYTES:])
+
+
+def purchases_part(purchases: Iterable[tuple[str, Sequence[Purchase]]], params: Mapping[str, Any]) -> dict[str, Any]:
+    """What the manifest says of the users' purchases: `user_count`, `checksum`, and the `params` of their model."""
+    digests = [purchases_digest(user_id, pack_purchases(_NO_VERSION, rows)) for user_id, rows in purchases]
+    return {"user_count": len(digests), "checksum": candidates_checksum(digests), "params": dict(params)}
 
 
 def shown_url(url: str) -> str:
@@ -150,6 +170,16 @@ class Publication:
                 count += len(chunk)
         return count
 
+    def put_purchases(self, version: str, purchases: Iterable[tuple[str, Sequence[Purchase]]]) -> None:
+        """SET each user's packed purchases under its version key."""
+        remaining = iter(purchases)
+        with self._answering():
+            while chunk := list(islice(remaining, PIPELINE_RECORDS)):
+                pipe = self._redis.pipeline(transaction=False)
+                for user_id, rows in chunk:
+                    pipe.set(purchases_key(version, user_id, self.tenant), pack_purchases(version, rows))
+                pipe.execute()
+
     def verify(self, version: str, user_ids: Iterable[str]) -> Verification:
         """Read back every record of `user_ids` (each user once) and compare with the manifest.
 
@@ -186,7 +216,33 @@ class Publication:
             found.differences.append(
                 f"checksum: found {found.checksum}, the manifest says {manifest.candidates_checksum}"
             )
+        found.differences += self._purchase_faults(version, manifest)
         return found
+
+    def _purchase_faults(self, version: str, manifest: Manifest) -> list[str]:
+        """How the purchase records of a version differ from what its manifest says of them, in words."""
+        said = manifest.parts.get(PURCHASES_PART, {})
+        users = {
+            parse_purchases_key(key.decode(), self.tenant)[1]
+            for key in self._scan_prefix(purchases_prefix(version, self.tenant))
+        }
+        digests, damaged = [], 0
+        remaining = iter(sorted(users))
+        while chunk := list(islice(remaining, PIPELINE_RECORDS)):
+            with self._answering():
+                records: Any = self._redis.mget([purchases_key(version, user_id, self.tenant) for user_id in chunk])
+            for user_id, record in zip(chunk, records, strict=True):
+                try:
+                    unpack_purchases(record or b"", expected_version=version)
+                    digests.append(purchases_digest(user_id, record))
+                except ContractError:
+                    damaged += 1
+        faults = [f"purchases: {damaged:,} records are damaged or of another version"] if damaged else []
+        if len(users) != said.get("user_count", 0):
+            faults.append(f"purchases: found {len(users):,} records, the manifest says {said.get('user_count', 0):,}")
+        elif candidates_checksum(digests) != said.get("checksum", candidates_checksum([])):
+            faults.append("purchases: they are not those that the manifest has the checksum of")
+        return faults
 
     def stored_checksum(self, version: str) -> tuple[int, str]:
         """(records, checksum) of whatever lies under the version's keys, without asking the manifest or any table."""
@@ -337,7 +393,7 @@ class Publication:
     def _drop(self, version: str) -> None:
         """Rows first, then the manifest, so that a drop that dies halfway is found and finished by the next flip."""
         with self._answering():
-            keys = self._scan(version)
+            keys = chain(self._scan(version), self._scan_prefix(purchases_prefix(version, self.tenant)))
             while chunk := list(islice(keys, PIPELINE_RECORDS)):
                 pipe = self._redis.pipeline(transaction=False)
                 for key in chunk:
@@ -347,9 +403,11 @@ class Publication:
 
     def _scan(self, version: str) -> Iterator[bytes]:
         """Every record key of a version; SCAN may repeat some."""
-        pattern = candidates_prefix(version, self.tenant) + "*"
+        return self._scan_prefix(candidates_prefix(version, self.tenant))
+
+    def _scan_prefix(self, prefix: str) -> Iterator[bytes]:
         with self._answering():
-            yield from self._redis.scan_iter(match=pattern, count=_SCAN_COUNT)
+            yield from self._redis.scan_iter(match=prefix + "*", count=_SCAN_COUNT)
 
     def _read_records(self, version: str, user_ids: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
         remaining = iter(user_ids)

@@ -3,8 +3,8 @@
 Reads    run.json, gate.json; silver.interactions, silver.events, gold.item_ids; bronze.items and bronze.users with
          their changes (pinned)
 Writes   gold.candidates, gold.item_neighbours and gold.session_index (partition as_of), publication.json; when the run
-         publishes also the bundle folder and the packed rows in Redis `online`, under the keys of a version that nobody
-         serves yet
+         publishes also the bundle folder, and the packed rows and purchases of users in Redis `online`, under the keys
+         of a version that nobody serves yet
 Then     verify_publication reads everything back, flip_version makes it live.
 
 Who is scored: every identified user ("u:" subjects) with at least one interaction. Who denies personalization gets an
@@ -19,7 +19,7 @@ Killed at any point and run again it makes the same lists, the same version, the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,21 +36,23 @@ from threadpoolctl import threadpool_limits
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError, DependencyError, nearest
 from feature_repo.contracts.events import EventType
-from feature_repo.contracts.publication import Manifest, candidates_checksum
+from feature_repo.contracts.publication import PURCHASES_PART, Manifest, candidates_checksum
+from feature_repo.contracts.purchase_record import Purchase
 from feature_repo.contracts.run import GATE_FILE, PUBLICATION_FILE, Run
 from feature_repo.contracts.times import format_timestamp, from_micros
 from spark_jobs.evaluation.session_choice import Choice, choose_session_recipe
 from spark_jobs.io.bundle import file_hashes, write_bundle
 from spark_jobs.io.catalogue import changes_position, in_run, read_items, read_users
 from spark_jobs.io.delta import overwrite_partitions, read_table
-from spark_jobs.io.publication import Publication, candidates_digest
+from spark_jobs.io.publication import Publication, candidates_digest, purchases_part
 from spark_jobs.io.run_store import read_report, write_report
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.models.base import InteractionMatrix, Model
 from spark_jobs.models.factory import fit_recipe
 from spark_jobs.models.matrix import build_matrix, load_interactions
-from spark_jobs.models.recipes import default_recipe
+from spark_jobs.models.recipes import SEQUENCE_RECIPES, default_recipe
 from spark_jobs.session import get_session
+from spark_jobs.transforms.bought_together import load_baskets, together_rows
 from spark_jobs.transforms.bundle_files import (
     NEIGHBOURS_PER_ITEM,
     bundle_files,
@@ -67,6 +69,7 @@ from spark_jobs.transforms.candidates import (
     pack_batch,
     score_block,
 )
+from spark_jobs.transforms.purchases import purchases_of_users
 from spark_jobs.transforms.session_index import (
     fit_session_index,
     load_sessions,
@@ -77,6 +80,9 @@ from spark_jobs.transforms.session_index import (
 
 SEEN_POLICIES = ("interacted", "purchased", "none")
 SCORING_PARTITIONS = 8
+BUY_AGAIN = {**SEQUENCE_RECIPES["repurchase"]["params"], "due_power": 0.5}
+"""Of what a user may buy again, and its order. The default recipe ignores the interval; a list of things to buy again
+is about when, so here it counts, at the half of its power."""
 _NO_VERSION = "1970-01-01-00000000"
 """Stands in the header of records that are only digested: a digest does not cover it."""
 
@@ -138,11 +144,14 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
             half_life_days=popularity["half_life_days"], cut_off=run.cut_off,
         )  # fmt: skip
         popular = popular_json(popular_matrix, popularity["params"], items, eligible, _regions(users))
-        files = bundle_files(items_json(items), neighbours, popular, session_index)
+        together = together_rows(load_baskets(events, item_ids, cut_off=run.cut_off), eligible)
+        tell(f"{sum(map(len, together)):,} items bought with {sum(map(bool, together)):,} others")
+        files = bundle_files(items_json(items), neighbours, popular, session_index, together)
+        purchases = list(purchases_of_users(interactions, BUY_AGAIN, eligible, denied=denied, cut_off=run.cut_off))
         published_recipe = {**recipe, "exclude_seen": policy, "candidates_per_user": CANDIDATES_PER_USER}
         last_event_at = format_timestamp(from_micros(pc.max(interactions["micros"]).as_py()))
         report = publish(
-            candidates, environment, run, files,
+            candidates, environment, run, files, purchases,
             recipe=published_recipe, item_count=items.num_rows, last_event_at=last_event_at,
         )  # fmt: skip
         report["session_model"] = {**choice.recipe, "manner": choice.manner, "reached": choice.reached}
@@ -234,6 +243,7 @@ def publish(
     environment: Environment,
     run: Run,
     files: Mapping[str, bytes],
+    purchases: Sequence[tuple[str, list[Purchase]]],
     *,
     recipe: Mapping[str, Any],
     item_count: int,
@@ -250,6 +260,7 @@ def publish(
         candidates_checksum=candidates_checksum([int(part.digest_sum) for part in digested]),
         last_event_at=last_event_at,
         files=file_hashes(files),
+        parts={PURCHASES_PART: purchases_part(purchases, BUY_AGAIN)},
         volatile={
             "run_key": run.run_key,
             "item_changes_position": changes_position(environment, run.pins),
@@ -268,6 +279,7 @@ def publish(
     errors = [part.error for part in put if part.error]
     if errors:
         raise DependencyError(f"version {version} is published in part only, and nothing serves it: {errors[0]}")
+    publication.put_purchases(version, purchases)
     return {
         "published": True,
         "version": version,
@@ -277,6 +289,7 @@ def publish(
         "model": manifest.model,
         "user_count": manifest.user_count,
         "row_count": sum(part.row_count for part in digested),
+        "buyer_count": len(purchases),
         "item_count": item_count,
         "candidates_checksum": manifest.candidates_checksum,
         "last_event_at": last_event_at,

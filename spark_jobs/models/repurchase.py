@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,17 @@ from spark_jobs.models.ranking import top_items
 from spark_jobs.models.sequences import Sequences
 
 MICROS_PER_DAY = 86_400_000_000.0
+
+
+class History(NamedTuple):
+    """By (sequence, item), in that order: visits, the last (us since 1970), the expected interval, decayed worth."""
+
+    rows: NDArray[np.int64]
+    items: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    last: NDArray[np.int64]
+    expected_days: NDArray[np.float64]
+    worth: NDArray[np.float64]
 
 
 class Repurchase:
@@ -55,15 +66,20 @@ class Repurchase:
 
     def score_sequences(self, sequences: Sequences) -> NDArray[np.float32]:
         scores = np.zeros((len(sequences), sequences.item_count), np.float32)
+        history = self.history(sequences)
+        since = (sequences.cut_off - history.last) / MICROS_PER_DAY
+        due = since / np.maximum(history.expected_days, 1e-3)
+        readiness = (due * np.exp(1 - np.minimum(due, 700.0))) ** float(self.params["due_power"])
+        scores[history.rows, history.items] = history.worth * readiness
+        return scores
+
+    def history(self, sequences: Sequences) -> History:
+        """What each sequence had: the facts of the formula, without the instant at which it is asked."""
         visits = _visits(sequences, self.params["half_life_days"])
         prior = float(self.params["prior"])
         own = (visits.last - visits.first) / MICROS_PER_DAY
         expected = (own + prior * self.intervals[visits.items]) / np.maximum(visits.counts - 1 + prior, 1e-9)
-        since = (sequences.cut_off - visits.last) / MICROS_PER_DAY
-        due = since / np.maximum(expected, 1e-3)
-        readiness = (due * np.exp(1 - np.minimum(due, 700.0))) ** float(self.params["due_power"])
-        scores[visits.rows, visits.items] = visits.worth * readiness
-        return scores
+        return History(visits.rows, visits.items, visits.counts, visits.last, expected, visits.worth)
 
     def similar(self, item_number: int, count: int) -> list[tuple[int, float]]:  # noqa: ARG002
         """Always empty: an item speaks only for itself."""

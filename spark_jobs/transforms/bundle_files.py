@@ -17,6 +17,7 @@ from feature_repo.contracts.publication import (
     NEIGHBOURS_FILE,
     POPULAR_FILE,
     SESSION_INDEX_FILE,
+    TOGETHER_FILE,
     canonical_json,
     pack_neighbours,
 )
@@ -148,7 +149,11 @@ def popular_json(
 
 
 def bundle_files(
-    items: bytes, neighbours: Sequence[Sequence[tuple[int, float]]], popular: bytes, session_index: bytes
+    items: bytes,
+    neighbours: Sequence[Sequence[tuple[int, float]]],
+    popular: bytes,
+    session_index: bytes,
+    together: Sequence[Sequence[tuple[int, float]]],
 ) -> dict[str, bytes]:
     """File name -> bytes of a whole bundle, but for its manifest."""
     return {
@@ -156,6 +161,7 @@ def bundle_files(
         NEIGHBOURS_FILE: pack_neighbours(neighbours),
         POPULAR_FILE: popular,
         SESSION_INDEX_FILE: session_index,
+        TOGETHER_FILE: pack_neighbours(together),
     }
 
 

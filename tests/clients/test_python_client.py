@@ -58,6 +58,19 @@ class TestSlates:
             assert (len(similar.items), similar.fallback_level, similar.placement) == (2, "similar", "similar")
             assert all(reason.text for reason in similar.items[0].reasons)
 
+    def test_given_items_in_order_and_a_page(self, api: ServedApi) -> None:
+        with connect(api) as client:
+            ranked = client.rank(["nowhere", "i2", "i0"], "u1", num_results=3)
+            assert (ranked.item_ids, ranked.items[2].attributes["title"]) == (["i0", "i2", "nowhere"], None)
+            places = [{"num_results": 2}, {"kind": "similar", "item_id": "i3", "num_results": 2}]
+            page = client.page("landing", "u1", placements=places)
+            assert (page.page, page.degraded) == ("landing", False)
+            assert [one.placement for one in page.placements] == ["recommendations", "similar"]
+            assert page.placements[0].item_ids == ["i0", "i1"]
+            assert not set(page.placements[0].item_ids) & set(page.placements[1].item_ids)
+            with pytest.raises(RefusedError, match="did you mean 'home'"):
+                client.page("hme")
+
     def test_what_is_wrong_is_said_at_once(self, api: ServedApi) -> None:
         with connect(api) as client:
             with pytest.raises(RefusedError, match="num_results") as refused:
@@ -144,6 +157,8 @@ class TestSending:
                 await client.send(events)
             assert (await client.recommend("u1", num_results=2)).item_ids == ["i0", "i1"]
             assert (await client.similar("i3")).fallback_level == "similar"
+            assert (await client.rank(["i2", "i0"], "u1")).item_ids == ["i0", "i2"]
+            assert len((await client.page("home", "u1")).placements) == 4
             with pytest.raises(RefusedError, match="num_results"):
                 await client.recommend("u1", num_results=0)
         assert Counter(ids(api.events())) == Counter(ids(events))

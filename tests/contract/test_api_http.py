@@ -610,6 +610,9 @@ class TestDocs:
             "/v1/recommendations", "/v1/similar", "/v1/events", "/v1/pixel.gif", "/v1/track", "/v1/identify",
             "/v1/alias", "/v1/page", "/v1/batch", "/mp/collect", "/health/live", "/health/ready", "/metrics",
             "/v1/items", "/v1/items/{item_id}", "/v1/users", "/v1/users/{user_id}", "/v1/nightjar.js",
+            "/v1/recommendations/batch", "/v1/rank", "/v1/pages/{page}", "/v1/trending", "/v1/bought-together",
+            "/v1/buy-again", "/v1/continue", "/v1/new", "/v1/users/{user_id}/profile",
+            "/v1/decisions/{recommendation_id}",
         }  # fmt: skip
         text = json.dumps(document)
         names = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}

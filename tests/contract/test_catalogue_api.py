@@ -437,6 +437,8 @@ async def test_all_examples_work(floor: Floor) -> None:
         if not path.startswith(("/v1/items", "/v1/users")):
             continue
         for method, operation in methods.items():
+            if method == "get":
+                continue  # what is only read changes nothing
             nothing = {"content": {"none": {"examples": {"none": {"value": ""}}}}}
             address = path.replace("{item_id}", "i3").replace("{user_id}", "u1")
             for kind, form in operation.get("requestBody", nothing)["content"].items():

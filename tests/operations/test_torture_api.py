@@ -27,8 +27,13 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[Seed]:
 class TestRawRequests:
     def test_every_route_with_a_body_is_a_seed(self, seeds: list[Seed]) -> None:
         found = {(seed.method, seed.path) for seed in seeds}
-        assert len(found) == 27
-        assert {(b"POST", b"/v1/events"), (b"POST", b"/v1/similar"), (b"PATCH", b"/v1/users/u1")} <= found
+        assert len(found) == 45
+        assert {
+            (b"POST", b"/v1/events"),
+            (b"POST", b"/v1/similar"),
+            (b"PATCH", b"/v1/users/u1"),
+            (b"GET", b"/v1/pages/home"),
+        } <= found
         assert all(seed.body is not None for seed in seeds if seed.path == b"/v1/recommendations" and seed.content_type)
 
     def test_a_seed_gives_the_same_requests_again_and_another_one_others(self, seeds: list[Seed]) -> None:

@@ -15,9 +15,10 @@ from pyspark.sql import SparkSession
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError, DependencyError
-from feature_repo.contracts.keys import candidates_key
+from feature_repo.contracts.keys import candidates_key, purchases_key
 from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED, unpack_candidates
 from feature_repo.contracts.publication import unpack_neighbours
+from feature_repo.contracts.purchase_record import unpack_purchases
 from feature_repo.contracts.run import GATE_FILE, PUBLICATION_FILE, Run
 from feature_repo.contracts.session_index import unpack_session_index
 from feature_repo.contracts.times import to_micros
@@ -29,6 +30,7 @@ from spark_jobs.io.table_hash import hash_tables
 from spark_jobs.jobs import score_users as job
 from spark_jobs.jobs import verify_publication
 from spark_jobs.models.matrix import LEAST_PREFERENCE, build_matrix, sort_interactions
+from spark_jobs.transforms.bought_together import load_baskets
 from tests.builders import make_run, silver_event, utc, write_rows
 
 pytestmark = [pytest.mark.spark, pytest.mark.redis]
@@ -238,6 +240,28 @@ def test_what_a_publication_leaves_behind(spark: SparkSession, shop: Environment
     table = {r["item_number"]: r for r in read_table(shop, "gold.session_index").to_pylist()}
     assert {number: row["next_numbers"] for number, row in table.items()} == {n: f for n, f in following.items() if f}
     assert table[0]["weights"] == index.weights[index.offsets[0] : index.offsets[1]].tolist()
+    # ann bought i1 and cid i3, once each; nobody denies it, and no session bought two things
+    part = manifest.parts["purchases"]
+    assert (part["user_count"], part["params"]["due_power"], report["buyer_count"]) == (2, 0.5, 2)
+    with redis.Redis.from_url(shop.redis_online_url) as client:
+        records = {user: client.get(purchases_key(report["version"], user)) for user in ("ann", "cid", "bob")}
+    assert records["bob"] is None
+    assert [row[:3] for row in unpack_purchases(records["ann"])] == [(1, 1, to_micros(utc("2024-03-02")) // 1_000_000)]
+    assert [row.item_number for row in unpack_purchases(records["cid"])] == [3]
+    assert list(unpack_neighbours((folder / "together.bin").read_bytes())[1]) == []
+
+
+def test_a_basket_is_what_one_session_bought(spark: SparkSession) -> None:
+    rows = [
+        ("s1", "a", "purchase", "03-01"), ("s1", "a", "purchase", "03-02"), ("s1", "b", "purchase", "03-02"),
+        ("s2", "a", "view_item", "03-02"), ("s2", "b", "purchase", "03-02"), (None, "a", "purchase", "03-02"),
+        ("s3", "gone", "purchase", "03-02"), ("s3", "b", "purchase", "03-08"),
+    ]  # fmt: skip
+    columns = "session_key string, item_id string, event_type string, event_timestamp timestamp"
+    frame = spark.createDataFrame([(s, i, kind, utc(f"2024-{day}")) for s, i, kind, day in rows], columns)
+    numbers = spark.createDataFrame([("a", 7), ("b", 3)], "item_id string, item_number int")
+    found = load_baskets(frame, numbers, cut_off=utc("2024-03-08")).to_pylist()
+    assert sorted((row["basket"], row["item_number"]) for row in found) == [("s1", 3), ("s1", 7), ("s2", 3)]
 
 
 def test_run_again_after_a_kill_gives_the_same_version_and_bytes(

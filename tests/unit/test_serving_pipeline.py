@@ -449,10 +449,10 @@ class TestSlate:
 
 class TestSimilar:
     def ask(self, catalogue: Catalogue, item: str, count: int, *excluded: str) -> tuple[list[str], str, dict[str, int]]:
-        items, level, filtered, _ = similar_items(
+        found = similar_items(
             N[item], catalogue, num_results=count, exclude_item_ids=frozenset(excluded), now_micros=NOW
         )
-        return [i.item_id for i in items], level, filtered
+        return [i.item_id for i in found.items], found.fallback_level, dict(found.filtered)
 
     def test_neighbours_first_then_the_category_then_everybody(self, catalogue: Catalogue) -> None:
         assert self.ask(catalogue, "cup", 2) == (["pot", "lamp"], "similar", {"out_of_stock": 1})
@@ -464,8 +464,8 @@ class TestSimilar:
         assert self.ask(catalogue, "chair", 2)[:2] == (["lamp", "mug"], "category")  # its one neighbour is out of stock
 
     def test_reasons_name_the_asked_item_only_where_it_is_the_reason(self, catalogue: Catalogue) -> None:
-        items, *_ = similar_items(N["cup"], catalogue, num_results=3, exclude_item_ids=frozenset(), now_micros=NOW)
-        assert [(i.item_id, i.reasons[0].item_id, i.reasons[0].text) for i in items] == [
+        found = similar_items(N["cup"], catalogue, num_results=3, exclude_item_ids=frozenset(), now_micros=NOW)
+        assert [(i.item_id, i.reasons[0].item_id, i.reasons[0].text) for i in found.items] == [
             ("pot", "cup", "similar to Tea Cup"),
             ("lamp", "cup", "similar to Tea Cup"),
             ("mug", None, "popular in Home > Kitchen"),

@@ -1,0 +1,151 @@
+"""Finds one decision: in the files of the workers, where it lies for seconds, or in silver.decisions.
+
+The table is read with deltalake, which is imported when the first decision is looked for there: a worker that is never
+asked does not carry it. Blocking: call it off the event loop.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+from feature_repo.contracts.decisions import FRAME_MARK, LOG_SUFFIX, MAX_PAYLOAD_BYTES, read_decision, read_frames
+from feature_repo.contracts.errors import ContractError, DependencyError
+from feature_repo.contracts.packing import Source
+from feature_repo.contracts.tables import table_path
+from feature_repo.contracts.times import to_micros
+from serving.adapters.json_bytes import encode_json
+
+DECISIONS_TABLE = "silver.decisions"
+TIME_DIGITS = 12
+"""Of a recommendation_id: the milliseconds of its answer, in hex."""
+_SOURCES = {source.name.lower(): source.value for source in Source}
+
+
+class DecisionReader(Protocol):
+    """Raises DependencyError when what is kept cannot be read."""
+
+    def find(self, recommendation_id: str) -> Mapping[str, Any] | None:
+        """The document of a decision (`contracts.decisions`, payload v1); None when none of that id is kept."""
+
+
+class LoggedDecisions:
+    """The decisions of one tenant, on disk."""
+
+    def __init__(self, folder: str, *, lakehouse: str, tenant: str) -> None:
+        self._folder = Path(folder)
+        self._table = table_path(lakehouse, DECISIONS_TABLE, tenant=tenant)
+
+    def find(self, recommendation_id: str) -> Mapping[str, Any] | None:
+        days = _days_of(recommendation_id)
+        if not days:
+            return None  # none of ours
+        return self._in_files(recommendation_id) or self._in_table(recommendation_id, days)
+
+    def _in_files(self, recommendation_id: str) -> Mapping[str, Any] | None:
+        wanted = b'"id":' + encode_json(recommendation_id)
+        for path in sorted(self._folder.glob(f"*{LOG_SUFFIX}")):
+            try:
+                with open(path, "rb") as stream:
+                    if path.stat().st_size == 0:
+                        continue
+                    with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                        found = _in_file(data, wanted, recommendation_id)
+            except FileNotFoundError:
+                continue  # the archiver has it
+            except OSError as error:
+                raise DependencyError(f"cannot read {path}: {error}") from error
+            if found is not None:
+                return found
+        return None
+
+    def _in_table(self, recommendation_id: str, days: Sequence[str]) -> Mapping[str, Any] | None:
+        from deltalake import DeltaTable
+        from deltalake.exceptions import DeltaError, TableNotFoundError
+
+        try:
+            table = DeltaTable(self._table)
+            dataset = table.to_pyarrow_dataset(partitions=[("decision_date", "in", list(days))])
+            rows = dataset.to_table(filter=_equals("recommendation_id", recommendation_id)).to_pylist()
+        except TableNotFoundError:
+            return None
+        except (DeltaError, OSError) as error:
+            raise DependencyError(f"cannot read {DECISIONS_TABLE}: {error}") from error
+        return _document(rows[0]) if rows else None
+
+
+class MemoryDecisions:
+    """The twin: the payloads that a `MemoryDecisionLog` holds."""
+
+    def __init__(self, payloads: list[bytes]) -> None:
+        self._payloads = payloads
+
+    def find(self, recommendation_id: str) -> Mapping[str, Any] | None:
+        for payload in self._payloads:
+            document = read_decision(payload)
+            if document["id"] == recommendation_id:
+                return document
+        return None
+
+
+def _in_file(data: mmap.mmap, wanted: bytes, recommendation_id: str) -> Mapping[str, Any] | None:
+    at = data.find(wanted)
+    while at >= 0:
+        start = data.rfind(FRAME_MARK, max(0, at - MAX_PAYLOAD_BYTES), at)
+        while start >= 0:
+            piece = data[start : start + MAX_PAYLOAD_BYTES + 64]
+            for _, payload in read_frames(piece, 0).payloads[:1]:
+                try:
+                    document = read_decision(payload)
+                except ContractError:
+                    continue
+                if document["id"] == recommendation_id:
+                    return document
+            start = data.rfind(FRAME_MARK, max(0, at - MAX_PAYLOAD_BYTES), start)
+        at = data.find(wanted, at + 1)
+    return None
+
+
+def _equals(column: str, value: str) -> Any:
+    import pyarrow.dataset as ds
+
+    return ds.field(column) == value
+
+
+def _days_of(recommendation_id: str) -> list[str]:
+    """The days whose partitions can hold it: that of its time, and its neighbours (a clock may have been set). None for
+    an id that says no time."""
+    digits = recommendation_id[:TIME_DIGITS]
+    try:
+        moment = datetime.fromtimestamp(int(digits, 16) / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return []
+    return [(moment + timedelta(days=days)).date().isoformat() for days in (-1, 0, 1)]
+
+
+def _document(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the table as the payload it was made of (`contracts.decisions.decision_row`, backwards)."""
+    return {
+        "id": row["recommendation_id"],
+        "at": to_micros(row["decided_at"].replace(tzinfo=UTC)),
+        "kind": row["kind"],
+        "placement": row["placement"],
+        "subject": row["subject_key"],
+        "session": row["session_hash"],
+        "version": row["model_version"],
+        "level": row["fallback_level"],
+        "reason": row["fallback_reason"],
+        "degraded": list(row["degraded_reasons"]),
+        "items": list(row["item_ids"]),
+        "numbers": list(row["item_numbers"]),
+        "scores": list(row["scores"]),
+        "sources": [_SOURCES.get(name, 0) for name in row["sources"]],
+        "rules": [list(ids) for ids in row["rule_ids"]],
+        "propensities": list(row["propensities"]),
+        "experiments": list(zip(row["experiment_ids"], row["arms"], strict=True)),
+        "inputs": json.loads(row["inputs"]),
+    }

@@ -1,0 +1,66 @@
+"""The trends of one process: each window is read at most once in a while, however many requests ask."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple
+
+from feature_repo.contracts.errors import DependencyError
+from serving.adapters.trends import TrendStore
+from serving.pipeline.trending import Votes, add_up
+
+NO_VOTES = Votes((), 0)
+TRENDS_DOWN = "trends_unavailable"
+OLDEST_SECONDS = 300.0
+"""A copy older than this is no trend any more."""
+
+
+class _Copy(NamedTuple):
+    votes: Votes
+    read_at: float
+
+
+class TrendBoard:
+    """Belongs to one event loop. `timer`: monotonic seconds; `wall_micros`: UTC."""
+
+    def __init__(
+        self,
+        store: TrendStore,
+        *,
+        refresh_seconds: float,
+        wall_micros: Callable[[], int],
+        timer: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._refresh_seconds = refresh_seconds
+        self._wall_micros = wall_micros
+        self._timer = timer
+        self._copies: dict[str, _Copy] = {}
+        self._reading: dict[str, asyncio.Task[Votes]] = {}
+
+    async def votes(self, window: str) -> tuple[Votes, str | None]:
+        """(the votes of a window, why they are not fresh or None).
+
+        They are as old as `refresh_seconds` at most. When the store does not answer, the last copy goes on for five
+        minutes; without one there are no votes.
+        """
+        held = self._copies.get(window)
+        now = self._timer()
+        if held is not None and now - held.read_at < self._refresh_seconds:
+            return held.votes, None
+        if window not in self._reading or self._reading[window].done():
+            self._reading[window] = asyncio.create_task(self._read(window))
+        try:
+            return await asyncio.shield(self._reading[window]), None
+        except DependencyError:
+            if held is not None and now - held.read_at < OLDEST_SECONDS:
+                return held.votes, TRENDS_DOWN
+            return NO_VOTES, TRENDS_DOWN
+
+    async def _read(self, window: str) -> Votes:
+        tables = await self._store.read(window, now_micros=self._wall_micros())
+        # At most 96 tables of 2,000 items: too long for the loop.
+        votes = await asyncio.to_thread(add_up, tables)
+        self._copies[window] = _Copy(votes, self._timer())
+        return votes

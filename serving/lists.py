@@ -1,0 +1,176 @@
+"""Slates of every kind from one reading of the person. Knows stores, not HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from feature_repo.contracts.errors import DependencyError
+from feature_repo.contracts.publication import PURCHASES_PART
+from feature_repo.contracts.purchase_record import Purchase
+from serving.adapters.purchases import PurchaseStore, read_purchases
+from serving.adapters.trend_board import TrendBoard
+from serving.pipeline.cart import cart_contents
+from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.consent import as_allowed
+from serving.pipeline.new_items import new_slate
+from serving.pipeline.own_items import buy_again_slate, continue_slate
+from serving.pipeline.rank_given import UNKNOWN_ITEM, rank_given
+from serving.pipeline.similar import bought_together, similar_items
+from serving.pipeline.trending import trending_slate
+from serving.pipeline.values import Slate, SlateRequest, Tuning
+from serving.recommender import STORE_DOWN, Asker, Recommender
+
+RECOMMENDATIONS, SIMILAR, RANK = "recommendations", "similar", "rank"
+TRENDING, NEW = "trending", "new"
+BOUGHT_TOGETHER, BUY_AGAIN, CONTINUE = "bought_together", "buy_again", "continue"
+
+NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class ListQuestion:
+    """Which list. `item_ids`: those it goes with (similar: the first; rank: those to be ordered)."""
+
+    kind: str
+    item_ids: Sequence[str] = ()
+    window: str = "1h"
+    max_age_days: float = 30.0
+
+
+class Built(NamedTuple):
+    """A slate, why it is degraded, further fields of the answer, and what its decision has to say beyond the question.
+
+    `reads`: further reads of the online store that it took.
+    """
+
+    slate: Slate
+    degraded: Sequence[str] = ()
+    more: Mapping[str, Any] = NO_FIELDS
+    inputs: Mapping[str, Any] = NO_FIELDS
+    reads: int = 0
+
+
+class Lists:
+    """`wall_micros` and `timer` are clocks: UTC microseconds, monotonic nanoseconds."""
+
+    def __init__(
+        self,
+        recommender: Recommender,
+        board: TrendBoard,
+        purchases: PurchaseStore,
+        tuning: Tuning,
+        *,
+        wall_micros: Callable[[], int],
+        timer: Callable[[], int],
+    ) -> None:
+        self._recommender = recommender
+        self._board = board
+        self._purchases = purchases
+        self._tuning = tuning
+        self._wall_micros = wall_micros
+        self._timer = timer
+
+    async def build(self, wanted: ListQuestion, asker: Asker, request: SlateRequest) -> Built:
+        """The list for this asker. `request`: as `asker.request`, with the size and the exclusions of this list."""
+        match wanted.kind:
+            case "similar" | "bought_together" | "new" | "continue" | "rank":
+                return self.build_at_once(wanted, asker, request)
+            case "trending":
+                return await self._trending(wanted, asker, request)
+            case "buy_again":
+                return await self._buy_again(asker, request)
+        return Built(self._recommender.slate(asker, request))
+
+    def build_at_once(self, wanted: ListQuestion, asker: Asker, request: SlateRequest) -> Built:
+        """The same of the kinds that need no further store."""
+        catalogue, now = asker.catalogue, self._wall_micros()
+        match wanted.kind:
+            case "similar":
+                return self._similar(wanted, catalogue, request, now)
+            case "bought_together":
+                return self._bought_together(wanted, asker, request, now)
+            case "new":
+                slate = new_slate(request, asker.person, catalogue, max_age_days=wanted.max_age_days, now_micros=now)
+                return Built(slate, inputs={"max_age_days": wanted.max_age_days})
+            case "continue":
+                return Built(continue_slate(request, asker.person, catalogue, self._tuning, now_micros=now))
+            case "rank":
+                return self._rank(wanted, asker, request, now)
+        return Built(self._recommender.slate(asker, request))
+
+    def _rank(self, wanted: ListQuestion, asker: Asker, request: SlateRequest, now: int) -> Built:
+        slate = rank_given(
+            wanted.item_ids, request, asker.person, asker.catalogue, self._tuning, now_micros=now, timer=self._timer
+        )
+        unknown = [item.item_id for item in slate.items if item.item_number == UNKNOWN_ITEM]
+        return Built(slate, more={"unknown_item_ids": unknown}, inputs={"item_ids": list(wanted.item_ids)})
+
+    def _similar(self, wanted: ListQuestion, catalogue: Catalogue, request: SlateRequest, now: int) -> Built:
+        item_id = wanted.item_ids[0]
+        slate = similar_items(
+            catalogue.numbers.get(item_id),
+            catalogue,
+            num_results=request.num_results,
+            exclude_item_ids=request.exclude_item_ids,
+            now_micros=now,
+        )
+        return Built(slate, inputs={"item_id": item_id})
+
+    def _bought_together(self, wanted: ListQuestion, asker: Asker, request: SlateRequest, now: int) -> Built:
+        asked: Sequence[str] = wanted.item_ids or list(cart_contents(as_allowed(request, asker.person).person.session))
+        numbers = asker.catalogue.numbers
+        slate = bought_together(
+            [numbers[item_id] for item_id in asked if item_id in numbers],
+            asker.catalogue,
+            num_results=request.num_results,
+            exclude_item_ids=request.exclude_item_ids,
+            now_micros=now,
+        )
+        unknown = [item_id for item_id in asked if item_id not in numbers]
+        more = {"item_ids": list(asked), "unknown_item_ids": unknown}
+        # What we know of somebody's cart is about them: the decision has it only when the request said it.
+        return Built(slate, more=more, inputs={"item_ids": list(wanted.item_ids)})
+
+    async def _trending(self, wanted: ListQuestion, asker: Asker, request: SlateRequest) -> Built:
+        votes, stale = await self._board.votes(wanted.window)
+        slate = trending_slate(
+            votes,
+            request,
+            asker.person,
+            asker.catalogue,
+            window=wanted.window,
+            now_micros=self._wall_micros(),
+        )
+        counts = dict(votes.ranked) if slate.fallback_level == TRENDING else {}
+        shown = {item.item_id: counts[item.item_id] for item in slate.items if item.item_id in counts}
+        regional = request.region is not None and request.region in asker.catalogue.popular_by_region
+        trend = {"window": wanted.window, "votes": shown, "error": votes.error, "is_regional": regional}
+        return Built(slate, [stale] if stale else [], {"trend": trend}, {"window": wanted.window})
+
+    async def _buy_again(self, asker: Asker, request: SlateRequest) -> Built:
+        catalogue = asker.catalogue
+        degraded: list[str] = []
+        purchases: list[Purchase] = []
+        reads = 0
+        if request.user_id is not None and as_allowed(request, asker.person).personalized:
+            reads = 1
+            try:
+                record = await self._purchases.read(catalogue.version, request.user_id)
+                purchases = read_purchases(record, catalogue.version, degraded)
+            except DependencyError:
+                degraded.append(STORE_DOWN)
+        params = catalogue.manifest.parts.get(PURCHASES_PART, {}).get("params", {})
+        slate = buy_again_slate(
+            purchases,
+            request,
+            asker.person,
+            catalogue,
+            due_power=float(params.get("due_power", 0.0)),
+            now_micros=self._wall_micros(),
+        )
+        if degraded:
+            slate = replace(slate, fallback_reason=slate.fallback_reason and degraded[0])
+        return Built(slate, [one for one in degraded if one not in asker.degraded], reads=reads)

@@ -1,0 +1,86 @@
+"""A slate that is one list and what tops it up: similar, bought together, trending, new, buy again, continue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from feature_repo.contracts.packing import SessionEvent, Source
+from serving.pipeline.candidates import Rung, fill_candidates
+from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.filters import SlateFilter
+from serving.pipeline.order import order_candidates
+from serving.pipeline.values import Reason, Slate, SlateItem
+
+NOTHING_ELIGIBLE = "no_eligible_candidates"
+
+Tell = Callable[[int, Source], tuple[Reason, ...]]
+
+
+def list_slate(
+    rungs: Iterator[Rung],
+    *,
+    own: str,
+    wanted: int,
+    eligible: SlateFilter,
+    catalogue: Catalogue,
+    tell: Tell,
+    why_not: str | None = None,
+    personalized: bool = False,
+    session: Sequence[SessionEvent] = (),
+) -> Slate:
+    """At most `wanted` eligible items of the rungs, those of a later rung behind those of an earlier one.
+
+    own      the rung that was asked for: an answer from it has no fallback reason
+    tell     item number, source -> why the item is there
+    why_not  the fallback reason when it gave nothing; without one: nothing on it was eligible
+    """
+    pool, reports = fill_candidates(rungs, wanted=wanted, admits=eligible.admits, whole=True)
+    items = []
+    for number in order_candidates(pool.bases, wanted, catalogue.item_ids):
+        base, source = pool.bases[number], Source(pool.origins[number][0])
+        items.append(SlateItem(number, catalogue.item_id(number), base, base, 0.0, source, tell(number, source)))
+    level = next((report.rung for report in reports if report.eligible), "none")
+    return Slate(
+        items=items,
+        fallback_level=level,
+        fallback_reason=None if level == own else why_not or NOTHING_ELIGIBLE,
+        filtered=eligible.counts(),
+        rungs=reports,
+        session=session,
+        session_weight=0.0,
+        personalized=personalized,
+        stage_micros={},
+    )
+
+
+def popular_rungs(catalogue: Catalogue, category: str | None, region: str | None = None) -> Iterator[Rung]:
+    """What tops a list up: popular in the category, in the region, with everybody, then what the shop chose."""
+    if found := catalogue.popular_in_category(category):
+        yield Rung("category", found[1], Source.CATEGORY)
+    if region is not None and region in catalogue.popular_by_region:
+        yield Rung("region", catalogue.popular_by_region[region], Source.REGION)
+    if catalogue.popular:
+        yield Rung("popular", catalogue.popular, Source.POPULARITY)
+    if catalogue.static:
+        yield Rung("static", catalogue.static, Source.STATIC)
+
+
+def popular_words(category: str | None = None, region: str | None = None) -> Mapping[Source, str]:
+    """The reasons of `popular_rungs`."""
+    return {
+        Source.CATEGORY: f"popular in {category}",
+        Source.REGION: f"popular in {region}",
+        Source.POPULARITY: "popular with everybody",
+        Source.STATIC: "chosen by the shop",
+    }
+
+
+def in_words(text: str) -> tuple[Reason, ...]:
+    """A reason that names no past item."""
+    return (Reason(None, None, text),)
+
+
+def because_of(item_number: int, catalogue: Catalogue, words: str) -> tuple[Reason, ...]:
+    """A reason that names one item; `words` has its title at {title}."""
+    title = catalogue.title(item_number)
+    return (Reason(catalogue.item_id(item_number), title, words.format(title=title)),)

@@ -1,0 +1,134 @@
+"""What is new in the shop, for this person first where they look most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
+
+from feature_repo.contracts.packing import Source
+from feature_repo.contracts.times import from_micros
+from serving.pipeline.candidates import Rung
+from serving.pipeline.catalogue import CATEGORY_SEPARATOR, Catalogue
+from serving.pipeline.consent import as_allowed
+from serving.pipeline.filters import SlateFilter, personal_exclusions
+from serving.pipeline.list_slate import in_words, list_slate, popular_rungs, popular_words
+from serving.pipeline.session_signals import category_interests
+from serving.pipeline.trending import is_within
+from serving.pipeline.values import Person, Reason, Row, Slate, SlateRequest
+
+DAY_MICROS = 86_400_000_000
+HALF_LIFE_DAYS = 7.0
+"""An item a week older counts half as new."""
+INTEREST_WEIGHT = 4.0
+"""An item in the only category of a person's interest counts five times as new as one in which they show none."""
+LIST_HEAD = 50
+MOST_ROWS = 2000
+
+
+def new_slate(
+    request: SlateRequest, person: Person, catalogue: Catalogue, *, max_age_days: float, now_micros: int
+) -> Slate:
+    """Items by `created_at`, at most `max_age_days` older than the end of the version's data; then older ones.
+
+    score = 0.5^(age / 7 days) x (1 + 4 x interest) / 5, interest in [0, 1] by category (`interests_of`); without
+    consent, or of nobody, it is 0, and the newest come first. Ties by item id. Age is counted back from the version's
+    as_of: no item of it can be newer. With a category in the request, only items in it or below it. What the person
+    bought or dismissed leaves. Topped up with what is popular. fallback_level is `new`, or the first rung that had
+    something (`older`: the newest of those that are older).
+    """
+    request, person, personalized, _ = as_allowed(request, person)
+    interests = interests_of(person, catalogue, now_micros=now_micros) if personalized else {}
+    exclusions = personal_exclusions(
+        catalogue, state=person.session, session=(), exclude_item_ids=request.exclude_item_ids
+    )
+    words = popular_words(request.category, request.region)
+    created = dict(catalogue.newest)
+
+    def tell(number: int, source: Source) -> tuple[Reason, ...]:
+        if source in words:
+            return in_words(words[source])
+        since = f"new since {from_micros(int(created[number])).date().isoformat()}"
+        category = catalogue.category(number)
+        liked = _interest(category, interests) > 0
+        return in_words(f"{since}, in {category}, where you look" if liked else since)
+
+    return list_slate(
+        _rungs(request, catalogue, interests, max_age_days),
+        own="new",
+        wanted=request.num_results,
+        eligible=SlateFilter(catalogue, taken_out=exclusions, now_micros=now_micros),
+        catalogue=catalogue,
+        tell=tell,
+        personalized=personalized,
+    )
+
+
+def interests_of(person: Person, catalogue: Catalogue, *, now_micros: int) -> dict[str, float]:
+    """Category path and each of its ancestors -> share of the person's interest, in (0, 1].
+
+    By what they did lately (`category_interests`); without any by the categories of the head of the night's list, the
+    better placed counting more; without a list by the segment.
+    """
+    by_category = category_interests(person.session, catalogue, now_micros=now_micros)
+    if not by_category:
+        by_category = listed_categories(person.candidates or (), catalogue)
+    if not by_category and person.segment:
+        by_category = {person.segment: 1.0}
+    shares: dict[str, float] = {}
+    for category, share in by_category.items():
+        for prefix in _prefixes(category):
+            shares[prefix] = shares.get(prefix, 0.0) + share
+    return shares
+
+
+def listed_categories(rows: Sequence[Row], catalogue: Catalogue) -> dict[str, float]:
+    """Category path -> share of the head of a night's list, the better placed counting more; most first, ties by path.
+    Sums to 1, or is empty."""
+    weights: dict[str, float] = {}
+    for place, row in enumerate(rows[:LIST_HEAD]):
+        category = catalogue.category(row[0]) if row[0] < len(catalogue.attributes) else None
+        if category is not None:
+            weights[category] = weights.get(category, 0.0) + 1 / (1 + place)
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in sorted(weights.items(), key=lambda one: (-one[1], one[0]))}
+
+
+def _rungs(
+    request: SlateRequest, catalogue: Catalogue, interests: Mapping[str, float], max_age_days: float
+) -> Iterator[Rung]:
+    oldest = catalogue.as_of_micros - max_age_days * DAY_MICROS
+    asked = request.category
+
+    def fits(number: int) -> bool:
+        return asked is None or is_within(catalogue.category(number), asked)
+
+    recent = list(takewhile(lambda row: row[1] >= oldest, catalogue.newest))
+    scored = []
+    for number, micros in recent:
+        if fits(number):
+            age_days = max(0.0, catalogue.as_of_micros - micros) / DAY_MICROS
+            interest = _interest(catalogue.category(number), interests)
+            fresh = 0.5 ** (age_days / HALF_LIFE_DAYS)
+            scored.append((number, fresh * (1 + INTEREST_WEIGHT * interest) / (1 + INTEREST_WEIGHT)))
+            if len(scored) == MOST_ROWS:
+                break
+    if scored:
+        yield Rung("new", sorted(scored, key=lambda row: (-row[1], row[0])), Source.NEW)
+    older = [(number, micros) for number, micros in catalogue.newest[len(recent) :][:MOST_ROWS] if fits(number)]
+    if older:
+        # By place: their ages differ by less than the scale of a score could show.
+        yield Rung("older", [(number, 1 / (1 + place)) for place, (number, _) in enumerate(older)], Source.NEW)
+    yield from popular_rungs(catalogue, request.category, request.region)
+
+
+def _interest(category: str | None, interests: Mapping[str, float]) -> float:
+    """The mean share over the category and its ancestors."""
+    if not interests or category is None:
+        return 0.0
+    prefixes = _prefixes(category)
+    return sum(interests.get(prefix, 0.0) for prefix in prefixes) / len(prefixes)
+
+
+def _prefixes(path: str) -> list[str]:
+    parts = path.split(CATEGORY_SEPARATOR)
+    return [CATEGORY_SEPARATOR.join(parts[: depth + 1]) for depth in range(len(parts))]

@@ -1,0 +1,131 @@
+"""The order of items that the caller gives: search results, a hand-picked list, a shelf."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from feature_repo.contracts.packing import NO_REASON, Source
+from serving.pipeline.candidates import BELOW, normaliser
+from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.consent import as_allowed
+from serving.pipeline.explain import base_reasons, session_reasons
+from serving.pipeline.filters import SlateFilter
+from serving.pipeline.identify import session_events
+from serving.pipeline.score import count_votes, effective_weight, score_candidates, session_ballots, silenced_items
+from serving.pipeline.slate import StageClock, fallback_reason
+from serving.pipeline.values import Origin, Person, Reason, RungReport, Slate, SlateItem, SlateRequest, Tuning
+
+UNKNOWN_ITEM = -1
+"""The item number of an id that the served version does not have."""
+GIVEN_ORIGIN: Origin = (int(Source.GIVEN), NO_REASON, NO_REASON)
+_AS_GIVEN = (Reason(None, None, "in the order given"),)
+
+
+def rank_given(
+    item_ids: Sequence[str],
+    request: SlateRequest,
+    person: Person,
+    catalogue: Catalogue,
+    tuning: Tuning,
+    *,
+    now_micros: int,
+    timer: Callable[[], int],
+) -> Slate:
+    """These items, best first; an id that comes twice counts where it comes first.
+
+    The base score of an item on the person's list of the night is its score there; of others, below all of those, its
+    popularity; without either it is 0. Then the session votes, as in `build_slate`. Ties keep the given order.
+    Nothing is left out because the person knows it: what they dismissed goes behind the rest. Items that may not be
+    shown to anybody leave, and are counted; ids that this version does not know come last, with `UNKNOWN_ITEM`.
+    Reasons are given with `request.explain` alone. At most `request.num_results` items.
+
+    fallback_level: `personal` when the night's list has one of the items, else `session` or `popular`, else `given`.
+    """
+    clock = StageClock(timer if request.explain else None)
+    request, person, personalized, unavailable = as_allowed(request, person)
+    session = session_events(
+        person.session,
+        session_id=request.session_id,
+        recent_events=request.recent_events,
+        now_micros=now_micros,
+        gap_seconds=tuning.session_gap_seconds,
+    )
+    clock.done("session")
+    eligible = SlateFilter(catalogue, taken_out={}, now_micros=now_micros)
+    excluded = request.exclude_item_ids
+    places: dict[int, int] = {}
+    unknown: list[str] = []
+    for place, item_id in enumerate(dict.fromkeys(item_ids)):
+        if item_id in excluded:
+            continue
+        number = catalogue.numbers.get(item_id)
+        if number is None:
+            unknown.append(item_id)
+        elif eligible.admits(number):
+            places[number] = place
+    clock.done("filter")
+
+    bases, origins, rungs = _bases(places, person, catalogue)
+    silenced = silenced_items(session, [mark.item_id for mark in person.session.dismissed], catalogue)
+    ballots = session_ballots(session, catalogue, tuning, silenced=silenced)
+    votes = count_votes(ballots, lambda numbers: [number for number in numbers if number not in places])
+    weight = effective_weight(ballots, tuning) if votes else 0.0
+    scores = score_candidates(bases, votes, weight, wanted=len(places))
+    clock.done("score")
+
+    ordered = sorted(places, key=lambda number: (number in silenced, -scores[number], places[number]))
+    items = []
+    for number in ordered[: request.num_results]:
+        base, vote = bases[number], votes.get(number, 0.0)
+        by_session = vote > 0 and weight * vote > base
+        origin = origins.get(number, GIVEN_ORIGIN)
+        reasons: tuple[Reason, ...] = ()
+        if request.explain and by_session:
+            reasons = session_reasons(number, ballots, catalogue)
+        elif request.explain:
+            known = number in origins
+            reasons = base_reasons(origin, catalogue, request, person) if known else _AS_GIVEN
+        source = Source.SESSION if by_session else Source(origin[0])
+        items.append(SlateItem(number, catalogue.item_id(number), scores[number], base, vote, source, reasons))
+    for item_id in unknown[: request.num_results - len(items)]:
+        items.append(SlateItem(UNKNOWN_ITEM, item_id, 0.0, 0.0, 0.0, Source.GIVEN, ()))
+    clock.done("order")
+
+    level = "personal" if rungs[0].eligible else "session" if votes else "popular" if rungs[1].eligible else "given"
+    return Slate(
+        items=items,
+        fallback_level=level,
+        fallback_reason=fallback_reason(level, request, person, unavailable, personalized=personalized),
+        filtered=eligible.counts(),
+        rungs=rungs,
+        session=session,
+        session_weight=weight,
+        personalized=personalized,
+        stage_micros=clock.micros,
+    )
+
+
+def _bases(
+    places: dict[int, int], person: Person, catalogue: Catalogue
+) -> tuple[dict[int, float], dict[int, Origin], list[RungReport]]:
+    """Base scores of all these items, where those above 0 come from, and what the list and popularity knew of them."""
+    bases = dict.fromkeys(places, 0.0)
+    origins: dict[int, Origin] = {}
+    lowest = 1.0
+    if person.candidates:
+        scale = normaliser(person.candidates[0][1], person.candidates[-1][1])
+        for number, score, source, first, second in person.candidates:
+            if number in places and (base := scale(score)) > 0:
+                bases[number] = base
+                lowest = min(lowest, base)
+                origins[number] = (source, first, second)
+    personal = len(origins)
+    popular = [(catalogue.popularity[n], n) for n in places if n not in origins and n in catalogue.popularity]
+    if popular:
+        top = lowest * BELOW / max(popular)[0]
+        for score, number in popular:
+            bases[number] = score * top
+            origins[number] = (int(Source.POPULARITY), NO_REASON, NO_REASON)
+    offered = len(person.candidates or ())
+    rungs = [RungReport("personal", offered, personal), RungReport("popular", len(catalogue.popularity), len(popular))]
+    return bases, origins, rungs

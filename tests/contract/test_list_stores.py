@@ -1,0 +1,98 @@
+"""The stores that only some lists need: one suite on the real Redis and on the twins in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+
+from feature_repo.contracts.errors import DependencyError
+from feature_repo.contracts.keys import purchases_key
+from feature_repo.contracts.purchase_record import Purchase, pack_purchases
+from feature_repo.contracts.trend_record import TrendTable
+from serving.adapters.purchases import (
+    DAMAGED_PURCHASES,
+    MemoryPurchaseStore,
+    PurchaseStore,
+    RedisPurchaseStore,
+    read_purchases,
+)
+from serving.adapters.trend_board import TRENDS_DOWN, TrendBoard
+from serving.pipeline.trending import Votes
+
+TENANT = "shop"
+V1, V2 = "2024-03-08-00000001", "2024-03-09-00000002"
+ROWS = [Purchase(7, 2, 1_709_000_000, 3.5, 1.5)]
+
+Put = Callable[[str, bytes], Any]
+
+
+@pytest.fixture(params=["redis", "memory"])
+async def purchases(request: pytest.FixtureRequest) -> AsyncIterator[tuple[PurchaseStore, Put]]:
+    """The store, and how a test writes a string into it."""
+    if request.param == "memory":
+        strings: dict[str, bytes] = {}
+        yield MemoryPurchaseStore(strings, tenant=TENANT), strings.__setitem__
+        return
+    url = request.getfixturevalue("redis_url")
+    asking = redis.asyncio.Redis.from_url(url)
+    with redis.Redis.from_url(url) as client:
+        yield RedisPurchaseStore(asking, tenant=TENANT, timeout_seconds=5), client.set
+    await asking.aclose()
+
+
+@pytest.mark.redis
+async def test_the_purchases_of_one_user_in_one_version(purchases: tuple[PurchaseStore, Put]) -> None:
+    store, put = purchases
+    put(purchases_key(V1, "ü 1", TENANT), pack_purchases(V1, ROWS))
+    put(purchases_key(V1, "ü 1", "other"), b"another tenant's")
+    degraded: list[str] = []
+    assert read_purchases(await store.read(V1, "ü 1"), V1, degraded) == ROWS
+    assert await store.read(V2, "ü 1") is None
+    assert await store.read(V1, "ü") is None
+    assert read_purchases(None, V1, degraded) == []
+    assert degraded == []
+    assert read_purchases(pack_purchases(V2, ROWS), V1, degraded) == []
+    assert degraded == [DAMAGED_PURCHASES]
+
+
+async def test_a_store_that_is_down_says_so() -> None:
+    client = redis.asyncio.Redis.from_url("redis://127.0.0.1:1/0")
+    with pytest.raises(DependencyError, match="online store does not answer"):
+        await RedisPurchaseStore(client, tenant=TENANT, timeout_seconds=0.2).read(V1, "u1")
+    await client.aclose()
+
+
+class Counted:
+    """A trend store that counts its reads; `is_down` makes them raise."""
+
+    def __init__(self) -> None:
+        self.reads, self.is_down = 0, False
+
+    async def read(self, window: str, *, now_micros: int) -> list[TrendTable]:
+        self.reads += 1
+        if self.is_down:
+            raise DependencyError("gone")
+        return [TrendTable(1, now_micros, {window: self.reads}, 1, 2)]
+
+
+async def test_the_board_reads_each_window_once_in_a_while_and_outlives_the_store() -> None:
+    store, clock = Counted(), [100.0]
+    board = TrendBoard(store, refresh_seconds=2, wall_micros=lambda: 5, timer=lambda: clock[0])
+    assert await board.votes("1h") == (Votes([("1h", 1)], 2), None)
+    clock[0] += 1.9
+    assert await board.votes("1h") == (Votes([("1h", 1)], 2), None)
+    assert (await board.votes("1d"))[0].ranked == [("1d", 2)]
+    clock[0] += 0.1
+    assert (await board.votes("1h"))[0].ranked == [("1h", 3)]
+    store.is_down = True
+    clock[0] += 299
+    assert await board.votes("1h") == (Votes([("1h", 3)], 2), TRENDS_DOWN)
+    clock[0] += 2
+    assert await board.votes("1h") == (Votes((), 0), TRENDS_DOWN)
+    store.is_down = False
+    assert (await board.votes("1h"))[1] is None
+    assert store.reads == 6
