@@ -172,23 +172,23 @@ class _Pairs:
         self._items, self._item_count = sequences.items, sequences.item_count
         self._holder = _pieces(sequences)
         sessions = int(self._holder[-1]) + 1 if len(self._holder) else 0
-        held = np.unique(self._holder * np.int64(max(1, self._item_count)) + self._items)
-        lengths = np.bincount(held // max(1, self._item_count), minlength=sessions)
-        having = np.bincount(held % max(1, self._item_count), minlength=self._item_count)
+        latest = self._latest()
+        lengths = np.bincount(self._holder[latest], minlength=sessions)
+        having = np.bincount(self._items[latest], minlength=self._item_count)
         age = (sessions - 1 - np.arange(sessions)) / max(sessions, 1)
         self._worth = lengths ** -float(params["length_power"]) * np.exp(-float(params["recency"]) * age)
         self._idf = np.log(max(sessions, 1) / np.maximum(having, 1)) ** float(params["idf_power"])
-        self._speaking = self._newest(int(params["sessions_per_item"]))
+        newest = np.cumsum(having) - having  # where each item's places begin in `latest`
+        rank = np.arange(len(latest)) - newest[self._items[latest]]
+        self._speaking = latest[rank < int(params["sessions_per_item"])]
 
-    def _newest(self, count: int) -> NDArray[np.int64]:
-        """The places that speak, by item: in each session the item's latest, in the newest `count` sessions with it."""
-        places = np.arange(len(self._items))
-        order = np.lexsort((-places, self._items))
+    def _latest(self) -> NDArray[np.int64]:
+        """The latest place of each item in each session that has it; by item, the newest first."""
+        count = len(self._items)
+        order = count - 1 - np.argsort(self._items[::-1], kind="stable")
         items, holders = self._items[order], self._holder[order]
-        is_latest = np.r_[True, (items[1:] != items[:-1]) | (holders[1:] != holders[:-1])] if len(order) else places > 0
-        order, items = order[is_latest], items[is_latest]
-        rank = np.arange(len(order)) - np.searchsorted(items, items)
-        return order[rank < count].astype(np.int64)
+        first = np.r_[True, (items[1:] != items[:-1]) | (holders[1:] != holders[:-1])][:count]
+        return order[first].astype(np.int64)
 
     def blocks(self) -> list[sparse.csr_matrix]:
         """next(i -> j) before any of it is left out: CSR block of items x all items, blocks in order."""
@@ -253,11 +253,13 @@ def _pieces(sequences: Sequences) -> NDArray[np.int64]:
 
 def _largest(block: sparse.csr_matrix, count: int) -> ItemLists:
     """The `count` largest positive entries of each row, as float32, ties by column."""
-    rows = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
+    block.sort_indices()
     weights = block.data.astype(np.float32)
-    order = np.lexsort((block.indices, -weights, rows))
-    order = order[weights[order] > 0]
-    rows = rows[order]
+    positive = np.flatnonzero(weights > 0)
+    rows = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))[positive]
+    # One key instead of three: the bits of positive floats are in the order of the floats. Equal ones stay by column.
+    key = (rows.astype(np.uint64) << np.uint64(32)) | (np.uint32(0xFFFFFFFF) - weights[positive].view(np.uint32))
+    order = positive[np.argsort(key, kind="stable")]
     place = np.arange(len(order)) - np.searchsorted(rows, rows)
     order, rows = order[place < count], rows[place < count]
     offsets = np.searchsorted(rows, np.arange(block.shape[0] + 1))
