@@ -38,9 +38,9 @@ class ServingSettings:
     log_queue_bytes        33554432 B  the same in bytes. Higher: more memory of each worker.
     trend_refresh_ms       1000 ms   how old the votes of a trend may be. Higher: fewer reads of some 100 kB,
                                      later trends.
-    session_weight         3.0       how loud the session is beside the night's list: 0 ignores it, at 3 the best-voted
-                                     newcomer beats every item that got no vote once the session has two clicks, at 10
-                                     little but the session is left.
+    session_weight         4.0       how loud the session is beside the night's list: 0 ignores it, at 4 the best-voted
+                                     newcomer beats every item that got no vote, after a click already, at 10 little
+                                     but the session is left. `nightjar bench session-weights` tries it on your events.
     session_weight_alone   10000     the same beside lists that are not the person's own (popular items): at 10000 they
                                      only fill in what the session is silent on. Higher: no change to speak of.
     session_events         20        how many last events of the session vote, where a version has no session index
@@ -95,7 +95,7 @@ class ServingSettings:
     log_queue_events: int = 20_000
     log_queue_bytes: int = 33_554_432
     trend_refresh_ms: float = 1000.0
-    session_weight: float = 3.0
+    session_weight: float = 4.0
     session_weight_alone: float = 10_000.0
     session_events: int = 20
     session_gap_seconds: float = 1800.0

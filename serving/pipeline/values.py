@@ -59,7 +59,7 @@ class Person:
 class Tuning:
     """The numbers of the session adjustment; see `serving.settings` for units, defaults and effects."""
 
-    session_weight: float = 3.0
+    session_weight: float = 4.0
     session_weight_alone: float = 10_000.0
     session_events: int = 20
     session_gap_seconds: float = 1800.0

@@ -251,7 +251,7 @@ class TestRecommendations:
         assert list(trace["stages_ms"]) == ["consent", "identify", "session", "candidates", "score", "order", "explain"]
         assert trace["rungs"] == [{"rung": "personal", "offered": 30, "eligible": 30}]
         assert trace["session"] == [{"event_type": "view_item", "item_id": "i40", "age_seconds": 60.0}]
-        assert (trace["session_weight"], trace["personalized"]) == (1.5, True)
+        assert (trace["session_weight"], trace["personalized"]) == (2.0, True)
         assert trace["scores"]["i41"] == {"base": 0.0, "vote": 1.0}
         # Without a session two candidates would have been enough to look at; who asks for the way sees all of it.
         calm = await api.ask(user_id="u1", session_id="s9", num_results=2, explain=True, exclude_item_ids=["i39"])

@@ -191,7 +191,7 @@ class TestSettings:
         ("name", "value", "words"),
         [
             ("SESION_WEIGHT", "1", "did you mean 'NIGHTJAR_SERVING_SESSION_WEIGHT'"),
-            ("SESSION_WEIGHT", "much", "must be a number such as 3.0, got 'much'"),
+            ("SESSION_WEIGHT", "much", "must be a number such as 4.0, got 'much'"),
             ("MAX_EVENTS", "1.5", "must be a whole number such as 1000, got '1.5'"),
             ("MAX_EVENTS", "0", "must be a positive number"),
             ("SESSION_WEIGHT", "nan", "must be a positive number"),

@@ -186,7 +186,7 @@ SHOP = Shop(
     },
 )
 NOW = 1_709_902_800_000_000
-TUNING = Tuning(half_life_seconds=600.0)
+TUNING = Tuning(session_weight=3.0, half_life_seconds=600.0)
 
 
 def event(item: str, seconds_ago: float = 0, kind: str = "view_item") -> SessionEvent:
