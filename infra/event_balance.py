@@ -4,10 +4,10 @@
     accepted  = applied + dead-lettered + waiting      the consumer's counters, moved in one MULTI with its position
     logged    = archived + waiting                     rows of bronze against entries, for each stream
 
-Exact: the log counts every entry that a stream ever got (Redis 7 and Valkey), the consumer counts in the transaction
-that has the effects, and a table's rows are counted up to the position that the archiver has confirmed. Numbers hold
-since the log was created; the consumer's since the store `online` was. Events of people who do not allow storing are
-in none of these: the API counts them, since it started.
+Exact: the log counts every entry that a stream ever got (Redis 7 and Valkey) and, beside it, how many more events than
+one these held; the consumer counts in the transaction that has the effects, and a table's rows are counted up to the
+position that the archiver has confirmed. Numbers hold since the log was created; the consumer's since the store
+`online` was. Events of people who do not allow storing are in none of these: the API counts them, since it started.
 """
 
 from __future__ import annotations
@@ -28,20 +28,22 @@ from feature_repo.contracts.keys import (
     EVENT_PARTITIONS,
     applied_key,
     archived_key,
+    more_events_key,
     quarantine_stream_key,
     speed_counters_key,
     stream_key,
 )
+from feature_repo.contracts.stream_entry import beyond_first, split_entry
 from infra.importing.tables import find_table
 from serving.speed.positions import START, after, position_number
 
-_PAGE = 5_000
+_PAGE = 1_000
 _TRIES = 10
 
 
 @dataclass(frozen=True, slots=True)
 class StreamCount:
-    """Entries of one stream. `logged`: all it ever got, or None when the server does not count them (Redis 6)."""
+    """Events of one stream. `logged`: all it ever got, or None when the server does not count entries (Redis 6)."""
 
     stream: str
     logged: int | None
@@ -165,49 +167,61 @@ def _count(
     position: Any = log.get(archived_key(stream))
     archived = position.decode() if position else START
     rows = _archived(env, tables, stream, position_number(archived))
-    about = _about(log, stream)
+    with log.pipeline(transaction=True) as pipe:  # of one instant
+        pipe.get(more_events_key(stream))
+        pipe.xinfo_stream(stream)
+        counted, about = pipe.execute(raise_on_error=False)
+    about, more = _found(about), int(counted or 0)
     if about is None:  # nothing ever came
         return StreamCount(stream, 0, rows, 0, None if applied is None else 0)
     end = about["last-generated-id"].decode()
-    to_archive = _entries(log, stream, archived, end)
-    to_apply = None if applied is None else _entries(log, stream, applied.decode(), end)
+    to_archive = _events(log, stream, archived, end)
+    to_apply = None if applied is None else _events(log, stream, applied.decode(), end)
     lowest = min(archived, archived if applied is None else applied.decode(), key=position_number)
     forgotten = (_about(log, stream) or about).get("max-deleted-entry-id", b"0-0").decode()
     if not may_be_trimmed and position_number(forgotten) > position_number(lowest):
         raise _TrimmedMeanwhileError
     logged = about.get("entries-added")
-    return StreamCount(stream, None if logged is None else int(logged), rows, to_archive, to_apply)
+    return StreamCount(stream, None if logged is None else int(logged) + more, rows, to_archive, to_apply)
+
+
+def _found(about: Any) -> dict[str, Any] | None:
+    """XINFO STREAM by field, or None when there is no such stream."""
+    if isinstance(about, ResponseError) and "no such key" in str(about):
+        return None
+    if isinstance(about, Exception):
+        raise about
+    return dict(about)
 
 
 def _about(log: redis.Redis, stream: str) -> dict[str, Any] | None:
-    """XINFO STREAM by field, or None when there is no such stream."""
     try:
-        found: Any = log.xinfo_stream(stream)
+        return _found(log.xinfo_stream(stream))
     except ResponseError as error:
-        if "no such key" in str(error):
-            return None
-        raise
-    return dict(found)
+        return _found(error)
 
 
-def _entries(log: redis.Redis, stream: str, behind: str, end: str) -> int:
-    """Entries in (behind, end]."""
+def _events(log: redis.Redis, stream: str, behind: str, end: str) -> int:
+    """Events of the entries in (behind, end]."""
     count, start = 0, after(behind)
     while True:
         found: Any = log.xrange(stream, min=start, max=end, count=_PAGE)
-        count += len(found)
+        count += sum(len(split_entry(fields)) for _, fields in found)
         if len(found) < _PAGE:
             return count
         start = after(found[-1][0].decode())
 
 
 def _archived(env: Environment, tables: Sequence[str], stream: str, until: int) -> int:
-    """Entries of a stream that are rows of these tables, up to a position. The lines of one order are one entry."""
+    """Events of a stream that are rows of these tables, up to a position. The lines of one order are one event."""
     total = 0
-    is_its = (pc.field("source") == stream) & (pc.field("source_position") <= until)
+    is_its = (pc.field("source") == stream) | pc.starts_with(pc.field("source"), beyond_first(stream))
     for name in tables:
         delta = find_table(env, name)
         if delta is not None:
-            rows = delta.to_pyarrow_dataset().to_table(columns=["source_position"], filter=is_its)
-            total += int(pc.count_distinct(rows["source_position"]).as_py())
+            names = ["source", "source_position"]
+            rows = delta.to_pyarrow_dataset().to_table(
+                columns=names, filter=is_its & (pc.field("source_position") <= until)
+            )
+            total += rows.group_by(names).aggregate([]).num_rows
     return total

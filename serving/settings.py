@@ -81,8 +81,8 @@ class ServingSettings:
     decision_file_seconds  3600 s    age at which it does. Higher: the same.
     session_ttl_seconds    2592000 s how long a person's session record lives after its last event (30 days: longer is
                                      more personal data kept).
-    consumer_batch         500       stream entries the consumer applies at once. Higher: more throughput, later
-                                     effect, and a longer recovery after a consumer that died.
+    consumer_batch         500       events the consumer applies at once; up to eight times as many while more waits.
+                                     Higher: more throughput, later effect, longer transactions in `online`.
     archive_seconds        2 s       longest time an event waits for its archive commit. Higher: fewer, larger files.
     archive_events         20000     events in one archive commit at most. Higher: fewer files, more memory.
     lease_seconds          5 s       how long a dead consumer or archiver keeps its role. Higher: later takeover.

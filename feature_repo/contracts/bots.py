@@ -89,10 +89,10 @@ def is_crawler_agent(user_agent: str) -> bool:
 
 def user_agent_of(context: object) -> str | None:
     """The user agent in an event's `context`, or None."""
-    if isinstance(context, Mapping):
+    if type(context) is dict or isinstance(context, Mapping):
         for name in AGENT_FIELDS:
             value = context.get(name)
-            if isinstance(value, str) and value:
+            if value and isinstance(value, str):
                 return value
     return None
 

@@ -16,6 +16,9 @@ from feature_repo.contracts.errors import ContractError
 DEFAULT_TENANT = "default"
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
+_UNQUOTED = re.compile(r"[A-Za-z0-9_.~-]*")
+"""Ids that a key holds as they are."""
+
 EVENT_PARTITIONS = 4
 """How many streams the events of one tenant are spread over. Changing it re-homes subjects: drain first."""
 
@@ -27,9 +30,9 @@ def check_tenant(tenant: str) -> str:
     return tenant
 
 
-def _quoted(text: str) -> str:
-    """`quote`, without its cost for what needs none."""
-    return text if text.isalnum() and text.isascii() else quote(text, safe="")
+def quoted(text: str) -> str:
+    """Text as a part of a key: `quote`, without its cost for what needs none."""
+    return text if _UNQUOTED.fullmatch(text) else quote(text, safe="")
 
 
 @lru_cache(maxsize=64)
@@ -96,7 +99,7 @@ def parse_purchases_key(key: str, tenant: str = DEFAULT_TENANT) -> tuple[str, st
 
 def session_key(subject: str, tenant: str = DEFAULT_TENANT) -> str:
     """String with TTL: the packed session record (`session_record`, v2) of one subject (`events.subject_key`)."""
-    return f"{_prefix(tenant)}sess:v2:{{{subject[:2]}{_quoted(subject[2:])}}}"
+    return f"{_prefix(tenant)}sess:v2:{{{subject[:2]}{quoted(subject[2:])}}}"
 
 
 def session_key_v1(subject: str, tenant: str = DEFAULT_TENANT) -> str:
@@ -155,8 +158,8 @@ def fence_key(partition: int, tenant: str = DEFAULT_TENANT) -> str:
 
 
 def delivering_key(partition: int, tenant: str = DEFAULT_TENANT) -> str:
-    """String: there while an owner has not left in good order: empty, or `<position> <deliveries>` of the entry that is
-    delivered alone because an owner died before. Never parsed back."""
+    """String: there while an owner has not left in good order: empty, or what it delivers with care because an owner
+    died before (`serving.speed.care`). Never parsed back."""
     return f"{_prefix(tenant)}delivering:{partition}"
 
 
@@ -184,13 +187,18 @@ def partition_of(subject: str) -> int:
 
 
 def stream_key(partition: int, tenant: str = DEFAULT_TENANT) -> str:
-    """Stream: accepted events of one partition; field `event` is the checked event as JSON, `nonce` its mark."""
+    """Stream: accepted events of one partition, one or several an entry (`stream_entry`)."""
     return f"{_prefix(tenant)}{{events:{partition}}}"
+
+
+def more_events_key(stream: str) -> str:
+    """String in the slot of an event stream: how many more events than entries it ever got. Never parsed back."""
+    return f"{stream}:more"
 
 
 def dedup_key(partition: int, event_id: str, tenant: str = DEFAULT_TENANT) -> str:
     """String with TTL: the nonce of the first delivery of an event id, in the slot of its stream. Never parsed back."""
-    return f"{stream_key(partition, tenant)}:dedup:{_quoted(event_id)}"
+    return f"{stream_key(partition, tenant)}:dedup:{quoted(event_id)}"
 
 
 def quarantine_stream_key(tenant: str = DEFAULT_TENANT) -> str:
@@ -199,7 +207,7 @@ def quarantine_stream_key(tenant: str = DEFAULT_TENANT) -> str:
 
 
 def dead_letter_stream_key(tenant: str = DEFAULT_TENANT) -> str:
-    """Stream: entries that the consumer could not apply: fields `stream`, `position`, `event`, `error`."""
+    """Stream: events that the consumer could not apply: fields `stream`, `position`, `number`, `event`, `error`."""
     return _prefix(tenant) + "{dead-letters}"
 
 

@@ -44,7 +44,8 @@ _EVENT_COLUMNS: Mapping[str, str] = {
     "properties": "string", "source": "string", "source_position": "bigint", "event_date": "date",
 }  # fmt: skip
 """`properties` is JSON text. consent_* is null when the event did not say. `source` is a file name, a stream
-partition or `kafka:<topic>/<partition>`, and `source_position` the line, stream position or offset in it: (source, source_position) names one delivery.
+partition (and `#<number>` of the event in an entry of several) or `kafka:<topic>/<partition>`, and `source_position`
+the line, stream position or offset in it: (source, source_position) names one delivery.
 `event_date` is the UTC day of `event_timestamp`."""
 
 _QUARANTINE_COLUMNS: Mapping[str, str] = {

@@ -88,7 +88,8 @@ def backlog_entries(count: int, *, seed: int, until_micros: int) -> Iterator[Log
             event["item_id"] = _item(rng)
         subject = subject_key(person.get("user_id"), person.get("anonymous_id"))
         document = {name: event[name] for name in EVENT_FIELDS if name in event}
-        yield LogEntry(subject, event["event_id"], f"{seed:x}.{number}", orjson.dumps(document))
+        nonce = f"{seed:x}.{number}"
+        yield LogEntry(subject, event["event_id"], nonce, orjson.dumps(document), "items" not in event)
 
 
 def _person(rng: random.Random, session: int) -> dict[str, str]:

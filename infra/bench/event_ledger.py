@@ -87,7 +87,7 @@ class Ledger:
     ) -> Findings:
         """Compare with what is there.
 
-        `deliveries`: (event id, stream, position) of every row of the table and of every entry of the streams that is
+        `deliveries`: (event id, source, position) of every row of the table and of every event of the streams that is
         not in the table yet. `applied`: how many events the consumer says it applied. `states`: the stored session
         state of every person of the book. A delivery that was answered with `duplicate` is kept too, at a position of
         its own; the same one twice is not.
@@ -107,5 +107,5 @@ class Ledger:
 
 
 def event_id_of(raw: bytes) -> str:
-    """The id in a stream entry."""
+    """The id of an event of a stream entry."""
     return str(json.loads(raw)["event_id"])

@@ -44,6 +44,7 @@ from feature_repo.contracts.keys import (
     stream_key,
 )
 from feature_repo.contracts.packing import SessionState, unpack_session
+from feature_repo.contracts.stream_entry import source_of, split_entry
 from feature_repo.contracts.tables import table_path
 from infra.bench.disk import judge_disk
 from infra.bench.event_ledger import Findings, Ledger, event_id_of
@@ -412,7 +413,9 @@ class Torture:
                 stream = stream_key(partition)
                 entries: Any = log.xrange(stream)
                 for position, fields in entries:
-                    deliveries.add((event_id_of(fields[b"event"]), stream, position_number(position.decode())))
+                    for number, (raw, _) in enumerate(split_entry(fields)):
+                        at = position_number(position.decode())
+                        deliveries.add((event_id_of(raw), source_of(stream, number), at))
             # The table is read after the streams: what is trimmed in between is in it by then.
             archived = self._archived()
             counters: Any = online.hgetall(speed_counters_key())

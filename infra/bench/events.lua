@@ -3,23 +3,31 @@ local batch = tonumber(os.getenv("NIGHTJAR_BATCH"))
 local run = os.getenv("NIGHTJAR_RUN")
 local moment = os.getenv("NIGHTJAR_MOMENT")
 local form = '{"event_id":"%s-%d","event_type":"view_item","user_id":"u%d","session_id":"s%d","item_id":"i%d","timestamp":"%s"}'
-local headers = {["Content-Type"] = "application/json"}
+local head
 local sent = 0
+
+function init(arguments)
+  head = "POST /v1/events HTTP/1.1\r\nHost: " .. wrk.headers["Host"] .. "\r\nContent-Type: application/json\r\nContent-Length: "
+end
 
 local function event()
   sent = sent + 1
   return string.format(form, run, sent, sent * 7919 % 50000, sent * 7919 % 50000, sent * 104729 % 10000, moment)
 end
 
+local function with_head(body)
+  return head .. #body .. "\r\n\r\n" .. body
+end
+
 function request()
   if batch == 1 then
-    return wrk.format("POST", "/v1/events", headers, event())
+    return with_head(event())
   end
   local events = {}
   for n = 1, batch do
     events[n] = event()
   end
-  return wrk.format("POST", "/v1/events", headers, "[" .. table.concat(events, ",") .. "]")
+  return with_head("[" .. table.concat(events, ",") .. "]")
 end
 
 function done(summary, latency, requests)

@@ -21,8 +21,11 @@ Role = Literal["log", "online"]
 MAX_MEMORY: Mapping[str, str] = {"log": "1gb", "online": "2gb"}
 """Full means an error on write (noeviction), never a key silently gone."""
 
+# The file of `log` grows with what was written, its contents with what still waits: written anew from 64 MB on, as is
+# the default, a busy log would be at it all the time.
+_LOG_REWRITE = ["--auto-aof-rewrite-min-size", "256mb"]
 _DURABILITY: Mapping[str, list[str]] = {
-    "log": ["--appendonly", "yes", "--appendfsync", "always", "--save", ""],
+    "log": ["--appendonly", "yes", "--appendfsync", "always", "--save", "", *_LOG_REWRITE],
     # Snapshots, also on a clean stop: `down` and `up` keep what is served. What a crash loses is rebuilt, not mourned.
     "online": ["--appendonly", "no", "--save", "300", "1"],
 }

@@ -123,7 +123,7 @@ def load_plan(path: Path) -> RepairPlan:
 
 
 def _edited_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold what else ends a line of text, such as U+2028
         if not line.strip():
             continue
         try:

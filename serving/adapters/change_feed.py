@@ -207,7 +207,7 @@ class CatalogueTail:
     async def step(self, *, waits: bool = True) -> int:
         """Read what has come (`waits`: or comes soon) and take it in; how many entries. Raises DependencyError."""
         overlay = self._overlay
-        if self._is_behind:
+        if self._is_behind or overlay.wants_records:
             await self._catch_up()
         before = overlay.position
         page = await self._feed.read(before, waits=waits)
@@ -227,6 +227,7 @@ class CatalogueTail:
 
     async def _catch_up(self) -> None:
         """Read all records, also when what came meanwhile has taken us beyond the position they stand for."""
+        self._overlay.wants_records = False
         position = await self._feed.compacted()
         async for records in self._feed.records():
             for kind, record_id, stored in records:

@@ -1,10 +1,11 @@
 """The event log: an event is durable before anybody is told so.
 
-    MULTI  SET dedup:<event_id> <nonce> NX EX 86400   XADD <stream> event, nonce  ...  EXEC
+    MULTI  SET dedup:<event_id> <nonce> NX EX 86400  ...  XADD <stream> events, nonces  ...  EXEC
 
 Redis role `log` runs with `appendfsync always`, so its reply means that the entries are on disk. A delivery is a
 duplicate iff its SET returned nil; its entry is in the stream all the same, with a nonce that is not the mark's, and
-the consumer leaves it out. A crash between write and answer makes a retry a duplicate, never a loss.
+the consumer leaves it out. A crash between write and answer makes a retry a duplicate, never a loss. Events that are
+written together share an entry (`contracts.stream_entry`): an XADD of each would cost as much again as its mark.
 
 Group commit: what all requests of one turn of the event loop want written goes out as one write, with one MULTI per
 partition, and meets one fsync. While writes are under way the next group gathers, so groups grow with the load. What
@@ -15,12 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeVar
-from urllib.parse import quote
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import hiredis
 from redis.exceptions import RedisError
@@ -30,10 +30,13 @@ from feature_repo.contracts.keys import (
     EVENT_PARTITIONS,
     change_stream_key,
     dedup_key,
+    more_events_key,
     partition_of,
     quarantine_stream_key,
+    quoted,
     stream_key,
 )
+from feature_repo.contracts.stream_entry import MAX_ENTRY_EVENTS, join_lines
 from serving.adapters.redis_pipe import RedisPipe, Replies, open_pipe, pack
 
 logger = logging.getLogger("nightjar.serving")
@@ -41,6 +44,17 @@ logger = logging.getLogger("nightjar.serving")
 Value = TypeVar("Value")
 OnDurable = Callable[[Sequence[bool]], None]
 """Called with what `append` will return, in the turn of the event loop before any request of the group goes on."""
+
+
+class Waiter(Protocol):
+    """Somebody who waits for the log without a coroutine of their own."""
+
+    def on_durable(self, is_new: Sequence[bool]) -> None:
+        """An `OnDurable`."""
+
+    def on_answer(self, is_new: Sequence[bool], error: DependencyError | None) -> None:
+        """What `append` would return, or raise. Once, after `on_durable` of all of the group."""
+
 
 DEDUP_SECONDS = 86_400
 MAX_MULTI_EVENTS = 500
@@ -52,12 +66,14 @@ MAX_WRITES_UNDER_WAY = 2
 
 
 class LogEntry(NamedTuple):
-    """One checked event: its subject (which picks the partition), its id, its mark and its JSON."""
+    """One checked event: its subject (which picks the partition), its id, its mark, its JSON, and whether it may share
+    a stream entry with others (not one with `items`)."""
 
     subject: str
     event_id: str
     nonce: str
     event: bytes
+    may_share: bool = False
 
 
 class QuarantinedEvent(NamedTuple):
@@ -95,14 +111,8 @@ class EventLog(Protocol):
         Raises OverloadedError at once when there is no room. A request that finds the queue empty always has room.
         """
 
-    def submit(
-        self,
-        entries: Sequence[LogEntry],
-        quarantined: Sequence[QuarantinedEvent] = (),
-        *,
-        on_durable: OnDurable | None = None,
-    ) -> asyncio.Future[list[bool]]:
-        """`append` for those who do not wait: what it would return or raise, later. OverloadedError is raised now."""
+    def submit(self, entries: Sequence[LogEntry], waiter: Waiter) -> None:
+        """`append` of one event or more, for a `Waiter`. OverloadedError is raised now."""
 
     async def append_changes(self, changes: Sequence[bytes]) -> list[str]:
         """Make changes of items and users (`changes.Change` as JSON) durable; the position of each. Raises as `append`.
@@ -122,40 +132,62 @@ class _Waiting:
     quarantined: Sequence[QuarantinedEvent]
     event_count: int
     byte_count: int
-    done: asyncio.Future[list[bool]]
+    waiter: Waiter
     is_new: list[bool]
-    on_durable: OnDurable | None = None
     error: DependencyError | None = None
     changes: Sequence[bytes] = ()
-    positions: list[str] = field(default_factory=list)
+    positions: list[str] | None = None
+    """Of the changes."""
+
+
+class _Coroutine:
+    """A `Waiter` for a coroutine, which awaits `done`; it may have been cancelled meanwhile."""
+
+    def __init__(self, on_durable: OnDurable | None = None) -> None:
+        self.done: asyncio.Future[Sequence[bool]] = asyncio.get_running_loop().create_future()
+        self._on_durable = on_durable
+
+    def on_durable(self, is_new: Sequence[bool]) -> None:
+        if self._on_durable is not None and not self.done.done():
+            self._on_durable(is_new)
+
+    def on_answer(self, is_new: Sequence[bool], error: DependencyError | None) -> None:
+        if self.done.done():
+            return  # its client has gone
+        if error is not None:
+            self.done.set_exception(error)
+        else:
+            self.done.set_result(is_new)
 
 
 @dataclass(slots=True)
 class _Multi:
-    """One MULTI: packed commands, how many they are, whose they are, and which results carry a mark.
+    """One MULTI: packed commands and whose they are.
 
-    `marks` has (request, position of the entry in it, position of the SET's result); empty for the quarantine.
+    `marks` has (request, place of the event in it) for each of the SETs, which come first; empty for the quarantine.
     """
 
-    command_count: int
     commands: list[bytes] = field(default_factory=list)
     requests: list[_Waiting] = field(default_factory=list)
-    marks: list[tuple[_Waiting, int, int]] = field(default_factory=list)
+    marks: Sequence[tuple[_Waiting, int]] = ()
     holds_changes: bool = False
 
     @property
     def reply_count(self) -> int:
-        return self.command_count + 2
+        return len(self.commands) + 2
 
 
 _MULTI, _EXEC = pack("MULTI"), pack("EXEC")
-_SET_AND_XADD = (
-    b"*6\r\n$3\r\nSET\r\n$%%d\r\n%%b\r\n$%%d\r\n%%b\r\n$2\r\nNX\r\n$2\r\nEX\r\n$%d\r\n%d\r\n"
-    b"*7\r\n$4\r\nXADD\r\n$%%d\r\n%%b\r\n$1\r\n*\r\n$5\r\nevent\r\n$%%d\r\n%%b\r\n$5\r\nnonce\r\n$%%d\r\n%%b\r\n"
-) % (len(str(DEDUP_SECONDS)), DEDUP_SECONDS)
-"""Both commands of one event as `pack` would write them: mark, nonce; stream, event, nonce, each with its length."""
-_PLAIN_ID = re.compile(r"[A-Za-z0-9_.~-]*")
-"""Ids that a key holds as they are; others are quoted (`keys.dedup_key`)."""
+_SET = (b"*6\r\n$3\r\nSET\r\n$%%d\r\n%%b\r\n$%%d\r\n%%b\r\n$2\r\nNX\r\n$2\r\nEX\r\n$%d\r\n%d\r\n") % (
+    len(str(DEDUP_SECONDS)),
+    DEDUP_SECONDS,
+)
+"""As `pack` would write it: mark and nonce, each with its length."""
+_XADD = b"*7\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n$5\r\nevent\r\n$%d\r\n%b\r\n$5\r\nnonce\r\n$%d\r\n%b\r\n"
+_XADD_SEVERAL = (
+    b"*7\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n$6\r\nevents\r\n$%d\r\n%b\r\n$6\r\nnonces\r\n$%d\r\n%b\r\n"
+)
+"""As `pack` would write them: stream, event(s), nonce(s), each with its length."""
 
 
 class RedisEventLog:
@@ -182,11 +214,12 @@ class RedisEventLog:
         self._queued_events = 0
         self._queued_bytes = 0
         self._waiting: deque[_Waiting] = deque()
-        self._writers: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.Future[Any]] = set()
         self._is_scheduled = False
         self._pipe: RedisPipe | None = None
         self._opening: asyncio.Task[RedisPipe] | None = None
         self._streams = [stream_key(partition, tenant).encode() for partition in range(EVENT_PARTITIONS)]
+        self._more = [more_events_key(stream_key(partition, tenant)) for partition in range(EVENT_PARTITIONS)]
         self._marks = [dedup_key(partition, "", tenant).encode() for partition in range(EVENT_PARTITIONS)]
 
     @property
@@ -204,35 +237,27 @@ class RedisEventLog:
         *,
         on_durable: OnDurable | None = None,
     ) -> list[bool]:
-        return await self.submit(entries, quarantined, on_durable=on_durable)
-
-    def submit(
-        self,
-        entries: Sequence[LogEntry],
-        quarantined: Sequence[QuarantinedEvent] = (),
-        *,
-        on_durable: OnDurable | None = None,
-    ) -> asyncio.Future[list[bool]]:
-        done: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
         event_count = len(entries) + len(quarantined)
         if not event_count:
-            done.set_result([])
-            return done
-        byte_count = sum([len(e.event) for e in entries])
-        if quarantined:
-            byte_count += sum([len(q.raw) for q in quarantined])
-        is_new = [False] * len(entries)
-        self._wait_for(_Waiting(entries, quarantined, event_count, byte_count, done, is_new, on_durable))
-        return done
+            return []
+        waiter = _Coroutine(on_durable)
+        byte_count = sum([len(e.event) for e in entries]) + sum([len(q.raw) for q in quarantined])
+        self._wait_for(_Waiting(entries, quarantined, event_count, byte_count, waiter, [False] * len(entries)))
+        return list(await waiter.done)
+
+    def submit(self, entries: Sequence[LogEntry], waiter: Waiter) -> None:
+        byte_count = len(entries[0].event) if len(entries) == 1 else sum([len(e.event) for e in entries])
+        self._wait_for(_Waiting(entries, (), len(entries), byte_count, waiter, [False] * len(entries)))
 
     async def append_changes(self, changes: Sequence[bytes]) -> list[str]:
         if not changes:
             return []
-        done: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
-        request = _Waiting((), (), len(changes), sum(map(len, changes)), done, [], changes=changes)
-        self._wait_for(request)
-        await done
-        return request.positions
+        waiter = _Coroutine()
+        positions: list[str] = []
+        byte_count = sum(map(len, changes))
+        self._wait_for(_Waiting((), (), len(changes), byte_count, waiter, [], changes=changes, positions=positions))
+        await waiter.done
+        return positions
 
     def _wait_for(self, request: _Waiting) -> None:
         """Put a request in the queue. Raises OverloadedError when there is no room."""
@@ -267,53 +292,87 @@ class RedisEventLog:
             group.append(self._waiting.popleft())
             count += group[-1].event_count
         if group:
-            writer = asyncio.get_running_loop().create_task(self._write(group))
-            self._writers.add(writer)
-            writer.add_done_callback(self._on_written)
+            if self._pipe is not None and self._pipe.is_open:
+                self._send(self._pipe, group)  # in this turn: every turn more is one batch of requests to wait for
+            else:
+                self._watch(asyncio.get_running_loop().create_task(self._connect(group)), self._on_written)
         self._schedule()
 
-    def _on_written(self, writer: asyncio.Task[None]) -> None:
+    def _watch(self, writer: asyncio.Future[Any], done: Callable[[asyncio.Future[Any]], None]) -> None:
+        self._writers.add(writer)
+        writer.add_done_callback(done)
+
+    def _on_written(self, writer: asyncio.Future[Any]) -> None:
         self._writers.discard(writer)
         self._schedule()
 
-    async def _write(self, group: Sequence[_Waiting]) -> None:
-        """Write a group, and answer each of its requests, whatever happens."""
-        pipe: RedisPipe | None = None
+    async def _connect(self, group: Sequence[_Waiting]) -> None:
+        """Write a group as soon as there is a connection, or answer each of its requests that there is none."""
         try:
-            multis = self._pack(group)
-            payload = b"".join(_MULTI + b"".join(multi.commands) + _EXEC for multi in multis)
             pipe = await self._connected()
-            async with asyncio.timeout(self._timeout):
-                replies = await pipe.send(payload, sum(multi.reply_count for multi in multis))
-            at = 0
-            for multi in multis:
-                _settle(multi, replies[at : at + multi.reply_count])
-                at += multi.reply_count
         except TimeoutError:
-            self._give_up(pipe, group, f"no confirmation within {self._timeout * 1000:.0f} ms")
+            self._give_up(None, group, self._too_late())
         except (OSError, RedisError, hiredis.HiredisError) as error:
-            self._give_up(pipe, group, f"{type(error).__name__}: {error}")
+            self._give_up(None, group, f"{type(error).__name__}: {error}")
         except asyncio.CancelledError:
-            self._give_up(pipe, group, "it was stopped")
+            self._give_up(None, group, "it was stopped")
             raise
         except Exception as error:
             logger.exception("a write of %d requests failed", len(group))
-            self._give_up(pipe, group, type(error).__name__)
-        finally:
-            for request in group:
-                self._answer(request)
-
-    def _answer(self, request: _Waiting) -> None:
-        self._queued_events -= request.event_count
-        self._queued_bytes -= request.byte_count
-        if request.done.done():
-            return  # its client has gone
-        if request.error is not None:
-            request.done.set_exception(request.error)
+            self._give_up(None, group, type(error).__name__)
         else:
-            if request.on_durable is not None:
-                request.on_durable(request.is_new)
-            request.done.set_result(request.is_new)
+            self._send(pipe, group)
+
+    def _send(self, pipe: RedisPipe, group: Sequence[_Waiting]) -> None:
+        """Write a group; each of its requests will be answered, whatever happens."""
+        try:
+            multis = self._pack(group)
+            payload = b"".join([_MULTI + b"".join(multi.commands) + _EXEC for multi in multis])
+        except Exception as error:
+            logger.exception("a write of %d requests failed", len(group))
+            self._give_up(pipe, group, type(error).__name__)
+            return
+        replies = pipe.send(payload, sum([multi.reply_count for multi in multis]))
+        late = asyncio.get_running_loop().call_later(self._timeout, pipe.close, self._too_late())
+        self._watch(replies, partial(self._on_replies, pipe, group, multis, late))
+
+    def _on_replies(
+        self,
+        pipe: RedisPipe,
+        group: Sequence[_Waiting],
+        multis: Sequence[_Multi],
+        late: asyncio.TimerHandle,
+        done: asyncio.Future[Replies],
+    ) -> None:
+        late.cancel()
+        error = done.exception()
+        if error is not None:
+            self._give_up(pipe, group, f"{type(error).__name__}: {error}")
+        else:
+            replies, at = done.result(), 0
+            for multi in multis:
+                _settle(multi, replies[at : at + multi.reply_count])
+                at += multi.reply_count
+            self._writers.discard(done)
+            self._start_write()  # Redis works on the next group while this one is answered
+            self._answer(group)
+        self._on_written(done)
+
+    def _too_late(self) -> str:
+        return f"no confirmation within {self._timeout * 1000:.0f} ms"
+
+    def _answer(self, group: Sequence[_Waiting]) -> None:
+        """Tell all of a group that it is durable, and then each what became of it."""
+        for request in group:
+            self._queued_events -= request.event_count
+            self._queued_bytes -= request.byte_count
+            if request.error is None:
+                request.waiter.on_durable(request.is_new)
+        for request in group:
+            try:
+                request.waiter.on_answer(request.is_new, request.error)
+            except Exception:  # one who waited must not keep the others waiting
+                logger.exception("an answer of the event log was not taken")
 
     def _give_up(self, pipe: RedisPipe | None, group: Sequence[_Waiting], why: str) -> None:
         """Nobody knows what of the group was written: end its connection, so that no late reply meets another group.
@@ -322,12 +381,11 @@ class RedisEventLog:
         """
         if pipe is not None:
             pipe.close(why)
-        for request in group:
+        refused = [*group, *self._waiting]
+        self._waiting.clear()
+        for request in refused:
             request.error = DependencyError(f"the event log does not answer: {why}")
-        while self._waiting:
-            request = self._waiting.popleft()
-            request.error = DependencyError(f"the event log does not answer: {why}")
-            self._answer(request)
+        self._answer(refused)
 
     async def _connected(self) -> RedisPipe:
         """The shared connection. Raises TimeoutError, OSError or hiredis.ReplyError when there is none to be had."""
@@ -345,16 +403,16 @@ class RedisEventLog:
         for request in group:
             for index, entry in enumerate(request.entries):
                 by_partition[partition_of(entry.subject)].append((request, index))
-            rejected += [(request, event) for event in request.quarantined]
-        multis = []
-        for partition, all_entries in enumerate(by_partition):
-            for some in _chunks(all_entries, MAX_MULTI_EVENTS):
-                multi = _Multi(2 * len(some))
-                self._pack_entries(multi, partition, some)
-                multis.append(multi)
+            if request.quarantined:
+                rejected += [(request, event) for event in request.quarantined]
+        multis = [
+            self._pack_events(partition, some)
+            for partition, events in enumerate(by_partition)
+            for some in _chunks(events, MAX_MULTI_EVENTS)
+        ]
         quarantine = quarantine_stream_key(self._tenant)
         for some_rejected in _chunks(rejected, MAX_MULTI_EVENTS):
-            multi = _Multi(len(some_rejected))
+            multi = _Multi()
             for request, event in some_rejected:
                 multi.requests.append(request)
                 fields = (
@@ -371,30 +429,43 @@ class RedisEventLog:
             multis.append(multi)
         changes = [(request, change) for request in group for change in request.changes]
         for some_changes in _chunks(changes, MAX_MULTI_EVENTS):
-            multi = _Multi(len(some_changes), holds_changes=True)
+            multi = _Multi(holds_changes=True)
             for request, change in some_changes:
                 multi.requests.append(request)
                 multi.commands.append(pack("XADD", change_stream_key(self._tenant), "*", "change", change))
             multis.append(multi)
         return multis
 
-    def _pack_entries(self, multi: _Multi, partition: int, some: Sequence[tuple[_Waiting, int]]) -> None:
+    def _pack_events(self, partition: int, some: Sequence[tuple[_Waiting, int]]) -> _Multi:
+        """The marks of all, then their entries in the same order."""
         stream, marks = self._streams[partition], self._marks[partition]
-        stream_size = len(stream)
-        for at, (request, index) in enumerate(some):
-            _, event_id, nonce_text, event = request.entries[index]
-            mark = marks + (event_id if _PLAIN_ID.fullmatch(event_id) else quote(event_id, safe="")).encode()
+        size = len(stream)
+        multi = _Multi(requests=[request for request, _ in some], marks=some)
+        commands = multi.commands
+        events: list[tuple[bytes, bytes, bool]] = []
+        for request, index in some:
+            _, event_id, nonce_text, event, may_share = request.entries[index]
+            mark = marks + quoted(event_id).encode()
             nonce = nonce_text.encode()
-            size = len(nonce)
-            multi.requests.append(request)
-            multi.marks.append((request, index, 2 * at))
-            multi.commands.append(
-                _SET_AND_XADD % (len(mark), mark, size, nonce, stream_size, stream, len(event), event, size, nonce)
-            )
+            commands.append(_SET % (len(mark), mark, len(nonce), nonce))
+            events.append((event, nonce, may_share))
+        more = 0
+        for run in _runs(events):
+            if len(run) > 1:
+                together, nonces = join_lines([one[0] for one in run]), join_lines([one[1] for one in run])
+                if together is not None and nonces is not None:
+                    commands.append(_XADD_SEVERAL % (size, stream, len(together), together, len(nonces), nonces))
+                    more += len(run) - 1
+                    continue
+            for event, nonce, _ in run:
+                commands.append(_XADD % (size, stream, len(event), event, len(nonce), nonce))
+        if more:
+            commands.append(pack("INCRBY", self._more[partition], more))
+        return multi
 
     async def close(self) -> None:
-        if self._writers:
-            await asyncio.wait(self._writers)
+        while self._writers:
+            await asyncio.wait(list(self._writers))
         if self._pipe is not None:
             self._pipe.close()
 
@@ -403,17 +474,29 @@ def _settle(multi: _Multi, replies: Replies) -> None:
     """What Redis said about one MULTI: +OK, one +QUEUED for each command, then the results or an error."""
     results = replies[-1]
     said = [*replies, *results] if isinstance(results, list) else replies
-    refused = [reply for reply in said if isinstance(reply, hiredis.ReplyError)]
-    if refused or results is None:
+    if results is None or hiredis.ReplyError in set(map(type, said)):
+        refused = [reply for reply in said if isinstance(reply, hiredis.ReplyError)]
         words = str(refused[0]) if refused else "the transaction was discarded"
         for request in multi.requests:
             request.error = DependencyError(f"the event log cannot take more: {words}")
         return
-    for request, index, at in multi.marks:
-        request.is_new[index] = results[at] is not None
+    for (request, index), result in zip(multi.marks, results, strict=False):
+        request.is_new[index] = result is not None
     if multi.holds_changes:
         for request, position in zip(multi.requests, results, strict=True):
+            assert request.positions is not None
             request.positions.append(position.decode())
+
+
+def _runs(events: Sequence[tuple[bytes, bytes, bool]]) -> Iterator[Sequence[tuple[bytes, bytes, bool]]]:
+    """Those that share a stream entry: neighbours that may. Each is (event, nonce, may_share)."""
+    start = 0
+    for at, (_, _, may_share) in enumerate(events):
+        if at > start and not (may_share and events[start][2] and at - start < MAX_ENTRY_EVENTS):
+            yield events[start:at]
+            start = at
+    if events:
+        yield events[start:]
 
 
 def _chunks(values: Sequence[Value], size: int) -> Iterator[Sequence[Value]]:
@@ -450,29 +533,22 @@ class MemoryEventLog:
         *,
         on_durable: OnDurable | None = None,
     ) -> list[bool]:
-        return await self.submit(entries, quarantined, on_durable=on_durable)
+        waiter = _Coroutine(on_durable)
+        self._submit(entries, quarantined, waiter)
+        return list(await waiter.done)
 
-    def submit(
-        self,
-        entries: Sequence[LogEntry],
-        quarantined: Sequence[QuarantinedEvent] = (),
-        *,
-        on_durable: OnDurable | None = None,
-    ) -> asyncio.Future[list[bool]]:
+    def submit(self, entries: Sequence[LogEntry], waiter: Waiter) -> None:
+        self._submit(entries, (), waiter)
+
+    def _submit(self, entries: Sequence[LogEntry], quarantined: Sequence[QuarantinedEvent], waiter: Waiter) -> None:
         self.require_room()
-        done: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().call_soon(self._write, done, entries, quarantined, on_durable)
-        return done
+        asyncio.get_running_loop().call_soon(self._write, entries, quarantined, waiter)
 
-    def _write(
-        self,
-        done: asyncio.Future[list[bool]],
-        entries: Sequence[LogEntry],
-        quarantined: Sequence[QuarantinedEvent],
-        on_durable: OnDurable | None,
-    ) -> None:
+    def _write(self, entries: Sequence[LogEntry], quarantined: Sequence[QuarantinedEvent], waiter: Waiter) -> None:
+        loop = asyncio.get_running_loop()
         if self.is_down:
-            done.set_exception(DependencyError("the event log does not answer: it is set to be down"))
+            error = DependencyError("the event log does not answer: it is set to be down")
+            loop.call_soon(waiter.on_answer, [], error)
             return
         is_new = []
         for entry in entries:
@@ -482,10 +558,8 @@ class MemoryEventLog:
             self.marks.setdefault(mark, entry.nonce)
             self.streams.setdefault(stream_key(partition, self._tenant), []).append((entry.event, entry.nonce))
         self.quarantined += quarantined
-        if on_durable is not None:
-            on_durable(is_new)
-        if not done.done():
-            done.set_result(is_new)
+        waiter.on_durable(is_new)
+        loop.call_soon(waiter.on_answer, is_new, None)
 
     async def append_changes(self, changes: Sequence[bytes]) -> list[str]:
         self.require_room()

@@ -80,6 +80,7 @@ def build_event_router(services: Services) -> APIRouter:
             new_nonce=services.new_id,
             max_written_bytes=settings.max_written_bytes,
             refuses_storing=services.overlay.refuses_storing,
+            refuses_training=services.overlay.refuses_training,
         )
 
     def now() -> datetime:

@@ -2,8 +2,8 @@
 
 It stands before the FastAPI application and answers what it understands at a glance: plain JSON whose events are all of
 a common shape (`contracts.common_events`). Everything else (other content types, gzip, CloudEvents, any event that may
-break a rule, any user who refused storing, any body that may break a limit, a full queue) goes on to the application
-untouched. Both give the same answer, byte for byte, and leave the same entries in the log.
+break a rule, any user who ever refused something, any body that may break a limit, a full queue) goes on to the
+application untouched. Both give the same answer, byte for byte, and leave the same events in the log.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from feature_repo.contracts.times import EARLIEST_EVENT, MAX_FUTURE_SKEW, from_m
 from serving.adapters.event_log import LogEntry, OverloadedError
 from serving.api.access import GRANT
 from serving.api.errors import answer_domain_error
+from serving.api.known_heads import KnownHeads
 from serving.api.middleware import GIVEN_ID
 from serving.api.services import Services
 from serving.api.tally import EventTally
@@ -56,13 +57,16 @@ class HotEvents:
         self.log = services.log
         self._settings = services.settings
         self._wall_micros = services.wall_micros
-        self._refuses_storing = services.overlay.refuses_storing
+        self._ever_refused = services.overlay.ever_refused
         self.new_id = Numbered(services.new_id)
         self._new_nonce = Numbered(services.new_id)
         self.tally = EventTally(PATH, services.timer)
         self.timer = services.timer
         self.visits = Visits(services.ring, services.access_log)
+        self.heads = KnownHeads()
         self._latest, self._latest_second = EARLIEST_EVENT, -1
+        self._defaults: Sequence[tuple[bytes, bytes]] = ()
+        self._default_lines = b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
@@ -156,11 +160,18 @@ class HotEvents:
             data = orjson.dumps(good, option=orjson.OPT_UTC_Z)
             written_bytes += len(data)
             user_id = good.get("user_id")
-            if self._refuses_storing(user_id):
+            if self._ever_refused(user_id):
                 return None
             subject = "u:" + user_id if user_id is not None else "a:" + good["anonymous_id"]
-            entries.append(LogEntry(subject, good["event_id"], f"{nonce}.{index}", data))
+            entries.append(LogEntry(subject, good["event_id"], f"{nonce}.{index}", data, True))  # it has no `items`
         return entries if written_bytes <= self._settings.max_written_bytes else None
+
+    def lines_of(self, defaults: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """The server's own headers as they are sent. It makes a new list of them once in a while."""
+        if defaults is not self._defaults:
+            self._default_lines = b"".join([b"%b: %b\r\n" % header for header in defaults])
+            self._defaults = defaults
+        return self._default_lines
 
     async def failure(self, error: NightjarError, started: int, request_id: str, visit: Visit) -> Response:
         """The answer to a request that the log did not take; counted."""

@@ -3,26 +3,28 @@
 uvicorn makes all of these for each request, and they cost more than the event. Here a request that `HotEvents` can
 answer has a small stand-in for uvicorn's own cycle; everything else, also what turns out not to be common once its body
 is read, goes through uvicorn as always. Pipelined requests, keep-alive and shutdown stay uvicorn's affair: it sees a
-cycle that is under way, and is told when it is complete.
+cycle that is under way, and is told when it is complete. A request whose head the parser has read before, byte for
+byte, is not parsed again (`known_heads`).
 """
 
 from __future__ import annotations
 
-import asyncio
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from feature_repo.contracts.api_keys import SCOPES, WRITE
-from feature_repo.contracts.errors import NightjarError
+from feature_repo.contracts.errors import DependencyError
 from serving.adapters.event_log import LogEntry, OverloadedError
 from serving.api.access import GRANT
 from serving.api.hot_events import PATH, HotEvents, answer_of, read_headers
 from serving.api.visits import Visit
 
 _PATH = PATH.encode("ascii")
+_ACCEPTED = STATUS_LINE[202] + b"%bcontent-length: %d\r\ncontent-type: application/json\r\n%b\r\n%b"
+"""The server's own headers, the body's length, the visit's last lines, the body."""
 
 
 class _Signal:
@@ -36,11 +38,13 @@ _SIGNAL: Any = _Signal()
 
 
 class HotCycle:
-    """A request of the raw route, with what uvicorn looks at in a cycle."""
+    """A request of the raw route, with what uvicorn looks at in a cycle; it waits for the log."""
 
     __slots__ = (
+        "_protocol",
         "body",
         "disconnected",
+        "entries",
         "given_id",
         "keep_alive",
         "message_event",
@@ -50,27 +54,64 @@ class HotCycle:
         "visit",
     )
 
-    def __init__(self, started: int, given_id: str | None, visit: Visit) -> None:
+    def __init__(self, started: int, given_id: str | None, visit: Visit, protocol: HotProtocol | None = None) -> None:
+        """`protocol` writes the answer of an event request."""
+        self._protocol = protocol
         self.started = started
         self.given_id = given_id
         self.visit = visit
         self.body = b""
+        self.entries: Sequence[LogEntry] = ()
         self.more_body = True
         self.message_event = _SIGNAL
         self.keep_alive = True
         self.disconnected = False
         self.response_complete = False
 
+    def on_durable(self, is_new: Sequence[bool]) -> None:
+        assert self._protocol is not None
+        self._protocol.hot.tally.count(self.started, is_new)
+
+    def on_answer(self, is_new: Sequence[bool], error: DependencyError | None) -> None:
+        assert self._protocol is not None
+        self._protocol.answer(self, is_new, error)
+
 
 class HotProtocol(HttpToolsProtocol):
     """One connection. Without a `HotEvents` as its application it is uvicorn's."""
 
+    hot: HotEvents
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._hot = self.app if isinstance(self.app, HotEvents) else None
+        self._is_hot = isinstance(self.app, HotEvents) and self.limit_concurrency is None
+        if isinstance(self.app, HotEvents):
+            self.hot = self.app
         self._overtaken: list[Any] = []
         """Cycles that were under way when a pipelined request came: uvicorn forgets them, and would answer into a
         connection that is gone."""
+        self._is_between = True
+        """Whether the parser is between two requests."""
+        self._received: bytes | None = None
+        """What was just received, while the parser has not yet seen the end of the first head in it."""
+        self._answered_at = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_hot and self._is_between and (self.cycle is None or self.cycle.response_complete):
+            found = self.hot.heads.find(data)
+            if found is not None and self.hot.log.has_room and not self.flow.write_paused:
+                body, earlier = found
+                visit = self.hot.visits.again(earlier, SCOPES[WRITE])
+                if visit is not None:
+                    cycle = HotCycle(self.hot.timer(), None, visit, self)
+                    if self._submit(cycle, body):
+                        cycle.more_body = False
+                        self.cycle = cycle  # type: ignore[assignment]
+                        return
+                    visit.grant.give_back()
+            self._received = data
+        super().data_received(data)
+        self._received = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         for cycle in self._overtaken:
@@ -78,21 +119,39 @@ class HotProtocol(HttpToolsProtocol):
                 cycle.disconnected = True
                 cycle.message_event.set()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()
 
     def on_response_complete(self) -> None:
         if self._overtaken:
             self._overtaken = [cycle for cycle in self._overtaken if not cycle.response_complete]
         super().on_response_complete()
 
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the connection, unless it was used since the timer was set."""
+        self.timeout_keep_alive_task = None
+        if not self._is_between or (self.cycle is not None and not self.cycle.response_complete):
+            return  # a request is under way; its answer sets the next timer
+        left = self._answered_at + self.timeout_keep_alive - self.loop.time()
+        if left <= 0.001:
+            super().timeout_keep_alive_handler()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
+
+    def on_message_begin(self) -> None:
+        self._is_between = False
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
+        received, self._received = self._received, None
         if self.cycle is not None and not self.cycle.response_complete:
             self._overtaken.append(self.cycle)
-        hot = self._hot
-        if hot is not None and self.url == _PATH and hot.log.has_room and self._is_plain():
+        if self._is_hot and self.url == _PATH and self.hot.log.has_room and self._is_plain():
             is_json, given_id = read_headers(self.headers)
-            visit = hot.visits.begin(self.headers, SCOPES[WRITE]) if is_json else None
+            visit = self.hot.visits.begin(self.headers, SCOPES[WRITE]) if is_json else None
             if visit is not None:
-                self.cycle = HotCycle(hot.timer(), given_id, visit)  # type: ignore[assignment]
+                if received is not None and given_id is None:
+                    self.hot.heads.learn(received, self.headers, visit)
+                self.cycle = HotCycle(self.hot.timer(), given_id, visit, self)  # type: ignore[assignment]
                 return
         super().on_headers_complete()
 
@@ -106,24 +165,41 @@ class HotProtocol(HttpToolsProtocol):
             self._hand_over(cycle)
 
     def on_message_complete(self) -> None:
+        self._is_between = not self.parser.should_upgrade()
         cycle: Any = self.cycle
         if type(cycle) is not HotCycle:
             super().on_message_complete()
             return
         cycle.more_body = False
-        assert self._hot is not None
-        entries = self._hot.entries(cycle.body)
-        if entries is not None:
-            try:
-                on_durable = partial(self._hot.tally.count, cycle.started)
-                done = self._hot.log.submit(entries, on_durable=on_durable)
-            except OverloadedError:  # the refusal is the application's
-                entries = None
-            else:
-                done.add_done_callback(partial(self._on_durable, cycle, entries))
-        if entries is None:
+        if not self._submit(cycle, cycle.body):
             self._hand_over(cycle)
             super().on_message_complete()
+
+    def answer(self, cycle: HotCycle, is_new: Sequence[bool], error: DependencyError | None) -> None:
+        """The log has spoken."""
+        self.hot.tally.write()
+        request_id = cycle.given_id or self.hot.new_id()
+        if error is None:
+            body = answer_of(cycle.entries, is_new)
+            lines = self.hot.lines_of(self.server_state.default_headers)
+            self._send(cycle, _ACCEPTED % (lines, len(body), cycle.visit.last_lines(request_id), body))
+            self.hot.visits.end(cycle.visit, "POST", PATH, 202, cycle.started, request_id)
+            return
+        task = self.loop.create_task(self._fail(cycle, error, request_id))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def _submit(self, cycle: HotCycle, body: bytes) -> bool:
+        """Whether the log took the body's events; else the application has to look at the request."""
+        entries = self.hot.entries(body)
+        if entries is None:
+            return False
+        cycle.entries = entries
+        try:
+            self.hot.log.submit(entries, cycle)
+        except OverloadedError:  # the refusal is the application's
+            return False
+        return True
 
     def _is_plain(self) -> bool:
         parser = self.parser
@@ -135,7 +211,6 @@ class HotProtocol(HttpToolsProtocol):
             and not parser.should_upgrade()
             and parser.get_http_version() == "1.1"
             and not self.flow.write_paused
-            and self.limit_concurrency is None
         )
 
     def _hand_over(self, cycle: HotCycle) -> None:
@@ -146,36 +221,32 @@ class HotProtocol(HttpToolsProtocol):
         if cycle.body:
             super().on_body(cycle.body)
 
-    def _on_durable(self, cycle: HotCycle, entries: list[LogEntry], done: asyncio.Future[list[bool]]) -> None:
-        hot = self._hot
-        assert hot is not None
-        request_id = cycle.given_id or hot.new_id()
-        error = done.exception()
-        if error is None:
-            answer = answer_of(entries, done.result())
-            head = b"content-length: %d\r\ncontent-type: application/json\r\n%b\r\n"
-            self._write(cycle, 202, head % (len(answer), cycle.visit.last_lines(request_id)) + answer)
-            hot.visits.end(cycle.visit, "POST", PATH, 202, cycle.started, request_id)
-        elif isinstance(error, NightjarError):
-            task = self.loop.create_task(self._fail(cycle, error, request_id))
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
-        else:
-            self.logger.error("an event request failed", exc_info=error)
-            cycle.response_complete = True
-            self.transport.close()
-
-    async def _fail(self, cycle: HotCycle, error: NightjarError, request_id: str) -> None:
-        assert self._hot is not None
-        response = await self._hot.failure(error, cycle.started, request_id, cycle.visit)
+    async def _fail(self, cycle: HotCycle, error: DependencyError, request_id: str) -> None:
+        response = await self.hot.failure(error, cycle.started, request_id, cycle.visit)
         lines = b"".join(b"%b: %b\r\n" % header for header in response.raw_headers)
         self._write(cycle, response.status_code, lines + b"\r\n" + bytes(response.body))
 
     def _write(self, cycle: HotCycle, status: int, rest: bytes) -> None:
+        self._send(cycle, STATUS_LINE[status] + self.hot.lines_of(self.server_state.default_headers) + rest)
+
+    def _send(self, cycle: HotCycle, response: bytes) -> None:
         cycle.response_complete = True
         if not cycle.disconnected:
-            defaults = b"".join([b"%b: %b\r\n" % header for header in self.server_state.default_headers])
-            self.transport.write(STATUS_LINE[status] + defaults + rest)
+            self.transport.write(response)
             if not cycle.keep_alive:  # the server is going down
                 self.transport.close()
-        self.on_response_complete()
+        if self.pipeline or self._overtaken:
+            self.on_response_complete()
+        else:
+            self._await_next()
+
+    def _await_next(self) -> None:
+        """What uvicorn does after an answer, with one timer for many requests instead of one for each."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self._answered_at = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )

@@ -109,11 +109,13 @@ async def take_events(
     new_nonce: Callable[[], str],
     max_written_bytes: int,
     refuses_storing: Callable[[str], bool] = lambda _: False,
+    refuses_training: Callable[[str], bool] = lambda _: False,
 ) -> list[dict[str, Any]]:
     """Correct clocks, check, make durable, and say for each event, in order, what became of it.
 
     Good and quarantined events are durable when this returns. Whoever said consent.store=false, in the event or before
-    (`refuses_storing` knows users by id), is only counted, even when the event is not valid. Raises DependencyError
+    (`refuses_storing` knows users by id), is only counted, even when the event is not valid. An event of a user who
+    said consent.train=false before (`refuses_training`) is kept as one that says so itself. Raises DependencyError
     when the log does not confirm; then every event may be sent again under the same id. Raises BodyTooLargeError,
     before anything is written, when the events together take more than `max_written_bytes` in the log.
     """
@@ -137,9 +139,12 @@ async def take_events(
         else:
             result = {"index": index, "event_id": good["event_id"], "status": "accepted"}
             if is_stored:
+                if _of_refusing_user(good, refuses_training):
+                    good = {**good, "consent": {**good.get("consent", {}), "train": False}}
                 subject = subject_key(good.get("user_id"), good.get("anonymous_id"))
                 entry_results.append(result)
-                entries.append(LogEntry(subject, good["event_id"], f"{mark}.{index}", _entry_json(good)))
+                nonce, may_share = f"{mark}.{index}", not good.get("items")
+                entries.append(LogEntry(subject, good["event_id"], nonce, _entry_json(good), may_share))
                 written_bytes += len(entries[-1].event)
         if written_bytes > max_written_bytes:
             raise BodyTooLargeError(Limit("max_written_bytes", written_bytes, max_written_bytes), "bytes in the log")

@@ -48,15 +48,13 @@ class SlateProtocol(HotProtocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._slates = self.app.slates if isinstance(self.app, HotRoutes) else None
-        self._between = True
-        """The parser has seen the last byte of a request and none of the next."""
         self._piece = b""
         """What came last, when a request began with it."""
         self._last_answer = 0.0
 
     def data_received(self, data: bytes) -> None:
         slates = self._slates
-        if slates is not None and self._between:
+        if slates is not None and self._is_between:
             at = data.find(_END)
             if at > 0:
                 head = slates.heads.get(data[:at])
@@ -91,10 +89,6 @@ class SlateProtocol(HotProtocol):
         else:
             super().timeout_keep_alive_handler()
 
-    def on_message_begin(self) -> None:
-        self._between = False
-        super().on_message_begin()
-
     def on_headers_complete(self) -> None:
         slates = self._slates
         if slates is not None and self.url == _PATH and self._is_plain():
@@ -115,7 +109,7 @@ class SlateProtocol(HotProtocol):
             self._hand_over(cycle)
 
     def on_message_complete(self) -> None:
-        self._between = True
+        self._is_between = not self.parser.should_upgrade()
         cycle: Any = self.cycle
         if type(cycle) is not SlateCycle:
             super().on_message_complete()

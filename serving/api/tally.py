@@ -6,6 +6,7 @@ import asyncio
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from serving.observability import EVENTS, REQUEST_BUCKETS, REQUEST_SECONDS, REQUESTS
 
@@ -40,7 +41,8 @@ class EventTally:
     """Requests of one route, of one event loop.
 
     `count` is called for each request of a group within one turn of the loop, before any of them is answered; what it
-    gathered is written at the beginning of the next turn. So whoever has seen an answer finds it in /metrics.
+    gathered is written by `write`, or at the beginning of the next turn. Who answers in the same turn calls `write`
+    first. So whoever has seen an answer finds it in /metrics.
     """
 
     def __init__(self, route: str, timer: Callable[[], int]) -> None:
@@ -54,7 +56,7 @@ class EventTally:
     def count(self, started: int, is_new: Sequence[bool]) -> None:
         """A request that began at `started` (of `timer`) became durable: which of its events are new."""
         if not self._started:
-            asyncio.get_running_loop().call_soon(self._write)
+            asyncio.get_running_loop().call_soon(self.write)
         self._started.append(started)
         self._events += len(is_new)
         self._new_events += sum(is_new)
@@ -64,7 +66,10 @@ class EventTally:
         REQUESTS.labels(self._route, str(status)).inc()
         REQUEST_SECONDS.labels(self._route).observe((self._timer() - started) / 1e9)
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write down what was counted; nothing when that was done."""
+        if not self._started:
+            return
         now = self._timer()
         started, self._started = self._started, []
         observe_all([(now - at) / 1e9 for at in started], self._route)
@@ -76,10 +81,13 @@ class EventTally:
         self._events = self._new_events = 0
 
 
+_bucket_of = partial(bisect_left, REQUEST_BUCKETS)
+
+
 def observe_all(seconds: Sequence[float], route: str) -> None:
     """What `observe` of each would do. The library has no such call: this writes the buckets that `observe` writes."""
     histogram = REQUEST_SECONDS.labels(route)
-    found = Counter(bisect_left(REQUEST_BUCKETS, one) for one in seconds)
+    found = Counter(map(_bucket_of, seconds))
     histogram._sum.inc(sum(seconds))
     for bucket, count in found.items():
         histogram._buckets[bucket].inc(count)

@@ -17,12 +17,12 @@ from feature_repo.contracts.times import parse_timestamp, to_micros
 from serving.pipeline.catalogue import Catalogue, Stock
 
 AVAILABLE_TIME = "attributes.available_time"
-PERSONALIZE, STORE = "consent_personalize", "consent_store"
+PERSONALIZE, STORE, TRAIN = "consent_personalize", "consent_store", "consent_train"
 SERVED_FIELDS: Mapping[str, frozenset[str]] = {
     ITEMS: frozenset(
         {"availability", "available_quantity", "is_hidden", "price", "title", "expire_time", AVAILABLE_TIME}
     ),
-    USERS: frozenset({PERSONALIZE, STORE}),
+    USERS: frozenset({PERSONALIZE, STORE, TRAIN}),
 }
 """The fields of which serving keeps the value; of others it keeps when they were last spoken of."""
 
@@ -30,7 +30,10 @@ _SOLD_BEFORE = ("PREORDER", "BACKORDER")
 """Items that are sold before their available_time, and so may be shown."""
 
 MAX_LATE_KEPT = 10_000
-MAX_USERS_LATELY = 50_000
+MAX_USERS_LATELY = 10_000
+MAX_UNKNOWN_ITEMS = 10_000
+"""Changed items that no version held knows: they are kept for the next one. Anybody who may write can name new ones
+for ever, so there is a bound; what was forgotten is read again when a version comes (`wants_records`)."""
 _ATTACHED_AT_ONCE = 500
 
 
@@ -40,17 +43,22 @@ def ever_refused(state: RecordState) -> bool:
 
 
 class CatalogueOverlay:
-    """Belongs to one event loop. Items: one record each. Users: those who once refused something, for good, and the
-    last 50,000 others, so that a late change can be told that it is.
+    """Belongs to one event loop. Items: one record each of those that a version knows, and of the last 10,000 others.
+    Users: those who once refused something, for good, and the last 10,000 others, so that a late change can be told
+    that it is.
 
-    position      up to here in the log everything is in
-    heard_micros  when the log last confirmed that there is nothing more; None: never
+    position       up to here in the log everything is in
+    heard_micros   when the log last confirmed that there is nothing more; None: never
+    wants_records  a version came after items had been forgotten: the compacted records are to be merged once more
     """
 
     def __init__(self) -> None:
         self.position = -1
         self.heard_micros: int | None = None
+        self.wants_records = False
+        self._has_forgotten = False
         self._items: dict[str, RecordState] = {}
+        self._unknown: OrderedDict[str, RecordState] = OrderedDict()
         self._refusing: dict[str, RecordState] = {}
         self._lately: OrderedDict[str, RecordState] = OrderedDict()
         self._late: OrderedDict[int, tuple[str, ...]] = OrderedDict()
@@ -59,6 +67,10 @@ class CatalogueOverlay:
     async def attach(self, catalogue: Catalogue) -> None:
         """Bring a version up to date, and keep it so until `detach`. Other tasks get their turn in between."""
         self._catalogues.append(catalogue)
+        self.wants_records = self._has_forgotten
+        for item_id in [item_id for item_id in self._unknown if item_id in catalogue.numbers]:
+            self._items[item_id] = self._unknown.pop(item_id)
+        self._forget()
         for count, (item_id, state) in enumerate(list(self._items.items()), start=1):
             _write(catalogue, item_id, state)
             if count % _ATTACHED_AT_ONCE == 0:
@@ -104,6 +116,14 @@ class CatalogueOverlay:
         """The same of storing alone."""
         return self._refuses(user_id, STORE)
 
+    def refuses_training(self, user_id: str | None) -> bool:
+        """The same of training alone."""
+        return self._refuses(user_id, TRAIN)
+
+    def ever_refused(self, user_id: str | None) -> bool:
+        """Whether this user refused any of it at any time; who did not refuses nothing now."""
+        return user_id in self._refusing
+
     def _refuses(self, user_id: str | None, name: str) -> bool:
         state = self._refusing.get(user_id) if user_id is not None else None
         word = state.word(name) if state is not None else None
@@ -111,7 +131,7 @@ class CatalogueOverlay:
 
     def _known(self, kind: str, record_id: str) -> RecordState | None:
         if kind == ITEMS:
-            return self._items.get(record_id)
+            return self._items.get(record_id) or self._unknown.get(record_id)
         return self._refusing.get(record_id) or self._lately.get(record_id)
 
     def _state(self, kind: str, record_id: str) -> RecordState:
@@ -119,7 +139,11 @@ class CatalogueOverlay:
 
     def _keep(self, kind: str, record_id: str, state: RecordState) -> None:
         if kind == ITEMS:
-            self._items[record_id] = state
+            is_known = record_id in self._items or any(record_id in one.numbers for one in self._catalogues)
+            self._unknown.pop(record_id, None)
+            (self._items if is_known else self._unknown)[record_id] = state
+            if self._catalogues:  # before the first version comes nobody can say what is unknown
+                self._forget()
             for catalogue in self._catalogues:
                 _write(catalogue, record_id, state)
         elif record_id in self._refusing or ever_refused(state):
@@ -130,6 +154,11 @@ class CatalogueOverlay:
             self._lately.move_to_end(record_id)
             if len(self._lately) > MAX_USERS_LATELY:
                 self._lately.popitem(last=False)
+
+    def _forget(self) -> None:
+        while len(self._unknown) > MAX_UNKNOWN_ITEMS:
+            self._unknown.popitem(last=False)
+            self._has_forgotten = True
 
 
 def _write(catalogue: Catalogue, item_id: str, state: RecordState) -> None:

@@ -1,23 +1,24 @@
 """From stream entries to session records and trend tables, with effects exactly once.
 
-A batch: read the entries behind the applied positions, leave out duplicates (an entry counts only if its nonce is the
+A batch: read the entries behind the applied positions, leave out duplicates (an event counts only if its nonce is the
 one in its dedup mark), fold what is left into the records of its subjects, and write records, identity edges, trend
 tables, positions and counters in one transaction, which holds only while fences and positions are what they were. A
-crash before it changes nothing, a crash after it repeats nothing, and an owner that was replaced writes nothing.
+crash before it changes nothing, a crash after it repeats nothing, and an owner that was replaced writes nothing. While
+more waits than a batch takes, batches grow: a person who comes often in one costs one record.
 
-An entry that cannot be applied is given up after three deliveries and becomes a dead letter; the entries around it,
-also those of its own subject, are applied in the same batch (their order does not matter, see `session_state`). When an
-owner died at work, the next one delivers one entry at a time, and notes each before it does: an entry that kills three
-processes is buried unread. Letters are written before the transaction, each position once.
+An event that cannot be applied is given up after three deliveries and becomes a dead letter; the events around it, also
+those of its own subject, are applied in the same batch (their order does not matter, see `session_state`). When an
+owner died at work, the next one is careful (`care`): an event that kills three processes is buried unread. Letters are
+written before the transaction, each place once.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from feature_repo.contracts.errors import ContractError
@@ -27,18 +28,18 @@ from feature_repo.contracts.session_record import SessionState, Votes, pack_sess
 from feature_repo.contracts.times import to_micros
 from feature_repo.contracts.trend_record import MICROS, WINDOWS, TrendTable, pack_trend, unpack_trend
 from serving.speed.bot_guard import BotGuard
-from serving.speed.entries import Entry, read_entry
+from serving.speed.care import GROUP_EVENTS, Care, Watch
+from serving.speed.entries import Entry, LoggedEvent, first_entries, place_of, read_logged, split_rows
 from serving.speed.identity_edges import IdentityEdges
 from serving.speed.metrics import ConsumerMetrics, timed
 from serving.speed.ownership import Ownership
 from serving.speed.positions import START, position_number, receipt_micros
-from serving.speed.session_state import fold_event
+from serving.speed.session_state import VOTING_TYPES, fold_event
 from serving.speed.stores import (
     Changes,
     DeadLetter,
     EventStreams,
     FencedError,
-    Fields,
     OvertakenError,
     StateStore,
     Transaction,
@@ -49,6 +50,12 @@ from serving.speed.trends import VoteChange, buckets_of, vote_changes
 logger = logging.getLogger("nightjar.speed")
 
 MAX_DELIVERIES = 3
+MAX_GROWTH = 8
+"""So many batches go into one while more waits than one takes. More would save little, and `online` serves nobody else
+while it carries out what such a batch writes."""
+KEPT_STATES = 4096
+"""Session states that stay in memory, unpacked, about 10 kB each: people come in sessions. What the store holds decides
+whether one is still true."""
 KEPT_TABLES = 256
 """Trend tables of all owned partitions that stay in memory between two batches."""
 
@@ -57,17 +64,7 @@ BOT = "bot"
 """Of the applied: entries of subjects that behave like bots."""
 DAMAGED_SESSION, DAMAGED_TREND = "damaged_session", "damaged_trend"
 
-Rows = Sequence[tuple[str, Fields]]
 _WINDOW = {window.number: window for window in WINDOWS}
-
-
-@dataclass(slots=True)
-class _Care:
-    """An owner died at work: so many entries are delivered alone; `position` was delivered `deliveries` times."""
-
-    entries_left: int
-    position: str | None = None
-    deliveries: int = 0
 
 
 @dataclass(slots=True)
@@ -76,8 +73,7 @@ class _Batch:
 
     partitions: dict[int, str]
     """Partition -> its position afterwards."""
-    alone: list[tuple[int, str, int]] = field(default_factory=list)
-    """Entries delivered alone: partition, position, and how often each was delivered before."""
+    watch: Watch
     counts: Counter[str] = field(default_factory=Counter)
     letters: list[DeadLetter] = field(default_factory=list)
     changes: Changes = field(default_factory=Changes)
@@ -105,8 +101,13 @@ class Applier:
         self._ttl = session_ttl_seconds
         self._metrics = metrics or ConsumerMetrics()
         self._positions: dict[int, str] = {}
-        self._cares: dict[int, _Care] = {}
+        self._cares: dict[int, Care] = {}
+        self._growth = 1
+        self._entry_events = 1.0
+        """How many events the entries of the last read had in the mean."""
         self._tables: dict[tuple[int, int, int], TrendTable] = {}
+        self._states: OrderedDict[str, tuple[bytes, SessionState]] = OrderedDict()
+        """Session key -> (record, the same unpacked), heard of longest ago first."""
         self._guard = BotGuard()
         self._identity = IdentityEdges(store.hashes, tenant=tenant, ttl_seconds=session_ttl_seconds)
 
@@ -121,14 +122,17 @@ class Applier:
             self._take_up()
             if not self._positions:
                 return 0
-            count = 1 if self._cares else self._batch
-            found = self._streams.read(self._positions, count=count, block_ms=block_ms)
+            limit = min(self._batch, GROUP_EVENTS) if self._cares else self._batch * self._growth
+            count = max(1, int(limit / self._entry_events))
+            rows = self._streams.read(self._positions, count=count, block_ms=block_ms)
+            found = [(partition, split_rows(some)) for partition, some in rows]
             for partition in set(self._cares) - {partition for partition, _ in found}:
                 del self._cares[partition]  # nothing was under way there
             if not found:
                 self._compare_positions()
+            self._see_sizes(found, count)
             handled = 0
-            for group in self._groups(found):
+            for group in self._groups(found, limit):
                 handled += self._apply(group)
             return handled
         except FencedError as error:
@@ -156,8 +160,7 @@ class Applier:
         for partition, left in self.ownership.left_behind.items():
             self._forget_tables(partition)
             if left is not None:
-                position, _, deliveries = left.partition(" ")
-                self._cares[partition] = _Care(self._batch, position, int(deliveries or 1))
+                self._cares[partition] = Care.after(left, events=MAX_GROWTH * self._batch)
         self.ownership.left_behind.clear()
 
     def _compare_positions(self) -> None:
@@ -175,42 +178,47 @@ class Applier:
         for key in [key for key in self._tables if key[0] == partition]:
             del self._tables[key]
 
-    def _groups(self, found: Iterable[tuple[int, Rows]]) -> list[dict[int, Rows]]:
-        """Partitions that go into one transaction: about a batch together; one that needs care goes alone."""
-        groups: list[dict[int, Rows]] = []
+    def _see_sizes(self, found: Sequence[tuple[int, Sequence[Entry]]], count: int) -> None:
+        """Batches grow while a stream has as many entries as were asked for; they begin anew when none has."""
+        sizes = [len(entries) for _, entries in found]
+        if sizes:
+            self._entry_events = sum(len(entry.events) for _, some in found for entry in some) / sum(sizes)
+        self._growth = min(2 * self._growth, MAX_GROWTH) if max(sizes, default=0) >= count else 1
+
+    def _groups(self, found: Iterable[tuple[int, Sequence[Entry]]], limit: int) -> list[dict[int, Sequence[Entry]]]:
+        """What goes into one transaction: of each partition at most `limit` events, or one entry, and about as many
+        together. A partition that needs care goes alone. What is left over is read again."""
+        groups: list[dict[int, Sequence[Entry]]] = []
         room = 0
-        for partition, rows in found:
-            if not groups or room < len(rows) or self._cares:
+        for partition, entries in found:
+            care = self._cares.get(partition)
+            some = first_entries(entries, limit) if care is None else care.first_of(entries)
+            size = sum(len(entry.events) for entry in some)
+            if size > room or care is not None:
                 groups.append({})
-                room = max(self._batch, len(rows))
-            groups[-1][partition] = rows
-            room -= len(rows)
+                room = max(limit, size)
+            groups[-1][partition] = some
+            room = 0 if care is not None else room - size
         return groups
 
-    def _apply(self, group: dict[int, Rows]) -> int:
-        batch = _Batch({partition: rows[-1][0] for partition, rows in group.items()})
+    def _apply(self, group: dict[int, Sequence[Entry]]) -> int:
+        watch = Watch()
+        for partition, entries in group.items():
+            if partition in self._cares:
+                note = partial(self._store.note_delivery, partition)
+                watch = Watch(self._cares[partition], note, end=entries[-1].position)
+        batch = _Batch({partition: entries[-1].position for partition, entries in group.items()}, watch)
         claims = {partition: self.ownership.claims[partition] for partition in group}
         with timed(self._metrics.apply_seconds.observe):
-            deliverable = {
-                partition: rows
-                for partition, rows in group.items()
-                if partition not in self._cares or self._may_deliver(partition, rows, batch)
-            }
-            with self._noting(batch):
-                entries = [
-                    read_entry(partition, position, fields)
-                    for partition, rows in deliverable.items()
-                    for position, fields in rows
-                ]
-            batch.letters += [_letter(e, e.problem or "", 1) for e in entries if e.problem is not None]
-            live = self._without_duplicates(entries, batch.counts)
+            logged = self._read(group, batch)
+            live = self._without_duplicates(logged, batch.counts)
             by_key = self._by_session_key(live)
             try:
                 with self._store.transaction(claims) as transaction:
                     records = self._records(transaction, list(by_key), batch)
                     if not self._is_where_we_are(transaction):
                         return 0
-                    with self._noting(batch):
+                    with watch.at_work():
                         votes = self._fold(by_key, records, batch)
                     self._count_votes(transaction, votes, batch)
                     batch.changes.hashes += self._identity.news(_applied_events(live, batch.letters))
@@ -224,38 +232,36 @@ class Applier:
                     self._forget_tables(partition)  # they may hold votes that were not written
                 raise
         self._positions |= batch.partitions
-        handled = sum(len(rows) for rows in group.values())
+        for partition, entries in group.items():
+            if partition in self._cares and self._cares[partition].is_over(entries):
+                del self._cares[partition]
+        handled = sum(len(entry.events) for entries in group.values() for entry in entries)
         self._metrics.batch_entries.observe(handled)
         return handled
 
-    def _may_deliver(self, partition: int, rows: Rows, batch: _Batch) -> bool:
-        """Whether an entry is to be delivered alone; it is buried when that has ended badly often enough."""
-        care = self._cares[partition]
-        position, fields = rows[0]
-        so_far = care.deliveries if position == care.position else 1
-        care.entries_left -= 1
-        if care.entries_left <= 0:
-            del self._cares[partition]
-        if so_far >= MAX_DELIVERIES:
-            entry = Entry(partition, position, fields.get(b"event", b""), fields.get(b"nonce", b""), None, None)
-            batch.letters.append(_letter(entry, f"its consumer died in each of {so_far} deliveries", so_far))
-            return False
-        batch.alone.append((partition, position, so_far))
-        return True
+    def _read(self, group: Mapping[int, Sequence[Entry]], batch: _Batch) -> list[LoggedEvent]:
+        """The events of these entries; letters of those that nobody can read or may read."""
+        logged: list[LoggedEvent] = []
+        watch = batch.watch
+        with watch.at_work():
+            for partition, entries in group.items():
+                for position, events in entries:
+                    for number, (raw, nonce) in enumerate(events):
+                        if watch.is_close:
+                            place = place_of(position, number)
+                            if watch.is_guilty(place):
+                                words = f"its consumer died in each of {MAX_DELIVERIES} deliveries"
+                                letter = DeadLetter(partition, position, number, raw, nonce, words, MAX_DELIVERIES)
+                                batch.letters.append(letter)
+                                continue
+                            watch.before(place)
+                        logged.append(read_logged(partition, position, number, raw, nonce))
+        batch.letters += [_letter(one, one.problem, 1) for one in logged if one.problem is not None]
+        return logged
 
-    @contextmanager
-    def _noting(self, batch: _Batch) -> Iterator[None]:
-        """While this runs, a death of the process is laid at the door of the entry that is delivered alone; while
-        Redis is waited for it is not."""
-        for partition, position, so_far in batch.alone:
-            self._store.note_delivery(partition, position, so_far + 1)
-        yield
-        for partition, position, so_far in batch.alone:
-            self._store.note_delivery(partition, position, so_far)
-
-    def _without_duplicates(self, entries: Sequence[Entry], counts: Counter[str]) -> list[Entry]:
-        """The readable entries whose nonce is the mark's. A mark that is gone (24 h) can refuse nobody."""
-        readable = [entry for entry in entries if entry.event is not None]
+    def _without_duplicates(self, logged: Sequence[LoggedEvent], counts: Counter[str]) -> list[LoggedEvent]:
+        """The readable events whose nonce is the mark's. A mark that is gone (24 h) can refuse nobody."""
+        readable = [one for one in logged if one.event is not None]
         marks = self._streams.marks([(e.partition, e.event["event_id"]) for e in readable if e.event is not None])
         live = [e for e, mark in zip(readable, marks, strict=True) if mark is None or mark == e.nonce]
         counts[DUPLICATE] += len(readable) - len(live)
@@ -272,30 +278,30 @@ class Applier:
         return not moved
 
     def _fold(
-        self, by_key: Mapping[str, Sequence[Entry]], records: Sequence[bytes | None], batch: _Batch
+        self, by_key: Mapping[str, Sequence[LoggedEvent]], records: Sequence[bytes | None], batch: _Batch
     ) -> dict[int, list[VoteChange]]:
         """New records into `batch`; the vote changes of each partition, without those that no reader will look at."""
         votes: dict[int, list[VoteChange]] = {}
-        for (key, entries), record in zip(by_key.items(), records, strict=True):
-            before, after, packed = self._fold_subject(record, entries, batch)
+        for (key, logged), record in zip(by_key.items(), records, strict=True):
+            before, after, packed = self._fold_subject(key, record, logged, batch)
             if not packed:
                 continue
             batch.changes.writes.append(Write(key, packed, self._ttl))
-            changes = vote_changes(before, after)
+            changes = vote_changes(before, after) if before is not None else ()
             if changes:
-                newest = receipt_micros(entries[-1].position) // MICROS
-                votes.setdefault(entries[0].partition, []).extend(
+                newest = receipt_micros(logged[-1].position) // MICROS
+                votes.setdefault(logged[0].partition, []).extend(
                     change for change in changes if _WINDOW[change.window].expires_at(change.bucket) > newest
                 )
         return votes
 
-    def _by_session_key(self, live: Iterable[Entry]) -> dict[str, list[Entry]]:
-        """Session keys in the order of their first entry, each with its entries in theirs."""
-        found: dict[str, list[Entry]] = {}
-        for entry in live:
-            assert entry.subject is not None
-            found.setdefault(entry.subject, []).append(entry)
-        return {session_key(subject, self._tenant): entries for subject, entries in found.items()}
+    def _by_session_key(self, live: Iterable[LoggedEvent]) -> dict[str, list[LoggedEvent]]:
+        """Session keys in the order of their first event, each with its events in theirs."""
+        found: dict[str, list[LoggedEvent]] = {}
+        for one in live:
+            assert one.subject is not None
+            found.setdefault(one.subject, []).append(one)
+        return {session_key(subject, self._tenant): some for subject, some in found.items()}
 
     def _records(self, transaction: Transaction, keys: Sequence[str], batch: _Batch) -> list[bytes | None]:
         """The stored record of each subject; of a subject without one, that of format 1, which is replaced."""
@@ -311,48 +317,61 @@ class Applier:
         return found
 
     def _fold_subject(
-        self, record: bytes | None, entries: Sequence[Entry], batch: _Batch
-    ) -> tuple[Votes, Votes, bytes]:
-        """(votes before, votes after, the new record); the record is empty when nothing could be applied.
+        self, key: str, record: bytes | None, logged: Sequence[LoggedEvent], batch: _Batch
+    ) -> tuple[Votes | None, Votes, bytes]:
+        """(votes before, None: they are unchanged; votes after; the new record, empty when nothing could be applied).
 
-        An entry that fails is delivered again, to a fresh copy, until it has failed MAX_DELIVERIES times.
+        An event that fails is delivered again, to a fresh copy, until it has failed MAX_DELIVERIES times.
         """
-        failures: dict[str, int] = {}
-        good = list(entries)
+        failures: dict[tuple[str, int], int] = {}
+        good = list(logged)
+        watch = batch.watch
         while good:
-            state = self._state(record, batch.counts if not failures else Counter())
-            before = {period: dict(votes) for period, votes in state.votes.items()}
-            entry, of_bots = good[0], 0
+            state = self._state(key, record, batch.counts if not failures else Counter())
+            before = None
+            if not VOTING_TYPES.isdisjoint([one.event["event_type"] for one in good if one.event is not None]):
+                before = {period: dict(votes) for period, votes in state.votes.items()}
+            one, of_bots = good[0], 0
             try:
-                for entry in good:
-                    assert entry.event is not None
-                    of_bots += self._is_bot(state, entry.event, entry)
-                    fold_event(state, entry.event)
+                for one in good:
+                    assert one.event is not None
+                    if watch.is_close:
+                        watch.before(one.place)
+                    of_bots += self._is_bot(state, one.event, one)
+                    fold_event(state, one.event)
                     if failures:
                         pack_session(state)  # who is to blame for a record that cannot be written
                 packed = pack_session(state)
-            except Exception as error:  # one entry must never hold up the others
-                failures[entry.position] = failures.get(entry.position, 0) + 1
-                if failures[entry.position] >= MAX_DELIVERIES:
-                    good.remove(entry)
+            except Exception as error:  # one event must never hold up the others
+                place = (one.position, one.number)
+                failures[place] = failures.get(place, 0) + 1
+                if failures[place] >= MAX_DELIVERIES:
+                    good.remove(one)
                     words = f"{type(error).__name__}: {error}"
-                    batch.letters.append(_letter(entry, words, failures[entry.position]))
+                    batch.letters.append(_letter(one, words, failures[place]))
                 continue
             batch.counts[APPLIED] += len(good)
             batch.counts[BOT] += of_bots
+            self._states[key] = (packed, state)
+            if len(self._states) > KEPT_STATES:
+                self._states.popitem(last=False)
             return before, state.votes, packed
-        return {}, {}, b""
+        return None, {}, b""
 
-    def _is_bot(self, state: SessionState, event: Mapping[str, Any], entry: Entry) -> bool:
-        """Whether the entry's subject behaves like a bot; its record says so before the event is folded in."""
-        assert entry.subject is not None
-        micros, position = to_micros(event["timestamp"]), position_number(entry.position)
-        return self._guard.judge(state, event, entry.subject, micros=micros, position=position)
+    def _is_bot(self, state: SessionState, event: Mapping[str, Any], one: LoggedEvent) -> bool:
+        """Whether the event's subject behaves like a bot; its record says so before the event is folded in."""
+        assert one.subject is not None
+        micros, position = to_micros(event["timestamp"]), position_number(one.position) << 16 | one.number
+        return self._guard.judge(state, event, one.subject, micros=micros, position=position)
 
-    def _state(self, record: bytes | None, counts: Counter[str]) -> SessionState:
-        """A record that cannot be read starts anew, without consent: what it said about that is unknown."""
+    def _state(self, key: str, record: bytes | None, counts: Counter[str]) -> SessionState:
+        """What the record says, for the caller to change. A record that cannot be read starts anew, without consent:
+        what it said about that is unknown."""
+        kept = self._states.pop(key, None)  # whoever fails after changing it leaves nothing behind
         if record is None:
             return SessionState()
+        if kept is not None and kept[0] == record:
+            return kept[1]
         try:
             return unpack_session(record)
         except ContractError:
@@ -394,17 +413,18 @@ class Applier:
 
     def _bury(self, letters: Sequence[DeadLetter]) -> None:
         for letter in letters:
-            logger.warning(
-                "partition %d: entry %s cannot be applied: %s", letter.partition, letter.position, letter.error
-            )
+            place = place_of(letter.position, letter.number)
+            logger.warning("partition %d: event %s cannot be applied: %s", letter.partition, place, letter.error)
         self._streams.bury(letters)
 
 
-def _applied_events(live: Iterable[Entry], letters: Iterable[DeadLetter]) -> list[Mapping[str, Any]]:
+def _applied_events(live: Iterable[LoggedEvent], letters: Iterable[DeadLetter]) -> list[Mapping[str, Any]]:
     """The events that count: a dead letter says nothing about identity either."""
-    dead = {(letter.partition, letter.position) for letter in letters}
-    return [e.event for e in live if e.event is not None and (e.partition, e.position) not in dead]
+    dead = {(letter.partition, letter.position, letter.number) for letter in letters}
+    return [
+        one.event for one in live if one.event is not None and (one.partition, one.position, one.number) not in dead
+    ]
 
 
-def _letter(entry: Entry, error: str, deliveries: int) -> DeadLetter:
-    return DeadLetter(entry.partition, entry.position, entry.raw, entry.nonce, error, deliveries)
+def _letter(one: LoggedEvent, error: str, deliveries: int) -> DeadLetter:
+    return DeadLetter(one.partition, one.position, one.number, one.raw, one.nonce, error, deliveries)

@@ -10,6 +10,7 @@ from feature_repo.contracts.bronze import bronze_row
 from feature_repo.contracts.changes import CHANGE_TABLE_OF, ID_FIELDS, Change
 from feature_repo.contracts.errors import ContractError, DataError
 from feature_repo.contracts.events import Reason, expand_items
+from feature_repo.contracts.stream_entry import source_of, split_entry
 from feature_repo.contracts.times import from_micros
 from serving.speed.entries import read_event
 from serving.speed.positions import position_number, receipt_micros
@@ -20,17 +21,25 @@ Row = dict[str, Any]
 def event_rows(stream_id: str, fields: Mapping[bytes, bytes], *, source: str) -> tuple[list[Row], list[Row]]:
     """(rows of bronze.events, rows of bronze.quarantine) of one entry of an event stream.
 
-    One row per line of `items` (ids `<event_id>:<line>`); all lines share the entry's position. `received_at` is when
-    the log took the entry. An entry that is no event is quarantined as unreadable.
+    Its events have sources of their own (`stream_entry.source_of`) and share its position. One row per line of `items`
+    (ids `<event_id>:<line>`); lines share the source too. `received_at` is when the log took the entry. An event that
+    is none is quarantined as unreadable.
     """
-    raw = fields.get(b"event", b"")
-    try:
-        event = read_event(stream_id, raw)
-    except DataError as error:
-        return [], [_quarantine_row(raw, Reason.UNREADABLE.value, error.field, str(error), stream_id, source)]
+    good: list[Row] = []
+    bad: list[Row] = []
     position, received_at = position_number(stream_id), from_micros(receipt_micros(stream_id))
-    lines = expand_items(event)
-    return [bronze_row(line, received_at=received_at, source=source, source_position=position) for line in lines], []
+    for number, (raw, _) in enumerate(split_entry(fields)):
+        origin = source_of(source, number)
+        try:
+            event = read_event(stream_id, raw)
+        except DataError as error:
+            bad.append(_quarantine_row(raw, Reason.UNREADABLE.value, error.field, str(error), stream_id, origin))
+            continue
+        good += [
+            bronze_row(line, received_at=received_at, source=origin, source_position=position)
+            for line in expand_items(event)
+        ]
+    return good, bad
 
 
 def quarantine_rows(stream_id: str, fields: Mapping[bytes, bytes], *, source: str) -> list[Row]:

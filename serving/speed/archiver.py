@@ -29,6 +29,7 @@ from feature_repo.contracts.keys import (
     quarantine_stream_key,
     stream_key,
 )
+from feature_repo.contracts.stream_entry import split_entry
 from serving.settings import ServingSettings
 from serving.speed.archive_rows import Row, change_rows, event_rows, quarantine_rows
 from serving.speed.change_records import compact_changes
@@ -46,6 +47,9 @@ TABLES = (EVENTS_TABLE, QUARANTINE_TABLE, *CHANGE_TABLE_OF.values())
 
 COMPACTION_ROUNDS = 50
 """After so many rounds the archiver looks for days with many small files."""
+
+PAGE_ENTRIES = 64
+"""Entries read at once; each may hold up to 64 events."""
 
 Entry = tuple[str, dict[bytes, bytes]]
 """Stream position and fields."""
@@ -86,7 +90,7 @@ class Archiver:
         self._changes = change_stream_key(tenant)
         self._applied_keys[self._changes] = None
         self.stream_share = max(1, max_entries // len(self._applied_keys))
-        """How many entries of one stream a round takes, so that a busy one does not keep the others waiting."""
+        """How many events of one stream a round takes, so that a busy one does not keep the others waiting."""
 
     def resume(self) -> None:
         """Open the tables; create what is missing."""
@@ -94,15 +98,15 @@ class Archiver:
             archive.open()
 
     def archive(self) -> int:
-        """One round over all streams: how many entries the fullest of them gave."""
+        """One round over all streams: how many events the fullest of them gave."""
         rows: dict[str, list[Row]] = {name: [] for name in TABLES}
         moves: dict[str, dict[str, int]] = {name: {} for name in TABLES}
         ends: dict[str, str] = {}
         changes: Sequence[Entry] = ()
         most = 0
         for stream in self._applied_keys:
-            entries = self._read(stream)
-            most = max(most, len(entries))
+            entries, count = self._read(stream)
+            most = max(most, count)
             if entries:
                 ends[stream] = entries[-1][0]
                 changes = entries if stream == self._changes else changes
@@ -131,11 +135,20 @@ class Archiver:
             for name, archive in self._tables.items()
         }
 
-    def _read(self, stream: str) -> list[Entry]:
+    def _read(self, stream: str) -> tuple[list[Entry], int]:
+        """The entries behind the archived position, until they hold a share of events; how many events."""
         stored: Any = self._log.get(archived_key(stream))
-        archived = stored.decode() if stored else START
-        found: Any = self._log.xrange(stream, min=after(archived), count=self.stream_share)
-        return [(stream_id.decode(), fields) for stream_id, fields in found]
+        behind, count = stored.decode() if stored else START, 0
+        entries: list[Entry] = []
+        while count < self.stream_share:
+            page = min(PAGE_ENTRIES, self.stream_share - count)
+            found: Any = self._log.xrange(stream, min=after(behind), count=page)
+            entries += [(stream_id.decode(), fields) for stream_id, fields in found]
+            count += sum(len(split_entry(fields)) for _, fields in found)
+            if len(found) < page:
+                break
+            behind = entries[-1][0]
+        return entries, count
 
     def _sort_in(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -10,38 +10,71 @@ from typing import Any, NamedTuple
 from feature_repo.contracts.common_events import check_common_event
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.events import check_event, subject_key
+from feature_repo.contracts.stream_entry import split_entry
 from feature_repo.contracts.times import MAX_FUTURE_SKEW, from_micros
 from serving.adapters.json_bytes import decode_json
 from serving.speed.positions import receipt_micros
 
 
 class Entry(NamedTuple):
-    """One stream entry; `event` and `subject` are None, and `problem` says why, when it cannot be applied."""
+    """A stream entry, split: (event, nonce) of each event in it."""
+
+    position: str
+    events: Sequence[tuple[bytes, bytes]]
+
+
+class LoggedEvent(NamedTuple):
+    """One event where it lies: partition, position of its entry, number in the entry. `event` and `subject` are None,
+    and `problem` says why, when it cannot be applied."""
 
     partition: int
     position: str
+    number: int
     raw: bytes
     nonce: bytes
     event: Mapping[str, Any] | None
     subject: str | None
     problem: str | None = None
 
+    @property
+    def place(self) -> str:
+        """What names it within its partition."""
+        return place_of(self.position, self.number)
 
-def read_entry(partition: int, position: str, fields: Mapping[bytes, bytes]) -> Entry:
-    """The entry with its event, or with the problem; whatever goes wrong, it is the problem of this entry alone."""
-    raw, nonce = fields.get(b"event", b""), fields.get(b"nonce", b"")
+
+def place_of(position: str, number: int) -> str:
+    """`<position>.<number>`"""
+    return f"{position}.{number}"
+
+
+def split_rows(rows: Sequence[tuple[str, Mapping[bytes, bytes]]]) -> list[Entry]:
+    """Entries as they were read: position and fields."""
+    return [Entry(position, split_entry(fields)) for position, fields in rows]
+
+
+def first_entries(entries: Sequence[Entry], events: int) -> Sequence[Entry]:
+    """The first of them, with at most so many events, and at least one entry."""
+    count = 0
+    for at, entry in enumerate(entries):
+        count += len(entry.events)
+        if count > events and at:
+            return entries[:at]
+    return entries
+
+
+def read_logged(partition: int, position: str, number: int, raw: bytes, nonce: bytes) -> LoggedEvent:
+    """The event, or its problem; whatever goes wrong, it is the problem of this event alone."""
     try:
         event = read_event(position, raw)
-        return Entry(
-            partition, position, raw, nonce, event, subject_key(event.get("user_id"), event.get("anonymous_id"))
-        )
-    except Exception as error:  # one entry must never hold up the others
+        subject = subject_key(event.get("user_id"), event.get("anonymous_id"))
+        return LoggedEvent(partition, position, number, raw, nonce, event, subject)
+    except Exception as error:  # one event must never hold up the others
         words = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
-        return Entry(partition, position, raw, nonce, None, None, words)
+        return LoggedEvent(partition, position, number, raw, nonce, None, None, words)
 
 
 def read_event(stream_id: str, raw: bytes) -> dict[str, Any]:
-    """The event of one stream entry, as `check_event` gives it (`timestamp` is aware, UTC).
+    """One event of a stream entry, as `check_event` gives it (`timestamp` is aware, UTC).
 
     Raises DataError when it is none. The API judged the time by its own clock; the log's may lag by up to a day.
     """
@@ -49,7 +82,7 @@ def read_event(stream_id: str, raw: bytes) -> dict[str, Any]:
         document = decode_json(raw)
     except ValueError as error:
         raise DataError(f"not JSON: {error}") from error
-    received_at, latest = _latest_of(receipt_micros(stream_id))
+    received_at, latest = _latest_of(stream_id)
     event = check_common_event(document, latest=latest) if type(document) is dict else None
     if event is not None:
         return event
@@ -61,7 +94,7 @@ def read_event(stream_id: str, raw: bytes) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1024)
-def _latest_of(micros: int) -> tuple[datetime, datetime]:
-    """(the latest receipt by the API's clock, the latest event time). Entries of one group commit share theirs."""
-    received_at = from_micros(micros) + MAX_FUTURE_SKEW
+def _latest_of(stream_id: str) -> tuple[datetime, datetime]:
+    """(the latest receipt by the API's clock, the latest event time). Events of one entry share theirs."""
+    received_at = from_micros(receipt_micros(stream_id)) + MAX_FUTURE_SKEW
     return received_at, received_at + MAX_FUTURE_SKEW

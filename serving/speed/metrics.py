@@ -79,7 +79,7 @@ class ConsumerMetrics(RoleMetrics):
         )
         self.batch_entries = Histogram(
             "nightjar_consumer_batch_entries",
-            "Stream entries applied at once",
+            "Events applied at once",
             buckets=_SIZES,
             registry=self.registry,
         )
@@ -164,7 +164,7 @@ class StreamPositions(Collector):
             "nightjar_consumer_lag_seconds", "Age of the oldest entry not yet in a session record", labels=["partition"]
         )
         outcomes = CounterMetricFamily(
-            "nightjar_consumer_entries", "Stream entries by what became of them, exactly once", labels=["outcome"]
+            "nightjar_consumer_entries", "Events by what became of them, exactly once", labels=["outcome"]
         )
         bots = CounterMetricFamily(
             "nightjar_consumer_bot_entries", "Of the applied entries: those of subjects that behave like bots"

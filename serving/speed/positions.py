@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from feature_repo.contracts.errors import ContractError
 
 START = "0-0"
@@ -10,6 +12,7 @@ START = "0-0"
 _SEQUENCE_BITS = 20
 
 
+@lru_cache(maxsize=4096)  # many events share an entry
 def _parts(stream_id: str) -> tuple[int, int]:
     milliseconds, dash, sequence = stream_id.partition("-")
     if not (dash and milliseconds.isdigit() and sequence.isdigit()):

@@ -10,8 +10,9 @@ before this (the dedup mark, 24 hours); a repeat of an event that is still among
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, MutableSequence
+from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
 from copy import deepcopy
+from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -45,9 +46,13 @@ MAX_QUANTITY = 65_535
 VOTED_PERIODS = 2
 """Periods of each trend window in which a subject's votes are remembered: the newest ones it has events in."""
 
+_UNMERGE, _IMPRESSION = EventType.UNMERGE.value, EventType.IMPRESSION.value
+
 SILENT_TYPES = TOUCHING_TYPES | DISMISSING_TYPES | {EventType.IMPRESSION, EventType.VIEW_ITEM_LIST}
 """Not kept as steps: they are events on items, or come by the dozen."""
 _CART_TYPES = {EventType.ADD_TO_CART: False, EventType.REMOVE_FROM_CART: True}
+VOTING_TYPES = frozenset(str(kind) for kind in SESSION_VOTE_WEIGHTS)
+"""Events of other types change no vote."""
 _HALVES = {kind: int(2 * weight) for kind, weight in SESSION_VOTE_WEIGHTS.items()}
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
@@ -80,12 +85,12 @@ def fold_event(state: SessionState, event: Mapping[str, Any]) -> None:
     """
     micros = to_micros(event["timestamp"])
     kind = event["event_type"]
-    if kind == EventType.UNMERGE:
+    if kind == _UNMERGE:
         return  # an operator's word about identity, no deed of this person
     mark = event_hash(event["event_id"])
     session = session_hash(event.get("session_id"))
-    lines = expand_items(event) if event.get("items") else [event] if "item_id" in event else []
-    items = [line["item_id"] for line in lines]
+    several = event.get("items")
+    items = [line["item_id"] for line in several] if several else [event["item_id"]] if "item_id" in event else []
 
     if kind in TOUCHING_TYPES:
         kept = state.events
@@ -100,13 +105,13 @@ def fold_event(state: SessionState, event: Mapping[str, Any]) -> None:
             return
         _keep(state.steps, step, _event_order, MAX_STEPS)
     if kind in _CART_TYPES:
-        for line in lines:
+        for line in expand_items(event) if items else ():
             _keep(state.cart, _cart_change(line, micros, mark, is_removal=_CART_TYPES[kind]), tuple, MAX_CART_CHANGES)
     if kind in BUYING_TYPES:
         _mark_items(state.bought, micros, items, MAX_MARKS)
     if kind in DISMISSING_TYPES:
         _mark_items(state.dismissed, micros, items, MAX_MARKS)
-    if kind in TOUCHING_TYPES or kind == EventType.IMPRESSION:
+    if kind in TOUCHING_TYPES or kind == _IMPRESSION:
         _see(state.seen, micros, items)
     consent = event.get("consent", {})
     if kind in _HALVES:
@@ -180,8 +185,10 @@ def _add_interests(interests: dict[tuple[int, str], int], micros: int, items: It
         del interests[min(interests)]
 
 
-def _vote(votes: Votes, micros: int, items: Iterable[str]) -> None:
+def _vote(votes: Votes, micros: int, items: Sequence[str]) -> None:
     """Speak for the items in every window, each in the first bucket of its period in which it was touched."""
+    if not items:
+        return
     seconds = micros // MICROS
     for _, window, length, bucket_seconds in WINDOWS:
         period = seconds // length
@@ -218,6 +225,8 @@ def _hear_consent(state: SessionState, micros: int, personalize: bool | None) ->
 def _hear_words(state: SessionState, micros: int, event: Mapping[str, Any]) -> None:
     """Of two words of one instant the one that sorts last holds; of the first referrer, the one that sorts first."""
     words = _words_of(event)
+    if not words:
+        return
     for name, text in words.items():
         held = state.words.get(name)
         if held is None or held < (micros, text):
@@ -230,7 +239,8 @@ def _hear_words(state: SessionState, micros: int, event: Mapping[str, Any]) -> N
 def _words_of(event: Mapping[str, Any]) -> dict[str, str]:
     """Device, referrer (its host) and language as native, Segment and GA4 events say them in `context`; the channel."""
     found: dict[str, str] = {}
-    _note(found, "channel", event.get("channel"))
+    if "channel" in event:
+        _note(found, "channel", event["channel"])
     context = event.get("context")
     if context:
         device, page = context.get("device"), context.get("page")
@@ -245,6 +255,8 @@ def _words_of(event: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _note(found: dict[str, str], name: str, value: object) -> None:
+    if not value:
+        return
     text = _cut(value) if isinstance(value, str) else ""
     if text:
         found[name] = text
@@ -257,6 +269,7 @@ def _host(address: str) -> str:
         return address
 
 
+@lru_cache(maxsize=4096)  # there are few devices, channels and languages
 def _cut(text: str) -> str:
     """At most 64 bytes of UTF-8, without NUL and lone surrogates."""
     if len(text) <= MAX_WORD_BYTES and text.isascii() and "\0" not in text:

@@ -24,6 +24,7 @@ from feature_repo.contracts.keys import (
     fence_key,
     members_key,
     owner_key,
+    quoted,
     speed_counters_key,
     stream_key,
 )
@@ -52,10 +53,11 @@ class OvertakenError(NightjarError):
 
 
 class DeadLetter(NamedTuple):
-    """An entry that was given up: where it was, what it is made of, why, and how often it was delivered."""
+    """An event that was given up: where it was (`number` in the entry), its bytes, why, how often it was delivered."""
 
     partition: int
     position: str
+    number: int
     event: bytes
     nonce: bytes
     error: str
@@ -94,7 +96,7 @@ class EventStreams(Protocol):
         """The dedup mark of each (partition, event id), None where there is none (any more)."""
 
     def bury(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep the letters, each (partition, position) once."""
+        """Keep the letters, each (partition, position, number) once."""
 
 
 class Transaction(Protocol):
@@ -131,8 +133,8 @@ class StateStore(Protocol):
     def release(self, partition: int, fence: str) -> None:
         """Give up a partition in good order; nothing when it is no longer ours."""
 
-    def note_delivery(self, partition: int, position: str, deliveries: int) -> None:
-        """The entry at `position` is about to be delivered, alone, for this time."""
+    def note_delivery(self, partition: int, words: str) -> None:
+        """What the next owner must know if this one dies now (`care`)."""
 
     def hashes(self, keys: Sequence[str]) -> Sequence[Mapping[bytes, bytes]]:
         """Whole hashes, in one round trip; an empty one where there is none."""
@@ -167,7 +169,8 @@ class RedisEventStreams:
         for at, (partition, _) in enumerate(events):
             by_partition.setdefault(partition, []).append(at)
         for partition, places in by_partition.items():  # one MGET a partition: they lie in one slot each
-            pipe.mget([dedup_key(partition, events[at][1], self._tenant) for at in places])
+            prefix = dedup_key(partition, "", self._tenant)
+            pipe.execute_command("MGET", *[prefix + quoted(events[at][1]) for at in places])
         found: list[bytes | None] = [None] * len(events)
         for places, values in zip(by_partition.values(), pipe.execute(), strict=True):
             for at, value in zip(places, values, strict=True):
@@ -179,14 +182,14 @@ class RedisEventStreams:
             return
         key = dead_letter_stream_key(self._tenant)
         kept: Any = self._redis.xrevrange(key, count=_LETTERS_LOOKED_AT)
-        known = {(fields.get(b"stream"), fields.get(b"position")) for _, fields in kept}
+        known = {(fields.get(b"stream"), fields.get(b"position"), fields.get(b"number", b"0")) for _, fields in kept}
         for letter in letters:
             stream = stream_key(letter.partition, self._tenant)
-            if (stream.encode(), letter.position.encode()) in known:
+            if (stream.encode(), letter.position.encode(), b"%d" % letter.number) in known:
                 continue
             said: Any = {
-                "stream": stream, "position": letter.position, "event": letter.event, "nonce": letter.nonce,
-                "error": letter.error, "deliveries": letter.deliveries,
+                "stream": stream, "position": letter.position, "number": letter.number, "event": letter.event,
+                "nonce": letter.nonce, "error": letter.error, "deliveries": letter.deliveries,
             }  # fmt: skip
             self._redis.xadd(key, said, maxlen=MAX_DEAD_LETTERS)
         seconds, _ = self._redis.time()  # type: ignore[misc]
@@ -264,8 +267,8 @@ class RedisStateStore:
             except WatchError:
                 return
 
-    def note_delivery(self, partition: int, position: str, deliveries: int) -> None:
-        self._redis.set(delivering_key(partition, self._tenant), f"{position} {deliveries}")
+    def note_delivery(self, partition: int, words: str) -> None:
+        self._redis.set(delivering_key(partition, self._tenant), words)
 
     def hashes(self, keys: Sequence[str]) -> Sequence[Mapping[bytes, bytes]]:
         return redis_hashes(self._redis)(keys)
@@ -311,11 +314,16 @@ class _RedisTransaction:
 
     def commit(self, changes: Changes) -> None:
         self._pipe.multi()
+        queue = (
+            self._pipe.execute_command
+        )  # `set` of the library takes longer to look at its arguments than Redis to obey
         for key, value, seconds, until in changes.writes:
             if until is not None:
-                self._pipe.set(key, value, exat=until)
+                queue("SET", key, value, "EXAT", until)
+            elif seconds is not None:
+                queue("SET", key, value, "EX", seconds)
             else:
-                self._pipe.set(key, value, ex=seconds)
+                queue("SET", key, value)
         queue_writes(self._pipe, changes.hashes)
         if changes.deletes:
             self._pipe.delete(*changes.deletes)
@@ -358,8 +366,8 @@ class MemoryEventStreams:
         return [self.dedup.get(event) for event in events]
 
     def bury(self, letters: Sequence[DeadLetter]) -> None:
-        known = {(letter.partition, letter.position) for letter in self.letters}
-        self.letters += [letter for letter in letters if (letter.partition, letter.position) not in known]
+        known = {letter[:3] for letter in self.letters}
+        self.letters += [letter for letter in letters if letter[:3] not in known]
 
 
 def _order(position: str) -> tuple[int, int]:
@@ -426,8 +434,8 @@ class MemoryStateStore:
             self.strings.pop(owner_key(partition, self._tenant), None)
             self.strings.pop(delivering_key(partition, self._tenant), None)
 
-    def note_delivery(self, partition: int, position: str, deliveries: int) -> None:
-        self.put(delivering_key(partition, self._tenant), f"{position} {deliveries}".encode())
+    def note_delivery(self, partition: int, words: str) -> None:
+        self.put(delivering_key(partition, self._tenant), words.encode())
 
     def hashes(self, keys: Sequence[str]) -> Sequence[Mapping[bytes, bytes]]:
         return [dict(self.fields.get(key, {})) for key in keys]

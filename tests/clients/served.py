@@ -23,6 +23,7 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.events import subject_key
 from feature_repo.contracts.keys import EVENT_PARTITIONS, candidates_key, dedup_key, pointer_key, stream_key
 from feature_repo.contracts.packing import PackedCandidate, Source, pack_candidates
+from feature_repo.contracts.stream_entry import split_entry
 from infra.local.redis_server import RunningServer
 from tests.serving_builders import Shop
 from tests.waiting import wait_for
@@ -226,16 +227,16 @@ class ServedApi:
     def events(self) -> list[dict[str, Any]]:
         """The events of this test that count, each as often as it counts, by the time at which they happened.
 
-        An entry counts when its nonce is its mark's: the consumer's rule.
+        An event counts when its nonce is its mark's: the consumer's rule.
         """
         found = []
         for partition in range(EVENT_PARTITIONS):
             stream = stream_key(partition)
             start = f"({self._ends[stream]}" if stream in self._ends else "-"
-            for _, fields in self._redis.xrange(stream, start):
-                event = json.loads(fields[b"event"])
+            for raw, nonce in (one for _, fields in self._redis.xrange(stream, start) for one in split_entry(fields)):
+                event = json.loads(raw)
                 assert subject_key(event.get("user_id"), event.get("anonymous_id"))
-                if self._redis.get(dedup_key(partition, event["event_id"])) == fields[b"nonce"]:
+                if self._redis.get(dedup_key(partition, event["event_id"])) == nonce:
                     found.append(event)
         return sorted(found, key=lambda event: (event["timestamp"], event["event_id"]))
 

@@ -26,7 +26,7 @@ from feature_repo.contracts.keys import (
 from feature_repo.contracts.packing import SessionState, unpack_session
 from feature_repo.contracts.tables import table, table_path
 from serving.adapters.event_log import LogEntry, QuarantinedEvent, RedisEventLog
-from serving.speed.archiver import EVENTS_TABLE, QUARANTINE_TABLE, Archiver
+from serving.speed.archiver import EVENTS_TABLE, PAGE_ENTRIES, QUARANTINE_TABLE, Archiver
 from serving.speed.consumer import Consumer
 from serving.speed.delta_archive import DeltaArchive
 from serving.speed.positions import position_number
@@ -50,11 +50,11 @@ class Speed(NamedTuple):
     consumer: Consumer
     nonces: Iterator[int]
 
-    async def deliver(self, *events: dict[str, Any]) -> list[bool]:
+    async def deliver(self, *events: dict[str, Any], may_share: bool = False) -> list[bool]:
         """What POST /v1/events does: one request with these events."""
         log = RedisEventLog(self.url, tenant=TENANT, timeout_seconds=1)
         entries = [
-            LogEntry(f"u:{e['user_id']}", e["event_id"], f"n{next(self.nonces)}", json.dumps(e).encode())
+            LogEntry(f"u:{e['user_id']}", e["event_id"], f"n{next(self.nonces)}", json.dumps(e).encode(), may_share)
             for e in events
         ]
         try:
@@ -170,6 +170,29 @@ class TestArchiver:
         assert archiver.archive() == 1
         assert archiver.archive() == 0
         assert archive.ids() == ["e1", "e1", "e2"]
+
+    async def test_each_event_of_an_entry_is_a_delivery_with_a_place_of_its_own(self, archive: Archive) -> None:
+        events = [click(f"e{number}", f"i{number}", number % 60) for number in range(70)]
+        events[3]["price"] = 10**400
+        await archive.speed.deliver(*events, click("e1", "again"), may_share=True)
+        assert archive.client.xlen(stream_key(HERE)) == 2
+        archiver = archive.new_archiver()
+        assert (archiver.archive(), archiver.archive()) == (71, 0)
+        assert archive.ids() == sorted([*(event["event_id"] for event in events if event is not events[3]), "e1"])
+        (bad,) = archive.rows(QUARANTINE_TABLE)
+        places = {(row["source"], row["source_position"]) for row in [*archive.rows(), bad]}
+        assert len(places) == 71
+        assert (bad["reason"], bad["source"]) == ("unreadable", f"{stream_key(HERE)}#03")
+        assert archive.speed.consumer.consume(block_ms=None) == 71
+        assert archive.speed.counters() == {"applied": 69, "duplicate": 1, "dead_lettered": 1}
+
+    async def test_a_round_takes_a_share_of_events_not_of_entries(self, archive: Archive) -> None:
+        await archive.speed.deliver(*(click(f"e{number}", "i") for number in range(1000)), may_share=True)
+        archiver = archive.new_archiver()
+        assert archiver.stream_share == 83
+        sizes = list(iter(archiver.archive, 0))
+        assert (sum(sizes), max(sizes) <= 83 + 64 * PAGE_ENTRIES) == (1000, True)
+        assert len(archive.ids()) == 1000
 
     @pytest.mark.parametrize("dies_at", ["fsync", "archived position", "trim"])
     async def test_a_crash_after_the_commit_repeats_nothing(

@@ -349,9 +349,9 @@ class TestTail:
         floor.compact()
         await send(awake, "PATCH", "/v1/items/i2", {"price": 3})
         await tail.step()
-        assert "i1" not in overlay._items  # it was trimmed: the step noticed, and asks for the records
+        assert "i1" not in overlay._unknown  # it was trimmed: the step noticed, and asks for the records
         await tail.step()
-        words = {item_id: state.word("price") for item_id, state in overlay._items.items()}
+        words = {item_id: state.word("price") for item_id, state in overlay._unknown.items()}
         assert {item_id: word and word[0] for item_id, word in words.items()} == {"i0": 1.0, "i1": 2.0, "i2": 3.0}
         await reader.close()
 

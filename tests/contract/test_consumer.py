@@ -35,7 +35,9 @@ from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED
 from feature_repo.contracts.session_record import SessionState, pack_session, unpack_session
 from feature_repo.contracts.trend_record import WINDOWS, unpack_trend
 from serving.speed import applier as applier_module
+from serving.speed import care as care_module
 from serving.speed.applier import MAX_DELIVERIES, Applier
+from serving.speed.entries import read_logged
 from serving.speed.ownership import Ownership, fair_share
 from serving.speed.session_state import fold_event
 from serving.speed.stores import (
@@ -83,6 +85,14 @@ class World:
             self.mark(partition, event["event_id"], nonce)
             positions.append(self.add(partition, {b"event": raw or json.dumps(event).encode(), b"nonce": nonce}))
         return positions
+
+    def deliver_together(self, *events: Mapping[str, Any], raws: Mapping[str, bytes] | None = None) -> str:
+        """The same, as one entry; `raws` replaces the bytes of some by event id. All of one partition."""
+        nonces = [b"n%d" % next(self.nonces) for _ in events]
+        for event, nonce in zip(events, nonces, strict=True):
+            self.mark(HERE, event["event_id"], nonce)
+        lines = [(raws or {}).get(event["event_id"], json.dumps(event).encode()) for event in events]
+        return self.add(HERE, {b"events": b"\n".join(lines), b"nonces": b"\n".join(nonces)})
 
     def mark(self, partition: int, event_id: str, nonce: bytes) -> None:
         raise NotImplementedError
@@ -551,7 +561,8 @@ class TestDeadLetters:
     def test_an_entry_that_kills_its_process_is_buried_unread_after_three(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The process dies while it applies entry 3 of 5: first in a batch, then with that entry alone."""
+        """The process dies while it applies entry 3 of 5: in a batch, then in a small group, then alone."""
+        monkeypatch.setattr(care_module, "GROUP_EVENTS", 2)
         deaths = 0
 
         class Killed(BaseException):
@@ -581,14 +592,16 @@ class TestDeadLetters:
         ((_, _, _, error, deliveries),) = world.letters()
         assert (error, deliveries) == ("its consumer died in each of 3 deliveries", 3)
 
-    def test_who_died_without_a_guilty_entry_costs_none(self, world: World) -> None:
+    def test_who_died_without_a_guilty_entry_costs_none(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         """Four owners vanish before they have applied anything: nothing is suspected for ever, nothing is buried."""
+        monkeypatch.setattr(care_module, "GROUP_EVENTS", 1)
+        monkeypatch.setattr(applier_module, "MAX_GROWTH", 1)
         world.deliver(*(click(f"e{n}", f"i{n}", n) for n in range(1, 11)))
         for _ in range(4):
             world.alone()
         applier = world.alone(batch=2)
         handled = list(iter(lambda: applier.consume(block_ms=None), 0))
-        assert handled == [1, 1, 2, 2, 2, 2]  # as many alone as may have been under way, then in batches again
+        assert handled == [1, 1, 2, 2, 2, 2]  # as many in small groups as may have been under way, then in batches
         assert (world.counters(), world.letters()) == ({"applied": 10}, [])
 
     def test_a_death_while_the_store_is_written_is_no_entrys_fault(self, world: World) -> None:
@@ -613,6 +626,84 @@ class TestDeadLetters:
         counts = world.counters()
         assert counts == {"applied": 36, "dead_lettered": 4}
         assert len({(partition, at) for partition, at, *_ in world.letters()}) == counts["dead_lettered"]
+
+
+class TestSharedEntries:
+    def test_each_event_of_an_entry_is_judged_by_its_own_mark(self, world: World) -> None:
+        world.deliver(click("e1", "a", 1))
+        world.deliver_together(
+            click("e2", "b", 2), click("e1", "wrong", 9), click("e3", "c", 3), click("e2", "wrong", 9)
+        )
+        world.alone().consume(block_ms=None)
+        assert (world.items(), world.counters()) == (["a", "b", "c"], {"applied": 3, "duplicate": 2})
+
+    def test_letters_name_the_event_and_the_others_of_its_entry_are_applied(self, world: World) -> None:
+        events = [click("e1", "a", 1), click("p", "x"), click("e2", "b", 2), click("q", "x")]
+        position = world.deliver_together(*events, raws={"p": b"{", "q": b"7"})
+        real = world.store
+        world.store = Crashing(real, is_written=False)  # type: ignore[assignment]
+        with pytest.raises(CrashError):
+            world.alone().consume(block_ms=None)
+        world.store = real
+        world.alone().consume(block_ms=None)
+        assert (world.items(), world.counters()) == (["a", "b"], {"applied": 2, "dead_lettered": 2})
+        assert [(at, event) for _, at, event, _, _ in world.letters()] == [(position, b"{"), (position, b"7")]
+
+    def test_an_entry_that_is_torn_is_one_letter(self, world: World) -> None:
+        world.add(HERE, {b"events": b"{}\n{}", b"nonces": b"n1"})
+        world.add(HERE, {b"no": b"event"})
+        world.deliver(click("e1", "a"))
+        world.alone().consume(block_ms=None)
+        assert (world.items(), world.counters()) == (["a"], {"applied": 1, "dead_lettered": 2})
+
+    def test_large_entries_make_smaller_transactions_and_all_is_applied(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sizes: list[int] = []
+        for number in range(8):
+            world.deliver_together(*(click(f"e{number}.{n}", f"i{number}.{n}", 5 * number + n) for n in range(5)))
+        applier = world.alone(batch=8)
+        monkeypatch.setattr(applier._metrics.batch_entries, "observe", sizes.append)
+        drain(applier)
+        assert (len(world.items()), world.counters()) == (40, {"applied": 40})
+        assert sizes == [5, 15, 20]  # two entries are more than a batch; then it may be twice, and four times as large
+
+    def test_of_an_entry_that_kills_only_the_guilty_are_buried(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Two of the ten events of one entry kill whoever folds them, one whoever reads it."""
+        deaths: list[str] = []
+
+        class Killed(BaseException):
+            pass
+
+        def fold(state: SessionState, event: Mapping[str, Any]) -> None:
+            if event["event_id"] in ("e3", "e7"):
+                deaths.append(event["event_id"])
+                raise Killed
+            fold_event(state, event)
+
+        def read(partition: int, position: str, number: int, raw: bytes, nonce: bytes) -> Any:
+            if b'"e5"' in raw:
+                deaths.append("e5")
+                raise Killed
+            return read_logged(partition, position, number, raw, nonce)
+
+        monkeypatch.setattr(applier_module, "fold_event", fold)
+        monkeypatch.setattr(applier_module, "read_logged", read)
+        world.deliver(click("e0", "i0", 0))
+        world.deliver_together(*(click(f"e{n}", f"i{n}", n) for n in range(1, 11)))
+        world.deliver(click("e11", "i11", 11))
+        for _ in range(9):
+            try:
+                drain(world.alone())
+            except Killed:
+                continue
+            break
+        assert deaths == ["e5", "e5", "e5", "e3", "e7"]  # the first death is counted for all that were delivered then
+        assert world.items() == [f"i{n}" for n in (0, 1, 2, 4, 6, 8, 9, 10, 11)]
+        assert world.counters() == {"applied": 9, "dead_lettered": 3}
+        assert {json.loads(event)["event_id"] for _, _, event, _, _ in world.letters()} == {"e3", "e5", "e7"}
 
 
 class TestFences:
@@ -665,7 +756,7 @@ class TestFences:
         assert world.store.renew({0: "1:one"}, term_ms=5000) == set()
         world.store.release(0, "1:one")  # must not take it from its new owner
         assert world.store.claim(0, "three", term_ms=5000) is None
-        world.store.note_delivery(0, "5-0", 2)
+        world.store.note_delivery(0, "5-0 2")
         world.pass_seconds(6)
         assert world.store.claim(0, "three", term_ms=5000) == ("3:three", "5-0 2")
         world.store.release(0, "3:three")

@@ -11,7 +11,8 @@ import pytest
 import redis
 
 from feature_repo.contracts.errors import DependencyError
-from feature_repo.contracts.keys import partition_of, quarantine_stream_key, stream_key
+from feature_repo.contracts.keys import more_events_key, partition_of, quarantine_stream_key, stream_key
+from feature_repo.contracts.stream_entry import split_entry
 from serving.adapters import event_log
 from serving.adapters.event_log import LogEntry, OverloadedError, QuarantinedEvent, RedisEventLog
 
@@ -52,6 +53,29 @@ class TestGroups:
         assert answers == [[True]] * 40 + [[], []]
         # 40 + 2 requests: one MULTI for each of the four partitions, and one for the quarantine
         assert (done["multi"], done["exec"], done["set"], done["xadd"]) == (5, 5, 40, 42)
+
+    async def test_events_that_may_share_an_entry_do(
+        self, log: RedisEventLog, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Neighbours of one partition, from several requests; an order, and a line break, stand alone."""
+        monkeypatch.setattr(event_log, "MAX_ENTRY_EVENTS", 3)
+        names = "abcdefghij"
+        all_entries = {
+            name: entry(name, event=b'"%b"' % name.encode())._replace(may_share=name != "c") for name in names
+        }
+        all_entries["i"] = all_entries["i"]._replace(event=b"1\n2")
+        requests = [[all_entries[name] for name in some] for some in ("ab", "c", "defg", "hij")]
+        with redis.Redis.from_url(redis_url) as client:
+            await log.append([entry("first")])
+            answers = await gathered(*(log.append(some) for some in requests), log.append([all_entries["d"]]))
+            stream = stream_key(partition_of("u:1"), TENANT)
+            found = [split_entry(fields) for _, fields in client.xrange(stream)][1:]
+            assert int(client.get(more_events_key(stream))) == sum(len(one) - 1 for one in found)  # type: ignore[arg-type]
+        assert answers == [*([True] * len(some) for some in requests), [False]]
+        assert [[nonce.decode().removeprefix("n-") for _, nonce in one] for one in found] == [
+            ["a", "b"], ["c"], ["d", "e", "f"], ["g"], ["h"], ["i"], ["j", "d"],
+        ]  # fmt: skip
+        assert [event for one in found for event, _ in one] == [all_entries[name].event for name in [*names, "d"]]
 
     async def test_of_two_requests_with_one_id_the_first_wins(self, log: RedisEventLog) -> None:
         both = [log.append([entry("same")]), log.append([entry("other"), entry("same")])]

@@ -174,6 +174,7 @@ REQUESTS: dict[str, tuple[bytes, dict[str, str]]] = {
     "one key twice": (b'{"event_id":"a",' + orjson.dumps(COMMON)[1:], PLAIN),
     "consent": (orjson.dumps({**COMMON, "consent": {"store": False}}), PLAIN),
     "a user who refused storing": (orjson.dumps({**COMMON, "user_id": "u9"}), PLAIN),
+    "a user who refused training": (orjson.dumps({**COMMON, "user_id": "u8"}), PLAIN),
     "the same among others": (orjson.dumps([COMMON, {**COMMON, "event_id": "e2", "user_id": "u9"}]), PLAIN),
     "that user, quarantined": (orjson.dumps({**COMMON, "user_id": "u9", "event_type": "seen"}), PLAIN),
     "that user's consent": (orjson.dumps({**COMMON, "user_id": "u9", "consent": {"store": True}}), PLAIN),
@@ -194,7 +195,7 @@ REQUESTS: dict[str, tuple[bytes, dict[str, str]]] = {
         {**PLAIN, "ce-specversion": "1.0", "ce-id": "4", "ce-source": "/s", "ce-type": "click"},
     ),
 }
-REFUSAL = {"user_id": "u9", "consent": {"store": False}}
+REFUSALS = ({"user_id": "u9", "consent": {"store": False}}, {"user_id": "u8", "consent": {"train": False}})
 LIMITS = {"max_events": 5, "max_body_bytes": 1500, "max_written_bytes": 1000}
 
 
@@ -203,9 +204,10 @@ class Entrance:
 
     def __init__(self, environment: Environment, *, is_hot: bool) -> None:
         self.door = FrontDoor(environment, **LIMITS)
-        refusal, _ = check_change(USERS, PATCH, REFUSAL, received_at=RECEIVED)
-        assert refusal is not None
-        self.door.app.state.services.overlay.take(refusal, 0)
+        for position, said in enumerate(REFUSALS):
+            refusal, _ = check_change(USERS, PATCH, said, received_at=RECEIVED)
+            assert refusal is not None
+            self.door.app.state.services.overlay.take(refusal, position)
         self.app = with_hot_routes(self.door.app) if is_hot else self.door.app
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://api")
@@ -229,6 +231,16 @@ class Entrance:
 @pytest.fixture
 def both(environment: Environment) -> tuple[Entrance, Entrance]:
     return Entrance(environment, is_hot=True), Entrance(environment, is_hot=False)
+
+
+async def test_who_refused_training_says_so_in_every_event(both: tuple[Entrance, Entrance]) -> None:
+    hot, _ = both
+    events = [{**COMMON, "event_id": "e2", "user_id": "u8", "consent": {"train": True, "share": True}}, COMMON]
+    await hot.post(orjson.dumps([{**COMMON, "user_id": "u8"}, *events]), PLAIN)
+    found = {(event["event_id"], event["user_id"]): event.get("consent") for event in hot.door.written()}
+    assert found == {
+        ("e1", "u8"): {"train": False}, ("e2", "u8"): {"train": False, "share": True}, ("e1", "u1"): None,
+    }  # fmt: skip
 
 
 class TestBothRoutesAgree:

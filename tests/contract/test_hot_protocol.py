@@ -19,6 +19,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from feature_repo.contracts.environment import Environment
 from serving.api import hot_protocol
 from serving.api.hot_protocol import HotProtocol
+from serving.api.known_heads import MAX_HEADS, KnownHeads
+from serving.api.visits import NOBODY
 from serving.main import with_hot_routes
 from tests.contract.test_hot_events import COMMON, LIMITS, REQUESTS
 from tests.front_door import FrontDoor
@@ -265,3 +267,145 @@ async def test_common_requests_make_no_cycle_of_uvicorn(
     async with Served(environment, is_hot=True) as hot:
         assert ACCEPTED % b"a" in (await hot.exchange(one("a")))[0]
     assert made == []
+
+
+class TestKnownHeads:
+    """A second request with the same head is not parsed: everything else about it must be as before."""
+
+    @pytest.fixture
+    def parsed(self, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+        """The requests that the parser saw."""
+        seen: list[bytes] = []
+        feed = HttpToolsProtocol.data_received
+
+        def data_received(protocol: Any, data: bytes) -> None:
+            seen.append(data)
+            feed(protocol, data)
+
+        monkeypatch.setattr(HttpToolsProtocol, "data_received", data_received)
+        return seen
+
+    async def test_the_parser_sees_a_head_once(self, environment: Environment, parsed: list[bytes]) -> None:
+        sent = [one(name) for name in ("a", "b", "longer", "c", "a")]
+        async with Served(environment, is_hot=True) as hot:
+            answers = [(await hot.exchange(request))[0] for request in sent]
+        assert parsed == [sent[0], sent[2]]
+        assert [ACCEPTED % name in answers[at] for at, name in enumerate((b"a", b"b", b"longer", b"c"))] == [True] * 4
+        assert b'"duplicate"' in answers[4]
+        assert answers[1] == answers[0].replace(b'"a"', b'"b"')
+
+    async def test_every_request_gets_the_same_bytes_behind_a_known_head(self, environment: Environment) -> None:
+        """Bodies of one length, so that the heads are one: good, uncommon, broken, in pieces, pipelined, good again."""
+        good = one("a")
+        size = len(good) - good.index(b"\r\n\r\n") - 4
+        bodies = [good[-size:], b"{" * size, b'{"event_id":"x"}'.ljust(size), b"[" + b" " * (size - 2) + b"]"]
+        head = good[:-size]
+        rounds: list[tuple[bytes, ...]] = [(head + body,) for body in bodies for _ in range(2)]
+        rounds += [(head, bodies[0]), (head[:30], head[30:] + bodies[0]), (good + one("b"),), (b"\r\n" + good,)]
+        rounds += [(head + bodies[0] + head[:9], head[9:] + bodies[0]), (good,)]
+        async with both(environment) as (hot, plain):
+            ours, theirs = [], []
+            for served, answers in ((hot, ours), (plain, theirs)):
+                reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+                for pieces in rounds:
+                    for piece in pieces:
+                        writer.write(piece)
+                        await asyncio.sleep(0.01)
+                    count = b"".join(pieces).count(b"POST ")
+                    answers += [await read_answer(reader) for _ in range(count)]
+                writer.close()
+            assert len(ours) == len(rounds) + 2
+            assert ours == theirs
+
+    async def test_what_could_be_read_in_two_ways_is_not_learned(
+        self, environment: Environment, parsed: list[bytes]
+    ) -> None:
+        body = orjson.dumps({**COMMON, "event_id": "e"})
+        line, kind = b"POST /v1/events HTTP/1.1\r\nhost: h\r\n", b"content-type: application/json\r\n"
+        size = b"content-length: %d\r\n" % len(body)
+        chunked = line + kind + b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        folded = line + kind + b"x: a\r\n b\r\n" + size + b"\r\n" + body
+        own_id = line + kind + size + b"x-request-id: mine\r\n\r\n" + body
+        long = line + kind + size + b"x: " + b"y" * 5000 + b"\r\n\r\n" + body
+        feeds = line + kind + size.replace(b"\r\n", b"\n") + b"\r\n" + body
+        async with Served(environment, is_hot=True) as hot:
+            for sent in (chunked, folded, own_id, long, feeds):
+                before = len(parsed)
+                for _ in range(2):
+                    reader, writer = await asyncio.open_connection("127.0.0.1", hot.port)
+                    writer.write(sent)
+                    await asyncio.wait_for(reader.read(100), 20)
+                    writer.close()
+                assert len(parsed) == before + 2, sent[:200]
+
+    async def test_a_full_log_and_a_writer_that_waits_go_the_long_way(
+        self, environment: Environment, parsed: list[bytes]
+    ) -> None:
+        async with Served(environment, is_hot=True) as hot:
+            await hot.exchange(one("a"))
+            hot.door.log.is_full = True
+            assert (await hot.exchange(one("b")))[0].startswith(b"HTTP/1.1 503 ")
+            hot.door.log.is_full = False
+            assert ACCEPTED % b"b" in (await hot.exchange(one("b")))[0]
+        assert len(parsed) == 2
+
+    async def test_a_body_that_looks_like_a_request_is_none(self, environment: Environment) -> None:
+        """Its request was answered before it came, and its bytes begin with a known head."""
+        inner = one("b")
+        async with Served(environment, is_hot=True) as hot:
+            await hot.exchange(one("a"))
+            reader, writer = await asyncio.open_connection("127.0.0.1", hot.port)
+            writer.write(b"POST /nowhere HTTP/1.1\r\nhost: api\r\ncontent-length: %d\r\n\r\n" % len(inner))
+            assert (await read_answer(reader)).startswith(b"HTTP/1.1 404 ")
+            writer.write(inner)
+            await asyncio.sleep(0.05)
+            writer.write(one("c"))
+            assert ACCEPTED % b"c" in await read_answer(reader)
+            writer.close()
+            assert [event["event_id"] for event in hot.door.written()] == ["a", "c"]
+
+    @pytest.mark.parametrize(
+        ("head", "headers"),
+        [
+            (b"x: 1\r\n 2\r\ncontent-length: 2", [(b"x", b"1 2"), (b"content-length", b"2")]),
+            (b"x: 1\ncontent-length: 2", [(b"x", b"1"), (b"content-length", b"2")]),
+            (b"x: 1\r2\r\ncontent-length: 2", [(b"x", b"1\r2"), (b"content-length", b"2")]),
+            (b"content-length: 2\r\ncontent-length: 2", [(b"content-length", b"2")] * 2),
+            (b"content-length: +2", [(b"content-length", b"+2")]),
+            (b"content-length: 2\r\ntransfer-encoding: x", [(b"content-length", b"2"), (b"transfer-encoding", b"x")]),
+            (b"x: 1", [(b"x", b"1")]),
+        ],
+    )
+    def test_no_head_that_is_not_plain(self, head: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        heads, data = KnownHeads(), b"POST / HTTP/1.1\r\n" + head + b"\r\n\r\nab"
+        heads.learn(data, headers, NOBODY)
+        assert heads.find(data) is None
+
+    def test_it_forgets_rather_than_grows(self) -> None:
+        heads = KnownHeads()
+        for number in range(MAX_HEADS + 5):
+            head = b"POST / HTTP/1.1\r\nx: %d\r\ncontent-length: 2" % number
+            heads.learn(head + b"\r\n\r\nab", [(b"x", b""), (b"content-length", b"2")], NOBODY)
+        assert len(heads._known) == 5
+        assert heads.find(head + b"\r\n\r\nab") == (b"ab", NOBODY)
+        assert [heads.find(head + b"\r\n\r\n" + body) for body in (b"a", b"abc", b"")] == [None] * 3
+        assert heads.find(b"\r\n\r\n") is None
+
+
+async def test_an_idle_connection_is_closed_and_a_busy_one_is_not(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Served(environment, is_hot=True) as hot:
+        monkeypatch.setattr(hot._config, "timeout_keep_alive", 0.8)
+        reader, writer = await asyncio.open_connection("127.0.0.1", hot.port)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for number in range(6):  # among them one of uvicorn's own, whose timer must not end those behind it
+            writer.write(request(b"{", {}) if number == 2 else one(f"e{number}"))
+            await read_answer(reader)
+            await asyncio.sleep(0.3)
+        assert loop.time() - began > 1.6
+        last = loop.time() - 0.3
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert loop.time() - last > 0.75
+        writer.close()

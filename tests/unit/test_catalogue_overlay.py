@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from feature_repo.contracts.changes import (
 from feature_repo.contracts.errors import ContractError
 from feature_repo.contracts.events import Reason
 from feature_repo.contracts.tables import table
+from serving.adapters.change_feed import CatalogueTail, Compacted, MemoryChangeFeed
+from serving.adapters.event_log import MemoryEventLog
 from serving.pipeline import overlay as overlay_module
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.filters import SlateFilter
@@ -309,6 +312,42 @@ class TestOverlay:
         overlay.merge(ITEMS, "a", RecordState.from_json(record.to_json()))
         assert catalogue.refusals[1] == "hidden"
 
+    async def test_items_that_no_version_knows_have_a_bound(
+        self, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Damaged ids cost nothing for ever; what a version knows is kept, and a version that comes later gets all."""
+        monkeypatch.setattr(overlay_module, "MAX_UNKNOWN_ITEMS", 2)
+        log = MemoryEventLog(tenant="default")
+        feed, overlay = MemoryChangeFeed(log), CatalogueOverlay()
+        tail = CatalogueTail(feed, overlay, wall_micros=lambda: NOON_MICROS)
+        hide = {"is_hidden": True}
+        said = [change(PATCH, {"item_id": name, **hide}) for name in ("c", "x1", "a", "x2", "b", "x3", "x4")]
+        await log.append_changes([one.to_json() for one in said])
+        await tail.start()
+        assert len(overlay._unknown) == 7  # before a version is there
+        await overlay.attach(catalogue)
+        assert catalogue.refusals[1:] == ["hidden"] * 3
+        assert (sorted(overlay._items), list(overlay._unknown), overlay.wants_records) == (
+            ["a", "b", "c"], ["x3", "x4"], False,
+        )  # fmt: skip
+        await log.append_changes([change(PATCH, {"item_id": "x5", **hide}).to_json()])
+        await tail.step(waits=False)
+        assert list(overlay._unknown) == ["x4", "x5"]
+        states = []
+        for position, one in enumerate([*said, change(PATCH, {"item_id": "x5", **hide})], start=1):
+            state = RecordState()
+            state.take(one, position << 20, keeps=SERVED_FIELDS[ITEMS])
+            states.append(Compacted(ITEMS, one.record_id, state.to_json()))
+        feed.compact(states, overlay.position)
+        later = replace(
+            catalogue, numbers={"x1": 0, "x5": 1, "a": 2}, stocks=[None] * 3, refusals=[None] * 3, attributes=[None] * 3
+        )
+        await overlay.attach(later)
+        assert (later.refusals, overlay.wants_records) == ([None, "hidden", "hidden"], True)
+        await tail.step(waits=False)
+        assert (later.refusals, overlay.wants_records) == (["hidden"] * 3, False)
+        assert len(overlay._unknown) == 2
+
     def test_a_refusal_stays_and_the_newest_word_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(overlay_module, "MAX_USERS_LATELY", 2)
         overlay, numbers = CatalogueOverlay(), itertools.count()
@@ -316,6 +355,10 @@ class TestOverlay:
         def says(user: str, **consent: Any) -> tuple[bool, bool]:
             overlay.take(change(PATCH, {"user_id": user, "consent": consent}, USERS), next(numbers))
             return overlay.refuses_personalization(user), overlay.refuses_storing(user)
+
+        assert says("t", train=False) == (False, False)
+        assert [check("t") for check in (overlay.refuses_training, overlay.ever_refused)] == [True, True]
+        assert [check("u0") for check in (overlay.refuses_training, overlay.ever_refused)] == [False, False]
 
         assert says("p", personalize=False) == (True, False)
         assert says("s", store=False) == (True, True)

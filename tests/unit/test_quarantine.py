@@ -178,6 +178,8 @@ class TestRepairs:
         lines = tmp_path / "fix.jsonl"
         lines.write_text('{"id": "a", "event": {"x": 1}}\n\n')
         assert load_plan(lines).edited == {"a": {"x": 1}}
+        lines.write_text('{"id": "a", "event": {"x": "1\u20282\x853"}}\r\n{"id": "b", "event": {}}', "utf-8")
+        assert load_plan(lines).edited == {"a": {"x": "1\u20282\x853"}, "b": {}}
 
     @pytest.mark.parametrize(
         ("name", "text", "words"),
