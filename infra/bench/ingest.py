@@ -150,8 +150,8 @@ def bench_ingest(
 
     Figures: `single_events_per_second`, `batched_events_per_second` (`batch` events a request), the same of a second of
     the worker's processor time (`..._per_core_second`), `cpu_us_per_event` and `batched_cpu_us_per_event` (of the
-    worker), `redis_cpu_us_per_event`, `batched_redis_cpu_us_per_event`, each against the baseline. Further keys: errors,
-    missing (acknowledged, but not in the stream), fsync_median_ms, filesystem, void, worker_busy, generator.
+    worker), `redis_cpu_us_per_event`, `batched_redis_cpu_us_per_event`, each against the baseline. Further keys:
+    errors, missing (acknowledged, but not in the stream), fsync_median_ms, filesystem, void, worker_busy, generator.
     """
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
