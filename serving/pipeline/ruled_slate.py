@@ -23,7 +23,7 @@ from serving.pipeline.fatigue import fatigued, left_alone
 from serving.pipeline.item_filters import NOBODY, Admits, filter_items, matching_numbers, named_categories
 from serving.pipeline.order import order_candidates
 from serving.pipeline.personal_rules import person_facts, ruled_exclusions
-from serving.pipeline.policy import NO_RULES, SlatePolicy
+from serving.pipeline.policy import SlatePolicy
 from serving.pipeline.rotation import DAY_MICROS, rotated, rotation_seed
 from serving.pipeline.values import Pool, RungReport, SlateRequest
 
@@ -109,16 +109,26 @@ class RuledSlate:
 
         return admits
 
+    @property
+    def arranges(self) -> bool:
+        """Whether it makes more of the candidates than those it admits, best first: then `candidates` and `slate` make
+        the slate; else the plain way does, over `rungs`."""
+        rules = self._rules
+        return bool(
+            rules.diversity or rules.exploration or rules.rotation or rules.fatigue or rules.one_per_group
+            or rules.max_per_category or rules.max_per_brand or rules.min_relevance
+        )  # fmt: skip
+
     def candidates(self, rungs: Iterator[Rung]) -> tuple[Pool, list[RungReport]]:
         """Eligible candidates, rung by rung, until there are some more than places: of the person's own list all, of
         the others no more than are wanted (all with explain). Behind the rungs of every answer come the lists of the
         categories that a filter names, the asked items, and the catalogue."""
-        self._rungs = self._all_rungs(rungs)
+        self._rungs = self.rungs(rungs)
         pool = Pool()
         wanted = self._request.num_results
         if self._given is not None:
             wanted = len(self._given)
-        elif self._rules != NO_RULES:
+        else:
             wanted = max(3 * wanted, wanted + 20)
         self._fill(pool, wanted)
         return pool, self.reports
@@ -150,7 +160,8 @@ class RuledSlate:
             if len(bases) > before:
                 self._ceiling = lowest * BELOW
 
-    def _all_rungs(self, rungs: Iterator[Rung]) -> Iterator[Rung]:
+    def rungs(self, rungs: Iterator[Rung]) -> Iterator[Rung]:
+        """The rungs of every answer, and behind them those that a filter or a list of asked items adds."""
         lists = self._catalogue.popular_by_category
         held: list[Rung] = []
         for rung in rungs:
@@ -202,8 +213,6 @@ class RuledSlate:
         rules, size, item_ids = self._rules, self._request.num_results, self._catalogue.item_ids
         self._passed_over = {}
         scores = self._relevant(scores)
-        if not self._rearranges:
-            return order_candidates(scores, size, item_ids), []
         depth = max(4 * size, LOOKED_AT)
         near = order_candidates(scores, depth, item_ids)
         adjusted = self._adjusted(near, scores)
@@ -226,15 +235,6 @@ class RuledSlate:
         """What comes after the best `depth`, in order of score; sorted only when somebody gets that far."""
         if len(scores) > depth:
             yield from order_candidates(scores, len(scores), self._catalogue.item_ids)[depth:]
-
-    @property
-    def _rearranges(self) -> bool:
-        """Whether the order is any other than that of the scores."""
-        rules = self._rules
-        return bool(
-            rules.diversity or rules.exploration or rules.rotation or rules.fatigue or rules.one_per_group
-            or rules.max_per_category or rules.max_per_brand
-        )  # fmt: skip
 
     def _relevant(self, scores: Mapping[int, float]) -> Mapping[int, float]:
         least = self._rules.min_relevance

@@ -85,11 +85,14 @@ def build_slate(
     refused = eligible.refused if isinstance(eligible, SlateFilter) else refused_by(eligible.admits)
     votes = count_votes(ballots, refused)
     weight = effective_weight(ballots, tuning, beside_own_list=bool(person.candidates)) if votes else 0.0
+    offered = ladder(catalogue, request, person)
+    if ruled is not None and not ruled.arranges:
+        offered, ruled = ruled.rungs(offered), None
     if ruled is not None:
-        pool, rungs = ruled.candidates(ladder(catalogue, request, person))
+        pool, rungs = ruled.candidates(offered)
     else:
         pool, rungs = fill_candidates(
-            ladder(catalogue, request, person),
+            offered,
             wanted=request.num_results,
             admits=eligible.admits,
             whole=request.explain,
@@ -135,7 +138,7 @@ def build_slate(
         personalized=personalized,
         stage_micros=clock.micros,
         propensities=() if ruled is None else ruled.propensities,
-        policy=None if ruled is None else ruled.trace,
+        policy=eligible.trace if isinstance(eligible, RuledSlate) else None,
     )
 
 

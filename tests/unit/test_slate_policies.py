@@ -100,7 +100,7 @@ def test_a_policy_without_rules_changes_nothing(catalogue: Catalogue) -> None:
 
 
 def test_filters_of_placement_and_request(catalogue: Catalogue) -> None:
-    found = slate_of(catalogue, rules=SlateRules(filter='not tag == "gift"'), filter="price < 20")
+    found = slate_of(catalogue, rules=SlateRules(filter='not tag == "gift"'), filter="price < 20", explain=True)
     # personal: mug_red, cup; popular: ball; the rest of the catalogue by number from above: odd
     assert ids(found) == ["mug_red", "cup", "ball", "odd"]
     # taken out in turn: mug_blue and lamp by the placement; pot, rug and game by the request; kite is sold out
@@ -180,7 +180,8 @@ def test_seen_and_bought(catalogue: Catalogue, rules: SlateRules, expected: list
         bought=[ItemMark(NOW - 40 * DAY, "pot")], dismissed=[ItemMark(1, "cup")], seen={"rug": NOW - 2 * DAY}
     )
     session = (touched("pan"), touched("mug_blue"))  # the shop does not have pans
-    found = slate_of(catalogue, rules=rules, state=state, session=session, filter="not item_id == 'game'")
+    text = "not item_id == 'game'"
+    found = slate_of(catalogue, rules=rules, state=state, session=session, filter=text, explain=True)
     assert ids(found) == expected
     assert found.filtered["dismissed"] == 1
 
