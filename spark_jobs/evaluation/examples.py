@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from feature_repo.contracts.times import from_micros
-from spark_jobs.evaluation.full_ranking import histories_of, matrix_rows, rank_unseen
+from spark_jobs.evaluation.full_ranking import rank_unseen
 from spark_jobs.evaluation.split import SLICES, TimeSplit
 from spark_jobs.models.base import InteractionMatrix, Model
+from spark_jobs.models.matrix import histories_of, matrix_rows
 
 PERSONS, LIST_LENGTH, HISTORY_LENGTH = 5, 8, 8
 _SEED = 20_240_229

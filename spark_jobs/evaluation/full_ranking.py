@@ -26,6 +26,7 @@ from spark_jobs.evaluation.metrics import (
 )
 from spark_jobs.evaluation.split import SLICES, TimeSplit
 from spark_jobs.models.base import InteractionMatrix, Model
+from spark_jobs.models.matrix import histories_of, matrix_rows
 from spark_jobs.models.ranking import mask_items, top_items
 
 CELLS_PER_BLOCK = 4_000_000
@@ -38,7 +39,7 @@ class ModelEvaluation:
     per_user          metric name -> one value per test person, in the order of `split.subjects`
     exposed           by k: how often each item stood in the top k
     known_items       by item number: it had a training event
-    non_finite_count  scores that were NaN or infinite (they rank last)
+    non_finite_count  scores that were NaN or +infinite (they rank last); -inf is a model's way to say nothing
     recall_by_k       mean recall at 1, 2, ... CURVE_DEPTH over all test persons; empty without any
     """
 
@@ -89,7 +90,7 @@ def evaluate(model: Model, matrix: InteractionMatrix, split: TimeSplit, *, ks: S
         part = slice(start, start + step)
         histories = histories_of(matrix, rows[part])
         scores = model.score_block(histories, rows[part])
-        non_finite += int((~np.isfinite(scores)).sum())
+        non_finite += int((np.isnan(scores) | (scores == np.inf)).sum())
         numbers = rank_unseen(scores, split.seen[part], deepest)
         hits[part, : numbers.shape[1]] = is_relevant(numbers, split.relevant[part])
         for k in ks:
@@ -108,26 +109,6 @@ def rank_unseen(scores: NDArray[np.float32], seen: sparse.csr_matrix, count: int
     mask_items(scores, seen)
     numbers, values = top_items(scores, count)
     return np.where(np.isfinite(values), numbers, -1)
-
-
-def matrix_rows(matrix: InteractionMatrix, subjects: NDArray[np.str_]) -> NDArray[np.int64]:
-    """The row of each subject in the matrix, -1 for one that it does not have."""
-    if len(matrix.subjects) == 0:
-        return np.full(len(subjects), -1, np.int64)
-    place = np.minimum(np.searchsorted(matrix.subjects, subjects), len(matrix.subjects) - 1)
-    return np.where(matrix.subjects[place] == subjects, place, -1).astype(np.int64)
-
-
-def histories_of(matrix: InteractionMatrix, rows: NDArray[np.int64]) -> sparse.csr_matrix:
-    """The histories of matrix rows; an empty one for -1."""
-    known = rows >= 0
-    if known.all():
-        return matrix.preference[rows]
-    picked = sparse.csr_matrix(
-        (np.ones(int(known.sum()), np.float32), (np.flatnonzero(known), rows[known])),
-        shape=(len(rows), matrix.preference.shape[0]),
-    )
-    return (picked @ matrix.preference).tocsr()
 
 
 def is_relevant(numbers: NDArray[np.int32], relevant: sparse.csr_matrix) -> NDArray[np.bool_]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +13,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy import sparse
 
-from feature_repo.contracts.errors import DataError
+from feature_repo.contracts.errors import DataError, nearest
+from feature_repo.contracts.events import EventType
 from feature_repo.contracts.times import from_micros, to_micros
+from spark_jobs.models.activity import ACTIVITY_SLICES, activity_slices
 from spark_jobs.models.matrix import sort_interactions
 
 TEST_DAYS = 7
@@ -20,8 +24,11 @@ MAX_TEST_USERS = 20_000
 """More persons than this narrow the intervals no further that matters; a seeded sample of them is judged."""
 _SAMPLE_SEED = 20_240_229
 
-SLICES = ("all", "<5", "5-20", ">20")
+SLICES = ("all", *ACTIVITY_SLICES)
 """By the number of a person's training events."""
+
+SEEN_POLICIES = (INTERACTED, PURCHASED, NONE) = ("interacted", "purchased", "none")
+"""Values of the run parameter `exclude_seen`: what of a person's past is never recommended to them again."""
 
 SLICE_SUFFIX = {"all": "", "<5": "__lt5", "5-20": "__5to20", ">20": "__gt20"}
 """What a slice adds to a metric's name in MLflow."""
@@ -37,7 +44,7 @@ class TimeSplit:
     train               interactions before test_start, sorted
     subjects            the test persons, sorted
     train_event_counts  training events of each
-    seen                CSR, persons x items: what they had in training, never to be recommended (pattern)
+    seen                CSR, persons x items: what is never to be recommended to them (pattern)
     relevant            CSR, persons x items: their test items (pattern), at least one each
     known_items         by item number: it had a training event
     """
@@ -55,8 +62,7 @@ class TimeSplit:
     @property
     def slices(self) -> NDArray[np.str_]:
         """The slice of each person, other than `all`."""
-        counts = self.train_event_counts
-        return np.select([counts < 5, counts <= 20], ["<5", "5-20"], ">20").astype(np.str_)
+        return activity_slices(self.train_event_counts)
 
 
 def split_by_time(
@@ -66,13 +72,15 @@ def split_by_time(
     item_count: int,
     test_days: int = TEST_DAYS,
     max_test_users: int = MAX_TEST_USERS,
+    exclude_seen: str = INTERACTED,
 ) -> TimeSplit:
     """Hold back the last `test_days` days before `cut_off`.
 
     A test person is an identified user ("u:" subject: nobody else gets a published list) with at least one training
-    event and at least one test item: an item of the test window that is new to them (not in their training history)
-    and known (somebody had it in training). Repeats of items they already had do not count, as those are never
-    recommended. The window shrinks so that training keeps at least two thirds of the history.
+    event and at least one test item: an item of the test window that may be recommended to them and is known (somebody
+    had it in training). What may be is decided by `exclude_seen`, as for the published lists: nothing that they had in
+    training (interacted), nothing that they bought then (purchased), or everything (none). The window shrinks so that
+    training keeps at least two thirds of the history.
 
     Raises DataError when there is no interaction before `cut_off`, or when a parameter is below 1.
     """
@@ -92,7 +100,8 @@ def split_by_time(
     words = np.array(events["subject_key"].combine_chunks().dictionary.to_pylist(), dtype=np.str_)
     items, in_train = np.asarray(events["item_number"]), np.asarray(is_train.combine_chunks())
     shape = (len(words), item_count)
-    had, got = _pattern(codes[in_train], items[in_train], shape), _pattern(codes[~in_train], items[~in_train], shape)
+    closed = in_train & _is_closed(events, exclude_seen)
+    had, got = _pattern(codes[closed], items[closed], shape), _pattern(codes[~in_train], items[~in_train], shape)
     known_items = np.bincount(items[in_train], minlength=item_count) > 0
     fresh = (got - got.multiply(had)).tocsr() @ sparse.diags(known_items.astype(np.float32))
     relevant = _without_zeros(fresh)
@@ -118,6 +127,15 @@ def split_by_time(
     )
 
 
+def _is_closed(events: pa.Table, exclude_seen: str) -> NDArray[np.bool_]:
+    """Which events close their item for the person."""
+    if exclude_seen == PURCHASED:
+        return np.asarray(
+            pc.equal(pc.cast(events["event_type"], pa.string()), EventType.PURCHASE.value).combine_chunks()
+        )
+    return np.full(events.num_rows, exclude_seen != NONE)
+
+
 def _affordable_days(first: datetime, cut_off: datetime, wanted: int) -> tuple[int, str]:
     history_days = (cut_off - first) / timedelta(days=1)
     days = min(wanted, int(history_days // 3))
@@ -141,3 +159,14 @@ def _without_zeros(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
     matrix.eliminate_zeros()
     matrix.sort_indices()
     return matrix
+
+
+def seen_policy(params: Mapping[str, Any]) -> str:
+    """The run's `exclude_seen`. Raises DataError naming the nearest policy."""
+    policy = str(params.get("exclude_seen") or INTERACTED)
+    if policy not in SEEN_POLICIES:
+        hint = nearest(policy, SEEN_POLICIES)
+        raise DataError(
+            f"exclude_seen is one of {', '.join(SEEN_POLICIES)}; got {policy!r}{hint}", field="exclude_seen"
+        )
+    return policy

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from spark_jobs.evaluation.full_ranking import evaluate, is_relevant, matrix_rows, rank_unseen
+from spark_jobs.evaluation.full_ranking import evaluate, is_relevant, rank_unseen
 from spark_jobs.evaluation.metrics import metric_name, ranking_metrics
-from spark_jobs.evaluation.split import TimeSplit, split_by_time
+from spark_jobs.evaluation.split import INTERACTED, TimeSplit, split_by_time
 from spark_jobs.models.als import AfterSweep, Sweep
 from spark_jobs.models.base import InteractionMatrix
-from spark_jobs.models.factory import fit_recipe
+from spark_jobs.models.factory import Fitted, fit
+from spark_jobs.models.matrix import matrix_rows
 from spark_jobs.models.neighbourhood import neighbours
+from spark_jobs.models.training_data import TrainingData
 
 DEFAULT = "default"
 MIN_VALIDATION_USERS = 20
@@ -37,6 +39,7 @@ class Trial:
 
     metrics   slice -> metric -> mean
     steps     by sweep, for a model that has any: training_loss, validation_ndcg_at_20
+    fitted    the model, of the trial that was chosen; None of others
     """
 
     words: str
@@ -44,6 +47,7 @@ class Trial:
     metrics: Mapping[str, Mapping[str, float]]
     fit_seconds: float
     steps: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    fitted: Fitted | None = field(default=None, compare=False, repr=False)
 
     @property
     def quality(self) -> float:
@@ -60,8 +64,15 @@ class Choice:
     chosen: int | None
     why: str
 
+    @property
+    def validated(self) -> Trial | None:
+        """The trial of the chosen recipe; None when nothing was tried."""
+        return None if self.chosen is None else self.trials[self.chosen]
 
-def validation_split(split: TimeSplit, *, item_count: int, days: int) -> TimeSplit | None:
+
+def validation_split(
+    split: TimeSplit, *, item_count: int, days: int, exclude_seen: str = INTERACTED
+) -> TimeSplit | None:
     """The training part of `split`, split again by time; None when it is empty or nothing can be held back."""
     if split.test_days == 0 or split.train.num_rows == 0:
         return None
@@ -71,28 +82,50 @@ def validation_split(split: TimeSplit, *, item_count: int, days: int) -> TimeSpl
         item_count=item_count,
         test_days=days,
         max_test_users=MAX_VALIDATION_USERS,
+        exclude_seen=exclude_seen,
     )
     return found if len(found.subjects) >= MIN_VALIDATION_USERS else None
 
 
-def choose_recipe(recipe: Mapping[str, Any], validation: TimeSplit | None, *, item_count: int, count: int) -> Choice:
+def choose_recipe(
+    recipe: Mapping[str, Any],
+    validation: TimeSplit | None,
+    *,
+    item_count: int,
+    count: int,
+    data: TrainingData | None = None,
+    is_wanted: bool = False,
+) -> Choice:
     """Try the recipe and `count` neighbours of it; the best NDCG@20 over all persons is taken, ties by trial number.
 
     So the recipe itself is kept unless another is better on these persons. `count` 0, too few validation persons, or
-    als on mllib (each trial would be a Spark job of minutes): nothing is tried, the recipe is taken.
+    als on mllib (each trial would be a Spark job of minutes): nothing is tried, the recipe is taken. `is_wanted`: the
+    recipe is tried even with `count` 0, as a blend wants to know how good it is. `data`: the training part of the
+    validation, when somebody has it already.
     """
-    if count <= 0:
+    if count <= 0 and not is_wanted:
         return Choice(recipe, (), None, "no trials were asked for: the default recipe")
     if validation is None:
         return Choice(recipe, (), None, f"fewer than {MIN_VALIDATION_USERS} validation persons: the default recipe")
     if recipe["params"].get("engine") == "mllib":
         return Choice(recipe, (), None, "als on mllib is not tried: the default recipe")
-    tried = [_run_trial(DEFAULT, recipe, validation, item_count)]
-    tried += [_run_trial(n.words, n.recipe, validation, item_count) for n in neighbours(recipe, count)]
-    chosen = max(range(len(tried)), key=lambda n: (tried[n].quality, -n))
+    data = data or validation_data(validation, item_count=item_count)
+    tried: list[Trial] = []
+    chosen = 0
+    for words, one in [(DEFAULT, recipe), *((n.words, n.recipe) for n in neighbours(recipe, count))]:
+        trial = _run_trial(words, one, validation, data)
+        if tried and trial.quality <= tried[chosen].quality:
+            tried.append(replace(trial, fitted=None))
+            continue
+        if tried:
+            tried[chosen] = replace(tried[chosen], fitted=None)
+        chosen = len(tried)
+        tried.append(trial)
     best, first = tried[chosen], tried[0]
     persons = f"{len(validation.subjects):,} persons, {validation.test_days} days from {validation.test_start:%Y-%m-%d}"
-    if chosen == 0:
+    if len(tried) == 1:
+        why = f"the recipe as it is, no other was tried: validation NDCG@20 {first.quality:.4f} ({persons})"
+    elif chosen == 0:
         why = f"the default is best of {len(tried)} trials: validation NDCG@20 {first.quality:.4f} ({persons})"
     else:
         why = (
@@ -102,7 +135,12 @@ def choose_recipe(recipe: Mapping[str, Any], validation: TimeSplit | None, *, it
     return Choice(best.recipe, tried, chosen, why)
 
 
-def _run_trial(words: str, recipe: Mapping[str, Any], validation: TimeSplit, item_count: int) -> Trial:
+def validation_data(validation: TimeSplit, *, item_count: int) -> TrainingData:
+    """What recipes learn from when they are tried."""
+    return TrainingData(validation.train, item_count=item_count, cut_off=validation.test_start)
+
+
+def _run_trial(words: str, recipe: Mapping[str, Any], validation: TimeSplit, data: TrainingData) -> Trial:
     losses: list[float] = []
     curve: list[float] = []
 
@@ -119,13 +157,11 @@ def _run_trial(words: str, recipe: Mapping[str, Any], validation: TimeSplit, ite
         return after_sweep
 
     began = time.monotonic()
-    model, matrix = fit_recipe(
-        recipe, validation.train, item_count=item_count, cut_off=validation.test_start, after_sweep=watch
-    )
+    fitted = fit(recipe, data, after_sweep=watch)
     seconds = time.monotonic() - began
-    metrics = evaluate(model, matrix, validation).by_slice(validation.slices)
+    metrics = evaluate(fitted.model, fitted.matrix, validation).by_slice(validation.slices)
     steps = {"training_loss": losses, "validation_ndcg_at_20": curve} if losses else {}
-    return Trial(words, recipe, metrics, seconds, steps)
+    return Trial(words, recipe, metrics, seconds, steps, fitted)
 
 
 def _curve_point(

@@ -34,13 +34,14 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from feature_repo.contracts.environment import Environment
-from feature_repo.contracts.errors import DataError, DependencyError, nearest
+from feature_repo.contracts.errors import DataError, DependencyError
 from feature_repo.contracts.events import EventType
 from feature_repo.contracts.publication import PURCHASES_PART, Manifest, candidates_checksum
 from feature_repo.contracts.purchase_record import Purchase
 from feature_repo.contracts.run import GATE_FILE, PUBLICATION_FILE, Run
 from feature_repo.contracts.times import format_timestamp, from_micros
 from spark_jobs.evaluation.session_choice import Choice, choose_session_recipe
+from spark_jobs.evaluation.split import INTERACTED, NONE, seen_policy
 from spark_jobs.io.bundle import file_hashes, write_bundle
 from spark_jobs.io.catalogue import changes_position, in_run, read_items, read_users
 from spark_jobs.io.delta import overwrite_partitions, read_table
@@ -78,7 +79,6 @@ from spark_jobs.transforms.session_index import (
     session_sequences,
 )
 
-SEEN_POLICIES = ("interacted", "purchased", "none")
 SCORING_PARTITIONS = 8
 BUY_AGAIN = {**SEQUENCE_RECIPES["repurchase"]["params"], "due_power": 0.5}
 """Of what a user may buy again, and its order. The default recipe ignores the interval; a list of things to buy again
@@ -160,22 +160,11 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
     return report
 
 
-def seen_policy(params: Mapping[str, Any]) -> str:
-    """The run's `exclude_seen`. Raises DataError naming the nearest policy."""
-    policy = str(params.get("exclude_seen") or SEEN_POLICIES[0])
-    if policy not in SEEN_POLICIES:
-        hint = nearest(policy, SEEN_POLICIES)
-        raise DataError(
-            f"exclude_seen is one of {', '.join(SEEN_POLICIES)}; got {policy!r}{hint}", field="exclude_seen"
-        )
-    return policy
-
-
 def seen_items(matrix: InteractionMatrix, interactions: pa.Table, policy: str, cut_off: datetime) -> sparse.csr_matrix:
     """What each row of `matrix` must not be offered again, by policy; only the pattern counts."""
-    if policy == "interacted":
+    if policy == INTERACTED:
         return matrix.preference
-    if policy == "none":
+    if policy == NONE:
         return sparse.csr_matrix(matrix.preference.shape, dtype=np.float32)
     bought = build_matrix(
         interactions, item_count=matrix.item_count, weights={EventType.PURCHASE.value: 1.0}, half_life_days=None,

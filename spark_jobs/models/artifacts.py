@@ -3,6 +3,8 @@
 Folder:
     manifest.json   {"format": 1, "model": name, "params": {...}, "files": {"x.npy": {"sha256", "shape", "dtype"}}}
     *.npy           one array each, never pickled
+    parts/<name>/   of a model made of others: each part's own folder; "parts" in the manifest has the SHA-256 of its
+                    manifest
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,20 @@ from numpy.typing import NDArray
 from feature_repo.contracts.errors import ContractError
 
 MANIFEST_FILE = "manifest.json"
+PARTS_FOLDER = "parts"
 FORMAT = 1
 
 
-def save_arrays(folder: Path, *, model: str, params: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write one model. The folder appears whole or not at all; what lay there before is replaced."""
+def save_arrays(
+    folder: Path,
+    *,
+    model: str,
+    params: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any]],
+    parts: Mapping[str, Callable[[Path], None]] | None = None,
+) -> None:
+    """Write one model, and its `parts`, each by its own `save`. The folder appears whole or not at all; what lay there
+    before is replaced."""
     draft = folder.with_name(folder.name + ".draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -34,10 +45,20 @@ def save_arrays(folder: Path, *, model: str, params: Mapping[str, Any], arrays: 
         path = draft / f"{name}.npy"
         np.save(path, array, allow_pickle=False)
         files[path.name] = {"sha256": _sha256(path), "shape": list(array.shape), "dtype": array.dtype.str}
-    manifest = {"format": FORMAT, "model": model, "params": dict(params), "files": files}
+    manifest: dict[str, Any] = {"format": FORMAT, "model": model, "params": dict(params), "files": files}
+    for name, save in sorted((parts or {}).items()):
+        save(part_folder(draft, name))
+        manifest.setdefault("parts", {})[name] = manifest_digest(part_folder(draft, name))
     (draft / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
+
+
+def part_folder(folder: Path, name: str) -> Path:
+    """Where a part of a model lies. Raises ContractError on a name that is no plain folder name."""
+    if Path(name).name != name or name.startswith("."):
+        raise ContractError(f"{folder}: {name!r} is no name of a part")
+    return folder / PARTS_FOLDER / name
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -47,6 +68,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         form = manifest["format"]
         complete = isinstance(manifest["model"], str) and isinstance(manifest["params"], dict)
+        complete = complete and isinstance(manifest.get("parts", {}), dict)
         complete = complete and all({"sha256", "shape", "dtype"} <= set(f) for f in manifest["files"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ContractError(f"{path} is no model manifest: {error!r}") from error
@@ -61,7 +83,8 @@ def manifest_digest(folder: Path) -> str:
 
 
 def verify_folder(folder: Path) -> dict[str, Any]:
-    """The manifest, after every file it names was found to match. Raises ContractError naming one that does not."""
+    """The manifest, after every file it names, its parts' too, was found to match. Raises ContractError naming one that
+    does not."""
     manifest = read_manifest(folder)
     for name, entry in manifest["files"].items():
         path = folder / name
@@ -70,6 +93,11 @@ def verify_folder(folder: Path) -> dict[str, Any]:
         found = _sha256(path)
         if found != entry["sha256"]:
             raise ContractError(f"{path} has SHA-256 {found[:12]}..., its manifest says {str(entry['sha256'])[:12]}...")
+    for name, digest in manifest.get("parts", {}).items():
+        part = part_folder(folder, name)
+        verify_folder(part)
+        if manifest_digest(part) != digest:
+            raise ContractError(f"{part}: not the part that the manifest of {folder} names")
     return manifest
 
 

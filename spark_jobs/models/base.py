@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,17 @@ class InteractionMatrix:
         return int(self.preference.shape[1])
 
 
+class Terms(NamedTuple):
+    """What each past item adds to the scores of some items.
+
+    items   item numbers of the history
+    values  shape (items asked, items of the history), in the model's own units
+    """
+
+    items: NDArray[np.int32]
+    values: NDArray[np.float64]
+
+
 @runtime_checkable
 class Model(Protocol):
     """One recommender. Everything is deterministic given the matrix, the parameters and the seed in them."""
@@ -52,7 +63,7 @@ class Model(Protocol):
         """Scores, shape (block, item_count), higher is better, of every item for each history (CSR rows).
 
         `rows` are the users' rows in the fitted matrix, or -1 for a history that was not there (it is folded in);
-        None means all -1. Seen items are *not* removed here.
+        None means all -1. Seen items are *not* removed here. -inf: never to be listed; the model knows nothing of it.
         """
 
     def similar(self, item_number: int, count: int) -> list[tuple[int, float]]:
@@ -62,6 +73,9 @@ class Model(Protocol):
         self, history: sparse.csr_matrix, row: int, item_numbers: Sequence[int]
     ) -> list[tuple[int | None, int | None]]:
         """For each item the one or two items of the history (1 x item_count) that spoke most for it, best first."""
+
+    def terms(self, history: sparse.csr_matrix, row: int, item_numbers: Sequence[int]) -> Terms:
+        """The numbers behind `explain`: what each item of the history adds to the score of each asked item."""
 
     def save(self, folder: Path) -> None:
         """Arrays (.npy, no pickle) + manifest.json with params, shapes and SHA-256 of each file."""

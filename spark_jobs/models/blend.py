@@ -15,6 +15,11 @@ def standardize(scores: NDArray[np.float32]) -> NDArray[np.float32]:
 
     What is not finite stays as it is. Changes `scores` and returns it.
     """
+    return standardize_rows(scores)[0]
+
+
+def standardize_rows(scores: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """As `standardize`, and by what each row was multiplied: 1 / its deviation, or 0."""
     finite = np.isfinite(scores)
     if finite.all():
         mean = scores.mean(axis=1, dtype=np.float64)
@@ -26,8 +31,9 @@ def standardize(scores: NDArray[np.float32]) -> NDArray[np.float32]:
         spread = np.sqrt(np.maximum((known**2).sum(axis=1) / count - mean**2, 0.0))
     flat = spread <= LEAST_SPREAD * np.maximum(np.abs(mean), 1.0)
     scores -= mean[:, None].astype(np.float32)
-    scores *= np.where(flat, 0.0, 1.0 / np.where(flat, 1.0, spread))[:, None].astype(np.float32)
-    return scores
+    scales = np.where(flat, 0.0, 1.0 / np.where(flat, 1.0, spread))
+    scores *= scales[:, None].astype(np.float32)
+    return scores, scales
 
 
 def blend(parts: Iterable[tuple[float, NDArray[np.float32]]]) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ H. Steck: Autoencoders that don't overfit towards the identity (2020).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
-from spark_jobs.models.base import InteractionMatrix
+from spark_jobs.models.base import InteractionMatrix, Terms
 from spark_jobs.models.linear import LinearScores, strength
 
 MOST_ITEMS = 20_000
@@ -79,6 +79,12 @@ class Ease(LinearScores):
     ) -> NDArray[np.float32]:
         """Histories alone decide; `rows` changes nothing."""
         return np.asarray(strength(histories) @ self.weights, dtype=np.float32)
+
+    def terms(self, history: sparse.csr_matrix, row: int, item_numbers: Sequence[int]) -> Terms:  # noqa: ARG002
+        """log2(1 + preference) * weight; each row sums to its score."""
+        strong = strength(history)
+        links = self.weights[np.ix_(strong.indices, np.asarray(item_numbers, dtype=np.int64))].T
+        return Terms(strong.indices, links * strong.data.astype(np.float64))
 
     def save(self, folder: Path) -> None:
         save_arrays(folder, model=self.name, params=self.params, arrays={"weights": self.weights})

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from spark_jobs.models.base import Terms
 from spark_jobs.models.ranking import top_items, two_best
 
 
@@ -49,10 +50,12 @@ class FactorScores(ABC):
         return [(int(n), float(v)) for n, v in zip(numbers[0], values[0], strict=True) if np.isfinite(v)]
 
     def explain(
-        self,
-        history: sparse.csr_matrix,
-        row: int,  # noqa: ARG002
-        item_numbers: Sequence[int],
+        self, history: sparse.csr_matrix, row: int, item_numbers: Sequence[int]
     ) -> list[tuple[int | None, int | None]]:
         """The items of the history with the largest terms of the score; the history decides, not `row`."""
-        return two_best(self.contributions(history, item_numbers), history.indices)
+        found = self.terms(history, row, item_numbers)
+        return two_best(found.values, found.items)
+
+    def terms(self, history: sparse.csr_matrix, row: int, item_numbers: Sequence[int]) -> Terms:  # noqa: ARG002
+        """`contributions`, with whose they are."""
+        return Terms(history.indices, self.contributions(history, item_numbers))

@@ -5,30 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from feature_repo.contracts.errors import ContractError, DataError, nearest
-from feature_repo.contracts.times import to_micros
 from spark_jobs.models.als import AfterSweep, Als
 from spark_jobs.models.artifacts import read_manifest
 from spark_jobs.models.base import InteractionMatrix, Model
+from spark_jobs.models.blend_model import BLEND, Blend
 from spark_jobs.models.ease import Ease
 from spark_jobs.models.graph_filter import GraphFilter
 from spark_jobs.models.ials import Ials
 from spark_jobs.models.item_knn import ItemKnn
-from spark_jobs.models.matrix import build_matrix
+from spark_jobs.models.ordered import OrderedModel
 from spark_jobs.models.popularity import Popularity
-from spark_jobs.models.recipes import MORE_RECIPES, RECIPES, SEQUENCE_RECIPES
+from spark_jobs.models.recipes import MORE_RECIPES, RECIPES, SEQUENCE_RECIPES, recipe_id
 from spark_jobs.models.repurchase import Repurchase
 from spark_jobs.models.rp3beta import Rp3Beta
-from spark_jobs.models.sequences import SequenceModel, Sequences, build_sequences
+from spark_jobs.models.sequences import SequenceModel
 from spark_jobs.models.sequential_rules import SequentialRules
 from spark_jobs.models.session_knn import SessionKnn
 from spark_jobs.models.session_transitions import SessionTransitions
+from spark_jobs.models.training_data import TrainingData
 
 AnyModel = Popularity | ItemKnn | Als | Rp3Beta | GraphFilter | Ease | Ials
 AnySequenceModel = SequentialRules | SessionKnn | SessionTransitions | Repurchase
@@ -40,12 +39,19 @@ SEQUENCE_MODELS: Mapping[str, type[AnySequenceModel]] = {
 
 
 def build_model(name: str, params: Mapping[str, Any]) -> Model:
-    """An unfitted model; parameters not given take the recipe's default.
+    """An unfitted model; parameters not given take the recipe's default. One of sequences comes as an `OrderedModel`.
 
     Raises DataError naming the nearest model or parameter.
     """
+    if name == BLEND:
+        for part in params["parts"].values():
+            build_model(part["model"], part["params"])
+        return Blend(params)
+    if name in SEQUENCE_MODELS:
+        return OrderedModel(build_sequence_model(name, params))
     if name not in MODELS:
-        raise DataError(f"no model {name!r}; there are {', '.join(MODELS)}{nearest(name, MODELS)}", field="model")
+        names = [*MODELS, *SEQUENCE_MODELS, BLEND]
+        raise DataError(f"no model {name!r}; there are {', '.join(names)}{nearest(name, names)}", field="model")
     return MODELS[name](_complete(name, params, {**MORE_RECIPES, **RECIPES}[name]["params"]))
 
 
@@ -70,8 +76,13 @@ def _complete(name: str, params: Mapping[str, Any], defaults: Mapping[str, Any])
 def load_model(folder: Path) -> Model:
     """The model saved in a folder, whichever it is. Raises ContractError when a file does not match its SHA-256."""
     name = read_manifest(folder)["model"]
+    if name == BLEND:
+        return Blend.load(folder)
+    if name in SEQUENCE_MODELS:
+        return OrderedModel.load(folder)
     if name not in MODELS:
-        raise ContractError(f"{folder} holds model {name!r}, which is none of {', '.join(MODELS)}")
+        known = ", ".join([*MODELS, *SEQUENCE_MODELS, BLEND])
+        raise ContractError(f"{folder} holds model {name!r}, which is none of {known}")
     return MODELS[name].load(folder)
 
 
@@ -83,40 +94,70 @@ def load_sequence_model(folder: Path) -> SequenceModel:
     return SEQUENCE_MODELS[name].load(folder)
 
 
+class Fitted(NamedTuple):
+    """A fitted model, and the matrix whose rows are its people."""
+
+    model: Model
+    matrix: InteractionMatrix
+
+
+WatchSweeps = Callable[[InteractionMatrix], AfterSweep]
+"""Given the matrix, makes what watches the sweeps of a model that has any (native als)."""
+
+
 def fit_recipe(
     recipe: Mapping[str, Any],
     interactions: pa.Table,
     *,
     item_count: int,
     cut_off: datetime,
-    after_sweep: Callable[[InteractionMatrix], AfterSweep] | None = None,
-) -> tuple[Model, InteractionMatrix]:
-    """The recipe applied to all interactions before `cut_off`: the fitted model and the matrix it learned from.
+    after_sweep: WatchSweeps | None = None,
+) -> Fitted:
+    """The recipe applied to all interactions before `cut_off`."""
+    return fit(recipe, TrainingData(interactions, item_count=item_count, cut_off=cut_off), after_sweep=after_sweep)
 
-    `after_sweep`, given the matrix, makes what watches the sweeps of a model that has any (native als).
-    """
-    matrix = build_matrix(
-        interactions,
-        item_count=item_count,
-        weights=recipe["weights"],
-        half_life_days=recipe["half_life_days"],
-        cut_off=cut_off,
-    )
+
+def fit(
+    recipe: Mapping[str, Any],
+    data: TrainingData,
+    *,
+    after_sweep: WatchSweeps | None = None,
+    fitted: Mapping[str, Fitted] | None = None,
+) -> Fitted:
+    """The recipe applied to the data. Of `fitted` (by `recipe_id`, on the same data) a blend takes what it needs."""
     model = build_model(recipe["model"], recipe["params"])
-    if isinstance(model, Als) and after_sweep is not None:
+    matrix = data.matrix(recipe)
+    if isinstance(model, Blend):
+        have = fitted or {}
+        parts = {name: model.params["parts"][name] for name in model.part_names()}
+        model.assemble(
+            matrix,
+            data.event_counts(matrix.subjects),
+            {name: have.get(recipe_id(part)) or fit(part, data) for name, part in parts.items()},
+        )
+    elif isinstance(model, OrderedModel):
+        sequences = data.sequences(recipe)[1]
+        model.inner.fit(sequences)
+        model.remember(sequences)
+    elif isinstance(model, Als) and after_sweep is not None:
         model.fit(matrix, after_sweep(matrix))
     else:
         model.fit(matrix)
-    return model, matrix
+    return Fitted(model, matrix)
 
 
-def fit_sequence_recipe(
-    recipe: Mapping[str, Any], interactions: pa.Table, *, item_count: int, cut_off: datetime
-) -> tuple[SequenceModel, NDArray[np.str_], Sequences]:
-    """As `fit_recipe` for a sequence model: (the fitted model, the subjects, the sequences it learned from)."""
-    subjects, sequences = build_sequences(
-        interactions, item_count=item_count, weights=recipe["weights"], cut_off_micros=to_micros(cut_off)
-    )
-    model = build_sequence_model(recipe["model"], recipe["params"])
-    model.fit(sequences)
-    return model, subjects, sequences
+def remember(model: Model, recipe: Mapping[str, Any], data: TrainingData) -> InteractionMatrix:
+    """Give a loaded model the people of `data`, as it had them when it was fitted on it; returns the matrix whose rows
+    they are. A model that keeps its people itself, or needs none, is left as it is."""
+    matrix = data.matrix(recipe)
+    if isinstance(model, OrderedModel):
+        model.remember(data.sequences(recipe)[1])
+    elif isinstance(model, Blend):
+        parts = {name: part.model for name, part in model.parts.items()}
+        recipes = model.params["parts"]
+        model.assemble(
+            matrix,
+            data.event_counts(matrix.subjects),
+            {name: Fitted(part, remember(part, recipes[name], data)) for name, part in parts.items()},
+        )
+    return matrix

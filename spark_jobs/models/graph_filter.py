@@ -6,7 +6,7 @@ J. Choi et al.: Blurring-sharpening process models for collaborative filtering (
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import factorial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from scipy import sparse
 
 from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
-from spark_jobs.models.base import InteractionMatrix
+from spark_jobs.models.base import InteractionMatrix, Terms
 from spark_jobs.models.linear import LinearScores, strength
 from spark_jobs.models.spectral import right_singular_vectors
 
@@ -65,6 +65,7 @@ class GraphFilter(LinearScores):
         self._by_item = graph.T.tocsr()
         self.item_degrees = item_degrees.astype(np.float32)
         self.vectors, self.values = vectors.astype(np.float32), values.astype(np.float32)
+        self._mixed: NDArray[np.float64] | None = None
 
     @property
     def item_count(self) -> int:  # type: ignore[override]
@@ -132,6 +133,36 @@ class GraphFilter(LinearScores):
         if power:
             blurred *= (np.maximum(self.item_degrees, 1.0) ** -power).astype(np.float32)[:, None]
         return blurred
+
+    def terms(self, history: sparse.csr_matrix, row: int, item_numbers: Sequence[int]) -> Terms:  # noqa: ARG002
+        """The terms of the score, but that outside the span of V the sharpening is left out: they sum to the score up
+        to that, and cost a product of columns instead of a score for each item of the history."""
+        strong = strength(history)
+        asked = np.asarray(item_numbers, dtype=np.int64)
+        roots = np.sqrt(self.item_degrees.astype(np.float64))
+        before = self.vectors[strong.indices].astype(np.float64)
+        after = self.vectors[asked].astype(np.float64)
+        values = (self._by_item[asked] @ self._by_item[strong.indices].T).toarray().astype(np.float64)
+        squares = self.values.astype(np.float64) ** 2
+        length, low_pass = float(self.params["sharpening"]), float(self.params["low_pass"])
+        sharpened = sum(
+            ((-length * squares) ** order / factorial(order) for order in range(1, ORDER + 1)), np.zeros_like(squares)
+        )
+        values += (after * (sharpened * squares)) @ before.T
+        if low_pass:
+            known = before * _root_inverse(self.item_degrees)[strong.indices, None]
+            values += low_pass * (roots[asked, None] * (after @ known.T))
+            values += low_pass * (after * sharpened) @ (self._mixing() @ known.T)
+        power = float(self.params["popular_power"])
+        values *= (np.maximum(self.item_degrees[asked], 1.0) ** -power)[:, None]
+        return Terms(strong.indices, values * strong.data.astype(np.float64))
+
+    def _mixing(self) -> NDArray[np.float64]:
+        """V' D^1/2 V: what the low pass leaves within the span of V."""
+        if self._mixed is None:
+            wide = self.vectors.astype(np.float64)
+            self._mixed = wide.T @ (np.sqrt(self.item_degrees.astype(np.float64))[:, None] * wide)
+        return self._mixed
 
     def _twice(self, columns: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.asarray(self._by_item @ (self.graph @ columns))

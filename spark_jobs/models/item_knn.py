@@ -13,7 +13,7 @@ from scipy import sparse
 from feature_repo.contracts.errors import DataError, nearest
 from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
-from spark_jobs.models.base import InteractionMatrix
+from spark_jobs.models.base import InteractionMatrix, Terms
 from spark_jobs.models.ranking import two_best
 
 ITEMS_PER_BLOCK = 256
@@ -90,15 +90,17 @@ class ItemKnn:
         return [(int(numbers[k]), float(values[k])) for k in order]
 
     def explain(
-        self,
-        history: sparse.csr_matrix,
-        row: int,  # noqa: ARG002
-        item_numbers: Sequence[int],
+        self, history: sparse.csr_matrix, row: int, item_numbers: Sequence[int]
     ) -> list[tuple[int | None, int | None]]:
         """The items of the history with the largest terms of the sum that is the score."""
+        found = self.terms(history, row, item_numbers)
+        return two_best(found.values, found.items)
+
+    def terms(self, history: sparse.csr_matrix, row: int, item_numbers: Sequence[int]) -> Terms:  # noqa: ARG002
+        """log(1 + preference) * similarity; each row sums to its score."""
         strength = _strength(history)
         links = self.similarity[np.asarray(item_numbers, dtype=np.int64)][:, strength.indices].toarray()
-        return two_best(links * strength.data, strength.indices)
+        return Terms(strength.indices, links * strength.data.astype(np.float64))
 
     def save(self, folder: Path) -> None:
         arrays = {

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from spark_jobs.models.base import Terms
 from spark_jobs.models.ranking import top_items, two_best
 
 ScoreRows = Callable[[sparse.csr_matrix], NDArray[np.float32]]
@@ -36,13 +37,15 @@ class LinearScores(ABC):
         return [(int(n), float(v)) for n, v in zip(numbers[0], values[0], strict=True) if np.isfinite(v)]
 
     def explain(
-        self,
-        history: sparse.csr_matrix,
-        row: int,  # noqa: ARG002
-        item_numbers: Sequence[int],
+        self, history: sparse.csr_matrix, row: int, item_numbers: Sequence[int]
     ) -> list[tuple[int | None, int | None]]:
         """The items of the history with the largest terms of the sum that is the score."""
-        return two_best(linear_terms(self.score_block, history, item_numbers), history.indices)
+        found = self.terms(history, row, item_numbers)
+        return two_best(found.values, found.items)
+
+    def terms(self, history: sparse.csr_matrix, row: int, item_numbers: Sequence[int]) -> Terms:  # noqa: ARG002
+        """By scoring each item of the history alone; a model that knows a shorter way takes it."""
+        return Terms(history.indices, linear_terms(self.score_block, history, item_numbers))
 
 
 def linear_terms(score: ScoreRows, history: sparse.csr_matrix, item_numbers: Sequence[int]) -> NDArray[np.float64]:

@@ -148,3 +148,28 @@ def build_matrix(
     )
     names = np.array(subjects.take(pa.array(known)).to_pylist(), dtype=np.str_)
     return InteractionMatrix(subjects=names, preference=preference, last_micros=last)
+
+
+def matrix_rows(matrix: InteractionMatrix, subjects: NDArray[np.str_]) -> NDArray[np.int64]:
+    """The row of each subject in the matrix, -1 for one that it does not have."""
+    if len(matrix.subjects) == 0:
+        return np.full(len(subjects), -1, np.int64)
+    place = np.minimum(np.searchsorted(matrix.subjects, subjects), len(matrix.subjects) - 1)
+    return np.where(matrix.subjects[place] == subjects, place, -1).astype(np.int64)
+
+
+def histories_of(matrix: InteractionMatrix, rows: NDArray[np.int64]) -> sparse.csr_matrix:
+    """The histories of matrix rows; an empty one for -1."""
+    return pick_rows(matrix.preference, rows)
+
+
+def pick_rows(preference: sparse.csr_matrix, rows: NDArray[np.int64]) -> sparse.csr_matrix:
+    """These rows, in their order; an empty one for -1."""
+    known = rows >= 0
+    if known.all():
+        return preference[rows]
+    picked = sparse.csr_matrix(
+        (np.ones(int(known.sum()), np.float32), (np.flatnonzero(known), rows[known])),
+        shape=(len(rows), preference.shape[0]),
+    )
+    return (picked @ preference).tocsr()

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
-from spark_jobs.models.base import InteractionMatrix
+from spark_jobs.models.base import InteractionMatrix, Terms
 
 
 class Popularity:
@@ -57,6 +57,10 @@ class Popularity:
     ) -> list[tuple[int | None, int | None]]:
         """No reasons: the history had no say."""
         return [(None, None)] * len(item_numbers)
+
+    def terms(self, history: sparse.csr_matrix, row: int, item_numbers: Sequence[int]) -> Terms:  # noqa: ARG002
+        """None, for the same reason."""
+        return Terms(np.empty(0, np.int32), np.zeros((len(item_numbers), 0)))
 
     def save(self, folder: Path) -> None:
         save_arrays(folder, model=self.name, params=self.params, arrays={"item_scores": self.item_scores})

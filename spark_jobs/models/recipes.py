@@ -1,6 +1,8 @@
 """Recipes: all that decides a model besides the data. The gate compares recipes; MLflow keeps them as one JSON text.
 
 A recipe is {"model": name, "weights": {event type: weight}, "half_life_days": days or null, "params": {...}}.
+That of a blend has the recipes of its parts in its params (`blend_model.Blend`); its own weights are theirs taken
+together, so that whoever any part knows is in its matrix.
 """
 
 from __future__ import annotations
@@ -85,14 +87,53 @@ def default_recipe(name: str, *, engine: str | None = None) -> dict[str, Any]:
     Raises DataError naming the nearest model.
     """
     known = {**MORE_RECIPES, **RECIPES}
+    if name in SEQUENCE_RECIPES:
+        return {"half_life_days": None, **default_sequence_recipe(name)}
     if name not in known:
-        raise DataError(f"no model {name!r}; there are {', '.join(known)}{nearest(name, known)}", field="model")
+        names = [*known, *SEQUENCE_RECIPES]
+        raise DataError(f"no model {name!r}; there are {', '.join(names)}{nearest(name, names)}", field="model")
     recipe = {"model": name, "weights": dict(_WEIGHTS), **copy.deepcopy(dict(known[name]))}
     if engine is not None and "engine" in recipe["params"]:
         recipe["params"]["engine"] = engine
         if engine == "mllib":
             recipe["params"]["regularization"] = MLLIB_REGULARIZATION
     return recipe
+
+
+def blend_recipe(
+    parts: Mapping[str, Mapping[str, Any]],
+    weights: Mapping[str, Mapping[str, float]],
+    *,
+    mode: str = "weighted",
+    second: Mapping[str, float] | None = None,
+    depth: int | None = None,
+) -> dict[str, Any]:
+    """The recipe of a blend. Parts that have no weight anywhere are left out, as nobody would see them.
+
+    weights   slice -> part -> weight
+    """
+    stages = [*weights.values(), second or {}]
+    used = sorted({name for by_part in stages for name, weight in by_part.items() if weight})
+    together: dict[str, float] = {}
+    for name in used:
+        for event_type, weight in parts[name]["weights"].items():
+            together[event_type] = max(together.get(event_type, 0.0), float(weight))
+
+    def kept(by_part: Mapping[str, float]) -> dict[str, float]:
+        return {name: float(by_part[name]) for name in sorted(by_part) if by_part[name]}
+
+    return {
+        "model": "blend",
+        "weights": {event_type: together[event_type] for event_type in sorted(together)},
+        "half_life_days": None,
+        "params": {
+            "mode": mode,
+            "parts": {name: {"half_life_days": None, **copy.deepcopy(dict(parts[name]))} for name in used},
+            "weights": {part: kept(by_part) for part, by_part in weights.items()},
+            "second": None if second is None else kept(second),
+            "depth": depth,
+        },
+    }
 
 
 def default_sequence_recipe(name: str) -> dict[str, Any]:
@@ -112,6 +153,18 @@ def recipe_id(recipe: Mapping[str, Any]) -> str:
 
 
 def flat_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe as MLflow params: its own values, `weight.<event type>`, and the model's parameters by their names."""
+    """A recipe as MLflow params: its own values, `weight.<event type>`, and the model's parameters by their names. Of a
+    blend `part.<name>`, the id of the part's recipe, and `lt5.<name>`, `5to20.<name>`, `gt20.<name>`, `second.<name>`:
+    its weights."""
     weights = {f"weight.{event_type}": weight for event_type, weight in recipe["weights"].items()}
-    return {"model": recipe["model"], "half_life_days": recipe["half_life_days"], **weights, **recipe["params"]}
+    params = dict(recipe["params"])
+    if recipe["model"] == "blend":
+        stages = {_SLICE_WORDS[part]: by_part for part, by_part in params.pop("weights").items()}
+        stages["second"] = params.pop("second") or {}
+        params |= {f"part.{name}": recipe_id(part) for name, part in params.pop("parts").items()}
+        params |= {f"{stage}.{name}": weight for stage, by_part in stages.items() for name, weight in by_part.items()}
+    return {"model": recipe["model"], "half_life_days": recipe["half_life_days"], **weights, **params}
+
+
+_SLICE_WORDS = {"<5": "lt5", "5-20": "5to20", ">20": "gt20"}
+"""Slices in the names of MLflow's params, which have no signs."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
+from spark_jobs.models.base import Terms
 from spark_jobs.models.ranking import top_items
 from spark_jobs.models.sequences import Sequences
 
@@ -89,6 +90,13 @@ class Repurchase:
         """The item itself, where the person had it."""
         had = set(sequence.items.tolist())
         return [(int(number) if number in had else None, None) for number in item_numbers]
+
+    def sequence_terms(self, sequence: Sequences, item_numbers: Sequence[int]) -> Terms:
+        """An item speaks for itself alone, with its whole score."""
+        items = np.unique(sequence.items)
+        asked = np.asarray(item_numbers, dtype=np.int64)
+        scores = self.score_sequences(sequence)[0, asked].astype(np.float64)
+        return Terms(items, np.where(asked[:, None] == items[None, :], scores[:, None], 0.0))
 
     def best_again(self, sequence: Sequences, count: int) -> list[tuple[int, float]]:
         """What to offer again to the person of one sequence, best first, ties by number."""

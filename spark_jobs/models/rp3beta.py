@@ -6,7 +6,7 @@ interactive applications (2016).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from scipy import sparse
 
 from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
-from spark_jobs.models.base import InteractionMatrix
+from spark_jobs.models.base import InteractionMatrix, Terms
 from spark_jobs.models.item_knn import ITEMS_PER_BLOCK, keep_best
 from spark_jobs.models.linear import LinearScores, strength
 
@@ -72,6 +72,12 @@ class Rp3Beta(LinearScores):
     ) -> NDArray[np.float32]:
         """Histories alone decide; `rows` changes nothing."""
         return (strength(histories) @ self.walk).toarray().astype(np.float32, copy=False)
+
+    def terms(self, history: sparse.csr_matrix, row: int, item_numbers: Sequence[int]) -> Terms:  # noqa: ARG002
+        """log2(1 + preference) * walk; each row sums to its score."""
+        strong = strength(history)
+        links = self.walk[strong.indices][:, np.asarray(item_numbers, dtype=np.int64)].toarray().T
+        return Terms(strong.indices, links * strong.data.astype(np.float64))
 
     def save(self, folder: Path) -> None:
         arrays = {"walk_data": self.walk.data, "walk_indices": self.walk.indices, "walk_indptr": self.walk.indptr}

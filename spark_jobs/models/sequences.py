@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from feature_repo.contracts.errors import DataError
+from spark_jobs.models.base import Terms
 from spark_jobs.models.matrix import sort_interactions
 
 
@@ -79,6 +80,9 @@ class SequenceModel(Protocol):
 
     def explain_sequence(self, sequence: Sequences, item_numbers: Sequence[int]) -> list[tuple[int | None, int | None]]:
         """For each item the one or two items of the one sequence that spoke most for it, best first."""
+
+    def sequence_terms(self, sequence: Sequences, item_numbers: Sequence[int]) -> Terms:
+        """The numbers behind `explain_sequence`."""
 
     def save(self, folder: Path) -> None:
         """Arrays and manifest, as `base.Model.save`."""

@@ -12,6 +12,7 @@ from scipy import sparse
 
 from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
+from spark_jobs.models.base import Terms
 from spark_jobs.models.ranking import top_items, two_best
 from spark_jobs.models.sequences import Sequences, last_places
 
@@ -90,9 +91,14 @@ class SequentialRules:
 
     def explain_sequence(self, sequence: Sequences, item_numbers: Sequence[int]) -> list[tuple[int | None, int | None]]:
         """The items of the last places with the largest terms of the sum that is the score."""
+        found = self.sequence_terms(sequence, item_numbers)
+        return two_best(found.values, found.items)
+
+    def sequence_terms(self, sequence: Sequences, item_numbers: Sequence[int]) -> Terms:
+        """Place times rule; each row sums to its score."""
         spoken = self._spoken(sequence)
         links = self.rules[spoken.indices][:, np.asarray(item_numbers, dtype=np.int64)].toarray()
-        return two_best(links.T * spoken.data, spoken.indices)
+        return Terms(spoken.indices, links.T * spoken.data.astype(np.float64))
 
     def save(self, folder: Path) -> None:
         arrays = {"rules_data": self.rules.data, "rules_indices": self.rules.indices, "rules_indptr": self.rules.indptr}

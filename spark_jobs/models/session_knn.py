@@ -16,6 +16,7 @@ from scipy import sparse
 
 from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
+from spark_jobs.models.base import Terms
 from spark_jobs.models.ranking import top_items, two_best
 from spark_jobs.models.sequences import Sequences, last_places
 
@@ -140,17 +141,20 @@ class SessionKnn:
 
     def explain_sequence(self, sequence: Sequences, item_numbers: Sequence[int]) -> list[tuple[int | None, int | None]]:
         """The items of the session by which the neighbours that voted for the item were matched, by their votes."""
+        found = self.sequence_terms(sequence, item_numbers)
+        return two_best(found.values, found.items)
+
+    def sequence_terms(self, sequence: Sequences, item_numbers: Sequence[int]) -> Terms:
+        """Votes by the item that matched the neighbour; each row sums to its score."""
         votes = self._votes(sequence)
-        reasons: list[tuple[int | None, int | None]] = []
-        for number in item_numbers:
-            if votes is None:
-                reasons.append((None, None))
-                continue
+        if votes is None:
+            return Terms(np.empty(0, np.int32), np.zeros((len(item_numbers), 0)))
+        by, place = np.unique(votes.matched, return_inverse=True)
+        values = np.zeros((len(item_numbers), len(by)))
+        for at, number in enumerate(item_numbers):
             mine = votes.items == number
-            by, place = np.unique(votes.matched[mine], return_inverse=True)
-            summed = np.bincount(place, weights=votes.votes[mine], minlength=len(by)).astype(np.float64)
-            reasons += two_best(summed[None, :], by.astype(np.int32))
-        return reasons
+            values[at] = np.bincount(place[mine], weights=votes.votes[mine], minlength=len(by))
+        return Terms(by.astype(np.int32), values)
 
     def save(self, folder: Path) -> None:
         count = np.array([self.item_count], np.int64)

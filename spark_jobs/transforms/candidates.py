@@ -19,7 +19,8 @@ from scipy import sparse
 from feature_repo.contracts.errors import ContractError
 from feature_repo.contracts.packing import CANDIDATE_ROW, FLAG_PERSONALIZE_DENIED, NO_REASON, pack_candidates_header
 from spark_jobs.models.base import Model
-from spark_jobs.models.ranking import mask_items, top_items
+from spark_jobs.models.blend_model import Blend, BlendBlock
+from spark_jobs.models.ranking import mask_items, top_items, two_best
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -88,14 +89,18 @@ def score_block(scoring: Scoring, block: int) -> pa.RecordBatch:
     """The candidates of one block of users (`CANDIDATES_SCHEMA`, one row a user, in the order of `scoring.rows`).
 
     A list holds at most `per_user` items, best first, ties by item number. Left out: seen and ineligible items, and
-    items that the model says nothing about (a score of exactly zero, or none). A list may be empty. The first
-    `explained` items name the one or two items of the history that spoke most for them.
+    items that the model says nothing about (a score of exactly zero, or none). A list may be empty. The source of an
+    item is the model's, of a blend that of the part that speaks most for it. The first `explained` items name the one
+    or two items of the history that spoke most for them.
     """
     part = slice(block * scoring.users_per_block, (block + 1) * scoring.users_per_block)
     rows, user_ids = scoring.rows[part], scoring.user_ids[part]
     histories = scoring.histories[rows]
-    scores = scoring.model.score_block(histories, rows)
-    scores[scores == 0] = -np.inf
+    model = scoring.model
+    said = model.score_parts(histories, rows) if isinstance(model, Blend) else None
+    scores = model.score_block(histories, rows) if said is None else said.scores
+    if said is None:  # the sum of a blend has no such zero: what it knows nothing of is -inf already
+        scores[scores == 0] = -np.inf
     scores[:, ~scoring.eligible] = -np.inf
     mask_items(scores, scoring.seen[rows])
     numbers, values = top_items(scores, scoring.per_user)
@@ -105,9 +110,12 @@ def score_block(scoring: Scoring, block: int) -> pa.RecordBatch:
     told_counts = np.minimum(counts, scoring.explained)
     for at in np.flatnonzero(told_counts):
         told = int(told_counts[at])
-        reasons = scoring.model.explain(histories[at], int(rows[at]), numbers[at, :told].tolist())
+        reasons = _reasons(model, said, int(at), histories[at], int(rows[at]), numbers[at, :told].tolist())
         first[at, :told] = [-1 if a is None else a for a, _ in reasons]
         second[at, :told] = [-1 if b is None else b for _, b in reasons]
+    sources = np.full(numbers.shape, model.source, np.int32)
+    if said is not None and isinstance(model, Blend):
+        sources = model.sources(said, numbers)
     offsets = np.r_[0, np.cumsum(counts)].astype(np.int32)
 
     def lists(flat: pa.Array) -> pa.ListArray:
@@ -121,7 +129,7 @@ def score_block(scoring: Scoring, block: int) -> pa.RecordBatch:
             pa.array(user_ids.tolist(), pa.string()),
             lists(pa.array(numbers[kept])),
             lists(pa.array(values[kept])),
-            lists(pa.array(np.full(int(offsets[-1]), scoring.model.source, np.int32))),
+            lists(pa.array(sources[kept])),
             lists(reasons_of(first[kept])),
             lists(reasons_of(second[kept])),
             pa.array(np.ones(len(rows), bool)),
@@ -129,6 +137,16 @@ def score_block(scoring: Scoring, block: int) -> pa.RecordBatch:
         ],
         schema=CANDIDATES_SCHEMA,
     )
+
+
+def _reasons(
+    model: Model, block: BlendBlock | None, at: int, history: sparse.csr_matrix, row: int, items: list[int]
+) -> list[tuple[int | None, int | None]]:
+    """For each item the past items that spoke most for it; of a blend from what its parts have said already."""
+    if block is None or not isinstance(model, Blend):
+        return model.explain(history, row, items)
+    terms = model.block_terms(block, at, history, row, items)
+    return two_best(terms.values, terms.items)
 
 
 def denied_candidates(user_ids: list[str], as_of: date) -> pa.Table:

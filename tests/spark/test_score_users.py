@@ -22,6 +22,7 @@ from feature_repo.contracts.purchase_record import unpack_purchases
 from feature_repo.contracts.run import GATE_FILE, PUBLICATION_FILE, Run
 from feature_repo.contracts.session_index import unpack_session_index
 from feature_repo.contracts.times import to_micros
+from spark_jobs.evaluation.split import SEEN_POLICIES, seen_policy
 from spark_jobs.io.bundle import check_bundle
 from spark_jobs.io.light_delta import read_table
 from spark_jobs.io.publication import Publication
@@ -346,7 +347,7 @@ def test_seen_policies() -> None:
     weights = POPULARITY["weights"]
     matrix = build_matrix(interactions, item_count=4, weights=weights, half_life_days=None, cut_off=cut_off)
     assert matrix.subjects.tolist() == ["a:x", "u:a", "u:b"]
-    seen = {p: job.seen_items(matrix, interactions, p, cut_off).astype(bool).toarray() for p in job.SEEN_POLICIES}
+    seen = {p: job.seen_items(matrix, interactions, p, cut_off).astype(bool).toarray() for p in SEEN_POLICIES}
     assert seen["interacted"].tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 1]]
     assert seen["purchased"].tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 1]]
     assert seen["none"].shape == (3, 4)
@@ -355,8 +356,8 @@ def test_seen_policies() -> None:
 
 def test_an_unknown_policy_is_refused() -> None:
     with pytest.raises(DataError, match="did you mean 'purchased'"):
-        job.seen_policy({"exclude_seen": "purchase"})
-    assert job.seen_policy({}) == job.seen_policy({"exclude_seen": None}) == "interacted"
+        seen_policy({"exclude_seen": "purchase"})
+    assert seen_policy({}) == seen_policy({"exclude_seen": None}) == "interacted"
 
 
 def test_a_gate_that_lets_nothing_through_is_bad_data(spark: SparkSession, environment: Environment) -> None:

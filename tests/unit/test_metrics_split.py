@@ -9,10 +9,10 @@ from scipy import sparse
 
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.times import to_micros
-from spark_jobs.evaluation.full_ranking import evaluate, histories_of, matrix_rows
+from spark_jobs.evaluation.full_ranking import evaluate
 from spark_jobs.evaluation.split import TimeSplit, split_by_time
 from spark_jobs.models.base import InteractionMatrix
-from spark_jobs.models.matrix import build_matrix
+from spark_jobs.models.matrix import build_matrix, histories_of, matrix_rows
 from tests.builders import utc
 
 CUT_OFF = utc("2024-03-22")

@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy import sparse
 
-from feature_repo.contracts.errors import ContractError, DataError
+from feature_repo.contracts.errors import DataError
 from spark_jobs.models.factory import (
     SEQUENCE_MODELS,
     build_sequence_model,
-    fit_sequence_recipe,
+    fit_recipe,
     load_model,
     load_sequence_model,
 )
+from spark_jobs.models.ordered import OrderedModel
 from spark_jobs.models.recipes import SEQUENCE_RECIPES, default_sequence_recipe
 from spark_jobs.models.sequences import SequenceModel, Sequences, build_sequences, last_places, make_sequences
 from spark_jobs.models.sequential_rules import SequentialRules
@@ -280,8 +282,12 @@ def test_saved_and_loaded_scores_the_same(name: str, tmp_path: Path) -> None:
     asked = ask([0, 1], [5])
     np.testing.assert_array_equal(loaded.score_sequences(asked), model.score_sequences(asked))
     assert np.abs(model.score_sequences(asked)).max() > 0
-    with pytest.raises(ContractError, match="which is none of"):
-        load_model(tmp_path / "m")
+    behind = load_model(tmp_path / "m")
+    assert isinstance(behind, OrderedModel)
+    nobody = sparse.csr_matrix((2, loaded.score_sequences(asked).shape[1]), dtype=np.float32)
+    assert not behind.score_block(nobody).any(), "it knows nobody's order"
+    behind.remember(asked)
+    np.testing.assert_array_equal(behind.score_block(nobody, np.array([0, 1])), model.score_sequences(asked))
 
 
 def test_recipes_and_their_mistakes() -> None:
@@ -305,6 +311,8 @@ def test_a_recipe_is_fitted_on_interactions() -> None:
     recipe = default_sequence_recipe("sequential_rules")
     recipe["params"].update(backward=0.0, place_power=1.0, last_items=5)
     table = pa.table(dict(by_day))
-    model, subjects, sequences = fit_sequence_recipe(recipe, table, item_count=3, cut_off=cut_off)
-    assert subjects.tolist() == ["u:a", "u:b"]
-    assert model.score_sequences(sequences.block(np.array([0, 1]))).tolist() == [[0, 0.5, 0], [0.5, 1.0, 0]]
+    recipe["half_life_days"] = None
+    model, matrix = fit_recipe(recipe, table, item_count=3, cut_off=cut_off)
+    assert matrix.subjects.tolist() == ["u:a", "u:b"]
+    assert model.score_block(matrix.preference, np.array([0, 1])).tolist() == [[0, 0.5, 0], [0.5, 1.0, 0]]
+    assert model.explain(matrix.preference[0], 0, [1]) == [(0, None)]

@@ -21,8 +21,9 @@ from infra.bench.quality.spaces import changed, families, value_at
 from infra.bench.quality.tasks import open_test, open_training
 from infra.bench.quality.tuning import Budget, run_trial, tune
 from infra.cli.main import build_app
-from spark_jobs.evaluation.full_ranking import histories_of, matrix_rows, rank_unseen
+from spark_jobs.evaluation.full_ranking import rank_unseen
 from spark_jobs.models.factory import fit_recipe
+from spark_jobs.models.matrix import histories_of, matrix_rows
 from spark_jobs.models.recipes import default_recipe
 
 GROUPS = 4

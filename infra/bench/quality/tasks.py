@@ -21,9 +21,8 @@ from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.events import DEFAULT_PREFERENCE_WEIGHTS, EVENT_TYPE_ALIASES, EVENT_TYPES
 from feature_repo.contracts.times import from_micros
 from infra.bench.quality import formats
-from spark_jobs.evaluation.full_ranking import histories_of, matrix_rows
 from spark_jobs.models.base import InteractionMatrix
-from spark_jobs.models.matrix import build_matrix, sort_interactions
+from spark_jobs.models.matrix import build_matrix, histories_of, matrix_rows, sort_interactions
 from spark_jobs.models.sequences import Sequences, build_sequences, last_places, make_sequences
 
 PROTOCOLS = ("pairs", "sessions", "sequences", "events")

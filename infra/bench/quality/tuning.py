@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from infra.bench.quality.ranking import Part, by_block, evaluate, metrics_of
 from infra.bench.quality.spaces import Family, changed, value_at
 from infra.bench.quality.tasks import Slice, Task
+from spark_jobs.evaluation.blending import Pool, join_pools, pool_block, pool_hits, search_weights, weighted_scores
 from spark_jobs.models.blend import standardize
-from spark_jobs.models.ranking import mask_items, top_items
 from spark_jobs.models.recipes import recipe_id
 
 Say = Callable[[str], None]
@@ -31,10 +31,6 @@ POOL_DEPTH = 150
 """Each part brings so many of its best items to the pool in which blend weights are tried."""
 BLEND_QUESTIONS = 2_000
 BLEND_GRID = (0.0, 0.03, 0.06, 0.1, 0.15, 0.25, 0.4, 0.6, 0.8, 1.0, 1.3, 1.7, 2.5)
-LEAST_GAIN = 0.0005
-"""Relative: a blend that gains less than this by a part does without it."""
-LAST_RESORT = 1e-3
-"""Weight of popularity in every blend: it orders what no other part has an opinion on."""
 WEAK = 0.7
 """A model below this share of the best one gets a quarter of the others' time."""
 
@@ -203,14 +199,6 @@ def _words(trial: Trial) -> str:
 # --- the blend -------------------------------------------------------------------------------------------------------
 
 
-class _Pool(NamedTuple):
-    """The items that may reach a list, question by question: z-scores of every part, which are right, how many are."""
-
-    values: NDArray[np.float32]
-    is_right: NDArray[np.bool_]
-    counts: NDArray[np.int64]
-
-
 def tune_blend(
     task: Task, found: Mapping[str, Found], budget: Budget, k: int, say: Say
 ) -> tuple[dict[str, float], float]:
@@ -222,29 +210,15 @@ def tune_blend(
     ]
     say(f"{budget.spent():6.0f} s  blending {', '.join(names)}")
     best_single = max(names, key=lambda name: (found[name].best.target, name))  # type: ignore[union-attr]
-    weights = np.array([1.0 if name == best_single else 0.0 for name in names])
-    floor = np.array([LAST_RESORT if name == "popularity" else 0.0 for name in names])
-    weights = np.maximum(weights, floor)
 
     def target(tried: NDArray[np.float64]) -> float:
         targets = [_target(pool, tried, task.protocol, k) for pool in pools]
         return float(np.average(targets, weights=[len(pool.counts) for pool in pools]))
 
-    best = target(weights)
-    improved, rounds = True, 0
-    while improved and (rounds == 0 or budget.trials is not None or budget.spent() < budget.seconds):
-        improved, rounds = False, rounds + 1
-        for place in range(len(names)):
-            candidates = [value for value in BLEND_GRID if value != weights[place]]
-            results = []
-            for value in candidates:
-                tried = weights.copy()
-                tried[place] = max(value, floor[place])
-                results.append((target(tried), -value) if tried.any() else (0.0, 0.0))
-            gained, value = max(results)
-            if gained > best * (1 + LEAST_GAIN):
-                weights[place] = max(-value, floor[place])
-                best, improved = gained, True
+    weights, best = search_weights(
+        names, np.array([1.0 if name == best_single else 0.0 for name in names]), target, grid=BLEND_GRID,
+        may_go_on=lambda: budget.trials is not None or budget.spent() < budget.seconds,
+    )  # fmt: skip
     chosen = {name: float(weight) for name, weight in zip(names, weights, strict=True) if weight}
     say(f"{budget.spent():6.0f} s  blend             {best:.5f}  {chosen}")
     return chosen, best
@@ -262,47 +236,17 @@ def _sample(asked: Slice, most: int) -> Slice:
     )
 
 
-def _pool(parts: list[Part], asked: Slice, k: int) -> _Pool:
+def _pool(parts: list[Part], asked: Slice, k: int) -> Pool:
     depth = max(POOL_DEPTH, 3 * k)
 
-    def work(block: Slice) -> _Pool:
-        scaled, best = [], []
-        for part in parts:
-            scores = standardize(part.scores(block.questions))
-            if block.seen is not None:
-                mask_items(scores, block.seen)
-            best.append(top_items(scores, depth)[0])
-            scaled.append(scores)
-        candidates = [np.unique(row) for row in np.concatenate(best, axis=1)]
-        width = max(len(row) for row in candidates)
-        values = np.full((len(candidates), width, len(parts)), -np.inf, np.float32)
-        is_right = np.zeros((len(candidates), width), bool)
-        for row, items in enumerate(candidates):
-            for column, scores in enumerate(scaled):
-                values[row, : len(items), column] = scores[row, items]
-            right = block.relevant.indices[block.relevant.indptr[row] : block.relevant.indptr[row + 1]]
-            is_right[row, : len(items)] = np.isin(items, right)
-        return _Pool(values, is_right, block.relevant_counts)
+    def work(block: Slice) -> Pool:
+        scaled = [standardize(part.scores(block.questions)) for part in parts]
+        return pool_block(scaled, block.relevant, block.relevant_counts, seen=block.seen, depth=depth)
 
-    blocks = list(by_block(asked, work))
-    width = max(block.values.shape[1] for block in blocks)
-    return _Pool(
-        np.concatenate([_widened(block.values, width, -np.inf) for block in blocks]),
-        np.concatenate([_widened(block.is_right, width, False) for block in blocks]),
-        np.concatenate([block.counts for block in blocks]),
-    )
+    return join_pools(list(by_block(asked, work)))
 
 
-def _widened(array: NDArray[Any], width: int, fill: Any) -> NDArray[Any]:
-    padding = [(0, 0), (0, width - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
-    return np.pad(array, padding, constant_values=fill)
-
-
-def _target(pool: _Pool, weights: NDArray[np.float64], protocol: str, k: int) -> float:
-    used = np.flatnonzero(weights)
-    scores = pool.values[:, :, used] @ weights[used].astype(np.float32)
-    scores[np.isnan(scores)] = -np.inf
-    numbers, values = top_items(scores, k)
-    hits = np.take_along_axis(pool.is_right, numbers.astype(np.int64), axis=1) & np.isfinite(values)
+def _target(pool: Pool, weights: NDArray[np.float64], protocol: str, k: int) -> float:
+    hits = pool_hits(pool, weighted_scores(pool, weights), k)
     means = {name: float(found.mean()) for name, found in metrics_of(hits, pool.counts, k).items()}
     return target_of(means, protocol, k)

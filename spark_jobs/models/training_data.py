@@ -1,0 +1,80 @@
+"""One set of interactions in the forms that recipes ask for, each made once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from feature_repo.contracts.times import to_micros
+from spark_jobs.models.base import InteractionMatrix
+from spark_jobs.models.matrix import build_matrix, sort_interactions
+from spark_jobs.models.sequences import Sequences, build_sequences
+
+KEPT = 4
+"""Matrices, and sequences, that are kept at a time: recipes of a night differ in few weights and half-lives."""
+
+
+class TrainingData:
+    """Interactions (`matrix.COLUMNS`) before `cut_off`, aware UTC, over `item_count` items."""
+
+    def __init__(self, interactions: pa.Table, *, item_count: int, cut_off: datetime) -> None:
+        self.interactions = sort_interactions(interactions)
+        self.item_count, self.cut_off = item_count, cut_off
+        self._matrices: dict[str, InteractionMatrix] = {}
+        self._sequences: dict[str, tuple[NDArray[np.str_], Sequences]] = {}
+        self._event_counts: tuple[NDArray[np.str_], NDArray[np.int64]] | None = None
+
+    def matrix(self, recipe: Mapping[str, Any]) -> InteractionMatrix:
+        """The preferences by the recipe's weights and half-life."""
+        key = _key(recipe["weights"], recipe["half_life_days"])
+        if key not in self._matrices:
+            _make_room(self._matrices)
+            self._matrices[key] = build_matrix(
+                self.interactions,
+                item_count=self.item_count,
+                weights=recipe["weights"],
+                half_life_days=recipe["half_life_days"],
+                cut_off=self.cut_off,
+            )
+        return self._matrices[key]
+
+    def sequences(self, recipe: Mapping[str, Any]) -> tuple[NDArray[np.str_], Sequences]:
+        """(subjects, sorted; their sequences) by the recipe's weights."""
+        key = _key(recipe["weights"])
+        if key not in self._sequences:
+            _make_room(self._sequences)
+            self._sequences[key] = build_sequences(
+                self.interactions,
+                item_count=self.item_count,
+                weights=recipe["weights"],
+                cut_off_micros=to_micros(self.cut_off),
+            )
+        return self._sequences[key]
+
+    def event_counts(self, subjects: NDArray[np.str_]) -> NDArray[np.int64]:
+        """How many events each subject has, of whatever weight."""
+        if self._event_counts is None:
+            known = self.interactions.filter(pc.less(self.interactions["micros"], to_micros(self.cut_off)))
+            column = known["subject_key"].combine_chunks()
+            names = np.array(column.dictionary.to_pylist(), dtype=np.str_)
+            self._event_counts = names, np.bincount(np.asarray(column.indices), minlength=len(names))
+        names, counts = self._event_counts
+        if len(names) == 0:
+            return np.zeros(len(subjects), np.int64)
+        place = np.minimum(np.searchsorted(names, subjects), len(names) - 1)
+        return np.where(names[place] == subjects, counts[place], 0).astype(np.int64)
+
+
+def _key(*parts: Any) -> str:
+    return " ".join(repr(sorted(p.items()) if isinstance(p, Mapping) else p) for p in parts)
+
+
+def _make_room(kept: dict[str, Any]) -> None:
+    while len(kept) >= KEPT:
+        kept.pop(next(iter(kept)))
