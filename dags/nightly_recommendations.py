@@ -77,6 +77,17 @@ PARAMS = {
         maximum=50,
         description="Recipes that each model family tries around its default before the comparison. 0: none. Empty: 3.",
     ),
+    "models": Param(
+        None,
+        type=["null", "string"],
+        description="Which models are trained, by name: popularity item_knn als rp3beta graph_filter ease "
+        "sequential_rules blend. Empty: those that the size of the data affords.",
+    ),
+    "recipes": Param(
+        None,
+        type=["null", "string"],
+        description="A file of recipes (see `nightjar recipes`), or default: none. Empty: those that were applied.",
+    ),
     "max_quarantined_share": Param(
         None,
         type=["null", "number"],

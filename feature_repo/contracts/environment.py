@@ -61,6 +61,11 @@ class Environment(NamedTuple):
         """The folder of this tenant's decision files: written by the API's workers, emptied by the archiver."""
         return f"{self.home}/decisions/{self.tenant}"
 
+    @property
+    def recipes(self) -> str:
+        """The file with the recipes that the nights of this tenant train; there is none until somebody chose some."""
+        return f"{self.home}/recipes/{self.tenant}.json"
+
     @classmethod
     def from_mapping(cls, variables: Mapping[str, str]) -> Environment:
         """From `os.environ` or any mapping; every default lies under NIGHTJAR_HOME (default `.nightjar`)."""

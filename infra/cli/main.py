@@ -20,6 +20,7 @@ COMMAND_MODULES = (
     "infra.cli.event_commands",
     "infra.cli.cluster_commands",
     "infra.cli.run_commands",
+    "infra.cli.recipe_commands",
     "infra.cli.version_commands",
     "infra.cli.serving_commands",
     "infra.cli.identity_commands",

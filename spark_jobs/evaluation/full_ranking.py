@@ -5,14 +5,16 @@ Memory: one block of persons x all items at a time. The lists of a block are tur
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from spark_jobs.evaluation.list_quality import K, sampled_persons
 from spark_jobs.evaluation.metrics import (
     CURVE_DEPTH,
     KS,
@@ -41,6 +43,8 @@ class ModelEvaluation:
     known_items       by item number: it had a training event
     non_finite_count  scores that were NaN or +infinite (they rank last); -inf is a model's way to say nothing
     recall_by_k       mean recall at 1, 2, ... CURVE_DEPTH over all test persons; empty without any
+    lists             the top 20s of `sampled_persons`, -1 where there is no item
+    score_seconds     wall time of scoring and ranking everybody, in this process
     """
 
     per_user: Mapping[str, NDArray[np.float64]]
@@ -48,6 +52,8 @@ class ModelEvaluation:
     known_items: NDArray[np.bool_]
     non_finite_count: int
     recall_by_k: NDArray[np.float64]
+    lists: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 0), np.int32))
+    score_seconds: float = 0.0
 
     def beyond_accuracy(self) -> dict[str, float]:
         """`coverage`, `top_share`, `gini` and `distinct_items` at each k, over all test persons."""
@@ -86,6 +92,8 @@ def evaluate(model: Model, matrix: InteractionMatrix, split: TimeSplit, *, ks: S
     hits = np.zeros((len(rows), deepest), bool)
     exposed = {k: np.zeros(item_count, np.int64) for k in ks}
     non_finite = 0
+    sampled, lists = sampled_persons(len(rows)), np.full((len(rows), K), -1, np.int32)
+    began = time.monotonic()
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         histories = histories_of(matrix, rows[part])
@@ -93,6 +101,8 @@ def evaluate(model: Model, matrix: InteractionMatrix, split: TimeSplit, *, ks: S
         non_finite += int((np.isnan(scores) | (scores == np.inf)).sum())
         numbers = rank_unseen(scores, split.seen[part], deepest)
         hits[part, : numbers.shape[1]] = is_relevant(numbers, split.relevant[part])
+        width = min(K, numbers.shape[1])
+        lists[part, :width] = numbers[:, :width]
         for k in ks:
             exposed[k] += exposure(numbers[:, :k], item_count)
     relevant_counts = np.diff(split.relevant.indptr).astype(np.int64)
@@ -100,7 +110,9 @@ def evaluate(model: Model, matrix: InteractionMatrix, split: TimeSplit, *, ks: S
     curve = np.empty(0)
     if len(rows):
         curve = (np.cumsum(hits, axis=1) / relevant_counts[:, None]).mean(axis=0)[:CURVE_DEPTH]
-    return ModelEvaluation(per_user, exposed, split.known_items, non_finite, curve)
+    return ModelEvaluation(
+        per_user, exposed, split.known_items, non_finite, curve, lists[sampled], time.monotonic() - began
+    )
 
 
 def rank_unseen(scores: NDArray[np.float32], seen: sparse.csr_matrix, count: int) -> NDArray[np.int32]:

@@ -8,12 +8,19 @@ same training split and asked for the same persons' test items. In this order:
 2. Too few test persons: nothing can be judged. Publish the best baseline, or refuse when that would replace a personal
    champion by it.
 3. A challenger (any model but popularity) passes when its scores are finite, its lists differ enough between people
-   (coverage, concentration), it beats popularity (lower 95 % bound of the paired difference in NDCG@20 above 0) and it
-   is not worse than the champion (lower bound of the relative difference above -1 %).
+   (coverage, concentration), it saw nothing of the test (below), it is small and fast enough to serve a night, it beats
+   popularity (lower 95 % bound of the paired difference in NDCG@20 above 0) and it is not worse than the champion
+   (lower bound of the relative difference above -1 %). A blend passes only if none of its parts saw the test or had
+   scores that were not finite.
 4. The winner is the passing challenger with the best NDCG@20, so it is never below item-kNN unless that failed.
 5. Nobody passes: refuse when a personal champion is live (it stays), or when the run asks for a personal model;
    otherwise popularity is published as what it is, a baseline. That is how a first night with little data, or with
    interactions that hold no taste (shuffled ones), ends: every challenger refused, and said so.
+
+Seeing the test is looked for in two ways. `no_future`: the newest event that the model holds is before the split; the
+model says so by what it holds, not by what it was told. `plausible`: who learned nothing of the test window is about as
+good there as on the validation window before it, where the same recipe was measured with data up to that window. When
+all models rise, the test window is easier; when one alone rises more than `max_rise` times, its labels leaked.
 
 A run that does not publish (a backfill) has nothing to protect: there, cases 2 and 5 give the baseline.
 """
@@ -45,6 +52,9 @@ class Thresholds:
     max_top_share            share of all places that the 20 most shown items may take
     max_loss                 how much worse than the champion, relative, a challenger may be at the lower 95 % bound
     require_personal         refuse rather than publish a baseline
+    max_rise                 how many times better than on validation a model may be, beyond the median of the others
+    max_minutes              of fitting and of scoring everybody, as measured on the test, in one process
+    max_model_mb             of the files of a model
     """
 
     min_test_users: int = 20
@@ -53,6 +63,9 @@ class Thresholds:
     max_top_share: float = 0.9
     max_loss: float = 0.01
     require_personal: bool = False
+    max_rise: float = 3.0
+    max_minutes: float = 120.0
+    max_model_mb: float = 4096.0
 
 
 class Check(NamedTuple):
@@ -68,7 +81,15 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """One recipe as evaluated. `per_user` maps metric to one value per test person, in one order for everybody."""
+    """One recipe as evaluated. `per_user` maps metric to one value per test person, in one order for everybody.
+
+    Of what is None nothing is known, and nothing is asked:
+    hours_ahead  from the split to the newest event that the model holds; below 0: it holds nothing of the test
+    validated    mean NDCG@20 of the recipe on the validation window
+    minutes      expected of fitting and of scoring everybody
+    file_mb      of its files
+    parts        of a blend: the contestants that it is made of
+    """
 
     name: str
     recipe: Mapping[str, Any]
@@ -76,6 +97,11 @@ class Contestant:
     distinct_items: int
     top_share: float
     non_finite_count: int
+    hours_ahead: float | None = None
+    validated: float | None = None
+    minutes: float | None = None
+    file_mb: float | None = None
+    parts: Sequence[str] = ()
 
     @property
     def quality(self) -> float:
@@ -149,7 +175,9 @@ def judge(contestants: Sequence[Contestant], night: Night, limits: Thresholds) -
         return Verdict(REFUSED, None, None, [sane.words], night_checks, comparisons)
 
     challengers = sorted((c for c in contestants if c is not baseline), key=lambda c: (-c.quality, c.name))
-    checks_of = {c.name: _check_challenger(c, baseline, champion, night, limits) for c in challengers}
+    checks_of = {c.name: _check_challenger(c, contestants, champion, night, limits) for c in challengers}
+    for c in challengers:
+        checks_of[c.name] += _check_parts(c, checks_of)
     checks = night_checks + [check for found in checks_of.values() for check in found]
     passing = [c for c in challengers if all(check.passed for check in checks_of[c.name])]
     refused = [check.words for c in challengers if c not in passing for check in checks_of[c.name] if not check.passed]
@@ -232,8 +260,13 @@ def _check_random(contestants: Sequence[Contestant], night: Night) -> Check:
 
 
 def _check_challenger(
-    one: Contestant, baseline: Contestant, champion: Contestant | None, night: Night, limits: Thresholds
+    one: Contestant,
+    contestants: Sequence[Contestant],
+    champion: Contestant | None,
+    night: Night,
+    limits: Thresholds,
 ) -> list[Check]:
+    baseline = next(c for c in contestants if c.name == BASELINE)
     attainable = min(night.known_items, len(night.slices) * K)
     coverage = one.distinct_items / max(1, attainable)
     against = compare_paired(one.per_user[METRIC], baseline.per_user[METRIC]).difference
@@ -244,6 +277,8 @@ def _check_challenger(
                f"{one.distinct_items:,} of {attainable:,} attainable items in the top 20s, coverage"),
         _limit(one, "concentration", one.top_share <= limits.max_top_share, one.top_share, limits.max_top_share,
                "share of all places taken by the 20 most shown items"),
+        *_check_sight(one, contestants, limits),
+        *_check_cost(one, limits),
         Check("beats_popularity", one.name, beats, against.lower, 0.0,
               f"{one.name} {'beats' if beats else 'does not beat'} popularity: {_difference(against)}"),
     ]  # fmt: skip
@@ -257,6 +292,60 @@ def _check_challenger(
         words = f"{one.name} {'is not worse' if holds else 'may be worse'} than the champion's recipe: {span} (95 %)"
         checks.append(Check("not_worse_than_champion", one.name, holds, lower, -limits.max_loss, words))
     return checks
+
+
+def _check_sight(one: Contestant, contestants: Sequence[Contestant], limits: Thresholds) -> list[Check]:
+    """Whether the model can have seen the test."""
+    checks = []
+    if one.hours_ahead is not None:
+        passed = one.hours_ahead < 0
+        found = "learned from nothing after the split" if passed else "holds events of the test window"
+        words = f"{one.name} {found}: its newest event is {abs(one.hours_ahead):.1f} hours"
+        words += f" {'before' if passed else 'after'} the split"
+        checks.append(Check("no_future", one.name, passed, one.hours_ahead, 0.0, words))
+    if one.validated:
+        others = [c.quality / c.validated for c in contestants if c is not one and c.validated]
+        usual = max(1.0, float(np.median(others))) if others else 1.0
+        rise = mean_interval(one.per_user[METRIC]).lower / (one.validated * usual)
+        passed = rise <= limits.max_rise
+        words = (
+            f"{one.name} {'is' if passed else 'is not'} plausible: NDCG@20 {one.quality:.4f} against "
+            f"{one.validated:.4f} on validation, {rise:.2f} times what the others' change explains "
+            f"(at most {limits.max_rise:g})"
+        )
+        checks.append(Check("plausible", one.name, passed, rise, limits.max_rise, words))
+    return checks
+
+
+def _check_cost(one: Contestant, limits: Thresholds) -> list[Check]:
+    checks = []
+    if one.minutes is not None:
+        checks.append(
+            _limit(one, "fast_enough", one.minutes <= limits.max_minutes, one.minutes, limits.max_minutes,
+                   "minutes of fitting and scoring everybody")
+        )  # fmt: skip
+    if one.file_mb is not None:
+        checks.append(
+            _limit(one, "size", one.file_mb <= limits.max_model_mb, one.file_mb, limits.max_model_mb, "MB of files")
+        )
+    return checks
+
+
+_INHERITED = ("finite_scores", "no_future", "plausible")
+"""What a blend fails with when one of its parts does."""
+
+
+def _check_parts(one: Contestant, checks_of: Mapping[str, Sequence[Check]]) -> list[Check]:
+    if not one.parts:
+        return []
+    broken = [
+        f"{name} fails {check.name}"
+        for name in one.parts
+        for check in checks_of.get(name, ())
+        if check.name in _INHERITED and not check.passed
+    ]
+    words = f"{one.name} has {'a part that is broken: ' + ', '.join(broken) if broken else 'sound parts'}"
+    return [Check("sound_parts", one.name, not broken, float(len(broken)), 0.0, words)]
 
 
 def _limit(one: Contestant, name: str, passed: bool, value: float, limit: float, what: str) -> Check:

@@ -8,11 +8,20 @@ from typing import Any
 from spark_jobs.evaluation.gate import METRIC, RECALL
 from spark_jobs.evaluation.report import TITLES
 from spark_jobs.evaluation.split import SLICES
+from spark_jobs.models.recipes import flat_recipe
 
 _WHAT = {
     "popularity": "what most people preferred lately, the same list for everybody; the baseline",
     "item_knn": "items whose buyers and viewers overlap with those of a person's own items",
     "als": "implicit-feedback matrix factorization: people and items as vectors, by alternating least squares",
+    "ials": "implicit-feedback matrix factorization with a weight for what was not observed",
+    "rp3beta": "a walk from a person over their items and those items' people, popular ends damped",
+    "graph_filter": "a history smoothed over the graph of people and items",
+    "ease": "a linear model from items to items, in closed form",
+    "sequential_rules": "what tends to follow the last items of a person",
+    "session_knn": "what stood near the same items in other people's histories",
+    "repurchase": "what a person buys again, how often and how lately",
+    "blend": "the standardised scores of several models, weighted by what did best on a validation window",
 }
 
 
@@ -104,9 +113,7 @@ def model_card(
         "## Recipe",
         "",
         "| parameter | value |", "| --- | --- |",
-        f"| half_life_days | {recipe['half_life_days']} |",
-        *(f"| {key} | {value} |" for key, value in sorted(recipe["params"].items())),
-        *(f"| weight of {event_type} | {weight:g} |" for event_type, weight in recipe["weights"].items()),
+        *(f"| {key} | {value} |" for key, value in sorted(flat_recipe(recipe).items()) if key != "model"),
     ]  # fmt: skip
     if "trials" in model:
         lines += ["", f"How it was chosen: {model['trials']['why']}."]

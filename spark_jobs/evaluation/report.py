@@ -12,11 +12,16 @@ TITLES = {
     "baseline": "baseline: no personal model passed",
     "refused": "refused: nothing is published",
 }
+LIST_COLUMNS = (
+    "coverage_at_20", "gini_at_20", "novelty_at_20", "serendipity_at_20", "diversity_at_20", "miscalibration_at_20",
+)  # fmt: skip
+"""`list_quality` says what they are."""
 COLUMNS = ("recall_at_20", "ndcg_at_20", "hit_rate_at_20", "mrr_at_20", "recall_at_10", "ndcg_at_10")
 
 
 def report_markdown(gate: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
-    """Verdict, reasons, quality by model and slice, comparisons with 95 % intervals, every check."""
+    """Verdict, reasons, quality of all by slice on one held-out window, their lists, comparisons with 95 % intervals,
+    every check."""
     lines = [f"# Gate, as_of {gate['as_of']}: {TITLES[gate['verdict']]}", ""]
     lines += [f"- {reason}" for reason in gate["reasons"]]
     test = evaluation["test"]
@@ -29,6 +34,13 @@ def report_markdown(gate: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         for part in (s for s in SLICES if s in model["metrics"]):
             values = (f"{model['metrics'][part][c]:.4f}" for c in COLUMNS)
             lines.append(_row(name, part, f"{test['users_by_slice'][part]:,}", *values))
+    lines += ["", "## Lists", "", _row("model", *LIST_COLUMNS), _row(*["---"] * (1 + len(LIST_COLUMNS)))]
+    for name, model in evaluation["models"].items():
+        beyond = model.get("beyond_accuracy", {})
+        lines.append(_row(name, *(f"{beyond[c]:.4f}" if c in beyond else "-" for c in LIST_COLUMNS)))
+    if evaluation.get("blend"):
+        lines += ["", f"Blend: {evaluation['blend']}."]
+    lines += [f"Left out: {note}." for note in evaluation.get("left_out", ())]
     lines += ["", "## Differences in NDCG@20, paired, 95 % intervals", ""]
     lines += [_row("model", "against", "slice", "persons", "difference", "relative"), _row(*["---"] * 6)]
     for c in gate["comparisons"]:

@@ -7,7 +7,7 @@ Writes   gate.json; on the night's MLflow run the report (gate/), pictures/, exa
 Exit     2 when it refuses: nothing is published, the served version stays, a retry would say the same.
 
 Run params: min_test_users (20), max_data_age_days (7), min_coverage (0.02), max_top_share (0.9), max_loss (0.01),
-require_personal (false); `evaluation.gate` says what they do.
+require_personal (false), max_rise (3), max_minutes (120), max_model_mb (4096); `evaluation.gate` says what they do.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from feature_repo.contracts.changes import ITEMS
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DataError, GateRefusedError
 from feature_repo.contracts.run import EVALUATION_FILE, GATE_FILE, MODELS_FOLDER, USER_METRICS_FILE, Run
+from feature_repo.contracts.times import parse_timestamp
 from spark_jobs.evaluation.data_profile import profile_markdown
 from spark_jobs.evaluation.examples import examples_html, item_numbers
 from spark_jobs.evaluation.gate import (
@@ -49,6 +51,7 @@ from spark_jobs.io.light_delta import read_table
 from spark_jobs.io.run_store import folder_of, read_report, write_report
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.models.artifacts import manifest_digest, verify_folder
+from spark_jobs.models.blend_model import BLEND
 
 
 def main(environment: Environment, run: Run) -> dict[str, Any]:
@@ -180,6 +183,7 @@ def read_evaluation(
                 distinct_items=int(model["beyond_accuracy"]["distinct_items_at_20"]),
                 top_share=model["beyond_accuracy"]["top_share_at_20"],
                 non_finite_count=model["non_finite_count"],
+                **_sight_and_cost(model, evaluation),
             )
         )
     test, champion = evaluation["test"], evaluation["champion"]
@@ -193,6 +197,24 @@ def read_evaluation(
         publishes=run.publishes,
     )
     return contestants, night
+
+
+def _sight_and_cost(model: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """What the gate asks of a contestant beyond its lists."""
+    test, users = evaluation["test"], evaluation["test"]["users"]
+    ahead = None
+    if model["learned_until"] is not None:
+        ahead = (parse_timestamp(model["learned_until"]) - parse_timestamp(test["start"])) / timedelta(hours=1)
+    seconds = model["fit_seconds"] + model["score_seconds"] / max(1, users) * test["people"]
+    recipe = model["recipe"]
+    parts = list(recipe["params"]["parts"].values()) if recipe["model"] == BLEND else []
+    return {
+        "hours_ahead": ahead,
+        "validated": model["validation_ndcg_at_20"],
+        "minutes": seconds / 60,
+        "file_mb": model["file_bytes"] / 1e6,
+        "parts": tuple(name for name, other in evaluation["models"].items() if other["recipe"] in parts),
+    }
 
 
 def _verify_files(environment: Environment, run: Run, model: Mapping[str, Any], name: str) -> None:

@@ -1,6 +1,6 @@
 """Pin the night: decide its as_of, the Delta versions it reads, the days it derives and whether it may publish.
 
-Reads   the logs of the bronze tables, the state of silver, the pointer in Redis `online`
+Reads   the logs of the bronze tables, the state of silver, the pointer in Redis `online`, the applied recipes
 Writes  run.json in the run folder; the parent run in MLflow, where nights that a killed process left open are closed
 A retry keeps the run.json that is there: what a run reads never changes under it.
 """
@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
 from feature_repo.contracts.environment import Environment
@@ -29,6 +30,7 @@ from spark_jobs.jobs.entry import run_command
 RUN_TYPES = ("manual", "scheduled", "backfill")
 PUBLISH_MODES = ("auto", "never", "always")
 AUTO = "auto"
+DEFAULT_RECIPES = "default"
 
 _ONE_DAY = timedelta(days=1)
 
@@ -88,11 +90,24 @@ def pin_run(environment: Environment, request: Request) -> Run:
         why=why,
         mlflow_run_id=mlflow_run_id,
         code_version=environment.code_version,
-        params=dict(request.params),
+        params=with_recipes(environment, request.params),
         last_day_is_over=request.today is None or as_of <= request.today,
     )
     write_run(environment, run)
     return run
+
+
+def with_recipes(environment: Environment, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The params, with the applied recipes themselves in place of the name of their file, so that a retry trains the
+    same. `recipes` names a file, or is `default`: none; without it the installation's file is taken, where it is."""
+    wanted = str(params.get("recipes") or "")
+    path = Path(wanted or environment.recipes)
+    others = {name: value for name, value in params.items() if name != "recipes"}
+    if wanted == DEFAULT_RECIPES or (not wanted and not path.is_file()):
+        return others
+    from spark_jobs.models.recipe_choice import read_choice_file  # all models: not where nobody chose any
+
+    return {**others, "recipes": read_choice_file(path).to_json()}
 
 
 def _close_abandoned(environment: Environment, run_key: str) -> None:

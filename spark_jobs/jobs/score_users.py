@@ -49,9 +49,10 @@ from spark_jobs.io.publication import Publication, candidates_digest, purchases_
 from spark_jobs.io.run_store import read_report, write_report
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.models.base import InteractionMatrix, Model
-from spark_jobs.models.factory import fit_recipe
+from spark_jobs.models.factory import fit
 from spark_jobs.models.matrix import build_matrix, load_interactions
 from spark_jobs.models.recipes import SEQUENCE_RECIPES, default_recipe
+from spark_jobs.models.training_data import TrainingData
 from spark_jobs.session import get_session
 from spark_jobs.transforms.bought_together import load_baskets, together_rows
 from spark_jobs.transforms.bundle_files import (
@@ -113,7 +114,8 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
     interactions = load_interactions(events, item_ids, cut_off=run.cut_off)
     if interactions.num_rows == 0:
         raise DataError(f"silver.interactions has nothing before {run.as_of}: there is nobody to score")
-    model, matrix = fit_recipe(recipe, interactions, item_count=item_count, cut_off=run.cut_off)
+    data = TrainingData(interactions, item_count=item_count, cut_off=run.cut_off)
+    model, matrix = fit(recipe, data)
     tell(f"refitted {recipe['model']} on {interactions.num_rows:,} interactions of {len(matrix.subjects):,} subjects")
 
     users = read_users(spark, environment, in_run(run.pins))
@@ -126,7 +128,7 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
     candidates = write_candidates(spark, environment, run, scoring, denied)
     tell(f"ranked {int(eligible.sum()):,} eligible of {item_count:,} items for {len(scoring.rows):,} users")
 
-    knn, _ = fit_recipe(default_recipe("item_knn"), interactions, item_count=item_count, cut_off=run.cut_off)
+    knn = fit(default_recipe("item_knn"), data).model
     neighbours = neighbour_rows(knn, eligible, count=NEIGHBOURS_PER_ITEM)
     write_neighbours(spark, environment, run, neighbours)
     tell(f"{sum(map(len, neighbours)):,} neighbours of {sum(map(bool, neighbours)):,} items")
@@ -139,11 +141,7 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
         report: dict[str, Any] = {"published": False, "version": None, "why": run.why}
     else:
         popularity = default_recipe("popularity")
-        popular_matrix = build_matrix(
-            interactions, item_count=item_count, weights=popularity["weights"],
-            half_life_days=popularity["half_life_days"], cut_off=run.cut_off,
-        )  # fmt: skip
-        popular = popular_json(popular_matrix, popularity["params"], items, eligible, _regions(users))
+        popular = popular_json(data.matrix(popularity), popularity["params"], items, eligible, _regions(users))
         together = together_rows(load_baskets(events, item_ids, cut_off=run.cut_off), eligible)
         tell(f"{sum(map(len, together)):,} items bought with {sum(map(bool, together)):,} others")
         files = bundle_files(items_json(items), neighbours, popular, session_index, together)

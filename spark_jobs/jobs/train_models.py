@@ -1,17 +1,21 @@
 """Train tonight's recipes on all but the last days, and measure how well each finds what came then.
 
-Reads    silver.interactions, gold.item_ids; the champion's recipe from MLflow
+Reads    silver.interactions, gold.item_ids; bronze.items (pinned) for categories; the champion's recipe from MLflow
 Writes   models/<name>/ (arrays + manifest), user_metrics.parquet, evaluation.json in the run folder;
          gold.evaluations (partition as_of); in MLflow a nested run per model, and a run with trials per family
 Then     judge_models decides; score_users refits the winner on all data.
 
 Run params
-    models           which to train, default popularity, item_knn and als; popularity always is
+    models           which to train; popularity always is. Default: all that the size of the data affords
+                     (`models.night_models`), and `blend`, the best of them together; repurchase where lists may repeat
+    recipes          the recipes that `nightjar recipes apply` chose, as pin_run found them; they come before defaults
+    exclude_seen     as in score_users: what may be recommended is what is asked for here
     als_engine       native (default) or mllib
     test_days        length of the test window, default 7 days; it shrinks when the history is short
     max_test_users   how many test persons are judged at most
     trials           how many recipes around each family's default are tried on a validation window, the last days
-                     before the test window; default 3. The best enters the comparison. 0: the defaults, untried
+                     before the test window; default 3. The best enters the comparison. 0: the defaults, untried.
+                     Mode and weights of the blend are chosen there too
 
 The champion's recipe is trained beside them when it is none of tonight's: the gate compares recipes on one split. Too
 little data for a test is no error: models are trained, the evaluation says why it is empty, and the gate goes on.
@@ -38,24 +42,41 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.run import EVALUATION_FILE, MODELS_FOLDER, USER_METRICS_FILE, Run
 from feature_repo.contracts.tables import table_path
 from feature_repo.contracts.times import format_timestamp, from_micros
+from spark_jobs.evaluation.blend_choice import choose_blend
 from spark_jobs.evaluation.data_profile import profile_interactions
 from spark_jobs.evaluation.examples import choose_persons, describe_persons, rank_examples
 from spark_jobs.evaluation.full_ranking import ModelEvaluation, evaluate
 from spark_jobs.evaluation.gate import BASELINE, K, random_recall
+from spark_jobs.evaluation.list_quality import ListQuality, category_numbers
 from spark_jobs.evaluation.parameters import read_parameters
-from spark_jobs.evaluation.split import MAX_TEST_USERS, SLICE_SUFFIX, SLICES, TEST_DAYS, TimeSplit, split_by_time
-from spark_jobs.evaluation.trials import Choice, choose_recipe, validation_split
+from spark_jobs.evaluation.split import (
+    INTERACTED,
+    MAX_TEST_USERS,
+    SLICE_SUFFIX,
+    SLICES,
+    TEST_DAYS,
+    TimeSplit,
+    seen_policy,
+    split_by_time,
+)
+from spark_jobs.evaluation.trials import Choice, choose_recipe, validation_data, validation_split
 from spark_jobs.io import registry, tracking
 from spark_jobs.io.delta import overwrite_partitions, read_table, table_version
+from spark_jobs.io.light_delta import read_table as read_light
 from spark_jobs.io.run_store import folder_of, write_report
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.jobs.resources import Usage, measured
 from spark_jobs.models.als import AfterSweep, Sweep
 from spark_jobs.models.artifacts import manifest_digest
-from spark_jobs.models.base import InteractionMatrix, Model
-from spark_jobs.models.factory import fit_recipe
+from spark_jobs.models.base import InteractionMatrix
+from spark_jobs.models.blend_model import BLEND, Blend
+from spark_jobs.models.factory import Fitted, fit
 from spark_jobs.models.matrix import load_interactions
-from spark_jobs.models.recipes import RECIPES, default_recipe
+from spark_jobs.models.night_models import Sizes, affordable_models, spectral_factors
+from spark_jobs.models.ordered import OrderedModel
+from spark_jobs.models.recipe_choice import RecipeChoice, read_choice
+from spark_jobs.models.recipes import default_recipe, recipe_id
+from spark_jobs.models.training_data import TrainingData
 from spark_jobs.session import get_session
 
 CHAMPION = "champion"
@@ -66,7 +87,7 @@ CHAMPION = "champion"
 class TrainOptions:
     """The run params that are this job's; the module says what they mean."""
 
-    models: tuple[str, ...] = tuple(RECIPES)
+    models: tuple[str, ...] = ()
     als_engine: str = "native"
     test_days: int = TEST_DAYS
     max_test_users: int = MAX_TEST_USERS
@@ -84,6 +105,24 @@ class Trained:
     metrics: Mapping[str, Mapping[str, float]]
     losses: Sequence[float]
     examples: Sequence[Sequence[int]]
+    beyond: Mapping[str, float]
+    learned_until: int | None
+    file_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a night is to train.
+
+    recipes   by family, the baseline first, the blend left out
+    blend     the recipe of a blend that somebody chose; None: the night chooses one, if `may_blend`
+    notes     why models are left out, in words
+    """
+
+    recipes: Mapping[str, Mapping[str, Any]]
+    may_blend: bool
+    blend: Mapping[str, Any] | None = None
+    notes: Sequence[str] = ()
 
 
 def main(environment: Environment, run: Run) -> None:
@@ -98,20 +137,24 @@ def main(environment: Environment, run: Run) -> None:
 def train_models(spark: SparkSession, environment: Environment, run: Run) -> dict[str, Any]:
     """The whole job in a given session; returns what evaluation.json says."""
     options = read_parameters(TrainOptions, run.params)
+    applied = run.params.get("recipes")
+    choice = read_choice(applied) if isinstance(applied, Mapping) else None
+    policy = seen_policy(run.params)
     live = registry.champion(environment, before=run.as_of)
-    defaults = default_recipes(options)
 
     reads = [_read_table(spark, environment, name) for name in ("silver.interactions", "gold.item_ids")]
     events, item_ids = (read_table(spark, environment, r.name, r.version) for r in reads)
     known = events.filter(F.col("event_date") < F.lit(run.as_of_day))
     interactions = load_interactions(known, item_ids, cut_off=run.cut_off)
-    item_count = 1 + max(item_ids.select("item_number").toArrow()["item_number"].to_pylist(), default=-1)
+    numbers = item_ids.select("item_id", "item_number").toArrow()
+    item_count = 1 + max(numbers["item_number"].to_pylist(), default=-1)
     split = split_by_time(
         interactions,
         cut_off=run.cut_off,
         item_count=item_count,
         test_days=options.test_days,
         max_test_users=options.max_test_users,
+        exclude_seen=policy,
     )
     last_event = from_micros(pc.max(interactions["micros"]).as_py())
     print(
@@ -119,16 +162,18 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
         f"{len(split.subjects):,} test persons, {item_count:,} items. {split.note}".rstrip(),
         flush=True,
     )
+    sizes = measure_sizes(interactions, item_count=item_count)
+    program = plan_models(options, sizes, choice=choice, has_repeats=policy != INTERACTED)
+    for note in program.notes:
+        print(f"left out: {note}", flush=True)
 
-    choices, trials_usage = _choose(defaults, split, item_count, options)
-    chosen = {name: choice.recipe for name, choice in choices.items()}
+    choices, trials_usage = _choose(program, split, item_count, options, policy)
+    chosen = {name: one.recipe for name, one in choices.items() if one.recipe}
     recipes, champion_name = with_champion(chosen, live.recipe if live is not None else None)
     folder = folder_of(environment, run.run_key)
     persons = choose_persons(split)
-    trained = {
-        name: _train(recipe, split, item_count, persons, folder / MODELS_FOLDER / name)
-        for name, recipe in recipes.items()
-    }
+    lists = ListQuality(split, categories=_categories(environment, run, numbers, item_count))
+    trained = _train_all(recipes, split, item_count, persons, folder / MODELS_FOLDER, lists)
     _write_user_metrics(folder / USER_METRICS_FILE, split, trained)
     overwrite_partitions(
         _evaluation_rows(spark, run, split, trained), environment, "gold.evaluations", {"as_of": [run.as_of_day]}
@@ -139,10 +184,11 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
     ]
     seen_counts = np.diff(split.seen.indptr)
     night = tracking.Night(run.run_key, run.mlflow_run_id, run.as_of, reads)
-    models = {name: _log_model(environment, night, name, one) for name, one in trained.items()}
-    for name, choice in choices.items():
-        trials = _log_family(environment, night, name, choice, trained[name], models[name]["mlflow_run_id"])
-        models[name]["trials"] = trials
+    models = {name: _log_model(environment, night, name, one, choices.get(name)) for name, one in trained.items()}
+    for name, one in choices.items():
+        if name in trained:
+            trials = _log_family(environment, night, name, one, trained[name], models[name]["mlflow_run_id"])
+            models[name]["trials"] = trials
     used = trials_usage.metrics("trials")
     tracking.log_report(environment, run.mlflow_run_id, files={}, tags={}, metrics=used, tables=reads)
     report = {
@@ -158,6 +204,8 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
             "interactions": interactions.num_rows,
             "item_count": item_count,
             "known_items": int(split.known_items.sum()),
+            "people": sizes.people,
+            "exclude_seen": policy,
             "random_recall_at_20": random_recall(item_count, seen_counts),
             "last_event_at": format_timestamp(last_event),
             "data_age_days": (run.cut_off - last_event) / timedelta(days=1),
@@ -168,16 +216,48 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
         "delta_versions": {r.name: r.version for r in reads},
         "profile": profile_interactions(interactions, item_count=item_count),
         "examples": examples,
+        "left_out": list(program.notes),
+        "blend": choices[BLEND].why if BLEND in choices else "no blend was asked for",
         "models": models,
     }
     write_report(environment, run.run_key, EVALUATION_FILE, report)
     return report
 
 
-def default_recipes(options: TrainOptions) -> dict[str, Mapping[str, Any]]:
-    """The recipe of each family that takes part, the baseline always. Raises DataError on an unknown model."""
-    names = (BASELINE, *(name for name in options.models if name != BASELINE))
-    return {name: default_recipe(name, engine=options.als_engine) for name in names}
+def measure_sizes(interactions: pa.Table, *, item_count: int) -> Sizes:
+    """How large the interactions (sorted, as `load_interactions` gives them) are."""
+    codes = np.asarray(interactions["subject_key"].combine_chunks().indices).astype(np.int64)
+    pair = codes * max(1, item_count) + np.asarray(interactions["item_number"].combine_chunks())
+    pairs = int(np.count_nonzero(np.diff(pair))) + 1 if len(pair) else 0
+    return Sizes(interactions.num_rows, len(np.unique(codes)), item_count, pairs)
+
+
+def plan_models(
+    options: TrainOptions, sizes: Sizes, *, choice: RecipeChoice | None = None, has_repeats: bool = False
+) -> Program:
+    """What takes part, the baseline always. Raises DataError on an unknown model."""
+    given = dict(choice.recipes) if choice is not None else {}
+    notes: list[str] = []
+    if options.models:
+        names = list(options.models)
+    elif choice is not None:
+        names = [*given, *([BLEND] if choice.may_blend else [])]
+    else:
+        names, notes = affordable_models(sizes, has_repeats=has_repeats)
+    families = [BASELINE, *(name for name in dict.fromkeys(names) if name not in (BASELINE, BLEND))]
+    recipes = {name: given.get(name) or _default(name, options, sizes) for name in families}
+    blend = choice.blend if choice is not None and BLEND in names else None
+    return Program(recipes, BLEND in names, blend, notes)
+
+
+def _default(name: str, options: TrainOptions, sizes: Sizes) -> dict[str, Any]:
+    """The default recipe of a model, fitted to the size of the data and to people's histories."""
+    recipe = default_recipe(name, engine=options.als_engine)
+    if name == "graph_filter":
+        recipe["params"]["factors"] = spectral_factors(sizes)
+    if name == "session_knn":
+        recipe["params"]["recency"] = 0.0  # histories of people come in no order of time
+    return recipe
 
 
 def with_champion(
@@ -193,25 +273,63 @@ def with_champion(
 
 
 def _choose(
-    defaults: Mapping[str, Mapping[str, Any]], split: TimeSplit, item_count: int, options: TrainOptions
+    program: Program, split: TimeSplit, item_count: int, options: TrainOptions, policy: str
 ) -> tuple[dict[str, Choice], Usage]:
+    """How each family enters, and the blend. Recipes whose blend somebody chose are taken as they are."""
+    count = 0 if program.blend is not None else options.trials
+    is_wanted = program.may_blend and program.blend is None
     with measured() as usage:
-        validation = None
-        if options.trials > 0:
-            validation = validation_split(split, item_count=item_count, days=options.test_days)
+        validation, data = None, None
+        if count > 0 or is_wanted:
+            validation = validation_split(split, item_count=item_count, days=options.test_days, exclude_seen=policy)
+        if validation is not None:
+            data = validation_data(validation, item_count=item_count)
         choices = {
-            name: choose_recipe(recipe, validation, item_count=item_count, count=options.trials)
-            for name, recipe in defaults.items()
+            name: choose_recipe(recipe, validation, item_count=item_count, count=count, data=data, is_wanted=is_wanted)
+            for name, recipe in program.recipes.items()
         }
+        if program.blend is not None:
+            choices[BLEND] = Choice(program.blend, (), None, "the blend of the recipes that were applied")
+        elif program.may_blend:
+            choices[BLEND] = choose_blend(choices, validation)
     for name, choice in choices.items():
         print(f"{name}: {choice.why}", flush=True)
     print(f"trials took {usage.wall_seconds:.1f} s", flush=True)
     return choices, usage
 
 
+def _train_all(
+    recipes: Mapping[str, Mapping[str, Any]],
+    split: TimeSplit,
+    item_count: int,
+    persons: NDArray[np.int64],
+    folder: Path,
+    lists: ListQuality,
+) -> dict[str, Trained]:
+    """Each contestant, in order. What a blend is made of is fitted once and kept until then."""
+    data = TrainingData(split.train, item_count=item_count, cut_off=split.test_start)
+    parts = {
+        recipe_id(part) for recipe in recipes.values() if recipe["model"] == BLEND
+        for part in recipe["params"]["parts"].values()
+    }  # fmt: skip
+    kept: dict[str, Fitted] = {}
+    trained = {}
+    for name, recipe in recipes.items():
+        trained[name], fitted = _train(recipe, split, data, kept, persons, folder / name, lists)
+        if recipe_id(recipe) in parts:
+            kept[recipe_id(recipe)] = fitted
+    return trained
+
+
 def _train(
-    recipe: Mapping[str, Any], split: TimeSplit, item_count: int, persons: NDArray[np.int64], folder: Path
-) -> Trained:
+    recipe: Mapping[str, Any],
+    split: TimeSplit,
+    data: TrainingData,
+    kept: Mapping[str, Fitted],
+    persons: NDArray[np.int64],
+    folder: Path,
+    lists: ListQuality,
+) -> tuple[Trained, Fitted]:
     losses: list[float] = []
 
     def watch(_: InteractionMatrix) -> AfterSweep:
@@ -220,19 +338,45 @@ def _train(
 
         return after_sweep
 
-    model: Model
     with measured() as usage:
-        model, matrix = fit_recipe(
-            recipe, split.train, item_count=item_count, cut_off=split.test_start, after_sweep=watch
-        )
+        fitted = fit(recipe, data, after_sweep=watch, fitted=kept)
+    model, matrix = fitted
     evaluation = evaluate(model, matrix, split)
     model.save(folder)
     metrics = evaluation.by_slice(split.slices)
     ndcg = metrics.get("all", {}).get("ndcg_at_20")
     quality = "not evaluated" if ndcg is None else f"NDCG@20 {ndcg:.4f}"
     print(f"{folder.name}: {quality}; fitted in {usage.wall_seconds:.1f} s", flush=True)
-    examples = rank_examples(model, matrix, split, persons)
-    return Trained(recipe, evaluation, folder, usage, metrics, losses, examples)
+    return Trained(
+        recipe, evaluation, folder, usage, metrics, losses,
+        examples=rank_examples(model, matrix, split, persons),
+        beyond={**evaluation.beyond_accuracy(), **lists.measure(evaluation.lists)},
+        learned_until=newest_learned(fitted),
+        file_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+    ), fitted  # fmt: skip
+
+
+def newest_learned(fitted: Fitted) -> int | None:
+    """us since 1970 UTC of the newest event that the model holds, by what it holds; None of nothing."""
+    model, matrix = fitted
+    found = [int(matrix.last_micros.max())] if len(matrix.last_micros) else []
+    inner = [part.model for part in model.parts.values()] if isinstance(model, Blend) else [model]
+    for one in inner:
+        if isinstance(one, OrderedModel) and len(one.sequences.micros):
+            found.append(int(one.sequences.micros.max()))
+    return max(found, default=None)
+
+
+def _categories(environment: Environment, run: Run, numbers: pa.Table, item_count: int) -> NDArray[np.int64] | None:
+    """By item number the number of its top category, as imported (changes over HTTP are left aside); None where no item
+    has any."""
+    items = read_light(environment, "bronze.items", run.pins.get("bronze.items", -1), ["item_id", "category"])
+    by_id = dict(zip(items["item_id"].to_pylist(), items["category"].to_pylist(), strict=True))
+    names: list[str | None] = [None] * item_count
+    for item_id, number in zip(*(numbers[c].to_pylist() for c in ("item_id", "item_number")), strict=True):
+        names[number] = by_id.get(item_id)
+    found = category_numbers(names)
+    return found if (found >= 0).any() else None
 
 
 def _users_by_slice(split: TimeSplit) -> dict[str, int]:
@@ -261,7 +405,7 @@ def _evaluation_rows(spark: SparkSession, run: Run, split: TimeSplit, trained: M
     users = _users_by_slice(split)
     rows = []
     for name, one in trained.items():
-        beyond = one.evaluation.beyond_accuracy() if users["all"] else {}
+        beyond = one.beyond if users["all"] else {}
         for part in SLICES:
             found = {**one.metrics.get(part, {}), **(beyond if part == "all" else {})}
             for metric, value in sorted(found.items()):
@@ -273,10 +417,12 @@ def _evaluation_rows(spark: SparkSession, run: Run, split: TimeSplit, trained: M
     return spark.createDataFrame(rows, schema)
 
 
-def _log_model(environment: Environment, night: tracking.Night, name: str, one: Trained) -> dict[str, Any]:
+def _log_model(
+    environment: Environment, night: tracking.Night, name: str, one: Trained, choice: Choice | None
+) -> dict[str, Any]:
     """Log the nested MLflow run; returns the model's part of evaluation.json."""
-    evaluation = one.evaluation
-    beyond = evaluation.beyond_accuracy()
+    evaluation, beyond = one.evaluation, dict(one.beyond)
+    validated = choice.validated if choice is not None else None
     digest = manifest_digest(one.folder)
     run_id = tracking.log_model_run(
         environment,
@@ -299,6 +445,10 @@ def _log_model(environment: Environment, night: tracking.Night, name: str, one: 
         "lorenz_at_20": [round(v, 9) for v in evaluation.lorenz(K)],
         "non_finite_count": evaluation.non_finite_count,
         "fit_seconds": round(one.usage.wall_seconds, 3),
+        "score_seconds": round(evaluation.score_seconds, 3),
+        "file_bytes": one.file_bytes,
+        "learned_until": None if one.learned_until is None else format_timestamp(from_micros(one.learned_until)),
+        "validation_ndcg_at_20": None if validated is None else validated.quality,
         "manifest_sha256": digest,
         "mlflow_run_id": run_id,
     }
@@ -319,7 +469,7 @@ def _log_family(
         night,
         family=name,
         recipe=one.recipe,
-        metrics={**flat_metrics(one.metrics), **one.evaluation.beyond_accuracy()},
+        metrics={**flat_metrics(one.metrics), **one.beyond},
         model_run_id=model_run_id,
         trials=trials,
         note=choice.why,

@@ -14,8 +14,10 @@ type that says a preference.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from feature_repo.contracts.errors import DataError, nearest
@@ -70,6 +72,16 @@ def read_choice(values: Any) -> RecipeChoice:
     if isinstance(wanted, Mapping):
         blend = _blend(recipes, wanted)
     return RecipeChoice(recipes, blend, wanted != WITHOUT, dict(values.get("origin") or {}))
+
+
+def read_choice_file(path: Path) -> RecipeChoice:
+    """The choice in a JSON file. Raises DataError naming the file."""
+    try:
+        return read_choice(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise DataError(f"the recipes {path} cannot be read: {error}", field="recipes") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}", field="recipes") from error
 
 
 def _blend(recipes: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Any]) -> dict[str, Any]:
