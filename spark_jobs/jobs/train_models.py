@@ -46,7 +46,7 @@ from spark_jobs.evaluation.blend_choice import choose_blend
 from spark_jobs.evaluation.data_profile import profile_interactions
 from spark_jobs.evaluation.examples import choose_persons, describe_persons, rank_examples
 from spark_jobs.evaluation.full_ranking import ModelEvaluation, evaluate
-from spark_jobs.evaluation.gate import BASELINE, K, random_recall
+from spark_jobs.evaluation.gate import K, random_recall
 from spark_jobs.evaluation.list_quality import ListQuality, category_numbers
 from spark_jobs.evaluation.parameters import read_parameters
 from spark_jobs.evaluation.split import (
@@ -69,13 +69,12 @@ from spark_jobs.jobs.resources import Usage, measured
 from spark_jobs.models.als import AfterSweep, Sweep
 from spark_jobs.models.artifacts import manifest_digest
 from spark_jobs.models.base import InteractionMatrix
-from spark_jobs.models.blend_model import BLEND, Blend
-from spark_jobs.models.factory import Fitted, fit
+from spark_jobs.models.blend_model import BLEND
+from spark_jobs.models.factory import Fitted, fit, newest_learned
 from spark_jobs.models.matrix import load_interactions
-from spark_jobs.models.night_models import Sizes, affordable_models, spectral_factors
-from spark_jobs.models.ordered import OrderedModel
-from spark_jobs.models.recipe_choice import RecipeChoice, read_choice
-from spark_jobs.models.recipes import default_recipe, recipe_id
+from spark_jobs.models.night_models import Program, measure_sizes, plan_models
+from spark_jobs.models.recipe_choice import read_choice
+from spark_jobs.models.recipes import recipe_id
 from spark_jobs.models.training_data import TrainingData
 from spark_jobs.session import get_session
 
@@ -108,21 +107,6 @@ class Trained:
     beyond: Mapping[str, float]
     learned_until: int | None
     file_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """What a night is to train.
-
-    recipes   by family, the baseline first, the blend left out
-    blend     the recipe of a blend that somebody chose; None: the night chooses one, if `may_blend`
-    notes     why models are left out, in words
-    """
-
-    recipes: Mapping[str, Mapping[str, Any]]
-    may_blend: bool
-    blend: Mapping[str, Any] | None = None
-    notes: Sequence[str] = ()
 
 
 def main(environment: Environment, run: Run) -> None:
@@ -163,7 +147,9 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
         flush=True,
     )
     sizes = measure_sizes(interactions, item_count=item_count)
-    program = plan_models(options, sizes, choice=choice, has_repeats=policy != INTERACTED)
+    program = plan_models(
+        options.models, sizes, choice=choice, has_repeats=policy != INTERACTED, als_engine=options.als_engine
+    )
     for note in program.notes:
         print(f"left out: {note}", flush=True)
 
@@ -222,42 +208,6 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
     }
     write_report(environment, run.run_key, EVALUATION_FILE, report)
     return report
-
-
-def measure_sizes(interactions: pa.Table, *, item_count: int) -> Sizes:
-    """How large the interactions (sorted, as `load_interactions` gives them) are."""
-    codes = np.asarray(interactions["subject_key"].combine_chunks().indices).astype(np.int64)
-    pair = codes * max(1, item_count) + np.asarray(interactions["item_number"].combine_chunks())
-    pairs = int(np.count_nonzero(np.diff(pair))) + 1 if len(pair) else 0
-    return Sizes(interactions.num_rows, len(np.unique(codes)), item_count, pairs)
-
-
-def plan_models(
-    options: TrainOptions, sizes: Sizes, *, choice: RecipeChoice | None = None, has_repeats: bool = False
-) -> Program:
-    """What takes part, the baseline always. Raises DataError on an unknown model."""
-    given = dict(choice.recipes) if choice is not None else {}
-    notes: list[str] = []
-    if options.models:
-        names = list(options.models)
-    elif choice is not None:
-        names = [*given, *([BLEND] if choice.may_blend else [])]
-    else:
-        names, notes = affordable_models(sizes, has_repeats=has_repeats)
-    families = [BASELINE, *(name for name in dict.fromkeys(names) if name not in (BASELINE, BLEND))]
-    recipes = {name: given.get(name) or _default(name, options, sizes) for name in families}
-    blend = choice.blend if choice is not None and BLEND in names else None
-    return Program(recipes, BLEND in names, blend, notes)
-
-
-def _default(name: str, options: TrainOptions, sizes: Sizes) -> dict[str, Any]:
-    """The default recipe of a model, fitted to the size of the data and to people's histories."""
-    recipe = default_recipe(name, engine=options.als_engine)
-    if name == "graph_filter":
-        recipe["params"]["factors"] = spectral_factors(sizes)
-    if name == "session_knn":
-        recipe["params"]["recency"] = 0.0  # histories of people come in no order of time
-    return recipe
 
 
 def with_champion(
@@ -354,17 +304,6 @@ def _train(
         learned_until=newest_learned(fitted),
         file_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
     ), fitted  # fmt: skip
-
-
-def newest_learned(fitted: Fitted) -> int | None:
-    """us since 1970 UTC of the newest event that the model holds, by what it holds; None of nothing."""
-    model, matrix = fitted
-    found = [int(matrix.last_micros.max())] if len(matrix.last_micros) else []
-    inner = [part.model for part in model.parts.values()] if isinstance(model, Blend) else [model]
-    for one in inner:
-        if isinstance(one, OrderedModel) and len(one.sequences.micros):
-            found.append(int(one.sequences.micros.max()))
-    return max(found, default=None)
 
 
 def _categories(environment: Environment, run: Run, numbers: pa.Table, item_count: int) -> NDArray[np.int64] | None:

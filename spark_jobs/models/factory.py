@@ -161,3 +161,14 @@ def remember(model: Model, recipe: Mapping[str, Any], data: TrainingData) -> Int
             {name: Fitted(part, remember(part, recipes[name], data)) for name, part in parts.items()},
         )
     return matrix
+
+
+def newest_learned(fitted: Fitted) -> int | None:
+    """us since 1970 UTC of the newest event that the model holds, by what it holds; None of nothing."""
+    model, matrix = fitted
+    found = [int(matrix.last_micros.max())] if len(matrix.last_micros) else []
+    inner = [part.model for part in model.parts.values()] if isinstance(model, Blend) else [model]
+    for one in inner:
+        if isinstance(one, OrderedModel) and len(one.sequences.micros):
+            found.append(int(one.sequences.micros.max()))
+    return max(found, default=None)

@@ -5,9 +5,16 @@ A bound is a number of events, people, items or pairs, never a clock: the same d
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from spark_jobs.models.blend_model import BLEND
+import numpy as np
+import pyarrow as pa
+
+from spark_jobs.models.blend_model import BLEND, FLOOR_PART
+from spark_jobs.models.recipe_choice import RecipeChoice
+from spark_jobs.models.recipes import default_recipe
 
 NIGHT_MODELS = ("popularity", "item_knn", "als", "rp3beta", "graph_filter", "ease", "sequential_rules", BLEND)
 WITH_REPEATS = "repurchase"
@@ -53,3 +60,60 @@ def spectral_factors(sizes: Sizes) -> int:
     growing shop does not change its recipe every night. A wider one would pass everything, and with it the noise."""
     eighth = max(1, min(sizes.people, sizes.items) // 8)
     return max(LEAST_FACTORS, min(MOST_FACTORS, 1 << (eighth.bit_length() - 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a night is to train.
+
+    recipes   by family, the baseline first, the blend left out
+    blend     the recipe of a blend that somebody chose; None: the night chooses one, if `may_blend`
+    notes     why models are left out, in words
+    """
+
+    recipes: Mapping[str, Mapping[str, Any]]
+    may_blend: bool
+    blend: Mapping[str, Any] | None = None
+    notes: Sequence[str] = ()
+
+
+def measure_sizes(interactions: pa.Table, *, item_count: int) -> Sizes:
+    """How large the interactions (sorted, as `load_interactions` gives them) are."""
+    codes = np.asarray(interactions["subject_key"].combine_chunks().indices).astype(np.int64)
+    pair = codes * max(1, item_count) + np.asarray(interactions["item_number"].combine_chunks())
+    pairs = int(np.count_nonzero(np.diff(pair))) + 1 if len(pair) else 0
+    return Sizes(interactions.num_rows, len(np.unique(codes)), item_count, pairs)
+
+
+def plan_models(
+    models: Sequence[str],
+    sizes: Sizes,
+    *,
+    choice: RecipeChoice | None = None,
+    has_repeats: bool = False,
+    als_engine: str | None = None,
+) -> Program:
+    """What takes part, the baseline always: `models` where any are named, else what was chosen, else what the data
+    affords. A recipe that was chosen comes before the default. Raises DataError on an unknown model."""
+    given = dict(choice.recipes) if choice is not None else {}
+    notes: list[str] = []
+    if models:
+        names = list(models)
+    elif choice is not None:
+        names = [*given, *([BLEND] if choice.may_blend else [])]
+    else:
+        names, notes = affordable_models(sizes, has_repeats=has_repeats)
+    families = [FLOOR_PART, *(name for name in dict.fromkeys(names) if name not in (FLOOR_PART, BLEND))]
+    recipes = {name: given.get(name) or _default(name, sizes, als_engine) for name in families}
+    blend = choice.blend if choice is not None and BLEND in names else None
+    return Program(recipes, BLEND in names, blend, notes)
+
+
+def _default(name: str, sizes: Sizes, als_engine: str | None) -> dict[str, Any]:
+    """The default recipe of a model, fitted to the size of the data and to people's histories."""
+    recipe = default_recipe(name, engine=als_engine)
+    if name == "graph_filter":
+        recipe["params"]["factors"] = spectral_factors(sizes)
+    if name == "session_knn":
+        recipe["params"]["recency"] = 0.0  # histories of people come in no order of time
+    return recipe
