@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,7 +106,7 @@ def _ways(
         weights = {part: _named(names, by_slice[part]) for part in ACTIVITY_SLICES}
         return _Way(words, blend_recipe(recipes, weights, mode=mode), quality)
 
-    shared, _ = search_weights(names, start, lambda tried: float(_quality(pool, tried).mean()), grid=GRID)
+    shared, _ = search_weights(names, start, partial(_mean_quality, pool), grid=GRID)
     ways = [found("weighted", dict.fromkeys(ACTIVITY_SLICES, shared), WEIGHTED)]
     own, switched = dict.fromkeys(ACTIVITY_SLICES, shared), dict.fromkeys(ACTIVITY_SLICES, start)
     for part in ACTIVITY_SLICES:
@@ -113,7 +114,9 @@ def _ways(
         if inside.sum() < LEAST_SLICE_PERSONS:
             continue
         mine = pool.part(inside)
-        tried, _ = search_weights(names, shared, lambda w, mine=mine: float(_quality(mine, w).mean()), grid=GRID)  # type: ignore[misc]
+        tried, _ = search_weights(
+            names, shared, partial(_mean_quality, mine), grid=GRID, may_go_on=lambda: False
+        )  # one round: it starts where everybody's weights ended
         if _is_better(_quality(mine, tried), _quality(mine, shared)):
             own[part] = tried
         alone = [_quality(mine, _alone(names, place)).mean() for place in range(len(names))]
@@ -188,6 +191,10 @@ def _named(names: Sequence[str], weights: NDArray[np.float64]) -> Weights:
 
 def _quality(pool: Pool, weights: NDArray[np.float64]) -> NDArray[np.float64]:
     return _ndcg(pool, weighted_scores(pool, weights))
+
+
+def _mean_quality(pool: Pool, weights: NDArray[np.float64]) -> float:
+    return float(_quality(pool, weights).mean())
 
 
 def _ndcg(pool: Pool, scores: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -100,6 +100,8 @@ def pin_run(environment: Environment, request: Request) -> Run:
 def with_recipes(environment: Environment, params: Mapping[str, Any]) -> dict[str, Any]:
     """The params, with the applied recipes themselves in place of the name of their file, so that a retry trains the
     same. `recipes` names a file, or is `default`: none; without it the installation's file is taken, where it is."""
+    if isinstance(params.get("recipes"), Mapping):
+        return dict(params)
     wanted = str(params.get("recipes") or "")
     path = Path(wanted or environment.recipes)
     others = {name: value for name, value in params.items() if name != "recipes"}

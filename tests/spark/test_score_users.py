@@ -8,7 +8,9 @@ from math import log1p, sqrt
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import redis
 from pyspark.sql import SparkSession
@@ -30,8 +32,11 @@ from spark_jobs.io.run_store import read_report, write_report
 from spark_jobs.io.table_hash import hash_tables
 from spark_jobs.jobs import score_users as job
 from spark_jobs.jobs import verify_publication
+from spark_jobs.models.factory import fit_recipe
 from spark_jobs.models.matrix import LEAST_PREFERENCE, build_matrix, sort_interactions
+from spark_jobs.models.recipes import blend_recipe, default_recipe
 from spark_jobs.transforms.bought_together import load_baskets
+from spark_jobs.transforms.candidates import Scoring, score_block
 from tests.builders import make_run, silver_event, utc, write_rows
 
 pytestmark = [pytest.mark.spark, pytest.mark.redis]
@@ -198,6 +203,41 @@ def test_item_knn_lists_and_reasons_agree_with_the_oracle(spark: SparkSession, s
     assert compared >= 8
     assert unpack_candidates(served[candidates_key(report["version"], "eve").encode()]) == ([], FLAG_PERSONALIZE_DENIED)
     assert len(served) == 7
+
+
+def test_a_blend_in_spark_gives_the_lists_of_this_process(spark: SparkSession, shop: Environment) -> None:
+    """Sources and reasons too; parts that read the order of a history among them."""
+    parts = {
+        name: {**default_recipe(name), "weights": ITEM_KNN["weights"]} for name in ("ease", "sequential_rules", "als")
+    }
+    parts |= {"item_knn": ITEM_KNN, "popularity": POPULARITY}
+    parts["als"]["params"].update(factors=4, regularization=1.0)
+    by_part = {"ease": 0.5, "item_knn": 0.3, "sequential_rules": 0.8, "als": 0.4, "popularity": 0.001}
+    weights = {"<5": by_part, "5-20": {"ease": 1.0, "popularity": 0.5}, ">20": {"als": 1.0}}
+    recipe = blend_recipe(parts, weights)
+    run = build_shop(shop, recipe)
+    report = job.score_users(spark, shop, run)
+    verify_publication.main(shop, run)
+    assert Publication(shop.redis_online_url).manifest(report["version"]).model == "blend"
+
+    numbers = pa.table({"item_id": list(NUMBERS), "item_number": pa.array(NUMBERS.values(), pa.int32())})
+    events = read_table(shop, "silver.interactions").filter(pc.less(pc.field("event_timestamp"), utc(AS_OF)))
+    joined = events.join(numbers, "item_id")
+    micros = pc.cast(pc.cast(joined["event_timestamp"], pa.timestamp("us", "UTC")), pa.int64())
+    table = joined.select(["subject_key", "item_number", "event_type"]).append_column("micros", micros)
+    model, matrix = fit_recipe(recipe, sort_interactions(table), item_count=9, cut_off=utc(AS_OF))
+    rows = np.flatnonzero(np.isin(matrix.subjects, ["u:ann", "u:bob", "u:cid", "u:dan", "u:fay"]))
+    eligible = np.isin(np.arange(9), [0, 1, 2, 3, 8])
+    scoring = Scoring(
+        model=model, user_ids=np.array([s[2:] for s in matrix.subjects[rows]]), rows=rows,
+        histories=matrix.preference, seen=matrix.preference, eligible=eligible, as_of=run.as_of_day,
+    )  # fmt: skip
+    expected = {row["user_id"]: row for row in score_block(scoring, 0).to_pylist()}
+    found = lists_of(shop)
+    assert len(expected) == 5
+    assert {user: found[user] for user in expected} == expected
+    assert {source for row in expected.values() for source in row["sources"]} >= {2, 4}
+    assert sum(first is not None for row in expected.values() for first in row["first_reasons"]) >= 6
 
 
 def test_what_a_publication_leaves_behind(spark: SparkSession, shop: Environment) -> None:

@@ -21,10 +21,11 @@ from spark_jobs.io.delta import read_table
 from spark_jobs.io.light_delta import read_table as read_light
 from spark_jobs.io.run_store import folder_of, read_report
 from spark_jobs.jobs import judge_models
-from spark_jobs.jobs.train_models import CHAMPION, TrainOptions, default_recipes, train_models, with_champion
+from spark_jobs.jobs.train_models import CHAMPION, train_models, with_champion
 from spark_jobs.models.base import InteractionMatrix
 from spark_jobs.models.factory import build_model, fit_recipe, load_model
 from spark_jobs.models.matrix import load_interactions
+from spark_jobs.models.night_models import NIGHT_MODELS, Sizes, plan_models
 from spark_jobs.models.recipes import default_recipe
 from tests.builders import make_run, utc, write_rows
 
@@ -92,9 +93,9 @@ def shop(
 
 
 def open_run(environment: Environment, run_key: str = "r1", as_of: str = AS_OF, **other: object) -> Run:
-    """A pinned night whose families enter with their defaults, unless its params ask for trials."""
+    """A pinned night of three families that enter with their defaults, unless its params ask for others."""
     parent = tracking.start_night(environment, run_key=run_key, as_of=as_of, tags={})
-    other["params"] = {"trials": 0, **other.get("params", {})}
+    other["params"] = {"trials": 0, "models": "item_knn als", **other.get("params", {})}
     return make_run(environment, as_of, run_key=run_key, mlflow_run_id=parent, **other)
 
 
@@ -172,6 +173,61 @@ def test_a_night_from_events_to_a_challenger(spark: SparkSession, shop: Environm
     assert f"{best} wins with NDCG@20" in page
     challenger = client.get_model_version_by_alias(registry.registered_name(shop), "challenger")
     assert json.loads(challenger.tags["recipe"]) == report["recipe"]
+
+
+def test_all_models_and_their_blend_compete_on_one_slice(spark: SparkSession, shop: Environment) -> None:
+    """Nothing named: every family that the data affords, and the blend, in the tables, in MLflow and before the gate.
+    The next night meets its recipe again as the champion."""
+    write_shop(shop, planted_events())
+    run = open_run(shop, as_of=A_DAY_EARLIER, params={"models": None})
+    evaluation = train_models(spark, shop, run)
+    models = evaluation["models"]
+    families = [name for name in NIGHT_MODELS if name != "blend"]
+    assert list(models) == [*families, "blend"]
+    assert "is best of" in evaluation["blend"]
+    recipe = models["blend"]["recipe"]
+    parts = recipe["params"]["parts"]
+    assert len(set(parts) - {"popularity"}) >= 2
+    assert {name: models[name]["recipe"] for name in parts} == parts
+    best = max(models[name]["metrics"]["all"]["ndcg_at_20"] for name in families)
+    assert models["blend"]["metrics"]["all"]["ndcg_at_20"] > 0.95 * best
+    folder = folder_of(shop, "r1") / MODELS_FOLDER / "blend"
+    assert sorted(path.name for path in (folder / "parts").iterdir()) == sorted(parts)
+    assert load_model(folder).params == recipe["params"]
+
+    rows = read_light(shop, "gold.evaluations").to_pylist()
+    for metric in ("ndcg", "coverage", "gini", "novelty", "serendipity", "diversity"):
+        assert {r["model"] for r in rows if r["metric"] == metric and r["slice"] == "all"} == set(models), metric
+    assert len({r["user_count"] for r in rows if r["slice"] == "all"}) == 1
+    assert all(model["learned_until"] < evaluation["test"]["start"] for model in models.values())
+    assert models["blend"]["validation_ndcg_at_20"] > 0
+
+    report = judge_models.main(shop, run)
+    assert report["verdict"] == "publish"
+    judged = {check["name"] for check in report["checks"] if check["model"] == "blend"}
+    assert judged >= {"no_future", "plausible", "sound_parts", "size", "fast_enough", "beats_popularity"}
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=shop.mlflow_uri, registry_uri=shop.mlflow_uri)
+    logged = client.get_run(models["blend"]["mlflow_run_id"])
+    assert logged.data.params["mode"] == recipe["params"]["mode"]
+    assert {f"part.{name}" for name in parts} <= set(logged.data.params)
+    page = Path(client.download_artifacts(run.mlflow_run_id, "gate/gate.md")).read_text()
+    assert "| model | coverage_at_20 | gini_at_20 | novelty_at_20 |" in page
+    family = client.get_run(models["blend"]["trials"]["mlflow_run_id"])
+    tried = client.search_runs([family.info.experiment_id], "tags.kind = 'trial'")
+    assert len(tried) == len(models["blend"]["trials"]["tried"]) >= 2
+
+    # An applied choice: its blend as it is, no trials; the live recipe, whichever won, is fitted beside it.
+    registry.set_champion(shop, published_version=f"{A_DAY_EARLIER}-aaaaaaaa", run_key="r1")
+    own = {"format": 1, "recipes": {name: models[name]["recipe"] for name in ("item_knn", "als")}}
+    own["blend"] = {"weights": {part: {"item_knn": 1.0, "als": 0.5} for part in ("<5", "5-20", ">20")}}
+    second = train_models(spark, shop, open_run(shop, "r2", params={"models": None, "recipes": own, "trials": 3}))
+    assert list(second["models"])[:4] == ["popularity", "item_knn", "als", "blend"]
+    assert second["blend"] == "the blend of the recipes that were applied"
+    assert second["models"]["blend"]["recipe"]["params"]["weights"]["<5"] == {"als": 0.5, "item_knn": 1.0}
+    assert second["models"]["als"]["trials"]["tried"] == []
+    assert second["champion"]["contestant"] in second["models"]
 
 
 def test_a_retry_makes_the_same(spark: SparkSession, shop: Environment) -> None:
@@ -328,12 +384,14 @@ def test_both_engines_of_als_find_the_same_taste(spark: SparkSession, shop: Envi
 
 
 def test_tonight_always_has_the_baseline() -> None:
-    recipes, champion = with_champion(default_recipes(TrainOptions(models=("als",))), None)
+    sizes = Sizes(9, 9, 9, 9)
+    recipes, champion = with_champion(plan_models(("als",), sizes).recipes, None)
     assert (list(recipes), champion) == (["popularity", "als"], None)
     odd = {**default_recipe("als"), "half_life_days": 1.0}
-    recipes, champion = with_champion(default_recipes(TrainOptions()), odd)
+    three = plan_models(("item_knn", "als"), sizes).recipes
+    recipes, champion = with_champion(three, odd)
     assert (list(recipes), champion) == (["popularity", "item_knn", "als", CHAMPION], CHAMPION)
-    assert with_champion(default_recipes(TrainOptions()), default_recipe("item_knn"))[1] == "item_knn"
+    assert with_champion(three, default_recipe("item_knn"))[1] == "item_knn"
 
 
 def test_many_iterations_do_not_outgrow_the_stack(spark: SparkSession) -> None:
