@@ -68,14 +68,14 @@ def show_models(console: Console, evaluation: Mapping[str, Any], gate: Mapping[s
     test = evaluation["test"]
     users = {name: test["users_by_slice"][name] for name in SLICES}
     heads = [f"{name}\n{count:,}" for name, count in users.items()]
-    others = ("R@20", "HR@20", "MRR@20", "cover", "fit s")
+    others = ("R@20", "MRR@20", "cover", "fit s")
     title = f"Models: NDCG@20 by slice (users below), all items ranked, last {test['days']} days"
     table = small_table(title, "model", *heads, *others, right=(*heads, *others))
     models = sorted(evaluation["models"].items(), key=lambda pair: -pair[1]["metrics"].get("all", {}).get(NDCG, 0.0))
     for name, model in models:
         metrics, won = model["metrics"], name == gate.get("contestant")
         slices = [_figure(metrics.get(part, {}), NDCG, 4 if part == "all" else 3) for part in users]
-        rest = [_figure(metrics.get("all", {}), f"{metric}_at_20") for metric in ("recall", "hit_rate", "mrr")]
+        rest = [_figure(metrics.get("all", {}), f"{metric}_at_20") for metric in ("recall", "mrr")]
         coverage = _figure(model["beyond_accuracy"], "coverage_at_20")
         label = f"[bold green]{name} *[/]" if won else name
         table.add_row(label, *slices, *rest, coverage, f"{model['fit_seconds']:.1f}")

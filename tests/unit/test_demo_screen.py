@@ -93,8 +93,8 @@ def test_the_winner_is_marked_and_comes_first() -> None:
     lines = [line.split() for line in printed(screen.show_models, evaluation, gate).splitlines()]
     rows = [line for line in lines if line and line[0] in ("als", "item_knn")]
     assert rows == [
-        ["item_knn", "*", "0.2500", "-", "-", "0.125", "0.500", "-", "-", "-", "0.2"],
-        ["als", "0.1250", "-", "-", "0.062", "0.500", "-", "-", "-", "0.2"],
+        ["item_knn", "*", "0.2500", "-", "-", "0.125", "0.500", "-", "-", "0.2"],
+        ["als", "0.1250", "-", "-", "0.062", "0.500", "-", "-", "0.2"],
     ]
     assert ["-", "item_knn", "wins", "[0.1]"] in lines
 
