@@ -248,7 +248,7 @@ class Blend:
         items = np.unique(np.concatenate([terms.items for terms in found]))
         total = np.zeros((len(asked), len(items)))
         for terms in found:
-            total[:, np.searchsorted(items, terms.items)] += terms.values
+            np.add.at(total.T, np.searchsorted(items, terms.items), terms.values.T)  # a part may name an item twice
         return Terms(items.astype(np.int32), total)
 
     def terms(self, history: sparse.csr_matrix, row: int, item_numbers: Sequence[int]) -> Terms:

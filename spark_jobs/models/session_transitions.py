@@ -19,6 +19,7 @@ from scipy import sparse
 
 from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
+from spark_jobs.models.base import Terms
 from spark_jobs.models.ranking import two_best
 from spark_jobs.models.sequences import Sequences
 from spark_jobs.models.session_knn import LONGEST_SESSION
@@ -106,10 +107,8 @@ class SessionTransitions:
         speakers, terms = self.sequence_terms(sequence, item_numbers)
         return two_best(terms, speakers)
 
-    def sequence_terms(
-        self, sequence: Sequences, item_numbers: Sequence[int]
-    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """(items of the last places, what each adds to the score of each asked item: asked items x items)."""
+    def sequence_terms(self, sequence: Sequences, item_numbers: Sequence[int]) -> Terms:
+        """The items of the last places, and what each adds to the score of each asked item."""
         speakers: list[int] = []
         terms: list[list[float]] = []
         for step, spoken in enumerate(self._spoken(sequence)):
@@ -119,7 +118,7 @@ class SessionTransitions:
                 speakers.append(item)
                 terms.append([loudness * said.get(number, 0.0) for number in item_numbers])
         values = np.array(terms, np.float64).reshape(len(speakers), len(item_numbers))
-        return np.array(speakers, np.int32), values.T
+        return Terms(np.array(speakers, np.int32), values.T)
 
     def save(self, folder: Path) -> None:
         save_arrays(folder, model=self.name, params=self.params, arrays=self.lists._asdict())
