@@ -25,7 +25,7 @@ from spark_jobs.jobs.train_models import CHAMPION, train_models, with_champion
 from spark_jobs.models.base import InteractionMatrix
 from spark_jobs.models.factory import build_model, fit_recipe, load_model
 from spark_jobs.models.matrix import load_interactions
-from spark_jobs.models.night_models import NIGHT_MODELS, Sizes, plan_models
+from spark_jobs.models.night_models import Sizes, plan_models
 from spark_jobs.models.recipes import default_recipe
 from tests.builders import make_run, utc, write_rows
 
@@ -175,14 +175,13 @@ def test_a_night_from_events_to_a_challenger(spark: SparkSession, shop: Environm
     assert json.loads(challenger.tags["recipe"]) == report["recipe"]
 
 
-def test_all_models_and_their_blend_compete_on_one_slice(spark: SparkSession, shop: Environment) -> None:
-    """Nothing named: every family that the data affords, and the blend, in the tables, in MLflow and before the gate.
-    The next night meets its recipe again as the champion."""
+def test_models_and_their_blend_compete_on_one_slice(spark: SparkSession, shop: Environment) -> None:
+    """Each of them in the tables, in MLflow and before the gate; the next night meets its recipe as the champion."""
     write_shop(shop, planted_events())
-    run = open_run(shop, as_of=A_DAY_EARLIER, params={"models": None})
+    families = ["popularity", "als", "rp3beta", "sequential_rules"]
+    run = open_run(shop, as_of=A_DAY_EARLIER, params={"models": [*families, "blend"]})
     evaluation = train_models(spark, shop, run)
     models = evaluation["models"]
-    families = [name for name in NIGHT_MODELS if name != "blend"]
     assert list(models) == [*families, "blend"]
     assert "is best of" in evaluation["blend"]
     recipe = models["blend"]["recipe"]
@@ -220,12 +219,12 @@ def test_all_models_and_their_blend_compete_on_one_slice(spark: SparkSession, sh
 
     # An applied choice: its blend as it is, no trials; the live recipe, whichever won, is fitted beside it.
     registry.set_champion(shop, published_version=f"{A_DAY_EARLIER}-aaaaaaaa", run_key="r1")
-    own = {"format": 1, "recipes": {name: models[name]["recipe"] for name in ("item_knn", "als")}}
-    own["blend"] = {"weights": {part: {"item_knn": 1.0, "als": 0.5} for part in ("<5", "5-20", ">20")}}
+    own = {"format": 1, "recipes": {name: models[name]["recipe"] for name in ("rp3beta", "als")}}
+    own["blend"] = {"weights": {part: {"rp3beta": 1.0, "als": 0.5} for part in ("<5", "5-20", ">20")}}
     second = train_models(spark, shop, open_run(shop, "r2", params={"models": None, "recipes": own, "trials": 3}))
-    assert list(second["models"])[:4] == ["popularity", "item_knn", "als", "blend"]
+    assert list(second["models"])[:4] == ["popularity", "rp3beta", "als", "blend"]
     assert second["blend"] == "the blend of the recipes that were applied"
-    assert second["models"]["blend"]["recipe"]["params"]["weights"]["<5"] == {"als": 0.5, "item_knn": 1.0}
+    assert second["models"]["blend"]["recipe"]["params"]["weights"]["<5"] == {"als": 0.5, "rp3beta": 1.0}
     assert second["models"]["als"]["trials"]["tried"] == []
     assert second["champion"]["contestant"] in second["models"]
 
