@@ -27,7 +27,7 @@ SHARE_OF = {PEOPLE: 1.0, EVENTS: 0.75, BATCHES: 0.5}
 RETRY_AFTER_SECONDS = 1
 _ALWAYS = re.compile(rb"/(?:health/|metrics)")
 _KINDS = (
-    (re.compile(rb"/v1/(?:items|users|batch|recommendations/batch)(?:[/?]|$)"), BATCHES),
+    (re.compile(rb"/v1/(?:items|users(?!/.+/profile)|batch|recommendations/batch)(?:[/?]|$)"), BATCHES),
     (re.compile(rb"/(?:v1/(?:events|pixel\.gif|track|identify|alias|page)|mp/collect)(?:[?]|$)"), EVENTS),
 )
 

@@ -28,7 +28,8 @@ from tests.front_door import FrontDoor
         (b"/v1/recommendations", PEOPLE), (b"/v1/recommendations?user_id=events", PEOPLE), (b"/v1/similar", PEOPLE),
         (b"/v1/events", EVENTS), (b"/v1/pixel.gif?event_type=click", EVENTS), (b"/mp/collect?x=1", EVENTS),
         (b"/v1/track", EVENTS), (b"/v1/batch", BATCHES), (b"/v1/items", BATCHES), (b"/v1/items/i1", BATCHES),
-        (b"/v1/users?x", BATCHES), (b"/v1/recommendations/batch", BATCHES), (b"/v1/itemsets", PEOPLE),
+        (b"/v1/users?x", BATCHES),
+        (b"/v1/users/u1/profile", PEOPLE), (b"/v1/recommendations/batch", BATCHES), (b"/v1/itemsets", PEOPLE),
         (b"/v1/eventsx", PEOPLE), (b"/health/ready", None), (b"/metrics", None),
     ],
 )  # fmt: skip
