@@ -134,10 +134,10 @@ class FrontProtocol(SlateProtocol):
         else:
             super().shutdown()
 
-    def _write(self, cycle: Any, status: int, rest: bytes) -> None:
+    def _send(self, cycle: Any, response: bytes) -> None:
         if not cycle.keep_alive:
-            rest = rest.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
-        super()._write(cycle, status, rest)
+            response = response.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
+        super()._send(cycle, response)
         self._count_hot()
 
     def _complete(self) -> None:
