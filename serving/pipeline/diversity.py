@@ -42,6 +42,9 @@ class Likeness:
         self._group = facts.group_id if len(facts.group_id) == size else [None] * size
         self._to_category = dict.fromkeys(self._category.values(), 0.0)
         self._taken = {""}
+        self._of_root: dict[str, list[str]] = {}
+        for path in self._to_category:
+            self._of_root.setdefault(path.partition(CATEGORY_SEPARATOR)[0], []).append(path)
         self._brands: set[str | None] = {None}
         self._groups: set[str | None] = {None}
         self._to_neighbour: dict[int, float] = {}
@@ -60,14 +63,15 @@ class Likeness:
         mine = self._category[item_number]
         if mine not in self._taken:
             self._taken.add(mine)
-            for other, nearest in self._to_category.items():
-                if other and (likeness := category_likeness(mine, other)) > nearest:
+            for other in self._of_root[mine.partition(CATEGORY_SEPARATOR)[0]]:  # the others have nothing in common
+                if (likeness := category_likeness(mine, other)) > self._to_category[other]:
                     self._to_category[other] = likeness
         self._brands.add(self._brand[item_number])
         self._groups.add(self._group[item_number])
-        for number, similarity in self._catalogue.neighbours(item_number):
-            if number in self._category and self._to_neighbour.get(number, 0.0) < similarity:
-                self._to_neighbour[number] = min(1.0, similarity)
+        similarities = self._catalogue.similarities_of(item_number)
+        for number in similarities.keys() & self._category.keys():
+            if self._to_neighbour.get(number, 0.0) < similarities[number]:
+                self._to_neighbour[number] = min(1.0, similarities[number])
 
 
 class DiverseOrder:
