@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field
 Id = Annotated[str, Field(min_length=1, max_length=256)]
 
 VOTE_WEIGHTS = {"view_item": 1.0, "select_item": 1.0, "add_to_cart": 2.0, "purchase": 1.0}
-SESSION_WEIGHT, POSITION_DECAY, HALF_LIFE_SECONDS = 3.0, 0.9, 1800.0
+SESSION_WEIGHT, SESSION_WEIGHT_ALONE, POSITION_DECAY, HALF_LIFE_SECONDS = 3.0, 100.0, 0.9, 1800.0
 WORDS = {"add_to_cart": "because you put {title} in your cart"}
 
 
@@ -94,9 +94,12 @@ class Vote(NamedTuple):
 
 
 def rank(
-    question: Question, catalogue: Catalogue, candidates: list[dict[str, Any]], session: dict[str, Any]
+    question: Question, catalogue: Catalogue, candidates: list[dict[str, Any]], session: dict[str, Any], *, is_own: bool
 ) -> list[Item]:
-    """The best items: the list's score plus the votes of the session, without what was excluded, seen or bought."""
+    """The best items: the list's score plus the votes of the session, without what was excluded, seen or bought.
+
+    Beside a list that is not the person's own the session is louder.
+    """
     events = [event for event in session["events"] if event["session_id"] == question.session_id]
     taken_out = set(question.exclude_item_ids) | set(session["bought"]) | set(session["dismissed"])
     taken_out |= {event["item_id"] for event in events}
@@ -115,7 +118,8 @@ def rank(
     top = max(allowed.values(), default=1.0)
     votes = {item_id: total / top for item_id, total in allowed.items()}
     total = sum(vote.weight for vote in said)
-    weight = SESSION_WEIGHT * total / (total + 1) if votes else 0.0
+    most = SESSION_WEIGHT if is_own else SESSION_WEIGHT_ALONE
+    weight = most * total / (total + 1) if votes else 0.0
     best = candidates[0]["score"]
     rows = {row["item_id"]: row for row in candidates if row["item_id"] not in taken_out}
     bases = {item_id: max(row["score"] / best, 0.001) for item_id, row in rows.items()}
@@ -194,7 +198,7 @@ def build(url: str, path: Path) -> FastAPI:
         return Slate(
             recommendation_id=uuid.uuid4().hex,
             placement=question.placement,
-            items=rank(question, catalogue, candidates, session),
+            items=rank(question, catalogue, candidates, session, is_own=level == "personal"),
             fallback_level=level,
         )
 
