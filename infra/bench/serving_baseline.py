@@ -21,10 +21,12 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
+from serving.pipeline.values import Tuning
+
 Id = Annotated[str, Field(min_length=1, max_length=256)]
 
 VOTE_WEIGHTS = {"view_item": 1.0, "select_item": 1.0, "add_to_cart": 2.0, "purchase": 1.0}
-SESSION_WEIGHT, SESSION_WEIGHT_ALONE, POSITION_DECAY, HALF_LIFE_SECONDS = 3.0, 100.0, 0.9, 1800.0
+TUNING = Tuning()
 WORDS = {"add_to_cart": "because you put {title} in your cart"}
 
 
@@ -108,7 +110,7 @@ def rank(
         weight = VOTE_WEIGHTS.get(event["event_type"])
         if weight is not None and event["item_id"] in catalogue.neighbours:
             age = events[-1]["timestamp"] - event["timestamp"]
-            decay = POSITION_DECAY ** len(said) * 0.5 ** (age / HALF_LIFE_SECONDS)
+            decay = TUNING.position_decay ** len(said) * 0.5 ** (age / TUNING.half_life_seconds)
             said.append(Vote(event["item_id"], event["event_type"], weight * decay))
     sums: dict[str, float] = defaultdict(float)
     for vote in said:
@@ -118,7 +120,7 @@ def rank(
     top = max(allowed.values(), default=1.0)
     votes = {item_id: total / top for item_id, total in allowed.items()}
     total = sum(vote.weight for vote in said)
-    most = SESSION_WEIGHT if is_own else SESSION_WEIGHT_ALONE
+    most = TUNING.session_weight if is_own else TUNING.session_weight_alone
     weight = most * total / (total + 1) if votes else 0.0
     best = candidates[0]["score"]
     rows = {row["item_id"]: row for row in candidates if row["item_id"] not in taken_out}
