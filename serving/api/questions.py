@@ -49,7 +49,7 @@ def query_document(model: type[BaseModel], parameters: list[tuple[str, str]]) ->
     """
     document: dict[str, Any] = {}
     for name, text in parameters:
-        if name in _NESTED:
+        if name in _NESTED and _NESTED[name][0] in model.model_fields:
             outer, inner = _NESTED[name]
             value = _TRUTHS.get(text.lower(), text) if inner == "personalize" else text
             document.setdefault(outer, {})[inner] = value

@@ -5,50 +5,25 @@ Bodies are read and written by hand; the declared models are in `schemas`.
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any
-
 import orjson
 from fastapi import APIRouter, Request, Response
 
 from feature_repo.contracts.packing import SessionEvent, session_hash
-from serving.api import questions, schemas
+from serving.api import schemas
 from serving.api.answering import Question, SlateAnswers
 from serving.api.batch_route import add_batch_route
 from serving.api.bodies import read_body
 from serving.api.decisions import similar_decision
-from serving.api.errors import InvalidRequestError, UnknownItemError, validated
-from serving.api.openapi import JSON, body, problems, query
+from serving.api.errors import UnknownItemError, validated
+from serving.api.openapi import JSON, body, problems
 from serving.api.policies import policy_of
-from serving.api.questions import query_parameters
+from serving.api.questions import query_document, query_parameters
 from serving.api.rendering import render_similar
 from serving.api.services import Services
 from serving.observability import render_metrics
 from serving.pipeline.placements import Placements
-from serving.pipeline.policy import MAX_EXPLORATION
 from serving.pipeline.similar import similar_items
 from serving.pipeline.values import SlateRequest
-
-_GET_PARAMETERS = [
-    query("user_id", "string"),
-    query("anonymous_id", "string"),
-    query("session_id", "string"),
-    query("placement", "string", default="default"),
-    query("num_results", "integer", minimum=1, maximum=schemas.MAX_RESULTS),
-    query("category", "string", "context.category"),
-    query("region", "string", "context.region"),
-    query("session_items", "array", "repeat for several", items={"type": "string"}),
-    query("exclude_item_ids", "array", "repeat for several", items={"type": "string"}),
-    query("personalize", "boolean", "consent.personalize"),
-    query("filter", "string"),
-    query("item_ids", "array", "repeat for several", items={"type": "string"}),
-    query("diversity", "number", minimum=0, maximum=1),
-    query("exploration", "number", minimum=0, maximum=MAX_EXPLORATION),
-    query("min_relevance", "number", minimum=0, maximum=1),
-    query("include", "array", "repeat for several", items={"type": "string"}),
-    query("dry_run", "boolean", default=False),
-    query("explain", "boolean", default=False),
-]
 
 
 def build_router(services: Services) -> APIRouter:
@@ -96,12 +71,13 @@ def build_router(services: Services) -> APIRouter:
         summary="The same, by query parameters",
         response_model=None,
         responses={200: {"model": schemas.RecommendationResponse}, **problems(422, 503)},
-        openapi_extra={"parameters": _GET_PARAMETERS},
+        openapi_extra={"parameters": query_parameters(schemas.RecommendationRequest)},
     )
     async def get_recommendations(request: Request) -> Response:
         """For a browser or curl; the POST form says everything this one says, and more."""
         started = services.timer()
-        wanted = validated(schemas.RecommendationRequest, query_document(request.query_params.multi_items()))
+        given = query_document(schemas.RecommendationRequest, request.query_params.multi_items())
+        wanted = validated(schemas.RecommendationRequest, given)
         return await answer(wanted, started)
 
     @router.post(
@@ -129,7 +105,7 @@ def build_router(services: Services) -> APIRouter:
     async def get_similar(request: Request) -> Response:
         """For a browser or curl."""
         started = services.timer()
-        given = questions.query_document(schemas.SimilarRequest, request.query_params.multi_items())
+        given = query_document(schemas.SimilarRequest, request.query_params.multi_items())
         return await similar(validated(schemas.SimilarRequest, given), started)
 
     async def similar(wanted: schemas.SimilarRequest, started: int) -> Response:
@@ -233,38 +209,3 @@ def slate_request(
         explain=wanted.explain,
         policy=policy_of(wanted, placements, seed=recommendation_id),
     )
-
-
-_LISTS = ("session_items", "exclude_item_ids", "item_ids", "include")
-_NUMBERS = ("diversity", "exploration", "min_relevance")
-_NESTED = {
-    "category": ("context", "category"),
-    "region": ("context", "region"),
-    "personalize": ("consent", "personalize"),
-}
-
-
-def query_document(parameters: list[tuple[str, str]]) -> dict[str, Any]:
-    """The POST body that query parameters stand for; values keep their text where it is no number or truth value."""
-    document: dict[str, Any] = {}
-    for name, text in parameters:
-        value: Any = text
-        if name == "num_results" and text.isascii() and text.isdigit():
-            value = int(text[:9])
-        elif name in _NUMBERS:
-            with contextlib.suppress(ValueError):
-                value = float(text)
-        elif name in ("personalize", "explain", "dry_run"):
-            value = {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
-        if name in _LISTS:
-            document.setdefault(name, []).append(value)
-        elif name in _NESTED:
-            outer, inner = _NESTED[name]
-            document.setdefault(outer, {})[inner] = value
-        elif name in ("context", "consent", "recent_events"):
-            raise InvalidRequestError(
-                [{"field": name, "seen": text[:80], "expected": "only in the body of the POST form"}]
-            )
-        else:
-            document[name] = value
-    return document

@@ -663,3 +663,10 @@ async def test_a_page_keeps_to_placements_and_a_replay_to_the_policy_and_its_cha
     api.remember(cart=[CartChange(NOW + SECOND, False, 1, "mug")], seen={"pan": NOW - 9 * SECOND, "cup": NOW + SECOND})
     found = await api.get(f"/v1/decisions/{explored['recommendation_id']}")
     assert (found["replay"]["why_not"], found["replay"]["is_same"]) == ([], True)
+
+
+async def test_a_parameter_of_another_route_is_a_422_in_words(api: Installation) -> None:
+    answer = await api.client.get("/v1/similar?context=NaN&category=%00")
+    assert answer.status_code == 422
+    fields = {problem["field"] for problem in answer.json()["errors"]}
+    assert {"context", "category"} <= fields
