@@ -116,6 +116,7 @@ class Lists:
             num_results=request.num_results,
             exclude_item_ids=request.exclude_item_ids,
             now_micros=now,
+            explain=request.explain,
         )
         return Built(slate, inputs={"item_id": item_id})
 
@@ -128,6 +129,7 @@ class Lists:
             num_results=request.num_results,
             exclude_item_ids=request.exclude_item_ids,
             now_micros=now,
+            explain=request.explain,
         )
         unknown = [item_id for item_id in asked if item_id not in numbers]
         more = {"item_ids": list(asked), "unknown_item_ids": unknown}

@@ -27,14 +27,16 @@ def list_slate(
     why_not: str | None = None,
     personalized: bool = False,
     session: Sequence[SessionEvent] = (),
+    whole: bool = False,
 ) -> Slate:
     """At most `wanted` eligible items of the rungs, those of a later rung behind those of an earlier one.
 
     own      the rung that was asked for: an answer from it has no fallback reason
     tell     item number, source -> why the item is there
     why_not  the fallback reason when it gave nothing; without one: nothing on it was eligible
+    whole    look at every row of a rung, so that all counts are whole; else at what can get in
     """
-    pool, reports = fill_candidates(rungs, wanted=wanted, admits=eligible.admits, whole=True)
+    pool, reports = fill_candidates(rungs, wanted=wanted, admits=eligible.admits, whole=whole)
     items = []
     for number in order_candidates(pool.bases, wanted, catalogue.item_ids):
         base, source = pool.bases[number], Source(pool.origins[number][0])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import takewhile
 
 from feature_repo.contracts.packing import Source
 from feature_repo.contracts.times import from_micros
@@ -22,7 +22,9 @@ HALF_LIFE_DAYS = 7.0
 INTEREST_WEIGHT = 4.0
 """An item in the only category of a person's interest counts five times as new as one in which they show none."""
 LIST_HEAD = 50
-MOST_ROWS = 2000
+MOST_ROWS = 500
+"""How many items one answer puts in order; they are found among the newest MOST_LOOKED_AT."""
+MOST_LOOKED_AT = 20_000
 
 
 def new_slate(
@@ -42,12 +44,11 @@ def new_slate(
         catalogue, state=person.session, session=(), exclude_item_ids=request.exclude_item_ids
     )
     words = popular_words(request.category, request.region)
-    created = dict(catalogue.newest)
 
     def tell(number: int, source: Source) -> tuple[Reason, ...]:
         if source in words:
             return in_words(words[source])
-        since = f"new since {from_micros(int(created[number])).date().isoformat()}"
+        since = f"new since {from_micros(_created(catalogue)[number]).date().isoformat()}"
         category = catalogue.category(number)
         liked = _interest(category, interests) > 0
         return in_words(f"{since}, in {category}, where you look" if liked else since)
@@ -60,6 +61,7 @@ def new_slate(
         catalogue=catalogue,
         tell=tell,
         personalized=personalized,
+        whole=request.explain,
     )
 
 
@@ -102,23 +104,54 @@ def _rungs(
     def fits(number: int) -> bool:
         return asked is None or is_within(catalogue.category(number), asked)
 
-    recent = list(takewhile(lambda row: row[1] >= oldest, catalogue.newest))
-    scored = []
-    for number, micros in recent:
-        if fits(number):
-            age_days = max(0.0, catalogue.as_of_micros - micros) / DAY_MICROS
-            interest = _interest(catalogue.category(number), interests)
-            fresh = 0.5 ** (age_days / HALF_LIFE_DAYS)
-            scored.append((number, fresh * (1 + INTEREST_WEIGHT * interest) / (1 + INTEREST_WEIGHT)))
-            if len(scored) == MOST_ROWS:
-                break
+    newest = catalogue.newest
+    recent = bisect_right(newest, -oldest, key=lambda row: -row[1])
+    lifts: dict[str | None, float] = {}
+    scored: list[tuple[int, float]] = []
+    for number, micros, fresh, category in _fresh(catalogue):
+        if micros < oldest or len(scored) == MOST_ROWS:
+            break
+        lift = lifts.get(category)
+        if lift is None:
+            wanted = asked is None or is_within(category, asked)
+            interest = _interest(category, interests)
+            lift = lifts[category] = (1 + INTEREST_WEIGHT * interest) / (1 + INTEREST_WEIGHT) if wanted else 0.0
+        if lift > 0:
+            scored.append((number, fresh * lift))
     if scored:
-        yield Rung("new", sorted(scored, key=lambda row: (-row[1], row[0])), Source.NEW)
-    older = [(number, micros) for number, micros in catalogue.newest[len(recent) :][:MOST_ROWS] if fits(number)]
+        if len(lifts) > 1:
+            scored.sort(key=lambda row: (-row[1], row[0]))
+        yield Rung("new", scored, Source.NEW)
+    older = [(number, micros) for number, micros in newest[recent : recent + MOST_ROWS] if fits(number)]
     if older:
         # By place: their ages differ by less than the scale of a score could show.
         yield Rung("older", [(number, 1 / (1 + place)) for place, (number, _) in enumerate(older)], Source.NEW)
     yield from popular_rungs(catalogue, request.category, request.region)
+
+
+def _fresh(catalogue: Catalogue) -> list[tuple[int, float, float, str | None]]:
+    """(item number, created at, freshness, category) of the newest items, in order: the same in every request."""
+    remembered = catalogue.remember("fresh items")
+    found: list[tuple[int, float, float, str | None]] | None = remembered.get("rows")
+    if found is None:
+        as_of = catalogue.as_of_micros
+        found = remembered["rows"] = [
+            (
+                number,
+                micros,
+                0.5 ** (max(0.0, as_of - micros) / DAY_MICROS / HALF_LIFE_DAYS),
+                catalogue.category(number),
+            )
+            for number, micros in catalogue.newest[:MOST_LOOKED_AT]
+        ]
+    return found
+
+
+def _created(catalogue: Catalogue) -> Mapping[int, int]:
+    remembered = catalogue.remember("creation times")
+    if not remembered:
+        remembered.update({number: int(micros) for number, micros in catalogue.newest})
+    return remembered
 
 
 def _interest(category: str | None, interests: Mapping[str, float]) -> float:

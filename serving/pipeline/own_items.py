@@ -198,4 +198,5 @@ def _own_slate(
         why_not=why_not,
         personalized=allowed.personalized,
         session=session,
+        whole=True,
     )

@@ -18,6 +18,7 @@ from serving.pipeline.values import Origin, Person, Reason, RungReport, Slate, S
 UNKNOWN_ITEM = -1
 """The item number of an id that the served version does not have."""
 GIVEN_ORIGIN: Origin = (int(Source.GIVEN), NO_REASON, NO_REASON)
+_SOURCES = {source.value: source for source in Source}
 _AS_GIVEN = (Reason(None, None, "in the order given"),)
 
 
@@ -85,7 +86,7 @@ def rank_given(
         elif request.explain:
             known = number in origins
             reasons = base_reasons(origin, catalogue, request, person) if known else _AS_GIVEN
-        source = Source.SESSION if by_session else Source(origin[0])
+        source = Source.SESSION if by_session else _SOURCES[origin[0]]
         items.append(SlateItem(number, catalogue.item_id(number), scores[number], base, vote, source, reasons))
     for item_id in unknown[: request.num_results - len(items)]:
         items.append(SlateItem(UNKNOWN_ITEM, item_id, 0.0, 0.0, 0.0, Source.GIVEN, ()))

@@ -22,11 +22,13 @@ def similar_items(
     num_results: int,
     exclude_item_ids: Collection[str],
     now_micros: int,
+    explain: bool = True,
 ) -> Slate:
     """The neighbours of an item, nearest first. The item itself is never among them.
 
     fallback_level is `similar`, or the first rung that had something: category, popular, static, none. An item that the
-    version does not have (None) is like nothing: what is popular, with the fallback reason `unknown_item`.
+    version does not have (None) is like nothing: what is popular, with the fallback reason `unknown_item`. Without
+    `explain` only what can get in is looked at, and counts of a full slate are not whole.
     """
     asked = [] if item_number is None else [item_number]
     category = catalogue.category(item_number) if item_number is not None else None
@@ -45,6 +47,7 @@ def similar_items(
         catalogue=catalogue,
         tell=tell,
         why_not=None if asked else UNKNOWN,
+        whole=explain,
     )
 
 
@@ -55,6 +58,7 @@ def bought_together(
     num_results: int,
     exclude_item_ids: Collection[str],
     now_micros: int,
+    explain: bool = False,
 ) -> Slate:
     """What is bought in the same baskets as these items (one, or a whole cart); none of them is among it.
 
@@ -86,6 +90,7 @@ def bought_together(
         catalogue=catalogue,
         tell=tell,
         why_not=None if item_numbers else UNKNOWN,
+        whole=explain,
     )
 
 

@@ -99,6 +99,7 @@ def trending_slate(
         catalogue=catalogue,
         tell=tell,
         personalized=personalized,
+        whole=request.explain,
     )
 
 
