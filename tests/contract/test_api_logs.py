@@ -204,6 +204,9 @@ class TestNobodySData:
                 await client.patch(f"/v1/users/{USER}", json={"region": WORD, "odd": ITEM}),
                 await client.delete(f"/v1/users/{USER}"),
                 await client.get(f"/v1/{USER}/{ITEM}"),
+                await client.get(f"/v1/users/{USER}/profile"),
+                await client.post("/v1/rank", json={**person, "item_ids": [ITEM], "filter": f'category == "{WORD}"'}),
+                await client.get(f"/v1/decisions/{SESSION}"),
                 await client.get("/health/ready", headers={"traceparent": TRACEPARENT, "cookie": WORD}),
                 await client.post("/v1/events", json=event, headers={"authorization": f"Bearer {USER}"}),
             ]
@@ -227,7 +230,7 @@ class TestNobodySData:
         text = written.text()
         lines = [json.loads(line) for line in text.splitlines()]
         # the raw route's one is not answered when the log breaks like this: its server ends the connection
-        assert len([line for line in lines if line["logger"] == "nightjar.access"]) == 2 * 14 - 1
+        assert len([line for line in lines if line["logger"] == "nightjar.access"]) == 2 * 17 - 1
         assert {"/v1/events", "/v1/users/{user_id:path}", "/v1/items/{item_id:path}", "unmatched"} <= {
             line["route"] for line in lines if "route" in line
         }
