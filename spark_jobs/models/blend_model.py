@@ -233,13 +233,17 @@ class Blend:
         asked = np.asarray(item_numbers, dtype=np.int64)
         in_head = block.head[at, asked] if block.head is not None else np.zeros(len(asked), bool)
         found = []
+        pasts: dict[tuple[int, int], sparse.csr_matrix] = {}  # parts of one view of the events share it
         for name in block.said:
             weight = np.where(in_head, block.second[name][at], block.weights[name][at]) * block.scales[name][at]
             if not weight.any():
                 continue
             part = self.parts[name]
             own = int(part.rows[row]) if row >= 0 else -1
-            past = history if row < 0 else pick_rows(part.histories, np.array([own]))
+            view = (id(part.histories), own)
+            if row >= 0 and view not in pasts:
+                pasts[view] = pick_rows(part.histories, np.array([own]))
+            past = history if row < 0 else pasts[view]
             terms = part.model.terms(past, own, item_numbers)
             if len(terms.items):
                 found.append(Terms(terms.items, terms.values * weight[:, None]))

@@ -14,6 +14,7 @@ from feature_repo.contracts.errors import DataError, nearest
 from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
 from spark_jobs.models.base import InteractionMatrix, Terms
+from spark_jobs.models.matrix import dense_part
 from spark_jobs.models.ranking import two_best
 
 ITEMS_PER_BLOCK = 256
@@ -99,7 +100,7 @@ class ItemKnn:
     def terms(self, history: sparse.csr_matrix, row: int, item_numbers: Sequence[int]) -> Terms:  # noqa: ARG002
         """log(1 + preference) * similarity; each row sums to its score."""
         strength = _strength(history)
-        links = self.similarity[np.asarray(item_numbers, dtype=np.int64)][:, strength.indices].toarray()
+        links = dense_part(self.similarity, np.asarray(item_numbers, dtype=np.int64), strength.indices)
         return Terms(strength.indices, links * strength.data.astype(np.float64))
 
     def save(self, folder: Path) -> None:

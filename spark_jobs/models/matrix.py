@@ -163,6 +163,23 @@ def histories_of(matrix: InteractionMatrix, rows: NDArray[np.int64]) -> sparse.c
     return pick_rows(matrix.preference, rows)
 
 
+def dense_part(
+    found: sparse.csr_matrix, rows: NDArray[np.integer], columns: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """`found[rows][:, columns].toarray()` in a tenth of the time, for the few of one person; either may repeat."""
+    starts, ends = found.indptr[rows], found.indptr[np.asarray(rows) + 1]
+    lengths = ends - starts
+    place = np.arange(int(lengths.sum())) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    wanted, own = np.unique(columns, return_inverse=True)
+    part = np.zeros((len(starts), len(wanted)))
+    if len(wanted) and len(place):
+        listed = found.indices[place]
+        at = np.minimum(np.searchsorted(wanted, listed), len(wanted) - 1)
+        hit = wanted[at] == listed
+        part[np.repeat(np.arange(len(starts)), lengths)[hit], at[hit]] = found.data[place[hit]]
+    return part[:, own]
+
+
 def pick_rows(preference: sparse.csr_matrix, rows: NDArray[np.int64]) -> sparse.csr_matrix:
     """These rows, in their order; an empty one for -1."""
     known = rows >= 0

@@ -19,6 +19,7 @@ from spark_jobs.models.artifacts import load_arrays, save_arrays
 from spark_jobs.models.base import InteractionMatrix, Terms
 from spark_jobs.models.item_knn import ITEMS_PER_BLOCK, keep_best
 from spark_jobs.models.linear import LinearScores, strength
+from spark_jobs.models.matrix import dense_part
 
 
 class Rp3Beta(LinearScores):
@@ -76,7 +77,7 @@ class Rp3Beta(LinearScores):
     def terms(self, history: sparse.csr_matrix, row: int, item_numbers: Sequence[int]) -> Terms:  # noqa: ARG002
         """log2(1 + preference) * walk; each row sums to its score."""
         strong = strength(history)
-        links = self.walk[strong.indices][:, np.asarray(item_numbers, dtype=np.int64)].toarray().T
+        links = dense_part(self.walk, strong.indices, np.asarray(item_numbers, dtype=np.int64)).T
         return Terms(strong.indices, links * strong.data.astype(np.float64))
 
     def save(self, folder: Path) -> None:

@@ -13,6 +13,7 @@ from scipy import sparse
 from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
 from spark_jobs.models.base import Terms
+from spark_jobs.models.matrix import dense_part
 from spark_jobs.models.ranking import top_items, two_best
 from spark_jobs.models.sequences import Sequences, last_places
 
@@ -97,7 +98,7 @@ class SequentialRules:
     def sequence_terms(self, sequence: Sequences, item_numbers: Sequence[int]) -> Terms:
         """Place times rule; each row sums to its score."""
         spoken = self._spoken(sequence)
-        links = self.rules[spoken.indices][:, np.asarray(item_numbers, dtype=np.int64)].toarray()
+        links = dense_part(self.rules, spoken.indices, np.asarray(item_numbers, dtype=np.int64))
         return Terms(spoken.indices, links.T * spoken.data.astype(np.float64))
 
     def save(self, folder: Path) -> None:

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from scipy import sparse
 
 from feature_repo.contracts.errors import ContractError, DataError
 from feature_repo.contracts.times import to_micros
-from spark_jobs.models.matrix import COLUMNS, LEAST_PREFERENCE, build_matrix, sort_interactions
+from spark_jobs.models.matrix import COLUMNS, LEAST_PREFERENCE, build_matrix, dense_part, sort_interactions
 from tests.builders import utc
 
 CUT_OFF = utc("2024-03-08")
@@ -43,6 +44,17 @@ def table(rows: list[tuple[str, int, str, str]]) -> pa.Table:
 def build(rows: list[tuple[str, int, str, str]], **other: object):
     values = {"item_count": 5, "weights": WEIGHTS, "half_life_days": 1.0, "cut_off": CUT_OFF}
     return build_matrix(table(rows), **{**values, **other})
+
+
+def test_a_dense_part_is_what_indexing_gives() -> None:
+    """Rows and columns repeat, stand in any order, or are none; the matrix has an empty row and an empty column."""
+    rng = np.random.default_rng(3)
+    dense = (rng.random((9, 7)) < 0.4) * rng.random((9, 7)).astype(np.float32)
+    dense[4], dense[:, 2] = 0, 0
+    found = sparse.csr_matrix(dense)
+    for rows, columns in (([3, 4, 0, 3], [6, 2, 2, 0]), ([8], [5, 1]), ([], [1]), ([1, 2], []), ([4], [2])):
+        chosen = np.array(rows, np.int64), np.array(columns, np.int32)
+        np.testing.assert_array_equal(dense_part(found, *chosen), dense[np.ix_(*chosen)])
 
 
 def test_preferences_by_hand() -> None:
