@@ -77,7 +77,7 @@ def run_worker(listener: socket.socket, ready_pipe: int) -> None:
         log_config=None,
         proxy_headers=False,
         server_header=False,
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=7,
     )
     WORKER_STARTS.inc()
     try:
