@@ -21,6 +21,7 @@ COMMAND_MODULES = (
     "infra.cli.cluster_commands",
     "infra.cli.run_commands",
     "infra.cli.recipe_commands",
+    "infra.cli.tune_command",
     "infra.cli.version_commands",
     "infra.cli.serving_commands",
     "infra.cli.identity_commands",

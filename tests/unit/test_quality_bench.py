@@ -17,7 +17,7 @@ from infra.bench.quality import quality_bench, tuning
 from infra.bench.quality.formats import read_events
 from infra.bench.quality.quality_bench import Sources, bench_quality
 from infra.bench.quality.ranking import Part, evaluate, evaluate_all
-from infra.bench.quality.spaces import changed, families, value_at
+from infra.bench.quality.spaces import families
 from infra.bench.quality.tasks import open_test, open_training
 from infra.bench.quality.tuning import Budget, run_trial, tune
 from infra.cli.main import build_app
@@ -25,6 +25,7 @@ from spark_jobs.evaluation.full_ranking import rank_unseen
 from spark_jobs.models.factory import fit_recipe
 from spark_jobs.models.matrix import histories_of, matrix_rows
 from spark_jobs.models.recipes import default_recipe
+from spark_jobs.models.search_spaces import changed, value_at
 
 GROUPS = 4
 GROUP_SIZE = 8

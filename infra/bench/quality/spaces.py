@@ -1,13 +1,11 @@
-"""Which models a task allows, where their search starts, and which values each parameter may take.
+"""Which models a task allows, where their search starts, and which of their values are searched.
 
 What decides is the form of the data: whether it has times, an order, several types of event, and how many items.
-A grid is ordered: the search looks at the neighbours of a value.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,71 +13,7 @@ from feature_repo.contracts.events import DEFAULT_PREFERENCE_WEIGHTS, EVENT_TYPE
 from infra.bench.quality.tasks import Task
 from spark_jobs.models.ease import MOST_ITEMS
 from spark_jobs.models.recipes import default_recipe, default_sequence_recipe
-
-Grid = Sequence[Any]
-
-HALF_LIVES: Grid = (None, 360.0, 180.0, 90.0, 45.0, 20.0, 10.0, 5.0)
-OTHER_WEIGHTS: Grid = (0.0, 0.05, 0.15, 0.4, 1.0, 2.5)
-"""Of an event type that is not the target, whose own weight is 1."""
-
-GRIDS: Mapping[str, Mapping[str, Grid]] = {
-    "popularity": {},
-    "item_knn": {
-        "weighting": ("log", "tfidf", "bm25"),
-        "user_damping": (0.0, 0.5, 1.0, 1.5),
-        "shrinkage": (0.0, 1.0, 4.0, 10.0, 30.0, 100.0),
-        "neighbours": (20, 50, 100, 200, 500),
-    },
-    "rp3beta": {
-        "beta": (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
-        "alpha": (0.4, 0.6, 0.8, 1.0, 1.2, 1.5),
-        "neighbours": (50, 100, 200, 500, 1000),
-    },
-    "graph_filter": {
-        "sharpening": (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0),
-        "low_pass": (0.0, 0.1, 0.2, 0.3, 0.5, 0.8, 1.5, 3.0),
-        "popular_power": (-0.1, 0.0, 0.1, 0.2, 0.3),
-        "factors": (32, 64, 128, 256, 512),
-    },
-    "ease": {
-        "regularization": (1.0, 3.0, 10.0, 25.0, 50.0, 100.0, 200.0, 400.0, 800.0, 1600.0, 3200.0),
-        "dropout": (0.0, 0.1, 0.2, 0.33, 0.5),
-        "user_damping": (0.0, 0.25, 0.5, 0.75, 1.0),
-    },
-    "ials": {
-        "unobserved": (0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
-        "regularization": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
-        "ridge_power": (0.0, 0.5, 1.0),
-        "popular_power": (-0.2, -0.1, 0.0, 0.1, 0.2, 0.3),
-        "factors": (16, 32, 64, 128, 192),
-        "iterations": (6, 10, 16),
-    },
-    "sequential_rules": {
-        "half_gap_hours": (None, 2160.0, 720.0, 168.0, 48.0, 12.0, 3.0, 0.75),
-        "backward": (0.0, 0.15, 0.3, 0.5, 0.75, 1.0),
-        "target_power": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
-        "source_power": (0.0, 0.25, 0.5, 0.75, 1.0),
-        "place_power": (0.0, 0.25, 0.5, 1.0, 1.5, 2.0),
-        "last_items": (1, 3, 5, 10, 20, 50),
-        "step_power": (0.25, 0.5, 1.0, 1.5, 2.0),
-        "steps": (1, 3, 5, 10, 20, 40),
-    },
-    "session_knn": {
-        "repeat": (0.0, 0.5, 1.0, 1.25, 1.5, 2.0, 3.0),
-        "recency": (0.0, 0.5, 1.0, 1.5, 2.0, 3.0),
-        "place_decay": (0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0),
-        "distance_decay": (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 12.0),
-        "behind": (0.25, 0.5, 0.75, 1.0, 1.25),
-        "idf_power": (0.0, 0.5, 1.0, 2.0, 3.0),
-        "length_power": (0.0, 0.125, 0.25, 0.5, 0.75),
-        "neighbours": (100, 250, 500, 1000, 2000),
-    },
-    "repurchase": {
-        "half_life_days": (None, 360.0, 180.0, 90.0, 60.0, 30.0, 15.0),
-        "due_power": (0.0, 0.1, 0.25, 0.5, 1.0),
-        "prior": (0.5, 2.0, 8.0),
-    },
-}  # fmt: skip
+from spark_jobs.models.search_spaces import GRIDS, HALF_LIVES, OTHER_WEIGHTS, Grid, Path
 
 EASE_SECONDS_PER_CUBE = 3e-11
 """Of a fit, times items cubed: a large catalogue is left out where one fit would take a tenth of the budget."""
@@ -91,7 +25,7 @@ class Family:
 
     name: str
     start: Mapping[str, Any]
-    grids: Mapping[tuple[str, ...], Grid]
+    grids: Mapping[Path, Grid]
 
 
 def families(task: Task, budget_seconds: float) -> list[Family]:
@@ -117,7 +51,9 @@ def _family(name: str, task: Task) -> Family:
     is_sequential = name in ("sequential_rules", "session_knn", "repurchase")
     recipe = default_sequence_recipe(name) if is_sequential else default_recipe(name)
     recipe["weights"] = {kind: _first_weight(kind) for kind in training.types}
-    grids: dict[tuple[str, ...], Grid] = {("params", param): grid for param, grid in GRIDS[name].items()}
+    grids: dict[Path, Grid] = {("params", param): grid for param, grid in GRIDS[name].items()}
+    if name == "popularity":
+        grids = {}  # the baseline stays as it is
     if not is_sequential:
         recipe["half_life_days"] = None
         if training.has_time:
@@ -141,20 +77,3 @@ def _family(name: str, task: Task) -> Family:
 def _first_weight(kind: str) -> float:
     """1 for everything, but nothing for types that say no preference."""
     return 0.0 if kind in EVENT_TYPES and kind not in DEFAULT_PREFERENCE_WEIGHTS else 1.0
-
-
-def value_at(recipe: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-    found: Any = recipe
-    for key in path:
-        found = found[key]
-    return found
-
-
-def changed(recipe: Mapping[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
-    """A copy of the recipe with one value changed."""
-    made = copy.deepcopy(dict(recipe))
-    place = made
-    for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
-    return made

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.bench.quality.ranking import Part, by_block, evaluate, metrics_of
-from infra.bench.quality.spaces import Family, changed, value_at
+from infra.bench.quality.spaces import Family
 from infra.bench.quality.tasks import Slice, Task
 from spark_jobs.evaluation.blending import Pool, join_pools, pool_block, pool_hits, search_weights, weighted_scores
 from spark_jobs.models.blend import standardize
 from spark_jobs.models.recipes import recipe_id
+from spark_jobs.models.search_spaces import changed, value_at
 
 Say = Callable[[str], None]
 
