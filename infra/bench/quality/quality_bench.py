@@ -14,7 +14,7 @@ from feature_repo.contracts.errors import DataError, nearest
 from infra.bench.quality import tasks
 from infra.bench.quality.ranking import Part, evaluate_all
 from infra.bench.quality.spaces import families
-from infra.bench.quality.tuning import Budget, Found, tune, tune_blend
+from infra.bench.quality.tuning import Blended, Budget, Found, tune, tune_blend
 from infra.bench.report import figure, make_report
 
 Say = Callable[[str], None]
@@ -59,8 +59,9 @@ def bench_quality(
         f"validation asks {' + '.join(f'{len(v.questions):,}' for v in task.validations)} questions"
     )
     found = tune(task, families(task, budget.seconds), budget, k, say)
-    weights, blended = tune_blend(task, found, budget, k, say)
-    choice = _choice(found, weights, blended)
+    blended = tune_blend(task, found, budget, k, say)
+    weights = blended.weights
+    choice = _choice(found, blended)
     choice |= {"protocol": protocol, "k": k, "repeats": repeats, "train_sha256": _sha256(sources.train)}
     _write_shipped(choice, shipped_file)
     say(f"{budget.spent():6.0f} s  would publish {choice['shipped']}: {shipped_file}")
@@ -116,17 +117,19 @@ def _check(protocol: str, repeats: str, k: int) -> None:
         raise DataError(f"--repeats allowed is for --protocol events, not {protocol}", field="--repeats")
 
 
-def _choice(found: Mapping[str, Found], weights: Mapping[str, float], blended: float) -> dict[str, Any]:
-    """What would be published: the blend, if it is better on validation than the best single model."""
+def _choice(found: Mapping[str, Found], blended: Blended) -> dict[str, Any]:
+    """What would be published: the blend, if it is better than the best single model on validation questions that did
+    not choose its weights."""
     targets = {name: one.best.target for name, one in found.items() if one.best is not None}
     best = max(sorted(targets), key=lambda name: targets[name])
-    is_blend = sum(1 for weight in weights.values() if weight) > 1
+    is_blend = sum(1 for weight in blended.weights.values() if weight) > 1 and blended.target > blended.single
     return {
         "shipped": BLEND if is_blend else best,
-        "weights": dict(weights),
+        "weights": dict(blended.weights),
         "recipes": {name: one.best.recipe for name, one in found.items() if one.best is not None},
         "validation": {
-            "target": {**targets, BLEND: blended},
+            "target": {**targets, BLEND: blended.target},
+            "best_single_on_the_same": blended.single,
             "metrics": {name: one.best.metrics for name, one in found.items() if one.best is not None},
             "trials": {name: one.trials for name, one in found.items()},
         },

@@ -34,10 +34,14 @@ EVENTS_SHARE = 0.2
 """Of the target events, the newest, that validation takes."""
 SESSION_SHARE = 0.05
 """Of the training sessions, the newest, that validation takes."""
-MOST_QUESTIONS = 2_400
+MOST_QUESTIONS = 12_000
+"""Validation, all slices together, has at most so many: the weights of the blend are searched on them."""
+SEARCH_QUESTIONS = 2_400
 MOST_PREFIXES = 6_000
-"""Validation, all slices together, asks at most so many: twice as many cost twice and narrow the choice by a third."""
-MOST_CELLS = 250_000_000
+"""The search of a model's own parameters asks at most so many: twice as many cost twice and narrow the choice by a
+third."""
+MOST_CELLS = 1_000_000_000
+SEARCH_CELLS = 250_000_000
 """... and at most so many scores."""
 SEED = 20_240_229
 
@@ -181,13 +185,30 @@ class Slice(NamedTuple):
     negatives: sparse.csr_matrix | None = None
 
 
+def sample(asked: Slice, most: int) -> Slice:
+    """At most so many of the questions, evenly over all."""
+    if len(asked.questions) <= most:
+        return asked
+    rows = np.linspace(0, len(asked.questions) - 1, most).astype(np.int64)
+    return asked._replace(
+        questions=asked.questions.part(rows),
+        relevant=asked.relevant[rows],
+        relevant_counts=asked.relevant_counts[rows],
+        seen=None if asked.seen is None else asked.seen[rows],
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One bench: all training data, and the validation slices cut from it."""
+    """One bench: all training data, and the validation slices cut from it.
+
+    searched  the same slices with no more questions than the search of a model's parameters asks
+    """
 
     protocol: str
     training: Training
     validations: tuple[Slice, ...]
+    searched: tuple[Slice, ...]
     removes_seen: bool
     train_path: Path
     test_path: Path
@@ -209,7 +230,10 @@ def open_training(
             f"{train}: nothing to validate on: no user (or session) has enough items to hold one back", field="--train"
         )
     removes = protocol != "sessions" and not (protocol == "events" and repeats == "allowed")
-    return Task(protocol, training, validations, removes, train, test, negatives)
+    most = SEARCH_QUESTIONS if protocol != "sessions" else MOST_PREFIXES
+    most = min(most, max(1, SEARCH_CELLS // max(1, training.item_count)))
+    searched = tuple(sample(found, max(1, most // len(validations))) for found in validations)
+    return Task(protocol, training, validations, searched, removes, train, test, negatives)
 
 
 def open_test(task: Task) -> Slice:
@@ -309,7 +333,7 @@ def _open_sessions(path: Path, _: bool) -> tuple[Training, Sequence[Slice]]:
     first = len(lines) - max(1, int(len(lines) * SESSION_SHARE))
     earlier = _session_training(names, lines[:first])
     prefixes = [(line[:end], line[end]) for line in lines[first:] for end in range(1, len(line))]
-    most = min(MOST_PREFIXES, max(1, MOST_CELLS // max(1, len(names))))
+    most = min(MOST_PREFIXES, max(1, SEARCH_CELLS // max(1, len(names))))
     if len(prefixes) > most:
         chosen = np.sort(np.random.default_rng(SEED).choice(len(prefixes), most, replace=False))
         prefixes = [prefixes[number] for number in chosen]

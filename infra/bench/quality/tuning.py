@@ -8,8 +8,9 @@ seeded; a budget in trials instead of seconds makes a search repeatable to the b
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -18,8 +19,16 @@ from numpy.typing import NDArray
 
 from infra.bench.quality.ranking import Part, by_block, evaluate, metrics_of
 from infra.bench.quality.spaces import Family
-from infra.bench.quality.tasks import Slice, Task
-from spark_jobs.evaluation.blending import Pool, join_pools, pool_block, pool_hits, search_weights, weighted_scores
+from infra.bench.quality.tasks import Slice, Task, sample
+from spark_jobs.evaluation.blending import (
+    Pool,
+    join_pools,
+    pool_block,
+    pool_hits,
+    search_weights,
+    weight_floor,
+    weighted_scores,
+)
 from spark_jobs.models.blend import standardize
 from spark_jobs.models.recipes import recipe_id
 from spark_jobs.models.search_spaces import changed, value_at
@@ -30,8 +39,15 @@ BLEND_SHARE = 0.2
 """Of the budget, kept for the weights of the blend."""
 POOL_DEPTH = 150
 """Each part brings so many of its best items to the pool in which blend weights are tried."""
-BLEND_QUESTIONS = 2_000
+LEAST_BLEND_QUESTIONS = 2_000
+"""Asked for the weights of the blend whatever the budget; where there is time, all of the validation."""
+POOL_SHARE = 0.6
+"""Of what is left of the budget, for the scores that the weights are tried on."""
+FOLDS = 4
+"""Weights are searched on all but one fold in turn and judged on that one; what is used is their mean."""
 BLEND_GRID = (0.0, 0.03, 0.06, 0.1, 0.15, 0.25, 0.4, 0.6, 0.8, 1.0, 1.3, 1.7, 2.5)
+LEAST_WEIGHT = 0.02
+"""Of the largest: a part that has less in the mean does not pay for its scores."""
 WEAK = 0.7
 """A model below this share of the best one gets a quarter of the others' time."""
 
@@ -172,11 +188,11 @@ def run_trial(
     """Fit the recipe on every slice's training and measure it there."""
     begun = time.monotonic()
     parts, all_metrics = [], []
-    for number, asked in enumerate(task.validations):
+    for number, asked in enumerate(task.searched):
         part = Part(recipe, asked.training, like=like[number] if like else None)
         parts.append(part)
         all_metrics.append(evaluate(part, asked, k))
-    shares = [len(asked.questions) for asked in task.validations]
+    shares = [len(asked.questions) for asked in task.searched]
     metrics = {
         name: float(np.average([found[name] for found in all_metrics], weights=shares)) for name in all_metrics[0]
     }
@@ -200,41 +216,88 @@ def _words(trial: Trial) -> str:
 # --- the blend -------------------------------------------------------------------------------------------------------
 
 
-def tune_blend(
-    task: Task, found: Mapping[str, Found], budget: Budget, k: int, say: Say
-) -> tuple[dict[str, float], float]:
-    """(weight of each part, target on the validation): coordinate search from the best single model."""
+class Blended(NamedTuple):
+    """The weight of each part that has any, and targets on questions that did not choose the weights: `target` of the
+    blend, `single` of the best model alone on the same questions."""
+
+    weights: dict[str, float]
+    target: float
+    single: float
+
+
+def tune_blend(task: Task, found: Mapping[str, Found], budget: Budget, k: int, say: Say) -> Blended:
+    """Weights by cross-validation: for each fold a coordinate search from the best single model on the other folds. The
+    mean of their weights is used; the folds that were left out say how good a blend is that has not seen its questions.
+
+    With many parts one search follows the luck of its questions; the mean of several does less so.
+    """
     names = sorted(found)
-    pools = [
-        _pool([found[name].parts[number] for name in names], _sample(asked, BLEND_QUESTIONS), k)
-        for number, asked in enumerate(task.validations)
-    ]
-    say(f"{budget.spent():6.0f} s  blending {', '.join(names)}")
+    pools = _pools(task, found, names, budget, k)
+    count = sum(len(pool.counts) for pool in pools)
+    say(f"{budget.spent():6.0f} s  blending {', '.join(names)} on {count:,} questions")
     best_single = max(names, key=lambda name: (found[name].best.target, name))  # type: ignore[union-attr]
+    start = np.array([1.0 if name == best_single else 0.0 for name in names])
+    alone = np.maximum(start, weight_floor(names))
+    of_folds, targets, singles = [], [], []
+    for fold in range(FOLDS):
+        inside, outside = _without(pools, fold), _only(pools, fold)
+        if not outside or not inside:
+            continue
+        weights, _ = search_weights(
+            names,
+            start,
+            partial(_mean_target, inside, protocol=task.protocol, k=k),
+            grid=BLEND_GRID,
+            may_go_on=lambda: budget.trials is not None or budget.spent() < budget.seconds,
+        )
+        of_folds.append(weights / weights.max())
+        targets.append(_mean_target(outside, weights, protocol=task.protocol, k=k))
+        singles.append(_mean_target(outside, alone, protocol=task.protocol, k=k))
+    mean = np.mean(of_folds, axis=0)
+    mean[mean < LEAST_WEIGHT * mean.max()] = 0.0
+    mean = np.maximum(mean, weight_floor(names))
+    chosen = {name: round(float(weight), 4) for name, weight in zip(names, mean, strict=True) if weight}
+    made = Blended(chosen, float(np.mean(targets)), float(np.mean(singles)))
+    say(f"{budget.spent():6.0f} s  blend             {made.target:.5f}, {best_single} {made.single:.5f}  {chosen}")
+    return made
 
-    def target(tried: NDArray[np.float64]) -> float:
-        targets = [_target(pool, tried, task.protocol, k) for pool in pools]
-        return float(np.average(targets, weights=[len(pool.counts) for pool in pools]))
 
-    weights, best = search_weights(
-        names, np.array([1.0 if name == best_single else 0.0 for name in names]), target, grid=BLEND_GRID,
-        may_go_on=lambda: budget.trials is not None or budget.spent() < budget.seconds,
-    )  # fmt: skip
-    chosen = {name: float(weight) for name, weight in zip(names, weights, strict=True) if weight}
-    say(f"{budget.spent():6.0f} s  blend             {best:.5f}  {chosen}")
-    return chosen, best
+def _pools(task: Task, found: Mapping[str, Found], names: list[str], budget: Budget, k: int) -> list[Pool]:
+    """The pool of each slice: of the least number of questions first, of more when that took little of the budget."""
+    least = max(1, LEAST_BLEND_QUESTIONS // len(task.validations))
+
+    def make(most: int) -> list[Pool]:
+        return [
+            _pool([found[name].parts[number] for name in names], sample(asked, most), k)
+            for number, asked in enumerate(task.validations)
+        ]
+
+    begun = budget.spent()
+    pools = make(least)
+    taken = max(budget.spent() - begun, 1e-9)
+    whole = max(len(asked.questions) for asked in task.validations)
+    left = POOL_SHARE * (budget.seconds - budget.spent())
+    most = min(whole, int(least * left / taken)) if budget.trials is None else least
+    return make(most) if most > 1.5 * least else pools
 
 
-def _sample(asked: Slice, most: int) -> Slice:
-    if len(asked.questions) <= most:
-        return asked
-    rows = np.linspace(0, len(asked.questions) - 1, most).astype(np.int64)
-    return asked._replace(
-        questions=asked.questions.part(rows),
-        relevant=asked.relevant[rows],
-        relevant_counts=asked.relevant_counts[rows],
-        seen=None if asked.seen is None else asked.seen[rows],
-    )
+def _fold_of(pool: Pool) -> NDArray[np.int64]:
+    return np.arange(len(pool.counts)) % FOLDS
+
+
+def _only(pools: Sequence[Pool], fold: int) -> list[Pool]:
+    parts = [pool.part(_fold_of(pool) == fold) for pool in pools]
+    return [part for part in parts if len(part.counts)]
+
+
+def _without(pools: Sequence[Pool], fold: int) -> list[Pool]:
+    parts = [pool.part(_fold_of(pool) != fold) for pool in pools]
+    return [part for part in parts if len(part.counts)]
+
+
+def _mean_target(pools: Sequence[Pool], weights: NDArray[np.float64], *, protocol: str, k: int) -> float:
+    targets = [_target(pool, weights, protocol, k) for pool in pools]
+    return float(np.average(targets, weights=[len(pool.counts) for pool in pools]))
 
 
 def _pool(parts: list[Part], asked: Slice, k: int) -> Pool:
