@@ -52,6 +52,8 @@ MIN_GOODPUT = 0.9
 MAX_GROWTH = 0.1
 OVERLOAD = 5
 FLIP_SECONDS = 0.02
+TENTH = 5
+"""Of a second, in buckets."""
 OVERLOAD_CONNECTIONS = 2_000
 
 
@@ -59,7 +61,8 @@ class Harm(NamedTuple):
     """What was seen of one fault. Shares are of the questions that should have left while it lasted.
 
     `good_share`: a 200 within 50 ms that keeps all rules; `valid_share`: such a one at any time. `recovery_seconds`:
-    from its end to the first moment from which on every known user has a personal list again; None: not in time.
+    from its end to the first moment from which on known users (nine of ten in each tenth of a second) have personal
+    lists again; None: not in time.
     """
 
     questions: int
@@ -182,13 +185,20 @@ def judge(seen: Seen, began: float, ended: float, settle_seconds: float) -> Harm
 
 
 def _recovery(seen: Seen, ended: float, settle_seconds: float) -> float | None:
-    """Seconds from `ended` to the end of the last 20 ms with an answer that was not personal; None: to the end."""
-    index = FIELDS.index("not_personal")
+    """Seconds from `ended` to the end of the last tenth of a second in which fewer than nine of ten known users had a
+    personal list; None: that is the last one looked at."""
+    personal, not_personal = FIELDS.index("personal"), FIELDS.index("not_personal")
+    nobody = [0] * len(FIELDS)
     first, last = int(ended / BUCKET_SECONDS), int((ended + settle_seconds) / BUCKET_SECONDS) - 1
-    impersonal = [number for number in range(first, last) if seen.buckets.get(number, [0] * len(FIELDS))[index]]
-    if not impersonal:
-        return 0.0
-    return None if impersonal[-1] >= last - 1 else max(0.0, (impersonal[-1] + 1) * BUCKET_SECONDS - ended)
+    recovered_at = first
+    for start in range(first, last - TENTH + 1, TENTH):
+        found = [seen.buckets.get(number, nobody) for number in range(start, start + TENTH)]
+        good, bad = sum(counts[personal] for counts in found), sum(counts[not_personal] for counts in found)
+        if bad and good < 9 * bad:
+            recovered_at = start + TENTH
+    if recovered_at > last - TENTH:
+        return None
+    return max(0.0, recovered_at * BUCKET_SECONDS - ended)
 
 
 def _overload(
@@ -236,11 +246,12 @@ def _flip(inst: SmallInstallation, port: int, key: str, rate: float, flips: int,
         seen = load.end()
     harm = judge(seen, began, ended, 0.0)
     mixed = sum(bucket[FIELDS.index("unclean")] for bucket in seen.buckets.values())
-    say(f"{flips} flips: {_said(harm)}; versions {seen.versions}")
+    say(f"{flips} flips: {_said(harm)}; versions {seen.versions}, {seen.reasons}")
     return {
         "flips": flips,
         "mixed": mixed,
         "versions_seen": seen.versions,
+        "reasons": seen.reasons,
         "harm": harm,
         "examples": seen.examples,
     }

@@ -45,13 +45,14 @@ class Seen(NamedTuple):
     `buckets`: number -> counts in the order of FIELDS. good: a 200 within 50 ms that keeps all rules; late: such a one,
     later; refused: 503; unclean: a 200 that breaks a rule; failed: anything else; personal, not_personal: of those
     good or late ones that asked for a known user; unsent: no connection was free. `lag_p99_ms`: how much later than
-    due questions left. `versions`: how many clean answers came from each. `examples`: some of what was unclean or
-    failed.
+    due questions left. `versions`: how many clean answers came from each; `reasons`: why known users had no personal
+    list. `examples`: some of what was unclean or failed.
     """
 
     buckets: dict[int, list[int]]
     lag_p99_ms: float
     versions: dict[str, int]
+    reasons: dict[str, int]
     examples: list[str]
 
 
@@ -115,6 +116,7 @@ class SteadyLoad:
         self._buckets: dict[int, list[int]] = {}
         self._lags: list[float] = []
         self._versions: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
         self._examples: list[str] = []
         self._is_over = False
 
@@ -137,7 +139,7 @@ class SteadyLoad:
             await asyncio.sleep(0.01)
         self._lags.sort()
         lag = self._lags[int(len(self._lags) * 0.99)] if self._lags else 0.0
-        return Seen(self._buckets, lag * 1000, dict(self._versions), self._examples)
+        return Seen(self._buckets, lag * 1000, dict(self._versions), dict(self._reasons), self._examples)
 
     def _end(self) -> None:
         self._is_over = True
@@ -225,6 +227,8 @@ class SteadyLoad:
         more: tuple[str, ...] = ()
         if question.is_personal:
             more = ("personal",) if answer["fallback_level"] == "personal" else ("not_personal",)
+            if more == ("not_personal",):
+                self._reasons[str(answer.get("fallback_reason"))] += 1
         self._count(question.due, "sent", when, *more)
 
     def _broken_rule(self, answer: dict[str, Any], question: _Question) -> str | None:

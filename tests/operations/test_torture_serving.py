@@ -93,17 +93,24 @@ class TestJudge:
             540: counts(sent=10, good=8, unclean=1, unsent=1, personal=4),
             550: counts(sent=10, failed=10),  # after
         }
-        harm = judge(Seen(buckets, 0, {}, []), 10.0, 11.0, 0.2)
+        harm = judge(Seen(buckets, 0, {}, {}, []), 10.0, 11.0, 0.2)
         assert (harm.questions, harm.good_share, harm.valid_share) == (20, 0.8, 0.85)
         assert (harm.unclean, harm.failed, harm.unsent, harm.refused, harm.personal_share) == (1, 0, 1, 1, 7 / 8)
 
-    def test_recovery_is_the_end_of_the_last_answer_that_was_not_personal(self) -> None:
-        buckets = {number: counts(sent=1, good=1, personal=1) for number in range(500, 650)}
-        buckets[555] = counts(sent=2, good=2, not_personal=1, personal=1)
-        assert judge(Seen(buckets, 0, {}, []), 10.0, 11.0, 1.0).recovery_seconds == pytest.approx(0.12)
-        assert judge(Seen(buckets, 0, {}, []), 10.0, 11.2, 1.0).recovery_seconds == 0.0
-        buckets[598] = buckets[555]
-        assert judge(Seen(buckets, 0, {}, []), 10.0, 11.0, 1.0).recovery_seconds is None
+    def test_recovery_is_the_end_of_the_last_tenth_of_a_second_without_personal_lists(self) -> None:
+        def recovery(ended: float, *dark: int) -> float | None:
+            buckets = {number: counts(sent=2, good=2, personal=2) for number in range(500, 650)}
+            buckets |= {number: counts(sent=2, good=2, not_personal=2) for number in dark}
+            return judge(Seen(buckets, 0, {}, {}, []), 10.0, ended, 1.0).recovery_seconds
+
+        assert recovery(11.0) == 0.0
+        assert recovery(11.0, 550) == pytest.approx(0.1)  # two of ten
+        assert recovery(11.0, 550, 551, 563) == pytest.approx(0.3)
+        assert recovery(11.2, 550) == pytest.approx(0.0)  # before its end
+        assert recovery(11.0, *range(550, 600)) is None
+        one_of_twenty = {number: counts(sent=5, good=5, personal=5) for number in range(500, 650)}
+        one_of_twenty[551] = counts(sent=5, good=5, personal=4, not_personal=1)
+        assert judge(Seen(one_of_twenty, 0, {}, {}, []), 10.0, 11.0, 1.0).recovery_seconds == 0.0
 
 
 class TestRules:
