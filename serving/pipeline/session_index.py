@@ -43,11 +43,15 @@ class SessionIndex:
 
     def row(self, item_number: int, count: int) -> dict[int, float]:
         """The first `count` of what the item leads to, best first: number -> weight. Empty for an unknown item."""
+        numbers, weights = self._entries(item_number, count)
+        return dict(zip(numbers, weights, strict=True))
+
+    def _entries(self, item_number: int, count: int) -> tuple[list[int], list[float]]:
         if not 0 <= item_number < len(self._offsets) - 1:
-            return {}
+            return [], []
         start = self._offsets[item_number]
         end = min(self._offsets[item_number + 1], start + count)
-        return dict(zip(self._numbers[start:end].tolist(), self._weights[start:end].tolist(), strict=True))
+        return self._numbers[start:end].tolist(), self._weights[start:end].tolist()
 
     def scores(self, item_numbers: Sequence[int]) -> dict[int, float]:
         """What comes next in a session of these items, oldest first: number -> score.
@@ -66,18 +70,14 @@ class SessionIndex:
                 break
             if item_number not in heard:
                 heard.add(item_number)
-                add_row(sums, self.row(item_number, self.reads[step]), self.loudness[step])
+                numbers, weights = self._entries(item_number, self.reads[step])
+                if step == 0:  # as loud as can be
+                    sums = dict(zip(numbers, weights, strict=True))
+                    continue
+                loudness, so_far = self.loudness[step], sums.get
+                for number, weight in zip(numbers, weights, strict=True):
+                    sums[number] = so_far(number, 0.0) + loudness * weight
         return sums
-
-
-def add_row(sums: dict[int, float], row: Mapping[int, float], factor: float) -> None:
-    """Add `factor` x row to `sums`, in place."""
-    if not sums and factor == 1.0:
-        sums.update(row)
-        return
-    get = sums.get
-    for number, weight in row.items():
-        sums[number] = get(number, 0.0) + factor * weight
 
 
 def read_session_index(data: bytes | memoryview) -> SessionIndex:
