@@ -51,7 +51,8 @@ class SessionIndex:
             return [], []
         start = self._offsets[item_number]
         end = min(self._offsets[item_number + 1], start + count)
-        return self._numbers[start:end].tolist(), self._weights[start:end].tolist()
+        weights: list[float] = self._weights[start:end].tolist()  # type: ignore[assignment]  # a list of what is in it
+        return self._numbers[start:end].tolist(), weights
 
     def scores(self, item_numbers: Sequence[int]) -> dict[int, float]:
         """What comes next in a session of these items, oldest first: number -> score.
