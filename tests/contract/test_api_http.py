@@ -420,7 +420,7 @@ async def test_the_app_ends_although_its_store_loses_cancellations(environment: 
         async with app.router.lifespan_context(app):
             await asyncio.sleep(0.1)  # the watcher is in the middle of a read
 
-    ended, _ = await asyncio.wait([asyncio.create_task(live_and_end())], timeout=5)
+    ended, _ = await asyncio.wait([asyncio.create_task(live_and_end())], timeout=20)
     assert len(ended) == 1
 
 
