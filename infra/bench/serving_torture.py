@@ -95,8 +95,8 @@ def torture_serving(
     Figures, one sample a fault: `good_share`, `recovery_seconds` (`settle_seconds` where it did not recover); and
     `overload_goodput` (of the peak), `memory_growth` (of the workers' resident memory under overload), `mixed_answers`.
     Further keys: clean, missed (what keeps it from being clean), harms (fault -> Harm), quiet (Harm of a time without
-    any), peak_per_second, offered_per_second, goodput_per_second, refused_per_second, flips, flips_harm, versions_seen,
-    lag_p99_ms, worker_ends, examples.
+    any), peak_per_second, offered_per_second, sent_per_second (what found a connection), goodput_per_second,
+    refused_per_second, flips, flips_harm, versions_seen, lag_p99_ms, worker_ends, examples.
     """
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
@@ -219,6 +219,7 @@ def _overload(
     found = {
         "peak_per_second": round(peak, 1),
         "offered_per_second": round(counts["sent"] / seconds, 1),
+        "sent_per_second": round((counts["sent"] - counts["unsent"]) / seconds, 1),
         "goodput_per_second": round((counts["good"] + counts["late"]) / seconds, 1),
         "refused_per_second": round(counts["refused"] / seconds, 1),
         "overload_goodput": (counts["good"] + counts["late"]) / seconds / peak,
@@ -281,6 +282,8 @@ def _report(
         figures["memory_growth"] = figure("1", [overload["memory_growth"]])
         if overload["overload_goodput"] < MIN_GOODPUT:
             missed.append("overload_goodput")
+        if overload["sent_per_second"] < 0.8 * OVERLOAD * overload["peak_per_second"]:
+            missed.append("overload: the client could not send as much")
         if overload["memory_growth"] > MAX_GROWTH:
             missed.append("memory_growth")
     if flipped["flips"]:
