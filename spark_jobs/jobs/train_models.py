@@ -72,7 +72,7 @@ from spark_jobs.models.base import InteractionMatrix
 from spark_jobs.models.blend_model import BLEND
 from spark_jobs.models.factory import Fitted, fit, newest_learned
 from spark_jobs.models.matrix import load_interactions
-from spark_jobs.models.night_models import Program, measure_sizes, plan_models
+from spark_jobs.models.night_models import Program, check_models, measure_sizes, plan_models
 from spark_jobs.models.recipe_choice import read_choice
 from spark_jobs.models.recipes import recipe_id
 from spark_jobs.models.training_data import TrainingData
@@ -121,6 +121,7 @@ def main(environment: Environment, run: Run) -> None:
 def train_models(spark: SparkSession, environment: Environment, run: Run) -> dict[str, Any]:
     """The whole job in a given session; returns what evaluation.json says."""
     options = read_parameters(TrainOptions, run.params)
+    check_models(options.models)
     applied = run.params.get("recipes")
     choice = read_choice(applied) if isinstance(applied, Mapping) else None
     policy = seen_policy(run.params)

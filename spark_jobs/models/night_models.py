@@ -85,6 +85,13 @@ def measure_sizes(interactions: pa.Table, *, item_count: int) -> Sizes:
     return Sizes(interactions.num_rows, len(np.unique(codes)), item_count, pairs)
 
 
+def check_models(models: Sequence[str]) -> None:
+    """Raises DataError naming the nearest model when one is unknown: before any data is read."""
+    for name in models:
+        if name != BLEND:
+            default_recipe(name)
+
+
 def plan_models(
     models: Sequence[str],
     sizes: Sizes,

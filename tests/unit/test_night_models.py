@@ -34,7 +34,14 @@ from spark_jobs.models.blend import blend, standardize
 from spark_jobs.models.blend_model import Blend
 from spark_jobs.models.factory import Fitted, fit_recipe
 from spark_jobs.models.matrix import histories_of, matrix_rows, sort_interactions
-from spark_jobs.models.night_models import NIGHT_MODELS, Sizes, measure_sizes, plan_models, spectral_factors
+from spark_jobs.models.night_models import (
+    NIGHT_MODELS,
+    Sizes,
+    check_models,
+    measure_sizes,
+    plan_models,
+    spectral_factors,
+)
 from spark_jobs.models.recipe_choice import read_choice_file
 from spark_jobs.models.recipes import default_recipe
 from tests.builders import utc
@@ -88,6 +95,9 @@ def test_who_names_models_gets_them_and_the_baseline() -> None:
     assert named.recipes["session_knn"]["params"]["recency"] == 0.0
     with pytest.raises(DataError, match="did you mean 'rp3beta'"):
         plan_models(("rp3bet",), Sizes(9, 9, 9, 9))
+    check_models(("ease", "blend", "repurchase"))
+    with pytest.raises(DataError, match=r"no model 'alss'.*did you mean 'als'"):
+        check_models(("blend", "alss"))
 
 
 @pytest.mark.parametrize(("side", "factors"), [(40, 16), (300, 32), (1_100, 128), (1_023, 64), (90_000, 256)])
