@@ -1,13 +1,17 @@
 """Finds one decision: in the files of the workers, where it lies for seconds, or in silver.decisions.
 
-The table is read with deltalake, which is imported when the first decision is looked for there: a worker that is never
-asked does not carry it. Blocking: call it off the event loop.
+The table is read with deltalake in a process of its own, one at a time: a worker does not carry it, whoever asks.
+Blocking: call it off the event loop.
 """
 
 from __future__ import annotations
 
 import json
 import mmap
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +25,7 @@ from feature_repo.contracts.times import to_micros
 from serving.adapters.json_bytes import encode_json
 
 DECISIONS_TABLE = "silver.decisions"
+_TABLE_SECONDS = 30.0
 TIME_DIGITS = 12
 """Of a recommendation_id: the milliseconds of its answer, in hex."""
 _SOURCES = {source.name.lower(): source.value for source in Source}
@@ -39,6 +44,7 @@ class LoggedDecisions:
     def __init__(self, folder: str, *, lakehouse: str, tenant: str) -> None:
         self._folder = Path(folder)
         self._table = table_path(lakehouse, DECISIONS_TABLE, tenant=tenant)
+        self._one_at_a_time = threading.Lock()
 
     def find(self, recommendation_id: str) -> Mapping[str, Any] | None:
         days = _days_of(recommendation_id)
@@ -64,18 +70,20 @@ class LoggedDecisions:
         return None
 
     def _in_table(self, recommendation_id: str, days: Sequence[str]) -> Mapping[str, Any] | None:
-        from deltalake import DeltaTable
-        from deltalake.exceptions import DeltaError, TableNotFoundError
-
-        try:
-            table = DeltaTable(self._table)
-            dataset = table.to_pyarrow_dataset(partitions=[("decision_date", "in", list(days))])
-            rows = dataset.to_table(filter=_equals("recommendation_id", recommendation_id)).to_pylist()
-        except TableNotFoundError:
+        if "://" not in self._table and not Path(self._table, "_delta_log").is_dir():
             return None
-        except (DeltaError, OSError) as error:
-            raise DependencyError(f"cannot read {DECISIONS_TABLE}: {error}") from error
-        return _document(rows[0]) if rows else None
+        command = [sys.executable, "-m", __name__, self._table, recommendation_id, *days]
+        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        with self._one_at_a_time:
+            try:
+                done = subprocess.run(
+                    command, capture_output=True, timeout=_TABLE_SECONDS, check=True,
+                    env={**os.environ, "PYTHONPATH": paths},
+                )  # fmt: skip
+            except (OSError, subprocess.SubprocessError) as error:
+                raise DependencyError(f"cannot read {DECISIONS_TABLE}: {type(error).__name__}") from error
+        found: Mapping[str, Any] | None = json.loads(done.stdout)
+        return found
 
 
 class MemoryDecisions:
@@ -110,10 +118,18 @@ def _in_file(data: mmap.mmap, wanted: bytes, recommendation_id: str) -> Mapping[
     return None
 
 
-def _equals(column: str, value: str) -> Any:
+def find_in_table(table: str, recommendation_id: str, days: Sequence[str]) -> dict[str, Any] | None:
+    """The decision in these partitions of the table at a path or URL; None when it, or the table, is not there."""
     import pyarrow.dataset as ds
+    from deltalake import DeltaTable
+    from deltalake.exceptions import TableNotFoundError
 
-    return ds.field(column) == value
+    try:
+        dataset = DeltaTable(table).to_pyarrow_dataset(partitions=[("decision_date", "in", list(days))])
+    except TableNotFoundError:
+        return None
+    rows = dataset.to_table(filter=ds.field("recommendation_id") == recommendation_id).to_pylist()
+    return _document(rows[0]) if rows else None
 
 
 def _days_of(recommendation_id: str) -> list[str]:
@@ -149,3 +165,7 @@ def _document(row: Mapping[str, Any]) -> dict[str, Any]:
         "experiments": list(zip(row["experiment_ids"], row["arms"], strict=True)),
         "inputs": json.loads(row["inputs"]),
     }
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(find_in_table(sys.argv[1], sys.argv[2], sys.argv[3:])))
