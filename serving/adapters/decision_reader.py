@@ -1,7 +1,7 @@
 """Finds one decision: in the files of the workers, where it lies for seconds, or in silver.decisions.
 
-The table is read with deltalake in a process of its own, one at a time: a worker does not carry it, whoever asks.
-Blocking: call it off the event loop.
+The table is read with deltalake in a process of its own, started at the first question and kept: a worker does not
+carry it, whoever asks. Blocking: call it off the event loop.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -44,7 +45,7 @@ class LoggedDecisions:
     def __init__(self, folder: str, *, lakehouse: str, tenant: str) -> None:
         self._folder = Path(folder)
         self._table = table_path(lakehouse, DECISIONS_TABLE, tenant=tenant)
-        self._one_at_a_time = threading.Lock()
+        self._reader = TableReader(self._table)
 
     def find(self, recommendation_id: str) -> Mapping[str, Any] | None:
         days = _days_of(recommendation_id)
@@ -70,20 +71,60 @@ class LoggedDecisions:
         return None
 
     def _in_table(self, recommendation_id: str, days: Sequence[str]) -> Mapping[str, Any] | None:
-        if "://" not in self._table and not Path(self._table, "_delta_log").is_dir():
-            return None
-        command = [sys.executable, "-m", __name__, self._table, recommendation_id, *days]
-        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        if "://" not in self._table and not any(Path(self._table, f"decision_date={day}").is_dir() for day in days):
+            return None  # nothing of these days, or no table yet
+        return self._reader.find(recommendation_id, days)
+
+
+class TableReader:
+    """Questions to the process that reads the table, one at a time. It ends with the one who started it."""
+
+    def __init__(self, table: str) -> None:
+        self._table = table
+        self._one_at_a_time = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def find(self, recommendation_id: str, days: Sequence[str]) -> Mapping[str, Any] | None:
+        """As `find_in_table`. Raises DependencyError when the table cannot be read, or not in time."""
+        question = json.dumps([recommendation_id, *days]).encode() + b"\n"
         with self._one_at_a_time:
             try:
-                done = subprocess.run(
-                    command, capture_output=True, timeout=_TABLE_SECONDS, check=True,
-                    env={**os.environ, "PYTHONPATH": paths},
-                )  # fmt: skip
-            except (OSError, subprocess.SubprocessError) as error:
+                answer = json.loads(self._ask(question))
+            except (OSError, ValueError) as error:
+                self.close()
                 raise DependencyError(f"cannot read {DECISIONS_TABLE}: {type(error).__name__}") from error
-        found: Mapping[str, Any] | None = json.loads(done.stdout)
+        if "error" in answer:
+            raise DependencyError(f"cannot read {DECISIONS_TABLE}: {answer['error']}")
+        found: Mapping[str, Any] | None = answer["found"]
         return found
+
+    def close(self) -> None:
+        """End the process; the next question starts another."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _ask(self, question: bytes) -> bytes:
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            self._process = self._start()
+        inlet, outlet = self._process.stdin, self._process.stdout
+        assert inlet is not None
+        assert outlet is not None
+        inlet.write(question)
+        inlet.flush()
+        if not select.select([outlet], [], [], _TABLE_SECONDS)[0]:
+            raise TimeoutError
+        return outlet.readline()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        return subprocess.Popen(
+            [sys.executable, "-m", __name__, self._table],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": paths},
+        )  # fmt: skip
 
 
 class MemoryDecisions:
@@ -167,5 +208,17 @@ def _document(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def main() -> None:
+    """Answer one question a line until stdin ends: [id, day, ...] -> {"found": document or null} or {"error": text}."""
+    for line in sys.stdin:
+        recommendation_id, *days = json.loads(line)
+        try:
+            answer: dict[str, Any] = {"found": find_in_table(sys.argv[1], recommendation_id, days)}
+        except Exception as error:  # whatever it is, the next question is answered
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(find_in_table(sys.argv[1], sys.argv[2], sys.argv[3:])))
+    main()
