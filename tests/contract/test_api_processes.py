@@ -173,8 +173,13 @@ def test_a_click_travels_to_the_next_slate_and_to_the_archive_whatever_dies(stac
     for name in ("consumer", "archiver"):
         stack.start(name, f"serving.speed.{name}")
     wait_for(lambda: stack.archived() == ["e1", "e2", "e2"], "every delivery is archived once")
-    shown = stack.ask(user_id="u1", session_id="s1", explain=True, num_results=12)
-    assert [event["item_id"] for event in shown["trace"]["session"]] == ["i0", "i1"]
+
+    def seen() -> list[str]:
+        shown = stack.ask(user_id="u1", session_id="s1", explain=True, num_results=12)
+        return [event["item_id"] for event in shown["trace"]["session"]]
+
+    wait_for(lambda: len(seen()) == 2, "the consumer has both clicks")
+    assert seen() == ["i0", "i1"]
     with redis.Redis.from_url(stack.log.url) as client:
         wait_for(lambda: client.xlen(stream_key(partition_of("u:u1"))) == 0, "the stream is trimmed")
     with redis.Redis.from_url(stack.online.url) as client:  # exact, although the consumer was killed in between
