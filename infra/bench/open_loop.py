@@ -16,9 +16,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from feature_repo.contracts.errors import DependencyError
+from infra.bench.answers import AnswerConnection
 from infra.bench.small_version import ITEMS, favourite_of
 from infra.local.variables import REPOSITORY
 
@@ -64,34 +65,24 @@ def run_open_loop(
     return Freshness(**json.loads(lines[0]))
 
 
-class _Connection(asyncio.Protocol):
+class _Connection(AnswerConnection):
     def __init__(self, loop: OpenLoop) -> None:
+        super().__init__()
         self._loop = loop
-        self._rest = b""
         self._answered: Answered | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+    def opened(self) -> None:
         self._loop.free.append(self)
 
     def ask(self, request: bytes, answered: Answered) -> None:
         self._answered = answered
-        self._transport.write(request)
+        self.write(request)
 
-    def data_received(self, data: bytes) -> None:
-        self._rest += data
-        head, end, body = self._rest.partition(b"\r\n\r\n")
-        if not end:
-            return
-        at = head.lower().index(b"content-length:") + 15
-        size = int(head[at:].split(b"\r\n", 1)[0])
-        if len(body) < size:
-            return
-        self._rest = body[size:]
+    def answered(self, status: int, body: bytes) -> None:
         answered, self._answered = self._answered, None
         self._loop.release(self)
         if answered is not None:
-            answered(int(head[9:12]), body[:size])
+            answered(status, body)
 
     def connection_lost(self, _: Exception | None) -> None:
         if self in self._loop.free:

@@ -15,10 +15,11 @@ import signal
 import sys
 import time
 from collections import Counter, deque
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import orjson
 
+from infra.bench.answers import AnswerConnection
 from infra.bench.small_version import ITEMS, favourite_of
 
 LINE = "NIGHTJAR "
@@ -63,33 +64,23 @@ class _Question(NamedTuple):
     is_personal: bool | None
 
 
-class _Connection(asyncio.Protocol):
+class _Connection(AnswerConnection):
     def __init__(self, load: SteadyLoad) -> None:
+        super().__init__()
         self._load = load
-        self._rest = b""
         self.question: _Question | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+    def opened(self) -> None:
         self._load.release(self)
 
     def ask(self, question: _Question) -> None:
         self.question = question
-        self._transport.write(question.request)
+        self.write(question.request)
 
-    def data_received(self, data: bytes) -> None:
-        self._rest += data
-        head, end, body = self._rest.partition(b"\r\n\r\n")
-        if not end:
-            return
-        at = head.lower().index(b"content-length:") + 15
-        size = int(head[at:].split(b"\r\n", 1)[0])
-        if len(body) < size:
-            return
-        self._rest = body[size:]
+    def answered(self, status: int, body: bytes) -> None:
         question, self.question = self.question, None
         if question is not None:
-            self._load.answered(question, int(head[9:12]), body[:size])
+            self._load.answered(question, status, body)
         self._load.release(self)
 
     def connection_lost(self, _: Exception | None) -> None:

@@ -12,14 +12,11 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
-import hiredis
-from redis.exceptions import RedisError
-
 from feature_repo.contracts.changes import ITEMS, USERS, Change, RecordState
 from feature_repo.contracts.errors import ContractError, DependencyError
 from feature_repo.contracts.keys import archived_key, change_stream_key, changed_records_key
 from serving.adapters.event_log import MemoryEventLog
-from serving.adapters.redis_pipe import RedisPipe, open_pipe, pack
+from serving.adapters.redis_pipe import PipeCaller
 from serving.pipeline.overlay import CatalogueOverlay
 from serving.speed.positions import START, position_number, stream_id_of
 
@@ -68,14 +65,12 @@ class RedisChangeFeed:
 
     def __init__(self, url: str, *, tenant: str, timeout_seconds: float) -> None:
         """`timeout_seconds`: longest wait for a connection or an answer, beyond what a read blocks."""
-        self._url = url
+        self._caller = PipeCaller(url, timeout_seconds=timeout_seconds, what="the change stream")
         self._tenant = tenant
         self._stream = change_stream_key(tenant)
-        self._timeout = timeout_seconds
-        self._pipe: RedisPipe | None = None
 
     async def compacted(self) -> int:
-        (stored,) = await self._ask([("GET", archived_key(self._stream))])
+        (stored,) = await self._caller.ask(("GET", archived_key(self._stream)))
         return _position(stored)
 
     async def records(self) -> AsyncIterator[list[Compacted]]:
@@ -83,7 +78,7 @@ class RedisChangeFeed:
             cursor: Any = b"0"
             while True:
                 scan = ("HSCAN", changed_records_key(kind, self._tenant), cursor, "COUNT", SCAN_COUNT)
-                ((cursor, found),) = await self._ask([scan])
+                ((cursor, found),) = await self._caller.ask(scan)
                 pairs = zip(found[::2], found[1::2], strict=True)
                 yield [Compacted(kind, record_id.decode("utf-8"), state) for record_id, state in pairs]
                 if cursor == b"0":
@@ -93,35 +88,17 @@ class RedisChangeFeed:
         behind = START if position < 0 else stream_id_of(position)
         blocks = ("BLOCK", BLOCK_MS) if waits else ()
         read = ("XREAD", "COUNT", READ_COUNT, *blocks, "STREAMS", self._stream, behind)
-        found, stored = await self._ask([read, ("GET", archived_key(self._stream))], blocks_seconds=BLOCK_MS / 1000)
+        found, stored = await self._caller.ask(
+            read, ("GET", archived_key(self._stream)), blocks_seconds=BLOCK_MS / 1000
+        )
         entries: list[tuple[int, bytes]] = []
         for stream_id, fields in found[0][1] if found else ():
             named = dict(zip(fields[::2], fields[1::2], strict=True))
             entries.append((position_number(stream_id.decode()), named.get(b"change", b"")))
         return Page(entries, _position(stored))
 
-    async def _ask(self, commands: list[tuple[str | int | bytes, ...]], *, blocks_seconds: float = 0.0) -> list[Any]:
-        try:
-            if self._pipe is None or not self._pipe.is_open:
-                self._pipe = await asyncio.wait_for(open_pipe(self._url), self._timeout)
-            async with asyncio.timeout(self._timeout + blocks_seconds):
-                replies = await self._pipe.send(b"".join(pack(*command) for command in commands), len(commands))
-        except (OSError, TimeoutError, RedisError, hiredis.HiredisError) as error:
-            await self.close()
-            raise DependencyError(f"the change stream does not answer: {type(error).__name__}: {error}") from error
-        except asyncio.CancelledError:
-            await self.close()
-            raise
-        for reply in replies:
-            if isinstance(reply, hiredis.ReplyError):
-                await self.close()
-                raise DependencyError(f"the change stream cannot be read: {reply}")
-        return replies
-
     async def close(self) -> None:
-        if self._pipe is not None:
-            self._pipe.close()
-            self._pipe = None
+        await self._caller.close()
 
 
 def _position(stored: bytes | None) -> int:

@@ -10,15 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
-
-import hiredis
-from redis.exceptions import RedisError
+from typing import NamedTuple, Protocol
 
 from feature_repo.contracts.api_keys import ApiKey
 from feature_repo.contracts.errors import ContractError, DependencyError
 from feature_repo.contracts.keys import api_keys_key, api_keys_version_key
-from serving.adapters.redis_pipe import RedisPipe, open_pipe, pack
+from serving.adapters.redis_pipe import PipeCaller
 
 logger = logging.getLogger("nightjar.serving")
 
@@ -50,44 +47,22 @@ class RedisKeyStore:
     """Redis role `log`, on a connection of its own."""
 
     def __init__(self, url: str, *, tenant: str, timeout_seconds: float) -> None:
-        self._url = url
-        self._timeout = timeout_seconds
+        self._caller = PipeCaller(url, timeout_seconds=timeout_seconds, what="the API keys")
         self._records_key = api_keys_key(tenant)
         self._version_key = api_keys_version_key(tenant)
-        self._pipe: RedisPipe | None = None
 
     async def version(self) -> bytes | None:
-        (found,) = await self._ask(("GET", self._version_key))
+        (found,) = await self._caller.ask(("GET", self._version_key))
         return None if found is None else bytes(found)
 
     async def read(self) -> Keys:
         get = ("GET", self._version_key)
-        *_, found = await self._ask(("MULTI",), get, ("HVALS", self._records_key), ("EXEC",))
+        *_, found = await self._caller.ask(("MULTI",), get, ("HVALS", self._records_key), ("EXEC",))
         version, records = found
         return Keys(version, list(records))
 
-    async def _ask(self, *commands: Sequence[str]) -> list[Any]:
-        try:
-            async with asyncio.timeout(self._timeout):
-                if self._pipe is None or not self._pipe.is_open:
-                    self._pipe = await open_pipe(self._url)
-                replies = await self._pipe.send(b"".join(pack(*command) for command in commands), len(commands))
-        except (OSError, TimeoutError, RedisError, hiredis.HiredisError) as error:
-            await self.close()
-            raise DependencyError(f"the API keys cannot be read: {type(error).__name__}") from error
-        except asyncio.CancelledError:
-            await self.close()
-            raise
-        for reply in replies:
-            if isinstance(reply, hiredis.ReplyError):
-                await self.close()
-                raise DependencyError(f"the API keys cannot be read: {reply}")
-        return replies
-
     async def close(self) -> None:
-        if self._pipe is not None:
-            self._pipe.close()
-            self._pipe = None
+        await self._caller.close()
 
 
 class MemoryKeyStore:

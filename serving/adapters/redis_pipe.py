@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import hiredis
 from redis.asyncio.connection import SSLConnection, parse_url
+from redis.exceptions import RedisError
+
+from feature_repo.contracts.errors import DependencyError
 
 Replies = list[Any]
 """One entry per command; a command that Redis refused has a `hiredis.ReplyError` in its place."""
@@ -89,6 +93,46 @@ class RedisPipe(asyncio.Protocol):
             done = self._groups.popleft().done
             if not done.done():
                 done.set_exception(self._why_closed)
+
+
+class PipeCaller:
+    """Asks on a connection of its own, opened when it is needed; whatever goes wrong ends it.
+
+    `what` is asked for, in words: `the API keys`.
+    """
+
+    def __init__(self, url: str, *, timeout_seconds: float, what: str) -> None:
+        self._url, self._timeout, self._what = url, timeout_seconds, what
+        self._pipe: RedisPipe | None = None
+
+    async def ask(self, *commands: Sequence[str | int | bytes], blocks_seconds: float = 0.0) -> Replies:
+        """One reply a command. `blocks_seconds`: how long a command may wait on purpose, beyond the time-out.
+
+        Raises DependencyError when Redis does not answer in time, or refuses one of the commands.
+        """
+        try:
+            if self._pipe is None or not self._pipe.is_open:
+                self._pipe = await asyncio.wait_for(open_pipe(self._url), self._timeout)
+            async with asyncio.timeout(self._timeout + blocks_seconds):
+                replies = await self._pipe.send(b"".join(pack(*command) for command in commands), len(commands))
+        except (OSError, TimeoutError, RedisError, hiredis.HiredisError) as error:
+            await self.close()
+            why = f"Redis does not answer: {type(error).__name__}: {error}"
+            raise DependencyError(f"{self._what} cannot be read: {why}") from error
+        except asyncio.CancelledError:
+            await self.close()
+            raise
+        for reply in replies:
+            if isinstance(reply, hiredis.ReplyError):
+                await self.close()
+                raise DependencyError(f"{self._what} cannot be read: {reply}")
+        return replies
+
+    async def close(self) -> None:
+        """End the connection; the next question opens another."""
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
 
 
 async def open_pipe(url: str) -> RedisPipe:

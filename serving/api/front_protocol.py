@@ -140,10 +140,6 @@ class FrontProtocol(SlateProtocol):
         super()._send(cycle, response)
         self._count_hot()
 
-    def _complete(self) -> None:
-        super()._complete()
-        self._count_hot()
-
     def _count_hot(self, *, is_lost: bool = False) -> None:
         """Whether a request of a raw route is under way on this connection; the application's are tasks."""
         cycle: Any = self.cycle

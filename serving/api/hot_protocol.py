@@ -157,7 +157,7 @@ class HotProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         cycle: Any = self.cycle
-        if type(cycle) is not HotCycle:
+        if not isinstance(cycle, HotCycle):
             super().on_body(body)
             return
         cycle.body = cycle.body + body if cycle.body else body
@@ -167,13 +167,17 @@ class HotProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._is_between = not self.parser.should_upgrade()
         cycle: Any = self.cycle
-        if type(cycle) is not HotCycle:
+        if not isinstance(cycle, HotCycle):
             super().on_message_complete()
             return
         cycle.more_body = False
-        if not self._submit(cycle, cycle.body):
+        if not self._take(cycle):
             self._hand_over(cycle)
             super().on_message_complete()
+
+    def _take(self, cycle: HotCycle) -> bool:
+        """Answer a request whose body has come; False when the application has to."""
+        return self._submit(cycle, cycle.body)
 
     def answer(self, cycle: HotCycle, is_new: Sequence[bool], error: DependencyError | None) -> None:
         """The log has spoken."""
@@ -235,7 +239,7 @@ class HotProtocol(HttpToolsProtocol):
             self.transport.write(response)
             if not cycle.keep_alive:  # the server is going down
                 self.transport.close()
-        if self.pipeline or self._overtaken:
+        if self.pipeline or self._overtaken or self.flow.read_paused:
             self.on_response_complete()
         else:
             self._await_next()

@@ -10,6 +10,8 @@ from pydantic import BaseModel
 from feature_repo.contracts.packing import SessionEvent, session_hash
 from serving.api.errors import InvalidRequestError
 from serving.api.list_schemas import AskingRequest
+from serving.api.schemas import RecommendationRequest
+from serving.pipeline.policy import SlatePolicy
 from serving.pipeline.values import SlateRequest
 
 _NESTED = {
@@ -20,7 +22,13 @@ _NESTED = {
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
-def list_request(wanted: AskingRequest, now_micros: int, *, num_results: int) -> SlateRequest:
+def list_request(
+    wanted: AskingRequest | RecommendationRequest,
+    now_micros: int,
+    *,
+    num_results: int,
+    policy: SlatePolicy | None = None,
+) -> SlateRequest:
     """What all lists are asked with. Events without a time of their own happened just now, in the order given."""
     hashed = session_hash(wanted.session_id)
     recent = [
@@ -39,6 +47,7 @@ def list_request(wanted: AskingRequest, now_micros: int, *, num_results: int) ->
         exclude_item_ids=frozenset(wanted.exclude_item_ids),
         personalize=wanted.consent.personalize,
         explain=wanted.explain,
+        policy=policy,
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from feature_repo.contracts.packing import SessionEvent, session_hash
 from serving.api import schemas
 from serving.api.answering import Question, SlateAnswers
 from serving.api.batch_route import add_batch_route
@@ -17,7 +16,7 @@ from serving.api.decisions import similar_decision
 from serving.api.errors import UnknownItemError, validated
 from serving.api.openapi import JSON, body, problems
 from serving.api.policies import policy_of
-from serving.api.questions import query_document, query_parameters
+from serving.api.questions import list_request, query_document, query_parameters
 from serving.api.rendering import render_similar
 from serving.api.services import Services
 from serving.observability import render_metrics
@@ -189,23 +188,10 @@ def build_router(services: Services) -> APIRouter:
 def slate_request(
     wanted: schemas.RecommendationRequest, now_micros: int, placements: Placements, *, recommendation_id: str
 ) -> SlateRequest:
-    """The question of a request. Events without a time of their own happened just now, in the order given."""
-    hashed = session_hash(wanted.session_id)
-    recent = [
-        SessionEvent(now_micros if e.timestamp is None else int(e.timestamp), e.event_type, hashed, e.item_id)
-        for e in wanted.recent_events
-    ]
-    recent += [SessionEvent(now_micros, "view_item", hashed, item_id) for item_id in wanted.session_items]
-    return SlateRequest(
+    """The question of a request, with the policy of its placement."""
+    return list_request(
+        wanted,
+        now_micros,
         num_results=wanted.num_results or placements.find(wanted.placement)[0].num_results,
-        user_id=wanted.user_id,
-        anonymous_id=wanted.anonymous_id,
-        session_id=wanted.session_id,
-        category=wanted.context.category,
-        region=wanted.context.region,
-        recent_events=recent,
-        exclude_item_ids=frozenset(wanted.exclude_item_ids),
-        personalize=wanted.consent.personalize,
-        explain=wanted.explain,
         policy=policy_of(wanted, placements, seed=recommendation_id),
     )

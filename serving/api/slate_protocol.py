@@ -13,7 +13,6 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from feature_repo.contracts.api_keys import READ, SCOPES
@@ -28,7 +27,7 @@ from serving.api.visits import Visit
 logger = logging.getLogger("nightjar.serving")
 
 _PATH = PATH.encode("ascii")
-_HEAD = b"%bcontent-length: %d\r\ncontent-type: application/json\r\n%b\r\n%b"
+_ANSWERED = STATUS_LINE[200] + b"%bcontent-length: %d\r\ncontent-type: application/json\r\n%b\r\n%b"
 _END = b"\r\n\r\n"
 
 
@@ -50,7 +49,6 @@ class SlateProtocol(HotProtocol):
         self._slates = self.app.slates if isinstance(self.app, HotRoutes) else None
         self._piece = b""
         """What came last, when a request began with it."""
-        self._last_answer = 0.0
 
     def data_received(self, data: bytes) -> None:
         slates = self._slates
@@ -78,17 +76,6 @@ class SlateProtocol(HotProtocol):
         super().data_received(data)
         self._piece = b""
 
-    def timeout_keep_alive_handler(self) -> None:
-        """One timer serves many questions: it looks whether the connection was idle for long enough."""
-        self.timeout_keep_alive_task = None
-        if self.cycle is not None and not self.cycle.response_complete:
-            return  # set again with its answer
-        left = self._last_answer + self.timeout_keep_alive - self.loop.time()
-        if left > 0.001:
-            self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
-        else:
-            super().timeout_keep_alive_handler()
-
     def on_headers_complete(self) -> None:
         slates = self._slates
         if slates is not None and self.url == _PATH and self._is_plain():
@@ -99,27 +86,13 @@ class SlateProtocol(HotProtocol):
                 return
         super().on_headers_complete()
 
-    def on_body(self, body: bytes) -> None:
-        cycle: Any = self.cycle
-        if type(cycle) is not SlateCycle:
-            super().on_body(body)
-            return
-        cycle.body = cycle.body + body if cycle.body else body
-        if len(cycle.body) > HIGH_WATER_LIMIT:  # a long way to go: uvicorn reads with care
-            self._hand_over(cycle)
-
-    def on_message_complete(self) -> None:
-        self._is_between = not self.parser.should_upgrade()
-        cycle: Any = self.cycle
-        if type(cycle) is not SlateCycle:
-            super().on_message_complete()
-            return
-        cycle.more_body = False
-        if self._ask(cycle, cycle.body):
-            self._remember_head(cycle)
-        else:
-            self._hand_over(cycle)
-            super().on_message_complete()
+    def _take(self, cycle: HotCycle) -> bool:
+        if not isinstance(cycle, SlateCycle):
+            return super()._take(cycle)
+        if not self._ask(cycle, cycle.body):
+            return False
+        self._remember_head(cycle)
+        return True
 
     def _remember_head(self, cycle: SlateCycle) -> None:
         """When it came in one piece, with nothing before or behind it."""
@@ -164,17 +137,9 @@ class SlateProtocol(HotProtocol):
     def _answer(self, cycle: SlateCycle, content: bytes, request_id: str) -> None:
         assert self._slates is not None
         self._slates.tally.count(cycle.started)
-        cycle.response_complete = True
-        if not cycle.disconnected:
-            lines = _lines_of(self.server_state.default_headers)
-            last = cycle.visit.last_lines(request_id)
-            if not cycle.keep_alive:
-                last += b"connection: close\r\n"
-            self.transport.write(_HEAD % (lines, len(content), last, content))
-            if not cycle.keep_alive:  # the server is going down
-                self.transport.close()
+        lines = self.hot.lines_of(self.server_state.default_headers)
+        self._send(cycle, _ANSWERED % (lines, len(content), cycle.visit.last_lines(request_id), content))
         self._slates.visits.end(cycle.visit, "POST", PATH, 200, cycle.started, request_id)
-        self._complete()
 
     def _fail_question(self, cycle: SlateCycle, response: Response, request_id: str) -> None:
         assert self._slates is not None
@@ -183,22 +148,3 @@ class SlateProtocol(HotProtocol):
         response.raw_headers += cycle.visit.last_headers(request_id)
         lines = b"".join(b"%b: %b\r\n" % header for header in response.raw_headers)
         self._write(cycle, response.status_code, lines + b"\r\n" + bytes(response.body))
-
-    def _complete(self) -> None:
-        """`on_response_complete`, without a timer of its own for each answer."""
-        self._last_answer = self.loop.time()
-        if self._overtaken or self.pipeline or self.flow.read_paused or self.timeout_keep_alive_task is None:
-            self.on_response_complete()
-        else:
-            self.server_state.total_requests += 1
-
-
-_written: tuple[Any, bytes] = (None, b"")
-
-
-def _lines_of(headers: list[tuple[bytes, bytes]]) -> bytes:
-    """How every 200 begins; uvicorn makes a new list of default headers each second."""
-    global _written
-    if _written[0] is not headers:
-        _written = (headers, STATUS_LINE[200] + b"".join([b"%b: %b\r\n" % header for header in headers]))
-    return _written[1]

@@ -362,7 +362,9 @@ class TestWithoutTheFramework:
             body = orjson.dumps({"user_id": "u1"})
             head = b"POST /v1/recommendations HTTP/1.1\r\nhost: api\r\ncontent-length: %d\r\n\r\n"
             one = head % len(body) + body
-            for sent in ([one], [one], [one[:-5], one[-5:]], [one + one], [one[:20], one[20:]], [one]):
+            ways = [[one], [one], [one[:-5], one[-5:]], [one + one], [one[:20], one[20:]], [one]]
+            assert len(ways) == 6
+            for sent in ways:
                 answers = []
                 for front in (hot, plain):
                     for piece in sent:
@@ -452,7 +454,7 @@ class TestKeys:
                 await front.post(b"{}", **reader)  # the version is loaded
             body = orjson.dumps({"user_id": "u1"})
             revoked = [read_key._replace(revoked_at=1), write_key, limited_key]
-            for keys, headers, expected in (
+            rounds: list[tuple[list[ApiKey], dict[str, str], list[int]]] = [
                 (all_keys, reader, [200, 200, 200]),
                 (all_keys, {}, [401, 401]),
                 (all_keys, writer, [403, 403]),
@@ -460,7 +462,9 @@ class TestKeys:
                 (revoked, reader, [401, 401]),
                 (all_keys, reader, [200, 200]),
                 (all_keys, {**reader, "x-request-id": "r-1"}, [200]),
-            ):
+            ]
+            assert len(rounds) == 7
+            for keys, headers, expected in rounds:
                 found = []
                 for front in (hot, plain):
                     front.app.state.services.ring.take(keys)
