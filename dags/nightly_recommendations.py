@@ -81,7 +81,7 @@ PARAMS = {
         None,
         type=["null", "string"],
         description="Which models are trained, by name: popularity item_knn als rp3beta graph_filter ease "
-        "sequential_rules blend. Empty: those that the size of the data affords.",
+        "sequential_rules content blend. Empty: those that the size of the data affords.",
     ),
     "recipes": Param(
         None,

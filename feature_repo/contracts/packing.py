@@ -66,6 +66,7 @@ class Source(IntEnum):
     CATEGORY = 6
     REGION = 7
     STATIC = 8
+    CONTENT = 9
     # Made by serving itself, never by the night: numbers from 16 on.
     GIVEN = 16
     TRENDING = 17

@@ -18,6 +18,7 @@ from feature_repo.contracts.events import EVENT_TYPES, SESSION_GAP, SESSION_VOTE
 from feature_repo.contracts.packing import NO_REASON, SessionEvent, Source
 from feature_repo.contracts.times import from_micros
 from infra.bench.quality import tasks
+from infra.bench.quality.training import Training
 from infra.bench.report import figure, make_report
 from infra.bench.sessions_version import load_version, write_version
 from serving.pipeline.catalogue import Catalogue
@@ -150,7 +151,7 @@ def _no_time() -> int:
 class _Shop:
     """Events in sessions: by person and time, a pause of half an hour or more between two."""
 
-    def __init__(self, training: tasks.Training, exclude_seen: str) -> None:
+    def __init__(self, training: Training, exclude_seen: str) -> None:
         assert training.table is not None
         self.training, self.table, self.exclude_seen = training, training.table, exclude_seen
         self.names = [str(name) for name in training.item_names]

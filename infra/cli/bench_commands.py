@@ -111,7 +111,10 @@ def quality(
     train: Annotated[Path | None, typer.Option("--train", help="Training file, plain or .gz.")] = None,
     test: Annotated[Path | None, typer.Option("--test", help="Test file; opened once, at the end.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="The one file of --protocol sequences.")] = None,
-    attributes: Annotated[Path | None, typer.Option("--attributes", help="Item attributes (sequences).")] = None,
+    attributes: Annotated[
+        Path | None,
+        typer.Option("--attributes", help="What is said of each item: lines `item attribute ...`, or JSON."),
+    ] = None,
     repeats: Annotated[
         str, typer.Option("--repeats", help="Events: may what a user already had be recommended? allowed or new-only.")
     ] = "new-only",

@@ -21,6 +21,8 @@ _WHAT = {
     "sequential_rules": "what tends to follow the last items of a person",
     "session_knn": "what stood near the same items in other people's histories",
     "repurchase": "what a person buys again, how often and how lately",
+    "content": "items like those of a person, by what the catalogue says of them",
+    "segment_popularity": "what most people prefer in the categories where a person looks",
     "blend": "the standardised scores of several models, weighted by what did best on a validation window",
 }
 

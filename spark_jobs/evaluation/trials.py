@@ -20,6 +20,7 @@ from spark_jobs.evaluation.split import INTERACTED, TimeSplit, split_by_time
 from spark_jobs.models.als import AfterSweep, Sweep
 from spark_jobs.models.base import InteractionMatrix
 from spark_jobs.models.factory import Fitted, fit
+from spark_jobs.models.item_content import ItemContent
 from spark_jobs.models.matrix import matrix_rows
 from spark_jobs.models.neighbourhood import neighbours
 from spark_jobs.models.training_data import TrainingData
@@ -135,9 +136,9 @@ def choose_recipe(
     return Choice(best.recipe, tried, chosen, why)
 
 
-def validation_data(validation: TimeSplit, *, item_count: int) -> TrainingData:
+def validation_data(validation: TimeSplit, *, item_count: int, content: ItemContent | None = None) -> TrainingData:
     """What recipes learn from when they are tried."""
-    return TrainingData(validation.train, item_count=item_count, cut_off=validation.test_start)
+    return TrainingData(validation.train, item_count=item_count, cut_off=validation.test_start, content=content)
 
 
 def _run_trial(words: str, recipe: Mapping[str, Any], validation: TimeSplit, data: TrainingData) -> Trial:

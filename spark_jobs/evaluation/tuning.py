@@ -27,6 +27,7 @@ from spark_jobs.evaluation.metrics import metric_name
 from spark_jobs.evaluation.split import TimeSplit
 from spark_jobs.evaluation.trials import validation_data
 from spark_jobs.models.factory import fit
+from spark_jobs.models.item_content import ItemContent
 from spark_jobs.models.recipes import recipe_id
 from spark_jobs.models.search_spaces import Grid, changed, search_space, value_at
 from spark_jobs.models.training_data import TrainingData
@@ -63,9 +64,9 @@ class Rungs:
     sampled_data: TrainingData | None
 
 
-def make_rungs(validation: TimeSplit, *, item_count: int, seed: int) -> Rungs:
+def make_rungs(validation: TimeSplit, *, item_count: int, seed: int, content: ItemContent | None = None) -> Rungs:
     """The data of both rungs; the quarter is drawn by `seed` from all people that have training events."""
-    data = validation_data(validation, item_count=item_count)
+    data = validation_data(validation, item_count=item_count, content=content)
     known = np.asarray(validation.train["subject_key"].combine_chunks().dictionary.to_pylist(), dtype=np.str_)
     drawn = known[np.random.default_rng(seed).random(len(known)) < QUARTER]
     asked = np.flatnonzero(np.isin(validation.subjects, drawn))
@@ -78,7 +79,7 @@ def make_rungs(validation: TimeSplit, *, item_count: int, seed: int) -> Rungs:
         validation.train_event_counts[asked], validation.seen[asked], validation.relevant[asked],
         validation.known_items,
     )  # fmt: skip
-    return Rungs(validation, data, sampled, validation_data(sampled, item_count=item_count))
+    return Rungs(validation, data, sampled, validation_data(sampled, item_count=item_count, content=content))
 
 
 class FamilyStudy:

@@ -45,6 +45,7 @@ from spark_jobs.evaluation.split import INTERACTED, NONE, seen_policy
 from spark_jobs.io.bundle import file_hashes, write_bundle
 from spark_jobs.io.catalogue import changes_position, in_run, read_items, read_users
 from spark_jobs.io.delta import overwrite_partitions, read_table
+from spark_jobs.io.item_content import load_content
 from spark_jobs.io.publication import Publication, candidates_digest, purchases_part
 from spark_jobs.io.run_store import read_report, write_report
 from spark_jobs.jobs.entry import run_job
@@ -114,7 +115,8 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
     interactions = load_interactions(events, item_ids, cut_off=run.cut_off)
     if interactions.num_rows == 0:
         raise DataError(f"silver.interactions has nothing before {run.as_of}: there is nobody to score")
-    data = TrainingData(interactions, item_count=item_count, cut_off=run.cut_off)
+    content = load_content(environment, run.pins, numbers, item_count=item_count)
+    data = TrainingData(interactions, item_count=item_count, cut_off=run.cut_off, content=content)
     model, matrix = fit(recipe, data)
     tell(f"refitted {recipe['model']} on {interactions.num_rows:,} interactions of {len(matrix.subjects):,} subjects")
 

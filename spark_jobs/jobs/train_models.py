@@ -1,6 +1,6 @@
 """Train tonight's recipes on all but the last days, and measure how well each finds what came then.
 
-Reads    silver.interactions, gold.item_ids; bronze.items (pinned) for categories; the champion's recipe from MLflow
+Reads    silver.interactions, gold.item_ids; bronze.items (pinned) for what they are; the champion's recipe from MLflow
 Writes   models/<name>/ (arrays + manifest), user_metrics.parquet, evaluation.json in the run folder;
          gold.evaluations (partition as_of); in MLflow a nested run per model, and a run with trials per family
 Then     judge_models decides; score_users refits the winner on all data.
@@ -62,6 +62,7 @@ from spark_jobs.evaluation.split import (
 from spark_jobs.evaluation.trials import Choice, choose_recipe, validation_data, validation_split
 from spark_jobs.io import registry, tracking
 from spark_jobs.io.delta import overwrite_partitions, read_table, table_version
+from spark_jobs.io.item_content import load_content
 from spark_jobs.io.light_delta import read_table as read_light
 from spark_jobs.io.run_store import folder_of, write_report
 from spark_jobs.jobs.entry import run_job
@@ -71,6 +72,7 @@ from spark_jobs.models.artifacts import manifest_digest
 from spark_jobs.models.base import InteractionMatrix
 from spark_jobs.models.blend_model import BLEND
 from spark_jobs.models.factory import Fitted, fit, newest_learned
+from spark_jobs.models.item_content import ItemContent
 from spark_jobs.models.matrix import load_interactions
 from spark_jobs.models.night_models import Program, check_models, measure_sizes, plan_models
 from spark_jobs.models.recipe_choice import read_choice
@@ -147,20 +149,21 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
         f"{len(split.subjects):,} test persons, {item_count:,} items. {split.note}".rstrip(),
         flush=True,
     )
-    sizes = measure_sizes(interactions, item_count=item_count)
+    content = load_content(environment, run.pins, numbers, item_count=item_count)
+    sizes = measure_sizes(interactions, item_count=item_count, content=content)
     program = plan_models(
         options.models, sizes, choice=choice, has_repeats=policy != INTERACTED, als_engine=options.als_engine
     )
     for note in program.notes:
         print(f"left out: {note}", flush=True)
 
-    choices, trials_usage = _choose(program, split, item_count, options, policy)
+    choices, trials_usage = _choose(program, split, item_count, options, policy, content)
     chosen = {name: one.recipe for name, one in choices.items() if one.recipe}
     recipes, champion_name = with_champion(chosen, live.recipe if live is not None else None)
     folder = folder_of(environment, run.run_key)
     persons = choose_persons(split)
     lists = ListQuality(split, categories=_categories(environment, run, numbers, item_count))
-    trained = _train_all(recipes, split, item_count, persons, folder / MODELS_FOLDER, lists)
+    trained = _train_all(recipes, split, content, persons, folder / MODELS_FOLDER, lists)
     _write_user_metrics(folder / USER_METRICS_FILE, split, trained)
     overwrite_partitions(
         _evaluation_rows(spark, run, split, trained), environment, "gold.evaluations", {"as_of": [run.as_of_day]}
@@ -224,7 +227,7 @@ def with_champion(
 
 
 def _choose(
-    program: Program, split: TimeSplit, item_count: int, options: TrainOptions, policy: str
+    program: Program, split: TimeSplit, item_count: int, options: TrainOptions, policy: str, content: ItemContent
 ) -> tuple[dict[str, Choice], Usage]:
     """How each family enters, and the blend. Recipes whose blend somebody chose are taken as they are."""
     count = 0 if program.blend is not None else options.trials
@@ -234,7 +237,7 @@ def _choose(
         if count > 0 or is_wanted:
             validation = validation_split(split, item_count=item_count, days=options.test_days, exclude_seen=policy)
         if validation is not None:
-            data = validation_data(validation, item_count=item_count)
+            data = validation_data(validation, item_count=item_count, content=content)
         choices = {
             name: choose_recipe(recipe, validation, item_count=item_count, count=count, data=data, is_wanted=is_wanted)
             for name, recipe in program.recipes.items()
@@ -252,13 +255,14 @@ def _choose(
 def _train_all(
     recipes: Mapping[str, Mapping[str, Any]],
     split: TimeSplit,
-    item_count: int,
+    content: ItemContent,
     persons: NDArray[np.int64],
     folder: Path,
     lists: ListQuality,
 ) -> dict[str, Trained]:
     """Each contestant, in order. What a blend is made of is fitted once and kept until then."""
-    data = TrainingData(split.train, item_count=item_count, cut_off=split.test_start)
+    count = len(split.known_items)
+    data = TrainingData(split.train, item_count=count, cut_off=split.test_start, content=content)
     parts = {
         recipe_id(part) for recipe in recipes.values() if recipe["model"] == BLEND
         for part in recipe["params"]["parts"].values()

@@ -27,9 +27,11 @@ from feature_repo.contracts.times import format_timestamp, start_of_day, to_micr
 from spark_jobs.evaluation.split import INTERACTED, TEST_DAYS, split_by_time
 from spark_jobs.evaluation.trials import MIN_VALIDATION_USERS, validation_split
 from spark_jobs.evaluation.tuning import FamilyStudy, Rungs, Tried, make_rungs, run_studies
+from spark_jobs.io.item_content import load_content
 from spark_jobs.io.light_delta import days_by_row_count, read_table, version
 from spark_jobs.io.tuning_runs import TuningRuns
 from spark_jobs.jobs.train_models import flat_metrics
+from spark_jobs.models.item_content import ItemContent
 from spark_jobs.models.matrix import sort_interactions
 from spark_jobs.models.night_models import measure_sizes, plan_models
 from spark_jobs.models.recipe_choice import RecipeChoice
@@ -77,11 +79,13 @@ def tune_models(
     """
     if search.minutes <= 0:
         raise DataError(f"minutes is above 0, got {search.minutes:g}", field="minutes")
-    reads = {name: version(environment, name) for name in ("silver.interactions", "gold.item_ids")}
+    reads = {name: version(environment, name) for name in ("silver.interactions", "gold.item_ids", "bronze.items")}
     as_of = search.as_of or _day_after_the_last(environment)
-    interactions, item_count = _interactions(environment, as_of, reads)
-    rungs = _rungs(interactions, item_count, as_of, search)
-    sizes = measure_sizes(interactions, item_count=item_count)
+    numbers = read_table(environment, "gold.item_ids", reads["gold.item_ids"], ["item_id", "item_number"])
+    interactions, item_count = _interactions(environment, as_of, reads, numbers)
+    content = load_content(environment, reads, numbers, item_count=item_count)
+    rungs = _rungs(interactions, item_count, as_of, search, content)
+    sizes = measure_sizes(interactions, item_count=item_count, content=content)
     program = plan_models(search.models, sizes, has_repeats=search.exclude_seen != INTERACTED)
     for note in program.notes:
         say(f"left out: {note}")
@@ -167,12 +171,13 @@ def _day_after_the_last(environment: Environment) -> date:
     return max(days) + timedelta(days=1)
 
 
-def _interactions(environment: Environment, as_of: date, reads: Mapping[str, int]) -> tuple[pa.Table, int]:
+def _interactions(
+    environment: Environment, as_of: date, reads: Mapping[str, int], items: pa.Table
+) -> tuple[pa.Table, int]:
     """What `load_interactions` gives, and the number of items."""
     columns = ["subject_key", "item_id", "event_type", "event_timestamp"]
     before = pc.field("event_date") < as_of
     rows = read_table(environment, "silver.interactions", reads["silver.interactions"], columns, before)
-    items = read_table(environment, "gold.item_ids", reads["gold.item_ids"], ["item_id", "item_number"])
     micros = rows["event_timestamp"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
     rows = rows.drop_columns(["event_timestamp"]).append_column("micros", micros)
     rows = rows.filter(pc.less(rows["micros"], to_micros(start_of_day(as_of))))
@@ -189,7 +194,7 @@ def _interactions(environment: Environment, as_of: date, reads: Mapping[str, int
     return sort_interactions(numbered.select(["subject_key", "item_number", "event_type", "micros"])), item_count
 
 
-def _rungs(interactions: pa.Table, item_count: int, as_of: date, search: Search) -> Rungs:
+def _rungs(interactions: pa.Table, item_count: int, as_of: date, search: Search, content: ItemContent) -> Rungs:
     split = split_by_time(
         interactions, cut_off=start_of_day(as_of), item_count=item_count, test_days=search.test_days,
         exclude_seen=search.exclude_seen,
@@ -201,7 +206,7 @@ def _rungs(interactions: pa.Table, item_count: int, as_of: date, search: Search)
             "there is nothing to tune on",
             field="as_of",
         )
-    return make_rungs(validation, item_count=item_count, seed=search.seed)
+    return make_rungs(validation, item_count=item_count, seed=search.seed, content=content)
 
 
 def _key(environment: Environment, as_of: date, reads: Mapping[str, int], search: Search) -> str:

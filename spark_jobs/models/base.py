@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from spark_jobs.models.item_content import ItemContent
+
 
 @dataclass(frozen=True, slots=True)
 class InteractionMatrix:
@@ -24,11 +26,13 @@ class InteractionMatrix:
     preference   CSR float32, shape (subjects, item_count): summed event weights, decayed by age; columns are item
                  numbers, indices sorted within each row, no explicit zeros
     last_micros  int64, aligned with preference.data: newest event of the pair, us since 1970 UTC
+    content      what the catalogue says of each item; None: nobody told
     """
 
     subjects: NDArray[np.str_]
     preference: sparse.csr_matrix
     last_micros: NDArray[np.int64]
+    content: ItemContent | None = None
 
     @property
     def item_count(self) -> int:

@@ -14,6 +14,7 @@ from spark_jobs.models.als import AfterSweep, Als
 from spark_jobs.models.artifacts import read_manifest
 from spark_jobs.models.base import InteractionMatrix, Model
 from spark_jobs.models.blend_model import BLEND, Blend
+from spark_jobs.models.content import Content
 from spark_jobs.models.ease import Ease
 from spark_jobs.models.graph_filter import GraphFilter
 from spark_jobs.models.ials import Ials
@@ -23,16 +24,19 @@ from spark_jobs.models.popularity import Popularity
 from spark_jobs.models.recipes import MORE_RECIPES, RECIPES, SEQUENCE_RECIPES, recipe_id
 from spark_jobs.models.repurchase import Repurchase
 from spark_jobs.models.rp3beta import Rp3Beta
+from spark_jobs.models.segment_popularity import SegmentPopularity
 from spark_jobs.models.sequences import SequenceModel
 from spark_jobs.models.sequential_rules import SequentialRules
 from spark_jobs.models.session_knn import SessionKnn
 from spark_jobs.models.session_transitions import SessionTransitions
 from spark_jobs.models.training_data import TrainingData
 
-AnyModel = Popularity | ItemKnn | Als | Rp3Beta | GraphFilter | Ease | Ials
+AnyModel = Popularity | ItemKnn | Als | Rp3Beta | GraphFilter | Ease | Ials | Content | SegmentPopularity
 AnySequenceModel = SequentialRules | SessionKnn | SessionTransitions | Repurchase
 
-MODELS: Mapping[str, type[AnyModel]] = {m.name: m for m in (Popularity, ItemKnn, Als, Rp3Beta, GraphFilter, Ease, Ials)}
+MODELS: Mapping[str, type[AnyModel]] = {
+    m.name: m for m in (Popularity, ItemKnn, Als, Rp3Beta, GraphFilter, Ease, Ials, Content, SegmentPopularity)
+}
 SEQUENCE_MODELS: Mapping[str, type[AnySequenceModel]] = {
     m.name: m for m in (SequentialRules, SessionKnn, SessionTransitions, Repurchase)
 }

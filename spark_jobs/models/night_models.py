@@ -13,10 +13,14 @@ import numpy as np
 import pyarrow as pa
 
 from spark_jobs.models.blend_model import BLEND, FLOOR_PART
+from spark_jobs.models.content import MOST_ITEMS, MOST_MEETINGS, meetings
+from spark_jobs.models.item_content import ItemContent
 from spark_jobs.models.recipe_choice import RecipeChoice
 from spark_jobs.models.recipes import default_recipe
 
-NIGHT_MODELS = ("popularity", "item_knn", "als", "rp3beta", "graph_filter", "ease", "sequential_rules", BLEND)
+NIGHT_MODELS = (
+    "popularity", "item_knn", "als", "rp3beta", "graph_filter", "ease", "sequential_rules", "content", BLEND,
+)  # fmt: skip
 WITH_REPEATS = "repurchase"
 """Takes part where lists may hold what a person had before (`exclude_seen` purchased or none)."""
 
@@ -28,16 +32,20 @@ GRAPH_CELLS = 400_000_000
 ORDERED_EVENTS = 3_000_000
 """Rules read every event once for each step that they look ahead."""
 WALK_EVENTS = 10_000_000
+LEAST_DESCRIBED = 20
 LEAST_FACTORS, MOST_FACTORS = 16, 256
 
 
 class Sizes(NamedTuple):
-    """Of the interactions that the models learn from. `pairs` are distinct (person, item)."""
+    """Of the interactions that the models learn from. `pairs` are distinct (person, item); `described` are the items
+    that the catalogue says anything of, `meetings` how often two of them share a term."""
 
     events: int
     people: int
     items: int
     pairs: int
+    described: int = 0
+    meetings: int = 0
 
 
 def affordable_models(sizes: Sizes, *, has_repeats: bool) -> tuple[list[str], list[str]]:
@@ -50,9 +58,21 @@ def affordable_models(sizes: Sizes, *, has_repeats: bool) -> tuple[list[str], li
         and f"sequential_rules is for up to {ORDERED_EVENTS:,} events, there are {sizes.events:,}",
         "rp3beta": sizes.events > WALK_EVENTS
         and f"rp3beta is for up to {WALK_EVENTS:,} events, there are {sizes.events:,}",
+        "content": _no_content(sizes),
     }
     wanted = [*NIGHT_MODELS[:-1], *([WITH_REPEATS] if has_repeats else []), BLEND]
     return [name for name in wanted if not refused.get(name)], [words for words in refused.values() if words]
+
+
+def _no_content(sizes: Sizes) -> str | None:
+    """Why the content model is left out; None: it takes part."""
+    if sizes.described < LEAST_DESCRIBED:
+        return f"content wants {LEAST_DESCRIBED} described items, there are {sizes.described:,}"
+    if sizes.items > MOST_ITEMS:
+        return f"content is for up to {MOST_ITEMS:,} items, there are {sizes.items:,}"
+    if sizes.meetings > MOST_MEETINGS:
+        return f"content would add up {sizes.meetings:,} meetings of items in a term, {MOST_MEETINGS:,} at most"
+    return None
 
 
 def spectral_factors(sizes: Sizes) -> int:
@@ -77,12 +97,13 @@ class Program:
     notes: Sequence[str] = ()
 
 
-def measure_sizes(interactions: pa.Table, *, item_count: int) -> Sizes:
-    """How large the interactions (sorted, as `load_interactions` gives them) are."""
+def measure_sizes(interactions: pa.Table, *, item_count: int, content: ItemContent | None = None) -> Sizes:
+    """How large the interactions (sorted, as `load_interactions` gives them) are, and what is said of the items."""
     codes = np.asarray(interactions["subject_key"].combine_chunks().indices).astype(np.int64)
     pair = codes * max(1, item_count) + np.asarray(interactions["item_number"].combine_chunks())
     pairs = int(np.count_nonzero(np.diff(pair))) + 1 if len(pair) else 0
-    return Sizes(interactions.num_rows, len(np.unique(codes)), item_count, pairs)
+    said = (0, 0) if content is None else (content.described_count, meetings(content))
+    return Sizes(interactions.num_rows, len(np.unique(codes)), item_count, pairs, *said)
 
 
 def check_models(models: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from spark_jobs.models.item_content import EMBEDDING, KINDS, ItemContent
 from spark_jobs.models.recipes import SEQUENCE_RECIPES
 
 Grid = Sequence[Any]
@@ -34,6 +35,17 @@ GRIDS: Mapping[str, Mapping[str, Grid]] = {
         "beta": (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
         "alpha": (0.4, 0.6, 0.8, 1.0, 1.2, 1.5),
         "neighbours": (50, 100, 200, 500, 1000),
+    },
+    "segment_popularity": {"subject_cap": (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)},
+    "content": {
+        "popular_power": (0.0, 0.25, 0.5, 0.75, 1.0, 1.5),
+        "idf_power": (0.0, 0.5, 1.0, 1.5, 2.0),
+        "text": (0.0, 0.25, 0.5, 1.0, 2.0),
+        "category": (0.0, 0.25, 0.5, 1.0, 2.0),
+        "brand": (0.0, 0.25, 0.5, 1.0, 2.0),
+        "price": (0.0, 0.1, 0.25, 0.5, 1.0),
+        "embedding": (0.0, 0.5, 1.0, 2.0, 4.0),
+        "neighbours": (50, 100, 200, 500),
     },
     "graph_filter": {
         "sharpening": (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0),
@@ -80,6 +92,17 @@ GRIDS: Mapping[str, Mapping[str, Grid]] = {
         "prior": (0.5, 2.0, 8.0),
     },
 }  # fmt: skip
+
+
+def searched_params(content: ItemContent) -> set[str]:
+    """The params of the content model that can change anything with what is said of these items: only proportions of
+    the weights of kinds matter, so with one kind none does."""
+    present = {kind for number, kind in enumerate(KINDS) if (content.kinds == number).any()}
+    if content.vectors.any():
+        present.add(EMBEDDING)
+    others = set(GRIDS["content"]) - {*KINDS, EMBEDDING}
+    return others | (present if len(present) > 1 else set())
+
 
 Path = tuple[str, ...]
 """Where a value stands in a recipe: ("params", "factors")."""

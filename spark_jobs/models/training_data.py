@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from feature_repo.contracts.times import to_micros
 from spark_jobs.models.base import InteractionMatrix
+from spark_jobs.models.item_content import ItemContent
 from spark_jobs.models.matrix import build_matrix, sort_interactions
 from spark_jobs.models.sequences import Sequences, build_sequences
 
@@ -21,11 +23,13 @@ KEPT = 4
 
 
 class TrainingData:
-    """Interactions (`matrix.COLUMNS`) before `cut_off`, aware UTC, over `item_count` items."""
+    """Interactions (`matrix.COLUMNS`) before `cut_off`, aware UTC, over `item_count` items, and what they are."""
 
-    def __init__(self, interactions: pa.Table, *, item_count: int, cut_off: datetime) -> None:
+    def __init__(
+        self, interactions: pa.Table, *, item_count: int, cut_off: datetime, content: ItemContent | None = None
+    ) -> None:
         self.interactions = sort_interactions(interactions)
-        self.item_count, self.cut_off = item_count, cut_off
+        self.item_count, self.cut_off, self.content = item_count, cut_off, content
         self._matrices: dict[str, InteractionMatrix] = {}
         self._sequences: dict[str, tuple[NDArray[np.str_], Sequences]] = {}
         self._event_counts: tuple[NDArray[np.str_], NDArray[np.int64]] | None = None
@@ -35,13 +39,14 @@ class TrainingData:
         key = _key(recipe["weights"], recipe["half_life_days"])
         if key not in self._matrices:
             _make_room(self._matrices)
-            self._matrices[key] = build_matrix(
+            matrix = build_matrix(
                 self.interactions,
                 item_count=self.item_count,
                 weights=recipe["weights"],
                 half_life_days=recipe["half_life_days"],
                 cut_off=self.cut_off,
             )
+            self._matrices[key] = replace(matrix, content=self.content)
         return self._matrices[key]
 
     def sequences(self, recipe: Mapping[str, Any]) -> tuple[NDArray[np.str_], Sequences]:

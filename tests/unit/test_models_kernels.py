@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import log1p, sqrt
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from spark_jobs.models.als import Als
 from spark_jobs.models.artifacts import MANIFEST_FILE, manifest_digest
 from spark_jobs.models.base import InteractionMatrix, Model
 from spark_jobs.models.factory import MODELS, build_model, load_model
+from spark_jobs.models.item_content import Described, build_content
 from spark_jobs.models.item_knn import ItemKnn
 from spark_jobs.models.popularity import Popularity
 from spark_jobs.models.ranking import mask_items, top_items, two_best
@@ -285,7 +287,8 @@ def test_without_its_reason_an_item_falls(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_saved_and_loaded_scores_the_same(name: str, tmp_path: Path) -> None:
-    matrix = planted()
+    said = {number: Described([("category", "ab"[number % 2]), ("tags", str(number % 3))]) for number in range(10)}
+    matrix = replace(planted(), content=build_content(said, item_count=10))
     model = fitted(name, matrix)
     assert isinstance(model, Model)
     model.save(tmp_path / "m")

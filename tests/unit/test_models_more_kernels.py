@@ -74,8 +74,8 @@ def test_rp3beta_against_a_walk_step_by_step() -> None:
     assert [number for number, _ in model.similar(2, 3)] == order[:3]
 
     short = fitted("rp3beta", dense, alpha=alpha, beta=beta, neighbours=2)
-    kept = short.walk.toarray()
-    assert np.diff(short.walk.indptr).max() == 2
+    kept = short.links.toarray()
+    assert np.diff(short.links.indptr).max() == 2
     best = [sorted(range(ITEMS), key=lambda j, i=i: (-walk[i, j], j))[:2] for i in range(13)]
     assert [sorted(np.flatnonzero(kept[i])) for i in range(13)] == [sorted(row) for row in best]
 

@@ -33,6 +33,7 @@ from spark_jobs.jobs.pin_run import with_recipes
 from spark_jobs.models.blend import blend, standardize
 from spark_jobs.models.blend_model import Blend
 from spark_jobs.models.factory import Fitted, fit_recipe
+from spark_jobs.models.item_content import Described, build_content
 from spark_jobs.models.matrix import histories_of, matrix_rows, sort_interactions
 from spark_jobs.models.night_models import (
     NIGHT_MODELS,
@@ -76,14 +77,14 @@ def split() -> TimeSplit:
 
 
 def test_a_small_shop_trains_everything_and_a_large_one_what_it_can_afford() -> None:
-    small = plan_models((), Sizes(40_000, 2_000, 1_500, 30_000))
+    small = plan_models((), Sizes(40_000, 2_000, 1_500, 30_000, 900, 40_000))
     assert [*small.recipes, "blend"] == list(NIGHT_MODELS)
     assert (small.may_blend, small.blend, small.notes) == (True, None, [])
     assert small.recipes["graph_filter"]["params"]["factors"] == 128
-    large = plan_models((), Sizes(10_000_000, 100_000, 20_000, 8_000_000))
+    large = plan_models((), Sizes(10_000_000, 100_000, 20_000, 8_000_000, 20_000, 4_000_000_001))
     assert list(large.recipes) == ["popularity", "item_knn", "als", "rp3beta"]
-    assert [note.split()[0] for note in large.notes] == ["ease", "graph_filter", "sequential_rules"]
-    again = plan_models((), Sizes(40_000, 2_000, 1_500, 30_000), has_repeats=True)
+    assert [note.split()[0] for note in large.notes] == ["ease", "graph_filter", "sequential_rules", "content"]
+    again = plan_models((), Sizes(40_000, 2_000, 1_500, 30_000, 900, 40_000), has_repeats=True)
     assert set(again.recipes) - set(small.recipes) == {"repurchase"}
 
 
@@ -105,13 +106,39 @@ def test_a_graph_filters_low_pass_is_an_eighth_of_the_matrix(side: int, factors:
     assert spectral_factors(Sizes(1, side, 100_000, 1)) == spectral_factors(Sizes(1, 100_000, side, 1)) == factors
 
 
-def test_sizes_are_counted() -> None:
+def test_sizes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [("u:a", 1), ("u:a", 1), ("u:a", 2), ("a:b", 2)]
     table = sort_interactions(pa.table({
         "subject_key": [r[0] for r in rows], "item_number": [r[1] for r in rows], "event_type": ["view_item"] * 4,
         "micros": [1, 2, 3, 4],
     }))  # fmt: skip
     assert measure_sizes(table, item_count=5) == Sizes(4, 2, 5, 3)
+    said = build_content(
+        {
+            1: Described([("text", "red"), ("tags", "old")], [1.0, 0.0]),
+            2: Described([("text", "red"), ("text", "red")]),
+            4: Described([]),
+        },
+        item_count=5,
+    )
+    assert measure_sizes(table, item_count=5, content=said) == Sizes(4, 2, 5, 3, 2, 2 * 2 + 1 + 5 * 5 * 2)
+    monkeypatch.setattr("spark_jobs.models.content.COMMON_COUNT", 1)  # red is said of two: too common
+    assert measure_sizes(table, item_count=5, content=said).meetings == 1 + 5 * 5 * 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "why"),
+    [
+        (Sizes(9, 9, 50, 9, 19, 1), "content wants 20 described items, there are 19"),
+        (Sizes(9, 9, 30_001, 9, 20, 1), "content is for up to 30,000 items, there are 30,001"),
+        (Sizes(9, 9, 50, 9, 20, 5_000_000_000), "content would add up 5,000,000,000 meetings"),
+        (Sizes(9, 9, 30_000, 9, 20, 4_000_000_000), None),
+    ],
+)
+def test_content_takes_part_where_the_catalogue_says_something(sizes: Sizes, why: str | None) -> None:
+    program = plan_models((), sizes)
+    assert ("content" in program.recipes) == (why is None)
+    assert [note.startswith(why or "") for note in program.notes if "content" in note] == [True] * (why is not None)
 
 
 # --- the search ---------------------------------------------------------------------------------------------------

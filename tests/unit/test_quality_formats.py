@@ -43,6 +43,38 @@ def test_lists_sessions_and_prefixes(tmp_path: Path, name: str) -> None:
     assert lines == (["0", "1"], [["a", "b"], ["c"]])
 
 
+def test_attributes_as_lines_or_as_one_object(tmp_path: Path) -> None:
+    lines = formats.read_attributes(write(tmp_path / "a.txt", "i1 red home\ni2\ni1 7\n"), "--attributes")
+    assert lines == {"i1": ["red", "home", "7"], "i2": []}
+    found = formats.read_attributes(write(tmp_path / "a.gz", '{"4": [1, "x y", null],\n "5": []}'), "--attributes")
+    assert found == {"4": ["1", "x y"], "5": []}
+    for text, words in (
+        ("i1\n", "no line `item attribute ...`"),
+        ("{broken", "not JSON"),
+        ('{"4": {"a": 1}}', "item '4' has"),
+        ('{"4": [[1]]}', "item '4' has"),
+        ('{"4": []}', "no item with at least one attribute"),
+    ):
+        with pytest.raises(DataError, match=words):
+            formats.read_attributes(write(tmp_path / "wrong", text), "--attributes")
+
+
+def test_attributes_reach_every_training_and_are_only_those_of_known_items(tmp_path: Path) -> None:
+    data = write(tmp_path / "s.txt", "u1 a b c\nu2 b c a\nu3 c a b d\n")
+    said = write(tmp_path / "a.json", '{"c": ["red"], "zz": ["red"], "a": ["red", "old"]}')
+    task = open_training("sequences", train=data, test=data, attributes=said)
+    assert task.training.item_names.tolist() == ["a", "b", "c"]
+    content = task.training.content
+    assert content is not None
+    assert content.terms.toarray().tolist() == [[1, 1], [0, 0], [0, 1]]
+    assert [one.training.content is content for one in task.validations] == [True]
+    recipe = {"weights": {tasks.ONLY_TYPE: 1.0}, "half_life_days": None}
+    assert task.training.matrix(recipe).content is content
+    strangers = write(tmp_path / "b.json", '{"zz": ["red"]}')
+    with pytest.raises(DataError, match="none of its 1 items is in the training data; it begins with 'zz'"):
+        open_training("sequences", train=data, test=data, attributes=strangers)
+
+
 def test_events_by_their_header(tmp_path: Path) -> None:
     text = "Time,item,colour,user,Event,rating\n1000,i1,red,u1,View,3\n2000.5,i2,,u2,buy,4.5\n"
     found = formats.read_events(write(tmp_path / "e.csv", text), "--train")

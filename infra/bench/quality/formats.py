@@ -7,6 +7,7 @@
                validation (of a user with two items the last is the test, one alone only teaches)
     events     csv with a header: user, item and, if there are, event, time (seconds or milliseconds since 1970, or RFC
                3339) and rating; other columns are ignored
+    attributes lines `item attribute attribute ...`, or one JSON object {"item": [attribute, ...], ...}
     negatives  lines `user item item ...`; for sessions the n-th line has the items for the n-th line of the test file
 
 Raises DataError naming file, line, what was seen and what was expected.
@@ -15,6 +16,7 @@ Raises DataError naming file, line, what was seen and what was expected.
 from __future__ import annotations
 
 import gzip
+import json
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -107,6 +109,35 @@ def read_negatives(path: Path, option: str, *, by_line: bool) -> Lists:
         return read_lists(path, option)
     items = [line.split() for _, line in _lines(path, option)]
     return Lists([str(number) for number in range(len(items))], items)
+
+
+def read_attributes(path: Path, option: str) -> dict[str, list[str]]:
+    """What is said of each item: its attributes, as opaque text. An item that stands twice has all of them."""
+    said: dict[str, list[str]] = {}
+    lines = list(_lines(path, option))
+    if lines and lines[0][1].lstrip().startswith("{"):
+        return _json_attributes("\n".join(line for _, line in lines), path, option)
+    for _, line in lines:
+        item, *attributes = line.split()
+        said.setdefault(item, []).extend(attributes)
+    if not any(said.values()):
+        raise DataError(f"{option} {path}: no line `item attribute ...` with at least one attribute", field=option)
+    return said
+
+
+def _json_attributes(text: str, path: Path, option: str) -> dict[str, list[str]]:
+    expected = 'expected one object {"item": [attribute, ...], ...}'
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{option} {path}: not JSON: {error}; {expected}", field=option) from error
+    for item, attributes in found.items():
+        if not isinstance(attributes, list) or any(isinstance(one, dict | list) for one in attributes):
+            seen = json.dumps(attributes)[:60]
+            raise DataError(f"{option} {path}: item {item!r} has {seen}; {expected}", field=option)
+    if not any(found.values()):
+        raise DataError(f"{option} {path}: no item with at least one attribute; {expected}", field=option)
+    return {item: [str(one) for one in attributes if one is not None] for item, attributes in found.items()}
 
 
 def read_events(path: Path, option: str) -> Events:

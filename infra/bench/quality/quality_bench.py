@@ -49,11 +49,17 @@ def bench_quality(
     """
     _check(protocol, repeats, k)
     task = tasks.open_training(
-        protocol, train=sources.train, test=sources.test, negatives=sources.negatives, repeats=repeats
+        protocol,
+        train=sources.train,
+        test=sources.test,
+        negatives=sources.negatives,
+        repeats=repeats,
+        attributes=sources.attributes,
     )
-    if sources.attributes is not None:
-        say(f"--attributes {sources.attributes}: there is no content model in this bench yet, so it is not used")
     training = task.training
+    if training.content is not None:
+        said = training.content
+        say(f"{said.terms.shape[1]:,} attributes; {said.described_count:,} of {training.item_count:,} items have any")
     say(
         f"{sum(training.types.values()):,} rows, {len(training.user_names):,} users, {training.item_count:,} items; "
         f"validation asks {' + '.join(f'{len(v.questions):,}' for v in task.validations)} questions"

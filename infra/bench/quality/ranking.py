@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from infra.bench.quality.tasks import Questions, Slice, Training
+from infra.bench.quality.tasks import Slice
+from infra.bench.quality.training import Questions, Training
 from spark_jobs.evaluation.full_ranking import is_relevant
 from spark_jobs.evaluation.metrics import ranking_metrics
 from spark_jobs.models.blend import standardize

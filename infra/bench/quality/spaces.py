@@ -13,7 +13,7 @@ from feature_repo.contracts.events import DEFAULT_PREFERENCE_WEIGHTS, EVENT_TYPE
 from infra.bench.quality.tasks import Task
 from spark_jobs.models.ease import MOST_ITEMS
 from spark_jobs.models.recipes import default_recipe, default_sequence_recipe
-from spark_jobs.models.search_spaces import GRIDS, HALF_LIVES, OTHER_WEIGHTS, Grid, Path
+from spark_jobs.models.search_spaces import GRIDS, HALF_LIVES, OTHER_WEIGHTS, Grid, Path, searched_params
 
 EASE_SECONDS_PER_CUBE = 3e-11
 """Of a fit, times items cubed: a large catalogue is left out where one fit would take a tenth of the budget."""
@@ -41,6 +41,8 @@ def families(task: Task, budget_seconds: float) -> list[Family]:
         if training.item_count <= MOST_ITEMS and training.item_count**3 * EASE_SECONDS_PER_CUBE < 0.1 * budget_seconds:
             names.append("ease")
         names += ["rp3beta", "ials", "graph_filter"]
+    if training.content is not None:
+        names.append("content")
     if task.protocol == "events" and training.has_order:
         names.append("session_knn")  # the history of a shopper is long for a session: it costs most
     return [_family(name, task) for name in names]
@@ -52,6 +54,8 @@ def _family(name: str, task: Task) -> Family:
     recipe = default_sequence_recipe(name) if is_sequential else default_recipe(name)
     recipe["weights"] = {kind: _first_weight(kind) for kind in training.types}
     grids: dict[Path, Grid] = {("params", param): grid for param, grid in GRIDS[name].items()}
+    if name == "content" and training.content is not None:
+        grids = {path: grid for path, grid in grids.items() if path[1] in searched_params(training.content)}
     if name == "popularity":
         grids = {}  # the baseline stays as it is
     if not is_sequential:

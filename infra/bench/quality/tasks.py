@@ -7,7 +7,7 @@ once, when everything has been decided.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +19,11 @@ from scipy import sparse
 
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.events import DEFAULT_PREFERENCE_WEIGHTS, EVENT_TYPE_ALIASES, EVENT_TYPES
-from feature_repo.contracts.times import from_micros
 from infra.bench.quality import formats
-from spark_jobs.models.base import InteractionMatrix
-from spark_jobs.models.matrix import build_matrix, histories_of, matrix_rows, sort_interactions
-from spark_jobs.models.sequences import Sequences, build_sequences, last_places, make_sequences
+from infra.bench.quality.training import Questions, Training
+from spark_jobs.models.item_content import Described, build_content
+from spark_jobs.models.matrix import sort_interactions
+from spark_jobs.models.sequences import make_sequences
 
 PROTOCOLS = ("pairs", "sessions", "sequences", "events")
 REPEATS = ("new-only", "allowed")
@@ -52,120 +52,6 @@ WORDS: Mapping[str, str] = {
     "buy": "purchase", "bought": "purchase", "order": "purchase", "transaction": "purchase",
 }  # fmt: skip
 """Names of event types that public logs use, beside the aliases of the event contract."""
-
-PREFIX_PLACES = 20
-PREFIX_DECAY = 2.0
-"""A running session as a history of the matrix: its last places, each e times less for so many steps from the end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Questions:
-    """Whom to rank for: rows of the training's users (-1: nobody known), or running sessions."""
-
-    users: NDArray[np.int64]
-    prefixes: Sequences | None = None
-
-    def __len__(self) -> int:
-        return len(self.users)
-
-    def part(self, rows: NDArray[np.int64]) -> Questions:
-        return Questions(self.users[rows], None if self.prefixes is None else self.prefixes.block(rows))
-
-
-@dataclass(slots=True)
-class Training:
-    """What models learn from.
-
-    item_names   sorted; an item's number is its place. Items of the test alone have none: nobody can recommend them
-    user_names   sorted; empty for sessions
-    table        interactions (`matrix.COLUMNS`), subjects being `u:<user>`; None for sessions
-    sessions     sessions, oldest first; None but for sessions
-    cut_off      us: everything in `table` is before it
-    types        event types, and how many events each has
-    target_types the types that count as success: the most valued there are
-    """
-
-    item_names: NDArray[np.object_]
-    user_names: NDArray[np.object_]
-    table: pa.Table | None
-    sessions: Sequences | None
-    cut_off: int
-    has_time: bool
-    has_order: bool
-    types: Mapping[str, int]
-    target_types: tuple[str, ...]
-    _matrices: dict[str, InteractionMatrix] = field(default_factory=dict)
-    _sequences: dict[str, tuple[NDArray[np.str_], Sequences]] = field(default_factory=dict)
-
-    @property
-    def item_count(self) -> int:
-        return len(self.item_names)
-
-    @property
-    def subjects(self) -> NDArray[np.str_]:
-        return np.array([f"u:{name}" for name in self.user_names], dtype=np.str_)
-
-    def matrix(self, recipe: Mapping[str, object]) -> InteractionMatrix:
-        """The matrix of a recipe: by `build_matrix`, as in the night; of sessions whether a session has an item."""
-        key = f"{recipe['weights']} {recipe.get('half_life_days')}"
-        if key not in self._matrices:
-            while len(self._matrices) >= 3:
-                self._matrices.pop(next(iter(self._matrices)))
-            self._matrices[key] = self._make_matrix(recipe)
-        return self._matrices[key]
-
-    def _make_matrix(self, recipe: Mapping[str, object]) -> InteractionMatrix:
-        if self.table is not None:
-            return build_matrix(
-                self.table,
-                item_count=self.item_count,
-                weights=recipe["weights"],  # type: ignore[arg-type]
-                half_life_days=recipe["half_life_days"],  # type: ignore[arg-type]
-                cut_off=from_micros(self.cut_off),
-            )
-        assert self.sessions is not None
-        places = int(np.diff(self.sessions.starts).max()) if len(self.sessions) else 0
-        preference = last_places(self.sessions, places, np.ones(places))
-        names = np.array([f"{number:09d}" for number in range(len(self.sessions))], dtype=np.str_)
-        return InteractionMatrix(names, preference, np.zeros(preference.nnz, np.int64))
-
-    def sequences(self, recipe: Mapping[str, object]) -> tuple[NDArray[np.str_], Sequences]:
-        """The sequences of a recipe's event weights, and whose they are."""
-        if self.sessions is not None:
-            return np.empty(0, np.str_), self.sessions
-        key = str(recipe["weights"])
-        if key not in self._sequences:
-            while len(self._sequences) >= 3:
-                self._sequences.pop(next(iter(self._sequences)))
-            self._sequences[key] = build_sequences(
-                self.table,
-                item_count=self.item_count,
-                weights=recipe["weights"],  # type: ignore[arg-type]
-                cut_off_micros=self.cut_off,
-            )
-        return self._sequences[key]
-
-    def histories(
-        self, matrix: InteractionMatrix, questions: Questions
-    ) -> tuple[sparse.csr_matrix, NDArray[np.int64] | None]:
-        """(histories, rows of the matrix) for `Model.score_block`."""
-        if questions.prefixes is not None:
-            decay = np.exp(-np.arange(PREFIX_PLACES) / PREFIX_DECAY)
-            return last_places(questions.prefixes, PREFIX_PLACES, decay), None
-        rows = matrix_rows(matrix, self._subjects_of(questions))
-        return histories_of(matrix, rows), rows
-
-    def asked_sequences(self, owners: NDArray[np.str_], sequences: Sequences, questions: Questions) -> Sequences:
-        """The sequences for `SequenceModel.score_sequences`."""
-        if questions.prefixes is not None:
-            return questions.prefixes
-        place = np.searchsorted(owners, self._subjects_of(questions))
-        place = np.minimum(place, max(0, len(owners) - 1))
-        known = owners[place] == self._subjects_of(questions) if len(owners) else np.zeros(len(questions), bool)
-        return sequences.block(np.where(known, place, -1))
-
-    def _subjects_of(self, questions: Questions) -> NDArray[np.str_]:
-        return np.array([f"u:{self.user_names[user]}" if user >= 0 else "" for user in questions.users], dtype=np.str_)
 
 
 class Slice(NamedTuple):
@@ -219,11 +105,22 @@ class Task:
 
 
 def open_training(
-    protocol: str, *, train: Path, test: Path, negatives: Path | None = None, repeats: str = "new-only"
+    protocol: str,
+    *,
+    train: Path,
+    test: Path,
+    negatives: Path | None = None,
+    repeats: str = "new-only",
+    attributes: Path | None = None,
 ) -> Task:
-    """Read the training data and cut the validation. The test file is not touched, not even looked for."""
+    """Read the training data and cut the validation. The test file is not touched, not even looked for.
+
+    `attributes`: what is said of the items; those that are not in the training data are left out.
+    """
     made = {"pairs": _open_pairs, "sessions": _open_sessions, "sequences": _open_sequences, "events": _open_events}
     training, validations = made[protocol](train, repeats == "allowed")
+    if attributes is not None:
+        _describe(training, validations, attributes)
     validations = tuple(found for found in validations if len(found.questions))
     if not validations:
         raise DataError(
@@ -234,6 +131,25 @@ def open_training(
     most = min(most, max(1, SEARCH_CELLS // max(1, training.item_count)))
     searched = tuple(sample(found, max(1, most // len(validations))) for found in validations)
     return Task(protocol, training, validations, searched, removes, train, test, negatives)
+
+
+def _describe(training: Training, validations: Sequence[Slice], path: Path) -> None:
+    said = formats.read_attributes(path, "--attributes")
+    numbers = formats.numbered(list(said), training.item_names)
+    described = {
+        int(number): Described([("tags", word) for word in words])
+        for number, words in zip(numbers, said.values(), strict=True)
+        if number >= 0
+    }
+    if not described:
+        raise DataError(
+            f"--attributes {path}: none of its {len(said):,} items is in the training data; it begins with "
+            f"{next(iter(said))!r}, the training data with {training.item_names[0]!r}",
+            field="--attributes",
+        )
+    content = build_content(described, item_count=training.item_count)
+    for one in (training, *(found.training for found in validations)):
+        one.content = content
 
 
 def open_test(task: Task) -> Slice:

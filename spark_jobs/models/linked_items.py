@@ -1,0 +1,81 @@
+"""Models that are a link from each item to some others: scores, reasons, and the arrays on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from spark_jobs.models.artifacts import load_arrays, save_arrays
+from spark_jobs.models.base import Terms
+from spark_jobs.models.item_knn import ITEMS_PER_BLOCK, keep_best
+from spark_jobs.models.linear import LinearScores, strength
+from spark_jobs.models.matrix import dense_part
+
+
+class LinkedItems(LinearScores):
+    """score of j = sum over the history of log2(1 + preference of i) * links[i, j].
+
+    Subclasses name themselves and fill `links`, CSR float32 (items x items).
+    """
+
+    name: str
+    array: str
+    """What the links are called in the files."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self.params: Mapping[str, Any] = dict(params)
+        self.links = sparse.csr_matrix((0, 0), dtype=np.float32)
+
+    @property
+    def item_count(self) -> int:  # type: ignore[override]
+        return int(self.links.shape[0])
+
+    def score_block(
+        self,
+        histories: sparse.csr_matrix,
+        rows: NDArray[np.int64] | None = None,  # noqa: ARG002
+    ) -> NDArray[np.float32]:
+        """Histories alone decide; `rows` changes nothing."""
+        return (strength(histories) @ self.links).toarray().astype(np.float32, copy=False)
+
+    def terms(self, history: sparse.csr_matrix, row: int, item_numbers: Sequence[int]) -> Terms:  # noqa: ARG002
+        """log2(1 + preference) * link; each row sums to its score."""
+        strong = strength(history)
+        links = dense_part(self.links, strong.indices, np.asarray(item_numbers, dtype=np.int64)).T
+        return Terms(strong.indices, links * strong.data.astype(np.float64))
+
+    def save(self, folder: Path) -> None:
+        parts = {"data": self.links.data, "indices": self.links.indices, "indptr": self.links.indptr}
+        arrays = {f"{self.array}_{name}": array for name, array in parts.items()}
+        save_arrays(folder, model=self.name, params=self.params, arrays=arrays)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        params, arrays = load_arrays(folder, model=cls.name)
+        model = cls(params)
+        data, indices, indptr = (arrays[f"{cls.array}_{name}"] for name in ("data", "indices", "indptr"))
+        items = len(indptr) - 1
+        model.links = sparse.csr_matrix((data, indices, indptr), shape=(items, items))
+        return model
+
+
+def best_links(
+    rows_of: Callable[[int, int], sparse.csr_matrix], column_factors: NDArray[np.float32], count: int
+) -> sparse.csr_matrix:
+    """Of `rows_of(start, stop)`, links from those items to all, times the factor of where they lead: the `count` best
+    of each item, never to itself, ties by number."""
+    items = len(column_factors)
+    blocks = []
+    for start in range(0, items, ITEMS_PER_BLOCK):
+        stop = min(start + ITEMS_PER_BLOCK, items)
+        ends = rows_of(start, stop)
+        ends.sort_indices()
+        own = np.repeat(np.arange(start, stop), np.diff(ends.indptr))
+        ends.data = np.where(own == ends.indices, 0.0, ends.data * column_factors[ends.indices]).astype(np.float32)
+        blocks.append(keep_best(ends, count))
+    return sparse.vstack(blocks, format="csr") if blocks else sparse.csr_matrix((0, 0), dtype=np.float32)
