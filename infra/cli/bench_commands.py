@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     bench = typer.Typer(help="Measure, on real data or on a simulated shop.", no_args_is_help=True)
     bench.command("backfill")(backfill)
     bench.command("cluster")(cluster)
+    bench.command("night")(large_night)
     bench.command("quality")(quality)
     bench.command("prepare")(prepare)
     bench.command("sessions")(sessions)
@@ -103,6 +104,27 @@ def cluster(
     out.print(f"{report['workers_killed']} workers killed; version {report['version']}; {_same(report)}")
     if not report["identical"]:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def large_night(
+    events: Annotated[int, typer.Option("--events", help="Events in bronze.")] = 10_000_000,
+    smaller: Annotated[
+        str, typer.Option("--smaller", help="Further sizes, for the slope, with commas between. Empty: none.")
+    ] = "300000,1000000,3000000",
+    report_file: JsonOut = None,
+) -> None:
+    """The first night of a large simulated shop through the scheduler, and how it grows with the events. Needs 20 GB of
+    disk for 10 M events."""
+    from infra.bench.night_scale import bench_night
+
+    try:
+        sizes = [int(size) for size in smaller.split(",") if size.strip()]
+    except ValueError as error:
+        raise DataError(
+            f"--smaller {smaller!r}, expected numbers with commas: 300000,1000000", field="--smaller"
+        ) from error
+    report = bench_night(_own_home("bench-night"), os.environ, event_counts=[*sizes, events], say=_say)
+    _show(report, report_file)
 
 
 def quality(
