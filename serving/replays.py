@@ -19,6 +19,7 @@ from serving.pipeline.consent import as_allowed
 from serving.pipeline.new_items import new_slate
 from serving.pipeline.policy import SlatePolicy
 from serving.pipeline.rank_given import rank_given
+from serving.pipeline.rotation import DAY_MICROS
 from serving.pipeline.similar import bought_together, similar_items
 from serving.pipeline.values import Person, Slate, SlateRequest, Tuning
 from serving.recommender import Asker, Recommender
@@ -226,6 +227,7 @@ def _state_then(state: SessionState, at: int) -> SessionState:
         dismissed=[mark for mark in state.dismissed if mark.micros <= at],
         cart=[change for change in state.cart if change.micros <= at],
         seen={item_id: micros for item_id, micros in state.seen.items() if micros <= at},
+        shown={key: count for key, count in state.shown.items() if key[0] <= at // DAY_MICROS},
         flags=state.flags & ~FLAG_BOT,
     )
 

@@ -69,6 +69,10 @@ def oracle(deliveries: Iterable[Mapping[str, Any]]) -> SessionState:
         for item in items_of(event):
             if event["event_type"] in HALVES:
                 interests[micros_of(event) // 86_400_000_000, item] += HALVES[event["event_type"]]
+    shown: Counter[tuple[int, str]] = Counter()
+    for event in events:
+        if event["event_type"] == "impression":
+            shown.update((micros_of(event) // 86_400_000_000, item) for item in items_of(event))
     words = {}
     for name, of in {
         "channel": lambda e: e.get("channel"),
@@ -100,6 +104,7 @@ def oracle(deliveries: Iterable[Mapping[str, Any]]) -> SessionState:
         consent_micros=last_word,
         first_micros=min(times),
         last_micros=max(times),
+        shown={key: shown[key] for key in sorted(shown)[-200:]},
     )
 
 

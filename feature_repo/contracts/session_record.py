@@ -1,9 +1,9 @@
 """The session record: what the speed layer knows of one subject, packed. Little-endian; the format is the first byte.
 
-Session record v2
-    header    <BBqqqI9H2B  format=2, flags, consent time, first and last event time (us since 1970; 0: none), bytes of
+Session record v3
+    header    <BBqqqI9H2BH  format=3, flags, consent time, first and last event time (us since 1970; 0: none), bytes of
               the names, then how many names, events, steps, cart changes, bought, dismissed, seen, interests, votes,
-              type counts, last words
+              type counts, last words, showings
     names     UTF-8, joined by NUL: item ids and words; rows below point at them by position
     event     <qBQIH  event time (us), type (index in EVENT_TYPE_ORDER), session hash, event hash, item
     step      <qBQI   the same without an item
@@ -13,17 +13,20 @@ Session record v2
     vote      <BIBH   trend window, period, bucket within it, item
     count     <BI     event type, number
     word      <BqH    which (index in WORD_ORDER), event time (us), the word
+    showing   <HHH    day since 1970, item, how often it was shown that day
     Lists are sorted by time, oldest first; ties by item id.
 
-    Size: at most 9,082 bytes and each name once (with a NUL), at most 767 names. With ids of 16 bytes a record has at
-    most 23 kB, with the longest ids that are allowed (256 bytes) 207 kB; after ten events it has some 600 bytes.
+    Size: at most 10,284 bytes and each name once (with a NUL), at most 967 names. With ids of 16 bytes a record has at
+    most 27 kB, with the longest ids that are allowed (256 bytes) 259 kB; after ten events it has some 600 bytes.
+
+Session record v2 (read, no longer written): the same without showings, their number and the end of the header.
 
 Session record v1 (read, no longer written; what it did not keep is empty)
     header  <BBqHHH format=1, flags, consent time (us since 1970), event count, bought count, dismissed count
     event   <qBQH   event time (us), event type, session hash, id length; then the id
     bought, dismissed  <qH  event time (us), id length; then the id
 
-Golden files of both formats are kept in tests/golden for ever.
+Golden files of all formats are kept in tests/golden for ever.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ from typing import Any, NamedTuple
 
 from feature_repo.contracts.errors import ContractError
 
-FORMAT_V1, FORMAT_V2 = 1, 2
+FORMAT_V1, FORMAT_V2, FORMAT_V3 = 1, 2, 3
 
 EVENT_TYPE_ORDER = (
     "view_item", "view_item_list", "select_item", "add_to_cart", "remove_from_cart", "add_to_wishlist", "view_cart",
@@ -61,6 +64,7 @@ MAX_MARKS = 200
 """Items bought, and as many dismissed."""
 MAX_SEEN = 100
 MAX_INTERESTS = 100
+MAX_SHOWINGS = 200
 MAX_COUNT = 2**32 - 1
 MAX_WEIGHT = 2**16 - 1
 
@@ -125,6 +129,7 @@ class SessionState:
     seen       item shown or touched -> time of the newest event that did (us)
     interests  (day since 1970, item id) -> weight in halves (SESSION_VOTE_WEIGHTS x 2)
     votes      (trend window, period) -> item that the subject speaks for -> bucket within the period (`trend_record`)
+    shown      (day since 1970, item id) -> how often it was shown that day, on whatever channel
     words      one of WORD_ORDER -> the word that holds      first_micros, last_micros  event times; 0 without an event
     """
 
@@ -142,9 +147,11 @@ class SessionState:
     words: dict[str, Word] = field(default_factory=dict)
     first_micros: int = 0
     last_micros: int = 0
+    shown: dict[tuple[int, str], int] = field(default_factory=dict)
 
 
-_HEADER = struct.Struct("<BBqqqI9H2B")
+_HEADER = struct.Struct("<BBqqqI9H2BH")
+_V2_HEADER = struct.Struct("<BBqqqI9H2B")
 _EVENT = struct.Struct("<qBQIH")
 _STEP = struct.Struct("<qBQI")
 _CART = struct.Struct("<qBHIH")
@@ -153,7 +160,8 @@ _INTEREST = struct.Struct("<HHH")
 _VOTE = struct.Struct("<BIBH")
 _COUNT = struct.Struct("<BI")
 _WORD = struct.Struct("<BqH")
-_ROWS = (_EVENT, _STEP, _CART, _MARK, _MARK, _MARK, _INTEREST, _VOTE, _COUNT, _WORD)
+_SHOWING = struct.Struct("<HHH")
+_ROWS = (_EVENT, _STEP, _CART, _MARK, _MARK, _MARK, _INTEREST, _VOTE, _COUNT, _WORD, _SHOWING)
 
 _V1_HEADER = struct.Struct("<BBqHHH")
 _V1_EVENT = struct.Struct("<qBQH")
@@ -161,7 +169,7 @@ _V1_MARK = struct.Struct("<qH")
 
 
 def pack_session(state: SessionState) -> bytes:
-    """The v2 record of one subject: equal states have equal bytes. Raises ContractError on an unknown event type, and
+    """The v3 record of one subject: equal states have equal bytes. Raises ContractError on an unknown event type, and
     on a number or name that does not fit."""
     names: dict[str, int] = {}
     place = names.setdefault  # of a name: where it was first asked for
@@ -184,6 +192,8 @@ def pack_session(state: SessionState) -> bytes:
             sorted(_COUNT.pack(types[kind], number) for kind, number in state.counts.items()),
             sorted([_WORD.pack(_WORD_INDEX[name], word.micros, place(word.text, len(names)))
                     for name, word in sorted(state.words.items())]),
+            [_SHOWING.pack(day, place(item, len(names)), number)
+             for (day, item), number in sorted(state.shown.items())],
         ]  # fmt: skip
         joined = "\0".join(names)
         if "" in names or joined.count("\0") != max(0, len(names) - 1):
@@ -191,7 +201,7 @@ def pack_session(state: SessionState) -> bytes:
             raise ContractError(f"a session record cannot name {wrong[:40]!r}: empty, or with a NUL")
         named = joined.encode("utf-8")
         header = _HEADER.pack(
-            FORMAT_V2, state.flags, state.consent_micros, state.first_micros, state.last_micros, len(named), len(names),
+            FORMAT_V3, state.flags, state.consent_micros, state.first_micros, state.last_micros, len(named), len(names),
             *map(len, rows),
         )  # fmt: skip
     except KeyError as error:
@@ -202,18 +212,20 @@ def pack_session(state: SessionState) -> bytes:
 
 
 def unpack_session(record: bytes) -> SessionState:
-    """Inverse of `pack_session`; reads v1 too. Raises ContractError when the record is not a whole one."""
-    form = record[0] if record else FORMAT_V2
-    if form not in (FORMAT_V1, FORMAT_V2):
-        raise ContractError(f"session record format {form}, expected {FORMAT_V1} or {FORMAT_V2}")
+    """Inverse of `pack_session`; reads v1 and v2 too. Raises ContractError when the record is not a whole one."""
+    form = record[0] if record else FORMAT_V3
+    if form not in (FORMAT_V1, FORMAT_V2, FORMAT_V3):
+        raise ContractError(f"session record format {form}, expected {FORMAT_V1}, {FORMAT_V2} or {FORMAT_V3}")
     try:
-        return _unpack_v1(record) if form == FORMAT_V1 else _unpack_v2(record)
+        if form == FORMAT_V1:
+            return _unpack_v1(record)
+        return _unpack_rows(record, _HEADER if form == FORMAT_V3 else _V2_HEADER)
     except (struct.error, IndexError, UnicodeDecodeError) as error:
         raise ContractError(f"a session record of {len(record)} bytes is cut short or damaged") from error
 
 
 class _Opened(SessionState):
-    """A v2 record of which only what every request needs was unpacked; the rest comes when it is asked for.
+    """A v3 record of which only what every request needs was unpacked; the rest comes when it is asked for.
 
     Where the rest turns out damaged, all of it counts as empty.
     """
@@ -235,25 +247,25 @@ class _Opened(SessionState):
         return getattr(self, name)
 
 
-_LATER = ("steps", "cart", "seen", "interests", "votes", "counts", "words")
+_LATER = ("steps", "cart", "seen", "interests", "votes", "counts", "words", "shown")
 
 
 def read_session(record: bytes) -> SessionState:
     """`unpack_session` for those who rarely look beyond events, bought, dismissed and flags: the other fields are
     unpacked when they are first asked for. Raises ContractError as it does, but for damage within those others."""
-    if not record or record[0] != FORMAT_V2:
+    if not record or record[0] != FORMAT_V3:
         return unpack_session(record)
     try:
         (
             _, flags, consent, first, last, name_bytes, name_count,
-            events, steps, cart, bought, dismissed, seen, interests, votes, counts, words,
+            events, steps, cart, bought, dismissed, seen, interests, votes, counts, words, showings,
         ) = _HEADER.unpack_from(record)  # fmt: skip
         at = _HEADER.size + name_bytes
         names = record[_HEADER.size : at].decode("utf-8").split("\0") if name_count else []
         of_marks = at + events * _EVENT.size + steps * _STEP.size + cart * _CART.size
         of_rest = of_marks + (bought + dismissed) * _MARK.size
         end = of_rest + seen * _MARK.size + interests * _INTEREST.size + votes * _VOTE.size
-        end += counts * _COUNT.size + words * _WORD.size
+        end += counts * _COUNT.size + words * _WORD.size + showings * _SHOWING.size
         if len(names) != name_count or len(record) != end:
             return unpack_session(record)  # says what is wrong
         types = EVENT_TYPE_ORDER
@@ -278,10 +290,12 @@ def read_session(record: bytes) -> SessionState:
     return state
 
 
-def _unpack_v2(record: bytes) -> SessionState:
-    _, flags, consent, first, last, name_bytes, name_count, *counts = _HEADER.unpack_from(record)
-    at = _HEADER.size + name_bytes
-    names = record[_HEADER.size : at].decode("utf-8").split("\0") if name_count else []
+def _unpack_rows(record: bytes, header: struct.Struct) -> SessionState:
+    """v3, and v2 by its own header, which counts no showings."""
+    _, flags, consent, first, last, name_bytes, name_count, *counts = header.unpack_from(record)
+    counts += [0] * (len(_ROWS) - len(counts))
+    at = header.size + name_bytes
+    names = record[header.size : at].decode("utf-8").split("\0") if name_count else []
     if len(names) != name_count:
         raise ContractError(
             f"a session record is cut short or damaged: {name_count} names promised, {len(names)} found"
@@ -293,7 +307,7 @@ def _unpack_v2(record: bytes) -> SessionState:
         at = end
     if len(record) != at:
         raise ContractError(f"a session record of these counts ends at byte {at}, got {len(record)} bytes")
-    events, steps, cart, bought, dismissed, seen, interests, voted, numbers, words = sections
+    events, steps, cart, bought, dismissed, seen, interests, voted, numbers, words, showings = sections
     types = EVENT_TYPE_ORDER
     votes: Votes = {}
     for window, period, bucket, item in voted:
@@ -313,6 +327,7 @@ def _unpack_v2(record: bytes) -> SessionState:
         {WORD_ORDER[which]: Word(micros, names[text]) for which, micros, text in words},
         first,
         last,
+        {(day, names[item]): number for day, item, number in showings},
     )
 
 

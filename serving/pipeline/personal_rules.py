@@ -9,9 +9,11 @@ from feature_repo.contracts.filter_language import parse_span
 from feature_repo.contracts.packing import SessionEvent, SessionState
 from serving.pipeline.cart import cart_contents
 from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.fatigue import shown_often
 from serving.pipeline.identify import BUYING_TYPES, TOUCHING_TYPES
 from serving.pipeline.item_filters import PersonFacts
 from serving.pipeline.policy import EXCLUDE, KEEP, SESSION, SlateRules
+from serving.pipeline.rotation import DAY_MICROS
 from serving.pipeline.values import SlateRequest
 
 
@@ -36,6 +38,10 @@ def ruled_exclusions(
         since = -1 if rules.bought == EXCLUDE else now_micros - parse_span(rules.bought)
         found += [("bought", mark.item_id) for mark in state.bought if mark.micros >= since]
         found += [("bought", event.item_id) for event in session if event.event_type in BUYING_TYPES]
+    if rules.frequency_cap is not None:
+        since = now_micros - (rules.frequency_days - 1) * DAY_MICROS
+        often = shown_often(state, cap=rules.frequency_cap, since_micros=since)
+        found += [("shown_often", item_id) for item_id in often]
     found += [("excluded", item_id) for item_id in request.exclude_item_ids]
     numbers = catalogue.numbers
     return {numbers[item_id]: name for name, item_id in found if item_id in numbers}

@@ -131,8 +131,9 @@ _NUMBERS = {
 _COUNTS = {
     "num_results": (1, MAX_RESULTS), "max_per_category": (1, MAX_RESULTS), "category_depth": (1, 20),
     "max_per_brand": (1, MAX_RESULTS), "fatigue_days": (1, 30),
+    "frequency_cap": (1, 1000), "frequency_days": (1, 30),
 }  # fmt: skip
-_MAY_BE_OFF = ("max_per_category", "category_depth", "max_per_brand", "filter")
+_MAY_BE_OFF = ("max_per_category", "category_depth", "max_per_brand", "filter", "frequency_cap")
 _WORDS = {"seen": (SESSION, KEEP), "bought": (EXCLUDE, KEEP)}
 
 

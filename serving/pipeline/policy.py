@@ -26,8 +26,10 @@ class SlateRules:
     min_relevance      [0, 1]: items that score lower leave, also when the slate gets shorter
     exploration        [0, 0.2]: the chance of each place to be given to one of the next best items
     rotation           [0, 1]: the largest share of its score that an item loses to chance, anew every day and person
-    fatigue            [0, 1]: the share of its score that an item loses that was just shown and left alone; it comes
-                       back evenly over `fatigue_days`
+    fatigue            [0, 1]: the share of its score that an item loses that was just shown and left alone, once for
+                       each time that it was shown; it comes back evenly over `fatigue_days`
+    frequency_cap      an item that was shown so often within `frequency_days` (today is one), on whatever channel,
+                       leaves; None: however often
     """
 
     filter: str | None = None
@@ -43,6 +45,8 @@ class SlateRules:
     rotation: float = 0.0
     fatigue: float = 0.0
     fatigue_days: int = 7
+    frequency_cap: int | None = None
+    frequency_days: int = 7
 
     def said(self) -> dict[str, Any]:
         """Only what differs from the defaults."""

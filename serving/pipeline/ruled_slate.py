@@ -257,12 +257,10 @@ class RuledSlate:
             adjusted = rotated(adjusted, rotation=rules.rotation, seed=rotation_seed(subject, self._now_micros))
         if rules.fatigue > 0:
             numbers = self._catalogue.numbers
-            shown = left_alone(self._state, self._session)
-            shown_at = {numbers[item_id]: micros for item_id, micros in shown.items() if item_id in numbers}
             span = rules.fatigue_days * DAY_MICROS
-            adjusted = fatigued(
-                adjusted, shown_at, fatigue=rules.fatigue, span_micros=span, now_micros=self._now_micros
-            )
+            left = left_alone(self._state, self._session, since_micros=self._now_micros - span)
+            shown = {numbers[item_id]: showings for item_id, showings in left.items() if item_id in numbers}
+            adjusted = fatigued(adjusted, shown, fatigue=rules.fatigue, span_micros=span, now_micros=self._now_micros)
         return adjusted
 
     def _take(

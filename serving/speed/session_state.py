@@ -25,6 +25,7 @@ from feature_repo.contracts.session_record import (
     MAX_INTERESTS,
     MAX_MARKS,
     MAX_SEEN,
+    MAX_SHOWINGS,
     MAX_STEPS,
     MAX_WEIGHT,
     CartChange,
@@ -79,9 +80,9 @@ def fold_event(state: SessionState, event: Mapping[str, Any]) -> None:
     """Let one checked event change `state`. An order counts line by line, in `counts` once.
 
     Kept are the newest 50 events that touched an item and 30 others, 64 changes of the cart, the items bought (200),
-    dismissed (200) and shown or touched (100) last, 100 weights of items by day, and the newest word about
-    personalization; two opposite words of one instant are a no. Who is flagged as a bot (`bot_guard`) moves no trend.
-    Should it raise, `state` may be half changed.
+    dismissed (200) and shown or touched (100) last, 100 weights of items by day, how often which item was shown on
+    which day (the newest 200), and the newest word about personalization; two opposite words of one instant are a no.
+    Who is flagged as a bot (`bot_guard`) moves no trend. Should it raise, `state` may be half changed.
     """
     micros = to_micros(event["timestamp"])
     kind = event["event_type"]
@@ -113,9 +114,11 @@ def fold_event(state: SessionState, event: Mapping[str, Any]) -> None:
         _mark_items(state.dismissed, micros, items, MAX_MARKS)
     if kind in TOUCHING_TYPES or kind == _IMPRESSION:
         _see(state.seen, micros, items)
+    if kind == _IMPRESSION:
+        _add_by_day(state.shown, micros, items, 1, MAX_SHOWINGS)
     consent = event.get("consent", {})
     if kind in _HALVES:
-        _add_interests(state.interests, micros, items, _HALVES[kind])
+        _add_by_day(state.interests, micros, items, _HALVES[kind], MAX_INTERESTS)
         if consent.get("train") is not False and not state.flags & FLAG_BOT:
             _vote(state.votes, micros, items)
 
@@ -177,12 +180,14 @@ def _see(seen: dict[str, int], micros: int, items: Iterable[str]) -> None:
         del seen[min(seen, key=lambda item: (seen[item], item))]
 
 
-def _add_interests(interests: dict[tuple[int, str], int], micros: int, items: Iterable[str], halves: int) -> None:
+def _add_by_day(
+    sums: dict[tuple[int, str], int], micros: int, items: Iterable[str], added: int, most_rows: int
+) -> None:
     day = micros // DAY_MICROS
     for item in items:
-        interests[day, item] = min(interests.get((day, item), 0) + halves, MAX_WEIGHT)
-    while len(interests) > MAX_INTERESTS:
-        del interests[min(interests)]
+        sums[day, item] = min(sums.get((day, item), 0) + added, MAX_WEIGHT)
+    while len(sums) > most_rows:
+        del sums[min(sums)]
 
 
 def _vote(votes: Votes, micros: int, items: Sequence[str]) -> None:

@@ -28,6 +28,7 @@ from feature_repo.contracts.session_record import (
     MAX_INTERESTS,
     MAX_MARKS,
     MAX_SEEN,
+    MAX_SHOWINGS,
     MAX_STEPS,
     WORD_ORDER,
     CartChange,
@@ -81,7 +82,9 @@ SESSION = SessionState(
     consent_micros=1_709_895_599_000_000,
     first_micros=1_709_895_599_000_000,
     last_micros=1_709_895_600_000_005,
+    shown={(19_790, "i7"): 3, (19_789, "i1"): 65_535},
 )
+SESSION_V2 = replace(SESSION, shown={})
 TREND = TrendTable(1, 5_699_652, {"i1": 3, "ä": 4_000_000_000}, 4_000_000_010, 7)
 
 
@@ -101,7 +104,8 @@ def test_the_header_by_hand() -> None:
 
 def test_a_session_reads_what_older_code_wrote() -> None:
     assert unpack_session((GOLDEN / "session_v1.bin").read_bytes()) == SESSION_V1
-    record = (GOLDEN / "session_v2.bin").read_bytes()
+    assert unpack_session((GOLDEN / "session_v2.bin").read_bytes()) == SESSION_V2
+    record = (GOLDEN / "session_v3.bin").read_bytes()
     assert unpack_session(record) == SESSION
     assert pack_session(SESSION) == record
 
@@ -128,12 +132,14 @@ def test_a_trend_table_cut_lengthened_or_of_another_format_is_refused() -> None:
 
 
 def test_the_session_header_by_hand() -> None:
-    """One event of 1970-01-01T00:00:01Z (1,000,000 us = 0xf4240) on item "a"; all numbers little-endian."""
-    state = SessionState(events=[SessionEvent(1_000_000, "click", 0, "a", 9)], first_micros=1, last_micros=2)
+    """One event of 1970-01-01T00:00:01Z (1,000,000 us = 0xf4240) on item "a", which was shown 258 times that day; all
+    numbers little-endian."""
+    events = [SessionEvent(1_000_000, "click", 0, "a", 9)]
+    state = SessionState(events=events, first_micros=1, last_micros=2, shown={(0, "a"): 258})
     record = pack_session(state)
-    assert record[:30].hex() == "0200" + "00" * 8 + "01" + "00" * 7 + "02" + "00" * 7 + "01000000"
-    assert record[30:50].hex() == "0100" + "0100" + "0000" * 7 + "0000"
-    assert record[50:].hex() == "61" + "40420f0000000000" + "0c" + "00" * 8 + "09000000" + "0000"
+    assert record[:30].hex() == "0300" + "00" * 8 + "01" + "00" * 7 + "02" + "00" * 7 + "01000000"
+    assert record[30:52].hex() == "0100" + "0100" + "0000" * 7 + "0000" + "0100"
+    assert record[52:].hex() == "61" + "40420f0000000000" + "0c" + "00" * 8 + "09000000" + "0000" + "000000000201"
 
 
 def test_the_documented_size_holds() -> None:
@@ -151,11 +157,12 @@ def test_the_documented_size_holds() -> None:
         votes={(0, 1): dict.fromkeys(ids("v", MAX_VOTES * 2 * len(WINDOWS)), 1)},
         counts=dict.fromkeys(EVENT_TYPE_ORDER, 1),
         words={name: Word(1, ("w" + name).ljust(256, "x")) for name in WORD_ORDER},
+        shown=dict.fromkeys(((1, item) for item in ids("z", MAX_SHOWINGS)), 1),
     )
     record = pack_session(largest)
     names = int.from_bytes(record[30:32], "little")
-    assert (names, len(record) - names * 257 + 1) == (767, 9_082)
-    assert 206_000 < len(record) < 207_000
+    assert (names, len(record) - names * 257 + 1) == (967, 10_284)
+    assert 258_000 < len(record) < 259_000
     assert unpack_session(record) == largest
 
 
@@ -183,10 +190,12 @@ def test_a_longer_or_foreign_candidates_record_is_refused() -> None:
 
 def test_a_session_record_cut_anywhere_is_refused() -> None:
     older, record = (GOLDEN / "session_v1.bin").read_bytes(), pack_session(SESSION)
+    second = (GOLDEN / "session_v2.bin").read_bytes()
     assert len(older) == 16 + (19 + 2) + (19 + 256) + (10 + 256) + (10 + 2) == 590
     rows = 2 * 23 + 21 + 2 * 17 + 3 * 10 + 2 * 6 + 2 * 8 + 3 * 5 + 2 * 11
-    assert len(record) == 50 + len("i1 i2 i9 mobile web") + 1 + 256 + rows
-    for whole in (older, record):
+    assert len(second) == 50 + len("i1 i2 i9 mobile web") + 1 + 256 + rows
+    assert len(record) == 52 + len("i1 i2 i9 mobile web i7") + 1 + 256 + rows + 2 * 6
+    for whole in (older, second, record):
         for cut in range(len(whole)):
             with pytest.raises(ContractError, match=r"cut short or damaged|ends at byte"):
                 unpack_session(whole[:cut])
@@ -194,12 +203,12 @@ def test_a_session_record_cut_anywhere_is_refused() -> None:
 
 def test_a_longer_or_foreign_session_record_is_refused() -> None:
     record = pack_session(SESSION)
-    for whole in (record, (GOLDEN / "session_v1.bin").read_bytes()):
+    for whole in (record, (GOLDEN / "session_v1.bin").read_bytes(), (GOLDEN / "session_v2.bin").read_bytes()):
         with pytest.raises(ContractError, match="ends at byte"):
             unpack_session(whole + b"\0")
-    with pytest.raises(ContractError, match="format 9, expected 1 or 2"):
+    with pytest.raises(ContractError, match="format 9, expected 1, 2 or 3"):
         unpack_session(b"\x09" + record[1:])
-    with pytest.raises(ContractError, match="6 names promised, 7 found"):
+    with pytest.raises(ContractError, match="7 names promised, 8 found"):
         unpack_session(record.replace(b"mobile", b"mob\0le"))
 
 
@@ -278,6 +287,7 @@ types = st.sampled_from(EVENT_TYPE_ORDER)
         ),
         counts=st.dictionaries(types, numbers, max_size=4),
         words=st.dictionaries(st.sampled_from(WORD_ORDER), st.builds(Word, micros, ids)),
+        shown=st.dictionaries(st.tuples(small, ids), small, max_size=3),
         flags=st.integers(0, 255),
         consent_micros=micros,
         first_micros=micros,
@@ -289,7 +299,7 @@ def test_sessions_round_trip(state: SessionState) -> None:
     assert unpack_session(record) == state
     opened = read_session(record)
     names = [field.name for field in fields(SessionState)]
-    assert len(names) == 14
+    assert len(names) == 15
     for name in reversed(names):  # the later ones first: they come of themselves
         assert getattr(opened, name) == getattr(state, name), name
     assert replace(read_session(record), flags=0).words == state.words
@@ -298,6 +308,7 @@ def test_sessions_round_trip(state: SessionState) -> None:
 def test_what_a_request_reads_of_a_session_is_checked_as_the_whole_is() -> None:
     older, record = (GOLDEN / "session_v1.bin").read_bytes(), pack_session(SESSION)
     assert read_session(older) == unpack_session(older)
+    assert read_session((GOLDEN / "session_v2.bin").read_bytes()) == SESSION_V2
     assert read_session(record).events == SESSION.events
     damaged = [record[:cut] for cut in range(len(record))]
     damaged += [b"\x09" + record[1:], record + b"\0", record.replace(b"mobile", b"mob\0le")]
@@ -307,7 +318,7 @@ def test_what_a_request_reads_of_a_session_is_checked_as_the_whole_is() -> None:
         with pytest.raises(ContractError) as read:
             read_session(whole)
         assert str(read.value) == str(said.value)
-    broken = record[:-2] + b"\xff\xff"  # the last word is a name that is not there
+    broken = record[:-4] + b"\xff\xff" + record[-2:]  # what was shown is a name that is not there
     with pytest.raises(ContractError, match="damaged"):
         unpack_session(broken)
     assert (read_session(broken).events, read_session(broken).words) == (SESSION.events, {})

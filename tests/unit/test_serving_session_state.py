@@ -19,6 +19,7 @@ from feature_repo.contracts.session_record import (
     MAX_INTERESTS,
     MAX_MARKS,
     MAX_SEEN,
+    MAX_SHOWINGS,
     MAX_STEPS,
     CartChange,
     ItemMark,
@@ -30,6 +31,7 @@ from feature_repo.contracts.session_record import (
     unpack_session,
 )
 from serving.pipeline.cart import cart_contents
+from serving.replays import _state_then
 from serving.speed.entries import read_event
 from serving.speed.positions import after, position_number, receipt_micros, stream_id_of
 from serving.speed.session_state import apply_event, replay_session
@@ -123,6 +125,19 @@ def test_every_list_forgets_its_oldest() -> None:
     for order in (daily, daily[::-1]):
         days = after_all(*order).interests
         assert (len(days), min(days)) == (MAX_INTERESTS, (19_790 + 1, "i"))
+    daily = [event("impression", day * 86_400, "i") for day in range(MAX_SHOWINGS + 1)]
+    for order in (daily, daily[::-1]):
+        days = after_all(*order).shown
+        assert (len(days), min(days)) == (MAX_SHOWINGS, (19_790 + 1, "i"))
+
+
+def test_showings_are_counted_by_day_and_only_they() -> None:
+    lines = [{"item_id": "b"}, {"item_id": "a"}, {"item_id": "b"}]
+    state = after_all(
+        event("impression", 0, "a"), event("impression", 5, items=lines), event("impression", 43_200, "a"),
+        event("view_item", 1, "a"), event("view_item_list", 2, items=lines),
+    )  # fmt: skip
+    assert state.shown == {(19_790, "a"): 2, (19_790, "b"): 2, (19_791, "a"): 1}
 
 
 def test_events_without_an_item_are_steps_and_all_are_counted() -> None:
@@ -260,3 +275,15 @@ def test_the_logs_clock_may_lag_behind_the_apis_by_a_day() -> None:
 def test_what_is_no_position_is_refused(wrong: str) -> None:
     with pytest.raises(ContractError, match="position"):
         position_number(wrong)
+
+
+def test_what_was_known_at_an_instant_leaves_out_what_came_later() -> None:
+    state = after_all(
+        event("impression", 0, "a"), event("impression", 9, "b"), event("impression", 43_200, "a"),
+        event("dislike", 5, "c"), event("purchase", 6, "d"),
+    )  # fmt: skip
+    then = _state_then(state, NOON + 5 * SECOND)
+    assert then.shown == {(19_790, "a"): 1, (19_790, "b"): 1}, "of a day that had begun the instants are not known"
+    assert (then.seen, then.bought) == ({}, [])
+    assert [mark.item_id for mark in then.dismissed] == ["c"]
+    assert then.events == []

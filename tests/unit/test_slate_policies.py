@@ -20,7 +20,7 @@ from feature_repo.contracts.session_record import CartChange
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.diversity import SAME_BRAND, DiverseOrder, Likeness, category_likeness, discounted
 from serving.pipeline.exploration import explore
-from serving.pipeline.fatigue import fatigued, left_alone
+from serving.pipeline.fatigue import Showings, fatigued, left_alone, shown_often
 from serving.pipeline.policy import KEEP, NO_RULES, OFF, SlatePolicy, SlateRules
 from serving.pipeline.rotation import DAY_MICROS, rotated, rotation_seed
 from serving.pipeline.slate import build_slate
@@ -354,16 +354,57 @@ def test_what_was_shown_and_left_alone() -> None:
         events=[SessionEvent(NOW - DAY, "click", 0, "clicked"), SessionEvent(NOW - 2 * DAY, "click", 0, "again")],
         interests={(day - 3, "before"): 2, (day - 4, "later"): 2, (day, "again"): 2},
     )
-    assert left_alone(state, []) == {"fresh": NOW, "again": NOW, "later": NOW - 3 * DAY}
+    assert left_alone(state, []) == {"fresh": (NOW, 1), "again": (NOW, 1), "later": (NOW - 3 * DAY, 1)}
     session = [SessionEvent(NOW, "click", 0, "fresh")]
-    assert left_alone(state, session) == {"again": NOW, "later": NOW - 3 * DAY}
+    assert left_alone(state, session) == {"again": (NOW, 1), "later": (NOW - 3 * DAY, 1)}
+
+
+def test_showings_count_from_the_day_after_the_touch_and_within_the_span() -> None:
+    day = NOW // DAY
+    state = SessionState(
+        seen={"often": NOW, "touched": NOW, "lately": NOW, "gone": NOW - DAY},
+        events=[SessionEvent(NOW - 2 * DAY, "click", 0, "touched"), SessionEvent(NOW, "click", 0, "gone")],
+        shown={
+            (day - 4, "often"): 50, (day - 3, "often"): 2, (day, "often"): 3, (day, "gone"): 9,
+            (day - 3, "touched"): 9, (day - 2, "touched"): 9, (day - 1, "touched"): 1, (day, "touched"): 1,
+            (day - 9, "lately"): 9,
+        },
+    )  # fmt: skip
+    found = left_alone(state, [], since_micros=NOW - 3 * DAY)
+    assert found == {"often": (NOW, 5), "touched": (NOW, 2), "lately": (NOW, 1)}
+
+
+def test_a_cap_counts_days_back_from_today() -> None:
+    day = NOW // DAY
+    state = SessionState(shown={(day, "cup"): 2, (day - 1, "cup"): 1, (day - 2, "cup"): 9, (day, "pot"): 2})
+    assert shown_often(state, cap=2, since_micros=NOW) == ["cup", "pot"]
+    assert shown_often(state, cap=3, since_micros=NOW - DAY) == ["cup"]
+    assert shown_often(state, cap=4, since_micros=NOW - DAY) == []
+    assert shown_often(state, cap=12, since_micros=NOW - 2 * DAY) == ["cup"]
+
+
+def test_what_was_shown_often_enough_leaves(catalogue: Catalogue) -> None:
+    day = NOW // DAY
+    shown = {(day, "mug_blue"): 3, (day - 1, "mug_red"): 2, (day, "mug_red"): 1, (day - 2, "cup"): 99, (day, "cup"): 2}
+    rules = SlateRules(frequency_cap=3, frequency_days=2)
+    found = slate_of(catalogue, rules=rules, state=SessionState(shown=shown), explain=True)
+    assert ids(found) == ["cup", "pot", "lamp", "rug"]
+    assert found.filtered == {"shown_often": 2}
+    assert ids(slate_of(catalogue, rules=NO_RULES, state=SessionState(shown=shown)))[0] == "mug_blue"
 
 
 def test_fatigue_fades() -> None:
-    shown_at = {1: NOW, 2: NOW - 3 * DAY, 3: NOW - 4 * DAY, 4: NOW + DAY, 9: NOW}
+    last_shown = {1: NOW, 2: NOW - 3 * DAY, 3: NOW - 4 * DAY, 4: NOW + DAY, 9: NOW}
+    shown = {number: Showings(micros, 1) for number, micros in last_shown.items()}
     scores = dict.fromkeys(range(1, 6), 0.8)
-    sunk = fatigued(scores, shown_at, fatigue=0.5, span_micros=4 * DAY, now_micros=NOW)
+    sunk = fatigued(scores, shown, fatigue=0.5, span_micros=4 * DAY, now_micros=NOW)
     assert sunk == {1: 0.4, 2: pytest.approx(0.7), 3: 0.8, 4: 0.4, 5: 0.8}
+
+
+def test_each_showing_sinks_an_item_further() -> None:
+    shown = {1: Showings(NOW, 1), 2: Showings(NOW, 3), 3: Showings(NOW - 3 * DAY, 2)}
+    sunk = fatigued(dict.fromkeys((1, 2, 3), 0.8), shown, fatigue=0.5, span_micros=4 * DAY, now_micros=NOW)
+    assert sunk == {1: 0.4, 2: pytest.approx(0.1), 3: pytest.approx(0.8 * 0.875**2)}
 
 
 def test_a_shown_item_sinks_in_the_slate(catalogue: Catalogue) -> None:
@@ -372,3 +413,8 @@ def test_a_shown_item_sinks_in_the_slate(catalogue: Catalogue) -> None:
     assert ids(found) == ["mug_red", "cup", "mug_blue", "pot"]
     assert [item.score for item in found.items] == [0.9, 0.8, 1.0, 0.7]
     assert ids(slate_of(catalogue, rules=NO_RULES, state=state))[0] == "mug_blue"
+    long_ago = replace(state, shown={(NOW // DAY - 20, "mug_blue"): 50, (NOW // DAY, "mug_blue"): 1})
+    assert ids(slate_of(catalogue, rules=SlateRules(fatigue=0.25), state=long_ago)) == ids(found)
+    twice = replace(state, shown={(NOW // DAY, "mug_blue"): 2})
+    assert ids(slate_of(catalogue, rules=SlateRules(fatigue=0.25), state=twice))[:2] == ["mug_red", "cup"]
+    assert "mug_blue" not in ids(slate_of(catalogue, rules=SlateRules(fatigue=0.25), state=twice))
