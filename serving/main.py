@@ -213,6 +213,7 @@ def create_app(
         access_log,
         lists,
         beside.purchases,
+        beside.features,
         beside.decided,
         replays,
         placements,

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from feature_repo.contracts.errors import DependencyError
+from feature_repo.contracts.errors import ContractError, DependencyError
+from feature_repo.contracts.feature_table import FEATURE_VIEWS
 from feature_repo.contracts.packing import FLAG_BOT, NO_REASON, SessionState
 from feature_repo.contracts.purchase_record import Purchase
 from feature_repo.contracts.times import format_timestamp, from_micros
+from serving.adapters.feature_store import FeatureColumns, FeatureStore
 from serving.adapters.purchases import PurchaseStore, read_purchases
+from serving.observability import REFUSED_RECORDS
 from serving.pipeline.cart import cart_contents
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.consent import BOT, as_allowed
@@ -21,10 +24,20 @@ from serving.pipeline.values import Row, Tuning
 from serving.recommender import STORE_DOWN, Asker
 
 MOST_SHOWN = 10
+DAMAGED_FEATURES = "features_damaged"
+_VIEW = FEATURE_VIEWS["user_features"]
+_NAMES = tuple(feature.name for feature in _VIEW.features)
 
 
 async def profile_of(
-    user_id: str, asker: Asker, purchases: PurchaseStore, tuning: Tuning, *, now_micros: int, changes_micros: int | None
+    user_id: str,
+    asker: Asker,
+    purchases: PurchaseStore,
+    features: FeatureStore,
+    tuning: Tuning,
+    *,
+    now_micros: int,
+    changes_micros: int | None,
 ) -> dict[str, Any]:
     """The profile as it is answered. Without consent nothing but the consent itself is in it."""
     request, person, catalogue = asker.request, asker.person, asker.catalogue
@@ -53,12 +66,19 @@ async def profile_of(
     else:
         profile["freshness"]["features"] = _age(asker.feature_micros, now_micros)
         profile["freshness"]["session"] = _age(person.session.last_micros or None, now_micros)
+        known_as = request.user_id or user_id
+        rows: list[Purchase] = []
+        counted = FeatureColumns([], [None])
         try:
-            record = await purchases.read(catalogue.version, request.user_id or user_id)
+            record = await purchases.read(catalogue.version, known_as)
             rows = read_purchases(record, catalogue.version, degraded)
+            counted = await features.read(_VIEW, _NAMES, [(known_as,)])
         except DependencyError:
-            rows, degraded = [], [*degraded, STORE_DOWN] if STORE_DOWN not in degraded else degraded
-        profile["beliefs"] = _beliefs(asker, rows, tuning, now_micros)
+            degraded = [*degraded, STORE_DOWN] if STORE_DOWN not in degraded else degraded
+        except ContractError:
+            REFUSED_RECORDS.labels(DAMAGED_FEATURES).inc()
+            degraded = [*degraded, DAMAGED_FEATURES]
+        profile["beliefs"] = {**_beliefs(asker, rows, tuning, now_micros), "features": _features(counted)}
     profile["degraded"] = bool(degraded)
     profile["degraded_reasons"] = degraded
     return profile
@@ -126,6 +146,19 @@ def _beliefs(asker: Asker, purchases: Sequence[Purchase], tuning: Tuning, now_mi
             "head": [_candidate(row, catalogue) for row in (person.candidates or ())[:MOST_SHOWN]],
             "why": f"made by {catalogue.manifest.model} from what was done until {catalogue.manifest.last_event_at}",
         },
+    }
+
+
+def _features(counted: FeatureColumns) -> dict[str, Any]:
+    """Those of the night that have a value; `as_of` is null when the night knows nobody of this name."""
+    (micros,) = counted.micros
+    return {
+        "as_of": None if micros is None else format_timestamp(from_micros(micros)),
+        "values": [
+            {"name": f.name, "value": value, "unit": f.unit, "window_days": f.window, "why": f.description}
+            for f, (value,) in zip(_VIEW.features, counted.values, strict=False)
+            if value is not None
+        ],
     }
 
 

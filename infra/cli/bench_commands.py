@@ -32,6 +32,7 @@ def register(app: typer.Typer) -> None:
     bench.command("ingest")(ingest)
     bench.command("serving")(serving)
     bench.command("regression")(regression)
+    bench.command("features")(features)
     bench.command("freshness")(freshness)
     bench.command("backlog")(backlog)
     app.add_typer(bench, name="bench")
@@ -124,6 +125,24 @@ def large_night(
             f"--smaller {smaller!r}, expected numbers with commas: 300000,1000000", field="--smaller"
         ) from error
     report = bench_night(_own_home("bench-night"), os.environ, event_counts=[*sizes, events], say=_say)
+    _show(report, report_file)
+
+
+def features(
+    people: Annotated[int, typer.Option("--people", help="Users with features.")] = 5_000,
+    entities: Annotated[int, typer.Option("--entities", help="Users in one read.")] = 200,
+    count: Annotated[int, typer.Option("--features", help="Features in one read.")] = 10,
+    pairs: Annotated[int, typer.Option("--pairs", help="Reads of each, in turns.")] = 30,
+    seed: Seed = 7,
+    report_file: JsonOut = None,
+) -> None:
+    """Online features read by our own reader, beside Feast's SDK."""
+    from infra.bench.feature_reads import bench_features
+
+    report = bench_features(
+        _own_home("bench-features"), os.environ, people=people, entities=entities, features=count, pairs=pairs,
+        seed=seed, say=_say,
+    )  # fmt: skip
     _show(report, report_file)
 
 

@@ -70,7 +70,7 @@ def feature_metrics(environment: Environment) -> Iterator[Metric]:
             users = sorted({parse_candidates_key(key.decode(), environment.tenant)[1] for key in keys})
             pipe = client.pipeline(transaction=False)
             for user in users:
-                pipe.hget(entity_key(USER_JOIN_KEY, user), timestamp_field(USER_VIEW))
+                pipe.hget(entity_key([USER_JOIN_KEY], [user]), timestamp_field(USER_VIEW))
             moments = [read_timestamp_micros(raw) for raw in pipe.execute() if raw is not None]
     except RedisError as error:
         raise DependencyError(f"Redis (role online) does not answer ({type(error).__name__})") from error

@@ -11,6 +11,7 @@ functions to the SDK.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from functools import lru_cache
 
 from feature_repo.contracts.errors import ContractError
@@ -20,23 +21,27 @@ USER_JOIN_KEY = "user_id"
 USER_VIEW = "user_features"
 SEGMENT_FEATURE = "user_top_category_90d"
 
+_TEXT = struct.Struct("<II")
 _STRING_TYPE = 2  # feast.types.ValueType.STRING
 _STRING_FIELD = 2  # feast.types.Value.string_val
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
 
 
-def entity_key(join_key: str, value: str, *, project: str = PROJECT) -> bytes:
-    """The Redis key of one string entity. Never parsed back: Feast owns these keys."""
-    name, raw = join_key.encode("utf-8"), value.encode("utf-8")
-    return b"".join(
-        (
-            struct.pack("<III", 1, _STRING_TYPE, len(name)),
-            name,
-            struct.pack("<II", _STRING_TYPE, len(raw)),
-            raw,
-            project.encode("utf-8"),
-        )
-    )
+def entity_key(join_keys: Sequence[str], values: Sequence[str], *, project: str = PROJECT) -> bytes:
+    """The Redis key of one entity, whose join keys are all texts. Never parsed back: Feast owns these keys."""
+    head, order = _key_head(tuple(join_keys))
+    raw = [values[at].encode("utf-8") for at in order]
+    parts = [part for value in raw for part in (_TEXT.pack(_STRING_TYPE, len(value)), value)]
+    return b"".join([head, *parts, project.encode("utf-8")])
+
+
+@lru_cache(maxsize=64)
+def _key_head(join_keys: tuple[str, ...]) -> tuple[bytes, tuple[int, ...]]:
+    """(the beginning of the keys of these entities, the places of the join keys in Feast's order: by name)."""
+    order = sorted(range(len(join_keys)), key=lambda at: join_keys[at])
+    names = [join_keys[at].encode("utf-8") for at in order]
+    parts = [part for name in names for part in (_TEXT.pack(_STRING_TYPE, len(name)), name)]
+    return b"".join([struct.pack("<I", len(names)), *parts]), tuple(order)
 
 
 def feature_field(view: str, feature: str) -> bytes:
@@ -100,13 +105,13 @@ def _fields(message: bytes) -> dict[int, int | bytes]:
     at = 0
     try:
         while at < len(message):
-            tag, at = _varint(message, at)
+            tag, at = varint(message, at)
             wire = tag & 7
             if wire == _VARINT:
-                fields[tag >> 3], at = _varint(message, at)
+                fields[tag >> 3], at = varint(message, at)
                 continue
             if wire == _LENGTH:
-                size, at = _varint(message, at)
+                size, at = varint(message, at)
             elif wire in (_FIXED64, _FIXED32):
                 size = 8 if wire == _FIXED64 else 4
             else:
@@ -120,7 +125,8 @@ def _fields(message: bytes) -> dict[int, int | bytes]:
     return fields
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """(the protobuf varint at this place, the place behind it). Raises IndexError when it is cut short."""
     value = shift = 0
     while True:
         byte = data[at]

@@ -12,6 +12,7 @@ from redis.backoff import NoBackoff
 from feature_repo.contracts.environment import Environment
 from serving.adapters.decision_log import DecisionLog, MemoryDecisionLog
 from serving.adapters.decision_reader import DecisionReader, LoggedDecisions, MemoryDecisions
+from serving.adapters.feature_store import FeatureStore, MemoryFeatureStore, RedisFeatureStore
 from serving.adapters.online import MemoryOnlineStore, OnlineStore
 from serving.adapters.purchases import MemoryPurchaseStore, PurchaseStore, RedisPurchaseStore
 from serving.adapters.trend_board import TrendBoard
@@ -26,6 +27,7 @@ class ListStores(NamedTuple):
 
     board: TrendBoard
     purchases: PurchaseStore
+    features: FeatureStore
     decided: DecisionReader
     close: Callable[[], Awaitable[None]]
 
@@ -43,10 +45,12 @@ def open_list_stores(
     tenant = environment.tenant
     trends: TrendStore
     purchases: PurchaseStore
+    features: FeatureStore
     decided: DecisionReader
     if isinstance(store, MemoryOnlineStore):
         trends = MemoryTrendStore(store.strings, tenant=tenant)
         purchases = MemoryPurchaseStore(store.strings, tenant=tenant)
+        features = MemoryFeatureStore(store.hashes)
         close = _nothing_to_close
     else:
         timeout = settings.online_timeout_ms / 1000
@@ -63,8 +67,10 @@ def open_list_stores(
         )
         trends = RedisTrendStore(client, tenant=tenant, timeout_seconds=2 * timeout)
         purchases = RedisPurchaseStore(client, tenant=tenant, timeout_seconds=2 * timeout)
+        features = over_redis = RedisFeatureStore(environment.redis_online_url, timeout_seconds=2 * timeout)
 
         async def close() -> None:
+            await over_redis.close()
             await client.aclose()
             await client.connection_pool.disconnect()
 
@@ -78,7 +84,7 @@ def open_list_stores(
         wall_micros=wall_micros,
         timer=lambda: timer() / 1_000_000_000,
     )
-    return ListStores(board, purchases, decided, close)
+    return ListStores(board, purchases, features, decided, close)
 
 
 async def _nothing_to_close() -> None:

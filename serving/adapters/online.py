@@ -231,7 +231,7 @@ class ReadCommands:
         self._sessions = {kind: _opened(session_key(f"{kind}:", tenant)) for kind in "ua"}
         self._older = {kind: _opened(session_key_v1(f"{kind}:", tenant)) for kind in "ua"}
         self._edges = {kind: _opened(edges_key(f"{kind}:", tenant)) for kind in "ua"}
-        whole = entity_key(USER_JOIN_KEY, "")
+        whole = entity_key([USER_JOIN_KEY], [""])
         self._entity = whole[: -len(PROJECT) - 4], whole[-len(PROJECT) :]
         fields = b"".join(b"$%d\r\n%b\r\n" % (len(name), name) for name in (SEGMENT_FIELD, SEGMENT_TIME_FIELD))
         self._fields = fields
@@ -336,7 +336,7 @@ class MemoryOnlineStore:
         if subjects:
             session = sessions[subjects[0]]
         if user_id is not None:
-            features = self.hashes.get(entity_key(USER_JOIN_KEY, user_id), {})
+            features = self.hashes.get(entity_key([USER_JOIN_KEY], [user_id]), {})
         return OnlineRecords(
             pointer.decode() if pointer else None,
             candidates,

@@ -110,11 +110,15 @@ class PipeCaller:
 
         Raises DependencyError when Redis does not answer in time, or refuses one of the commands.
         """
+        return await self.send(b"".join(pack(*command) for command in commands), len(commands), blocks_seconds)
+
+    async def send(self, commands: bytes, count: int, blocks_seconds: float = 0.0) -> Replies:
+        """`ask` with `count` commands that are packed already."""
         try:
             if self._pipe is None or not self._pipe.is_open:
                 self._pipe = await asyncio.wait_for(open_pipe(self._url), self._timeout)
             async with asyncio.timeout(self._timeout + blocks_seconds):
-                replies = await self._pipe.send(b"".join(pack(*command) for command in commands), len(commands))
+                replies = await self._pipe.send(commands, count)
         except (OSError, TimeoutError, RedisError, hiredis.HiredisError) as error:
             await self.close()
             why = f"Redis does not answer: {type(error).__name__}: {error}"

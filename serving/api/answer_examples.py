@@ -116,6 +116,13 @@ PROFILE: Document = {
             "head": [{"item_id": "tin", "title": "Tea Tin", "score": 4.0, "because_of": ["pot"]}],
             "why": "made by als from what was done until 2024-03-07T22:00:00Z",
         },
+        "features": {
+            "as_of": "2024-03-08T00:00:00Z",
+            "values": [
+                {"name": "user_view_count_7d", "value": 12, "unit": "events", "window_days": 7,
+                 "why": "Item views: view_item, select_item and click."},
+            ],
+        },
     },
     "degraded": False,
     "degraded_reasons": [],

@@ -41,6 +41,7 @@ def build_profile_router(services: Services) -> APIRouter:
             wanted.user_id,
             asker,
             services.purchases,
+            services.features,
             tuning,
             now_micros=services.wall_micros(),
             changes_micros=services.overlay.heard_micros,

@@ -78,6 +78,23 @@ class CandidateOut(ItemName):
     because_of: list[str] = Field(description="past items that spoke for it")
 
 
+class FeatureOut(_Given):
+    """One nightly feature (infra/docs/features.md)."""
+
+    name: str
+    value: float | int | str
+    unit: str
+    window_days: int | None
+    why: str
+
+
+class FeaturesOut(_Given):
+    """What the night counted of this user. `as_of` null: it knows nobody of this name."""
+
+    as_of: str | None
+    values: list[FeatureOut]
+
+
 class ListOut(_Given):
     """The person's list of the night."""
 
@@ -87,7 +104,7 @@ class ListOut(_Given):
 
 
 class Beliefs(_Given):
-    """At most ten of each."""
+    """At most ten of each, but for the features."""
 
     segment: SegmentOut
     top_categories: TopCategories
@@ -96,6 +113,7 @@ class Beliefs(_Given):
     dismissed: list[ItemName]
     purchases: list[PurchaseOut]
     list: ListOut
+    features: FeaturesOut
 
 
 class ProfileResponse(_Given):

@@ -9,6 +9,7 @@ from serving.adapters.change_feed import CatalogueTail
 from serving.adapters.decision_log import DecisionLog
 from serving.adapters.decision_reader import DecisionReader
 from serving.adapters.event_log import EventLog
+from serving.adapters.feature_store import FeatureStore
 from serving.adapters.online import OnlineStore
 from serving.adapters.purchases import PurchaseStore
 from serving.api.access_log import AccessLog
@@ -39,6 +40,7 @@ class Services:
     access_log: AccessLog
     lists: Lists
     purchases: PurchaseStore
+    features: FeatureStore
     decided: DecisionReader
     replays: Replays
     placements: Placements = field(default_factory=Placements)

@@ -263,7 +263,7 @@ class TestRecommendations:
             stamp = (1_709_856_000 + (as_of_day - 8) * 86_400).to_bytes(5, "little")
             seconds = int.from_bytes(stamp, "little")
             varint = bytes([(seconds >> s & 0x7F) | 0x80 for s in (0, 7, 14, 21)] + [seconds >> 28])
-            api.store.hashes[entity_key("user_id", "u2")] = {
+            api.store.hashes[entity_key(["user_id"], ["u2"])] = {
                 SEGMENT_FIELD: b"\x12" + bytes([len(category)]) + category,
                 SEGMENT_TIME_FIELD: b"\x08" + varint,
             }

@@ -16,6 +16,7 @@ import redis
 
 from feature_repo.contracts.decisions import read_decision
 from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.feature_table import FEATURE_VIEWS
 from feature_repo.contracts.keys import (
     candidates_key,
     partition_of,
@@ -41,6 +42,7 @@ from feature_repo.contracts.session_record import CartChange
 from feature_repo.contracts.trend_record import TrendTable, pack_trend
 from serving.adapters.decision_log import MemoryDecisionLog
 from serving.adapters.event_log import MemoryEventLog
+from serving.adapters.feast_online import entity_key, feature_field, timestamp_field
 from serving.api import list_schemas, schemas
 from serving.api.profile_schemas import DecisionResponse, ProfileResponse
 from serving.main import create_app
@@ -530,6 +532,28 @@ class TestProfile:
             "personalize": True, "store": True, "decided_by": "nobody", "said_at": None, "is_bot": False,
         }  # fmt: skip
         assert profile["freshness"]["session"] == 30.0
+
+    async def test_the_features_of_the_night_each_with_what_it_is(self, api: Installation) -> None:
+        view = FEATURE_VIEWS["user_features"]
+        assert (await api.get("/v1/users/u1/profile"))["beliefs"]["features"] == {"as_of": None, "values": []}
+        stored = {
+            feature_field(view.name, "user_top_category_90d"): b"\x12\x01A",
+            feature_field(view.name, "user_view_count_7d"): b"\x20\x0c",
+            timestamp_field(view.name): b"\x08\x80\xaa\xa9\xaf\x06",
+        }
+        key = entity_key(["user_id"], ["u1"])
+        api.redis.hset(key, mapping=stored)
+        profile = await api.get("/v1/users/u1/profile")
+        ProfileResponse.model_validate(profile)
+        found = profile["beliefs"]["features"]
+        assert found["as_of"] == "2024-03-08T00:00:00Z"
+        assert [(one["name"], one["value"], one["window_days"]) for one in found["values"]] == [
+            ("user_view_count_7d", 12, 7), ("user_top_category_90d", "A", 90),
+        ]  # fmt: skip
+        assert found["values"][0]["why"] == "Item views: view_item, select_item and click."
+        api.redis.hset(key, feature_field(view.name, "user_view_count_7d"), b"\x20")
+        damaged = await api.get("/v1/users/u1/profile")
+        assert (damaged["degraded_reasons"], damaged["beliefs"]["features"]["values"]) == (["features_damaged"], [])
 
     async def test_without_consent_nothing_is_told(self, api: Installation) -> None:
         api.remember(

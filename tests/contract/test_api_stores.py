@@ -69,7 +69,8 @@ class TestOnlineStore:
         put(session_key("u:u 1", TENANT), b"session of the user")
         put(session_key("a:x", TENANT), b"session of the stranger")
         put_hash(
-            entity_key("user_id", "u 1"), {SEGMENT_FIELD: b"\x12\x01A", SEGMENT_TIME_FIELD: b"\x08\x05", b"other": b"o"}
+            entity_key(["user_id"], ["u 1"]),
+            {SEGMENT_FIELD: b"\x12\x01A", SEGMENT_TIME_FIELD: b"\x08\x05", b"other": b"o"},
         )
 
         read = await store.read(version=V1, user_id="u 1", anonymous_id="x")

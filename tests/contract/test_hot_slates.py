@@ -102,7 +102,7 @@ class Shopfront:
             )  # fmt: skip
             strings[session_key(subject)] = pack_session(state)
         strings[session_key("u:broken")] = b"\x02short"
-        self.store.hashes[entity_key("user_id", "u2")] = {
+        self.store.hashes[entity_key(["user_id"], ["u2"])] = {
             SEGMENT_FIELD: b"\x12\x04Toys", SEGMENT_TIME_FIELD: b"\x08\x80\xa4\xa8\xaf\x06",
         }  # fmt: skip
         edge = pack_edge(Edge(NOW - 9 * SECOND, NOW))

@@ -35,7 +35,7 @@ def timestamp_message(seconds: int) -> bytes:
 
 def remember(client: redis.Redis, user_id: str, *, age_seconds: int) -> None:
     client.hset(
-        entity_key("user_id", user_id),
+        entity_key(["user_id"], [user_id]),
         mapping={SEGMENT_FIELD: b"\x12\x04Toys", SEGMENT_TIME_FIELD: timestamp_message(MARCH_8 - age_seconds)},
     )
 

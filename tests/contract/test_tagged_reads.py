@@ -207,7 +207,7 @@ def test_commands_are_what_the_contracts_keys_say(
     if user is not None:
         own = () if version is None else (candidates_key(version, user, "shop"),)
         expected += of(f"u:{user}", *own)
-        expected.append(pack("HMGET", entity_key("user_id", user), SEGMENT_FIELD, SEGMENT_TIME_FIELD))
+        expected.append(pack("HMGET", entity_key(["user_id"], [user]), SEGMENT_FIELD, SEGMENT_TIME_FIELD))
     elif device is not None:
         expected += of(f"a:{device}")
     if expected:

@@ -94,7 +94,9 @@ def fill(environment: Environment) -> None:
         client.set(pointer_key(), version)
         client.set(candidates_key(version, "u1"), b"x")
         client.set(candidates_key(version, "unknown to feast"), b"x")
-        client.hset(entity_key("user_id", "u1"), timestamp_field("user_features"), b"\x08\xc0\x84\x3d")  # 1,000,000 s
+        client.hset(
+            entity_key(["user_id"], ["u1"]), timestamp_field("user_features"), b"\x08\xc0\x84\x3d"
+        )  # 1,000,000 s
     write_rows(environment, "bronze.items", [{"item_id": "i1", "title": "One"}, {"item_id": "i2", "title": "Two"}])
 
 

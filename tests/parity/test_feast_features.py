@@ -26,6 +26,7 @@ from serving.adapters.feast_online import (
     read_timestamp_micros,
     timestamp_field,
 )
+from serving.adapters.feature_store import RedisFeatureStore
 from spark_jobs.io.feature_store import open_store, training_frame
 from spark_jobs.io.light_delta import arrow_schema, read_table
 from spark_jobs.io.table_hash import hash_table
@@ -172,11 +173,31 @@ def test_our_reader_sees_what_the_sdk_sees(large: Any) -> None:
         materialize_features.main(env, run())  # another test may have emptied the server in between
         for number, category in enumerate(expected):
             value, moment = client.hmget(
-                entity_key("user_id", key_of("user_id", number)),
+                entity_key(["user_id"], [key_of("user_id", number)]),
                 [feature_field("user_features", "user_top_category_90d"), timestamp_field("user_features")],
             )
             assert read_string_value(value) == category
             assert read_timestamp_micros(moment) == MARCH_8_MICROS
+
+
+async def test_our_store_reads_every_feature_of_every_view_as_the_sdk_does(large: Any) -> None:
+    env, found = large
+    materialize_features.main(env, run())
+    store, compared = RedisFeatureStore(env.redis_online_url, timeout_seconds=30), 0
+    for name, view in FEATURE_VIEWS.items():
+        features = [feature.name for feature in view.features][::-1]
+        entities = [tuple(key_of(key, n) for key in view.join_keys) for n in range(ENTITIES)]
+        read = await store.read(view, features, [*entities, tuple("nobody" for _ in view.join_keys)])
+        assert set(read.micros[:-1]) == {MARCH_8_MICROS}
+        assert read.micros[-1] is None
+        for at, feature in enumerate(features):
+            *values, of_nobody = read.values[at]
+            assert of_nobody is None
+            assert values == found[name][feature], feature
+            assert [type(value) for value in values] == [type(value) for value in found[name][feature]], feature
+            compared += 1
+    await store.close()
+    assert compared == 59
 
 
 def test_a_night_that_runs_again_replaces_its_values(shop: Environment) -> None:

@@ -148,7 +148,7 @@ class TestFeastBytes:
 
         for user in ("u1", "ü user", ""):
             key = EntityKey(join_keys=["user_id"], entity_values=[Value(string_val=user)])
-            assert entity_key("user_id", user) == _redis_key("nightjar", key, entity_key_serialization_version=3)
+            assert entity_key(["user_id"], [user]) == _redis_key("nightjar", key, entity_key_serialization_version=3)
         names = ("user_features:user_top_category_90d", "user_features:a", "ü:b")
         assert [feature_field(*name.split(":")) for name in names] == [_mmh3(name) for name in names]
         text = "Haus > Küche" * 30
