@@ -44,6 +44,7 @@ class ModelEvaluation:
     non_finite_count  scores that were NaN or +infinite (they rank last); -inf is a model's way to say nothing
     recall_by_k       mean recall at 1, 2, ... CURVE_DEPTH over all test persons; empty without any
     lists             the top 20s of `sampled_persons`, -1 where there is no item
+    hits              CSR, persons x items: the test items that their top 20 held (pattern)
     score_seconds     wall time of scoring and ranking everybody, in this process
     """
 
@@ -53,6 +54,7 @@ class ModelEvaluation:
     non_finite_count: int
     recall_by_k: NDArray[np.float64]
     lists: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 0), np.int32))
+    hits: sparse.csr_matrix = field(default_factory=lambda: sparse.csr_matrix((0, 0), dtype=np.float32))
     score_seconds: float = 0.0
 
     def beyond_accuracy(self) -> dict[str, float]:
@@ -105,13 +107,17 @@ def evaluate(model: Model, matrix: InteractionMatrix, split: TimeSplit, *, ks: S
         lists[part, :width] = numbers[:, :width]
         for k in ks:
             exposed[k] += exposure(numbers[:, :k], item_count)
+    places = hits[:, :K] & (lists >= 0)
+    found = sparse.csr_matrix(
+        (np.ones(int(places.sum()), np.float32), (np.nonzero(places)[0], lists[places])), shape=split.relevant.shape
+    )
     relevant_counts = np.diff(split.relevant.indptr).astype(np.int64)
     per_user: dict[str, Any] = ranking_metrics(hits, relevant_counts, ks)
     curve = np.empty(0)
     if len(rows):
         curve = (np.cumsum(hits, axis=1) / relevant_counts[:, None]).mean(axis=0)[:CURVE_DEPTH]
     return ModelEvaluation(
-        per_user, exposed, split.known_items, non_finite, curve, lists[sampled], time.monotonic() - began
+        per_user, exposed, split.known_items, non_finite, curve, lists[sampled], found, time.monotonic() - began
     )
 
 

@@ -71,6 +71,11 @@ def model_card(
         lines.append(f"| {part} | {found[METRIC]['persons']:,} | {_span(found[METRIC])} | {_span(found[RECALL])} |")
     if not intervals:
         lines.append("| nobody | 0 | not tested | not tested |")
+    further, counts = model["further_slices"], test["users_by_further_slice"]
+    if further:
+        lines += ["", "| further slice | people | Recall@20 |", "| --- | ---: | --- |"]
+        lines += [f"| {part} | {counts[part]:,} | {found[RECALL]:.4f} |" for part, found in further.items()]
+        lines += ["", "A slice of items counts people with a test item in it, and how many of those their lists held."]
     beyond = model["beyond_accuracy"]
     lines += [
         "",

@@ -24,6 +24,7 @@ Everything is a function of the data, the recipes and the seeds in them: run aga
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -46,8 +47,10 @@ from spark_jobs.evaluation.blend_choice import choose_blend
 from spark_jobs.evaluation.data_profile import profile_interactions
 from spark_jobs.evaluation.examples import choose_persons, describe_persons, rank_examples
 from spark_jobs.evaluation.full_ranking import ModelEvaluation, evaluate
+from spark_jobs.evaluation.further_slices import FurtherSlices, further_slices
 from spark_jobs.evaluation.gate import K, random_recall
 from spark_jobs.evaluation.list_quality import ListQuality, category_numbers
+from spark_jobs.evaluation.metrics import metric_name
 from spark_jobs.evaluation.parameters import read_parameters
 from spark_jobs.evaluation.split import (
     INTERACTED,
@@ -107,6 +110,7 @@ class Trained:
     losses: Sequence[float]
     examples: Sequence[Sequence[int]]
     beyond: Mapping[str, float]
+    further: Mapping[str, Mapping[str, float]]
     learned_until: int | None
     file_bytes: int
 
@@ -162,11 +166,14 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
     recipes, champion_name = with_champion(chosen, live.recipe if live is not None else None)
     folder = folder_of(environment, run.run_key)
     persons = choose_persons(split)
-    lists = ListQuality(split, categories=_categories(environment, run, numbers, item_count))
-    trained = _train_all(recipes, split, content, persons, folder / MODELS_FOLDER, lists)
+    categories = _categories(environment, run, numbers, item_count)
+    lists = ListQuality(split, categories=_category_numbers(categories))
+    further = further_slices(split, regions=_regions(environment, run), categories=categories)
+    trained = _train_all(recipes, split, content, persons, folder / MODELS_FOLDER, lists, further)
     _write_user_metrics(folder / USER_METRICS_FILE, split, trained)
+    counts = {**_users_by_slice(split), **further.person_counts(split)}
     overwrite_partitions(
-        _evaluation_rows(spark, run, split, trained), environment, "gold.evaluations", {"as_of": [run.as_of_day]}
+        _evaluation_rows(spark, run, counts, trained), environment, "gold.evaluations", {"as_of": [run.as_of_day]}
     )
     examples = [
         {**person, "lists": {name: one.examples[n] for name, one in trained.items()}}
@@ -190,6 +197,7 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
             "note": split.note,
             "users": len(split.subjects),
             "users_by_slice": _users_by_slice(split),
+            "users_by_further_slice": further.person_counts(split),
             "train_interactions": split.train.num_rows,
             "interactions": interactions.num_rows,
             "item_count": item_count,
@@ -259,6 +267,7 @@ def _train_all(
     persons: NDArray[np.int64],
     folder: Path,
     lists: ListQuality,
+    further: FurtherSlices,
 ) -> dict[str, Trained]:
     """Each contestant, in order. What a blend is made of is fitted once and kept until then."""
     count = len(split.known_items)
@@ -270,7 +279,7 @@ def _train_all(
     kept: dict[str, Fitted] = {}
     trained = {}
     for name, recipe in recipes.items():
-        trained[name], fitted = _train(recipe, split, data, kept, persons, folder / name, lists)
+        trained[name], fitted = _train(recipe, split, data, kept, persons, folder / name, lists, further)
         if recipe_id(recipe) in parts:
             kept[recipe_id(recipe)] = fitted
     return trained
@@ -284,6 +293,7 @@ def _train(
     persons: NDArray[np.int64],
     folder: Path,
     lists: ListQuality,
+    further: FurtherSlices,
 ) -> tuple[Trained, Fitted]:
     losses: list[float] = []
 
@@ -306,21 +316,33 @@ def _train(
         recipe, evaluation, folder, usage, metrics, losses,
         examples=rank_examples(model, matrix, split, persons),
         beyond={**evaluation.beyond_accuracy(), **lists.measure(evaluation.lists)},
+        further=further.measure(evaluation, split),
         learned_until=newest_learned(fitted),
         file_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
     ), fitted  # fmt: skip
 
 
-def _categories(environment: Environment, run: Run, numbers: pa.Table, item_count: int) -> NDArray[np.int64] | None:
-    """By item number the number of its top category, as imported (changes over HTTP are left aside); None where no item
-    has any."""
+def _categories(environment: Environment, run: Run, numbers: pa.Table, item_count: int) -> list[str | None]:
+    """By item number its category, as imported (changes over HTTP are left aside)."""
     items = read_light(environment, "bronze.items", run.pins.get("bronze.items", -1), ["item_id", "category"])
     by_id = dict(zip(items["item_id"].to_pylist(), items["category"].to_pylist(), strict=True))
     names: list[str | None] = [None] * item_count
     for item_id, number in zip(*(numbers[c].to_pylist() for c in ("item_id", "item_number")), strict=True):
         names[number] = by_id.get(item_id)
+    return names
+
+
+def _category_numbers(names: list[str | None]) -> NDArray[np.int64] | None:
+    """None where no item has any."""
     found = category_numbers(names)
     return found if (found >= 0).any() else None
+
+
+def _regions(environment: Environment, run: Run) -> dict[str, str]:
+    """Subject key -> region, as imported. Who denies training is in no interaction, so in no slice either."""
+    users = read_light(environment, "bronze.users", run.pins.get("bronze.users", -1), ["user_id", "region"])
+    rows = zip(users["user_id"].to_pylist(), users["region"].to_pylist(), strict=True)
+    return {f"u:{user}": region for user, region in rows if region}
 
 
 def _users_by_slice(split: TimeSplit) -> dict[str, int]:
@@ -344,14 +366,15 @@ def _write_user_metrics(path: Path, split: TimeSplit, trained: Mapping[str, Trai
     draft.replace(path)
 
 
-def _evaluation_rows(spark: SparkSession, run: Run, split: TimeSplit, trained: Mapping[str, Trained]) -> DataFrame:
+def _evaluation_rows(
+    spark: SparkSession, run: Run, users: Mapping[str, int], trained: Mapping[str, Trained]
+) -> DataFrame:
     """gold.evaluations of this as_of; every metric by slice, coverage and concentration over all persons."""
-    users = _users_by_slice(split)
     rows = []
     for name, one in trained.items():
         beyond = one.beyond if users["all"] else {}
-        for part in SLICES:
-            found = {**one.metrics.get(part, {}), **(beyond if part == "all" else {})}
+        for part in (*SLICES, *one.further):
+            found = {**one.metrics.get(part, {}), **one.further.get(part, {}), **(beyond if part == "all" else {})}
             for metric, value in sorted(found.items()):
                 base, _, k = metric.rpartition("_at_")
                 rows.append((name, part, base, int(k), float(value), users[part], run.as_of_day, run.run_key))
@@ -374,7 +397,7 @@ def _log_model(
         model=name,
         recipe=one.recipe,
         metrics={
-            **flat_metrics(one.metrics), **beyond,
+            **flat_metrics(one.metrics), **further_metrics(one.further), **beyond,
             "fit_seconds": one.usage.wall_seconds, **one.usage.metrics("fit"),
         },
         steps=_steps(one),
@@ -384,6 +407,7 @@ def _log_model(
     return {
         "recipe": dict(one.recipe),
         "metrics": {part: dict(found) for part, found in one.metrics.items()},
+        "further_slices": {part: dict(found) for part, found in one.further.items()},
         "beyond_accuracy": beyond,
         "recall_by_k": [round(float(v), 9) for v in evaluation.recall_by_k],
         "lorenz_at_20": [round(v, 9) for v in evaluation.lorenz(K)],
@@ -430,6 +454,15 @@ def _log_family(
 def flat_metrics(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Metrics by slice as MLflow has them: `ndcg_at_20` over all persons, `ndcg_at_20__lt5` for a slice."""
     return {f"{metric}{SLICE_SUFFIX[part]}": v for part, found in metrics.items() for metric, v in found.items()}
+
+
+def further_metrics(further: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The recall of further slices by names that MLflow takes: `recall_at_20__region_DE`."""
+    name = metric_name("recall", K)
+    return {f"{name}__{_PLAIN.sub('_', part)}": found[name] for part, found in further.items()}
+
+
+_PLAIN = re.compile(r"[^A-Za-z0-9]+")
 
 
 def _steps(one: Trained) -> dict[str, Sequence[float]]:

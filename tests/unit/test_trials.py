@@ -260,13 +260,15 @@ def evaluated(split: TimeSplit) -> tuple[dict[str, object], dict[str, object]]:
             "recipe": default_recipe(name), "metrics": found.by_slice(split.slices),
             "beyond_accuracy": found.beyond_accuracy(), "recall_by_k": found.recall_by_k.tolist(),
             "lorenz_at_20": found.lorenz(20), "manifest_sha256": "ab" * 32,
+            "further_slices": {"region DE": {"recall_at_20": 0.125}},
         }  # fmt: skip
         contestants.append(Contestant(name, {}, found.per_user, 1, 0.1, 0))
     evaluation = {
         "as_of": "2024-03-29", "run_key": "r1", "models": models, "delta_versions": {"silver.interactions": 4},
         "profile": profile_interactions(planted(), item_count=ITEMS),
         "test": {"days": 7, "start": "2024-03-22T00:00:00Z", "note": "", "users": len(split.subjects),
-                 "item_count": ITEMS, "known_items": ITEMS, "random_recall_at_20": 0.1},
+                 "item_count": ITEMS, "known_items": ITEMS, "random_recall_at_20": 0.1,
+                 "users_by_further_slice": {"region DE": 1_234}},
     }  # fmt: skip
     gate = {
         "contestant": "item_knn", "verdict": "publish", "intervals": quality_intervals(contestants, split.slices),
@@ -296,7 +298,7 @@ def test_a_model_card_says_quality_data_consent_limits_and_pins(split: TimeSplit
     card = model_card("item_knn", evaluation, gate, code_version="abc1234", pins={"bronze.events": 7}, tenant="default")
     everybody = gate["intervals"]["item_knn"]["all"]["ndcg_at_20"]
     for words in (
-        "# item_knn, as_of 2024-03-29", "published: a personal model won",
+        "# item_knn, as_of 2024-03-29", "| region DE | 1,234 | 0.1250 |", "published: a personal model won",
         f"{everybody['mean']:.4f} ({everybody['lower']:.4f} to {everybody['upper']:.4f})", "**Consent.**",
         "deny `train`",
         "## Meant for", "## Limits", "| code | `abc1234` |", "| bronze.events | Delta version 7 |",
