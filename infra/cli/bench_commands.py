@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
     bench.command("serving")(serving)
     bench.command("regression")(regression)
     bench.command("features")(features)
+    bench.command("training")(training)
     bench.command("freshness")(freshness)
     bench.command("backlog")(backlog)
     app.add_typer(bench, name="bench")
@@ -143,6 +144,22 @@ def features(
         _own_home("bench-features"), os.environ, people=people, entities=entities, features=count, pairs=pairs,
         seed=seed, say=_say,
     )  # fmt: skip
+    _show(report, report_file)
+
+
+def training(
+    train: Annotated[Path, typer.Option("--train", help="Lines `user item item ...`, plain or .gz.")],
+    test: Annotated[Path, typer.Option("--test", help="The same for the items to be found.")],
+    pairs: Annotated[int, typer.Option("--pairs", help="Fits of each engine, in turns.")] = 3,
+    report_file: JsonOut = None,
+) -> None:
+    """Implicit ALS by the night's kernel and by Spark's MLlib, on the same data."""
+    from infra.bench.training import bench_training
+
+    for option, path in (("--train", train), ("--test", test)):
+        if not path.is_file():
+            raise DataError(f"{option} {path}: there is no such file", field=option)
+    report = bench_training(_own_home("bench-training"), os.environ, train=train, test=test, pairs=pairs, say=_say)
     _show(report, report_file)
 
 

@@ -77,9 +77,9 @@ class Als(FactorScores):
     def fit(self, matrix: InteractionMatrix, after_sweep: AfterSweep | None = None) -> None:
         """Learn. `after_sweep` is told each sweep of the native engine, and changes nothing; mllib shows none."""
         if self.params["engine"] == "native":
-            learned = _fit_native(matrix, self.params, after_sweep)
+            learned = fit_native(matrix, self.params, after_sweep)
         else:
-            learned = _fit_mllib(matrix, self.params)
+            learned = fit_mllib(matrix, self.params)
         self.item_factors = np.ascontiguousarray(learned, dtype=np.float32)
         self._item_gram = None
         rows = matrix.preference.shape[0]
@@ -133,7 +133,7 @@ class Als(FactorScores):
         return model
 
 
-def _fit_native(
+def fit_native(
     matrix: InteractionMatrix, params: Mapping[str, Any], after_sweep: AfterSweep | None
 ) -> NDArray[np.float32]:
     """Item vectors from the `implicit` kernel, BLAS held to one thread; items without interactions get zeros."""
@@ -161,7 +161,7 @@ def _fit_native(
     return np.array(kernel.item_factors)
 
 
-def _fit_mllib(matrix: InteractionMatrix, params: Mapping[str, Any]) -> NDArray[np.float32]:
+def fit_mllib(matrix: InteractionMatrix, params: Mapping[str, Any]) -> NDArray[np.float32]:
     """Item vectors from Spark's ALS in the active session; items without interactions get zeros."""
     import pyarrow as pa
     from pyspark.ml.recommendation import ALS

@@ -1,0 +1,168 @@
+"""`nightjar bench training`: implicit ALS by the night's native kernel and by Spark's MLlib, in turns on the same data.
+
+What is timed is learning alone: from the matrix of interactions in memory to the vectors of the items in memory. Each
+run has a process of its own, and MLlib a warm session (a small fit comes first) whose JVM compiles as Spark's default
+does, with no option of ours. Factors, iterations and alpha are the same for both; the ridge is each engine's default,
+because MLlib scales it. How well each finds the test's items is measured by the same code, so that a quick fit that is
+worse would show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from feature_repo.contracts import environment as names
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import NightjarError
+from infra.bench.report import figure, make_report
+from infra.local.setup import prepare
+from infra.local.spark_conf import SETTINGS_FILE
+from infra.local.variables import REPOSITORY
+
+ENGINES = ("native", "mllib")
+LEAST_WALL, LEAST_CPU = 5.0, 10.0
+QUESTIONS = 5_000
+LINE = "NIGHTJAR "
+_OUR_JAVA_OPTIONS = "spark.driver.extraJavaOptions"
+_PLAIN_JAVA_OPTIONS = "-Duser.timezone=UTC -Xss4m"
+
+Say = Callable[[str], None]
+
+
+class Learned(NamedTuple):
+    """One fit. `cpu_seconds`: of the process and its JVM. `ndcg`: NDCG@20 over the test's users (at most QUESTIONS)."""
+
+    seconds: float
+    cpu_seconds: float
+    ndcg: float
+
+
+def bench_training(
+    home: Path, variables: Mapping[str, str], *, train: Path, test: Path, pairs: int, say: Say
+) -> dict[str, Any]:
+    """Run it (state in `home`) and return the report. `train`, `test`: lines `user item item ...`.
+
+    Figures: `training_seconds` and `training_cpu_seconds` of the native kernel with MLlib's as baseline,
+    `times_less_wall`, `times_less_cpu` (baselines: the bars), `ndcg_at_20` with MLlib's as baseline.
+    """
+    tools = prepare(variables)
+    conf = plain_spark_conf(Path(tools.spark_conf), home / "spark-plain")
+    child = {
+        **variables, "JAVA_HOME": tools.java.home, "SPARK_CONF_DIR": str(conf), "PYSPARK_PYTHON": sys.executable,
+        "PYSPARK_DRIVER_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1", "PYTHONPATH": str(REPOSITORY),
+    }  # fmt: skip
+    found: dict[str, list[Learned]] = {engine: [] for engine in ENGINES}
+    for pair in range(pairs):
+        for engine in ENGINES[:: 1 if pair % 2 == 0 else -1]:
+            one = _learn_in_a_process(engine, train, test, child)
+            found[engine].append(one)
+            say(f"pair {pair + 1}, {engine}: {one.seconds:.2f} s, {one.cpu_seconds:.1f} CPU-s, NDCG@20 {one.ndcg:.4f}")
+    code_version = Environment.from_mapping({**variables, names.HOME: str(home)}).code_version
+    return report_of(found["native"], found["mllib"], code_version)
+
+
+def report_of(ours: list[Learned], theirs: list[Learned], code_version: str) -> dict[str, Any]:
+    """The report over pairs of fits."""
+    pairs = list(zip(ours, theirs, strict=True))
+    return make_report(
+        "bench training",
+        {
+            "training_seconds": figure("s", [one.seconds for one in ours], baseline=[one.seconds for one in theirs]),
+            "training_cpu_seconds": figure(
+                "s", [one.cpu_seconds for one in ours], baseline=[one.cpu_seconds for one in theirs]
+            ),
+            "times_less_wall": figure("x", [b.seconds / a.seconds for a, b in pairs], baseline=[LEAST_WALL]),
+            "times_less_cpu": figure("x", [b.cpu_seconds / a.cpu_seconds for a, b in pairs], baseline=[LEAST_CPU]),
+            "ndcg_at_20": figure("share", [one.ndcg for one in ours], baseline=[one.ndcg for one in theirs]),
+        },
+        code_version,
+        is_as_good=min(one.ndcg for one in ours) >= max(one.ndcg for one in theirs),
+    )
+
+
+def plain_spark_conf(ours: Path, folder: Path) -> Path:
+    """The installation's settings without the Java options that suit short jobs; returns `folder`."""
+    lines = (ours / SETTINGS_FILE).read_text().splitlines()
+    kept = [line for line in lines if not line.startswith(_OUR_JAVA_OPTIONS)]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SETTINGS_FILE).write_text("\n".join([*kept, f"{_OUR_JAVA_OPTIONS} {_PLAIN_JAVA_OPTIONS}"]) + "\n")
+    return folder
+
+
+def _learn_in_a_process(engine: str, train: Path, test: Path, variables: Mapping[str, str]) -> Learned:
+    command = [sys.executable, "-m", "infra.bench.training", engine, str(train), str(test)]
+    done = subprocess.run(command, env=dict(variables), cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith(LINE)]
+    if done.returncode or not lines:
+        raise NightjarError(f"the {engine} fit ended with {done.returncode}: {done.stderr[-2_000:]}")
+    return Learned(**json.loads(lines[-1].removeprefix(LINE)))
+
+
+def learn(engine: str, train: Path, test: Path) -> Learned:
+    """One fit in this process."""
+    import numpy as np
+
+    from infra.bench.quality import tasks
+    from infra.bench.quality.ranking import by_block, measure
+    from spark_jobs.models.als import Als, fit_mllib, fit_native
+    from spark_jobs.models.recipes import default_recipe
+
+    task = tasks.open_training("pairs", train=train, test=test)
+    recipe = {**default_recipe("als", engine=engine), "weights": {tasks.ONLY_TYPE: 1.0}, "half_life_days": None}
+    matrix = task.training.matrix(recipe)
+    model = Als(recipe["params"])
+    if engine == "mllib":
+        from spark_jobs.session import get_session
+
+        get_session("bench-training")
+        fit_mllib(_some_people(matrix), {**recipe["params"], "iterations": 2})
+    me = psutil.Process()
+    cpu, began = _cpu_of(me), time.perf_counter()
+    learned = fit_native(matrix, model.params, None) if engine == "native" else fit_mllib(matrix, model.params)
+    seconds, spent = time.perf_counter() - began, _cpu_of(me) - cpu
+    model.item_factors = np.ascontiguousarray(learned, dtype=np.float32)
+    asked = tasks.sample(tasks.open_test(task), QUESTIONS)
+
+    def ask(block: tasks.Slice) -> Any:
+        histories, _ = task.training.histories(matrix, block.questions)
+        return measure(model.fold_in(histories) @ model.item_factors.T, block, 20)["ndcg@20"]
+
+    return Learned(seconds, spent, float(np.concatenate(list(by_block(asked, ask))).mean()))
+
+
+def _some_people(matrix: Any) -> Any:
+    """A tenth of the matrix."""
+    from dataclasses import replace
+
+    rows = max(2, matrix.preference.shape[0] // 10)
+    part = matrix.preference[:rows]
+    return replace(matrix, subjects=matrix.subjects[:rows], preference=part, last_micros=matrix.last_micros[: part.nnz])
+
+
+def _cpu_of(process: psutil.Process) -> float:
+    """Processor seconds of the process and of all below it so far."""
+    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+    return float(sum(one.user + one.system for one in times))
+
+
+def main() -> None:
+    """`python -m infra.bench.training ENGINE TRAIN TEST`: one fit, told on the last line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("engine", choices=ENGINES)
+    parser.add_argument("train", type=Path)
+    parser.add_argument("test", type=Path)
+    given = parser.parse_args()
+    print(LINE + json.dumps(learn(given.engine, given.train, given.test)._asdict()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
