@@ -73,9 +73,11 @@ async def fake(harm: Harm = lambda _, replies: replies) -> AsyncIterator[tuple[F
     server = await asyncio.start_server(redis.serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     store = RedisOnlineStore(f"redis://127.0.0.1:{port}/0", tenant="shop", timeout_seconds=0.3)
-    yield redis, store
-    await store.close()
-    server.close()
+    try:
+        yield redis, store
+    finally:
+        await store.close()
+        server.close()
 
 
 def own_session(user: str) -> bytes:
@@ -115,7 +117,8 @@ async def test_a_reply_that_is_out_of_place_reaches_nobody(harm: Harm) -> None:
         assert (await read(store, "first")).session == own_session("first")
         for turn in range(3):
             users = [f"u{turn}{number}" for number in range(5)]
-            found = await asyncio.gather(*(read(store, user) for user in users), return_exceptions=True)
+            async with asyncio.timeout(20):
+                found = await asyncio.gather(*(read(store, user) for user in users), return_exceptions=True)
             for user, one in zip(users, found, strict=True):
                 if isinstance(one, OnlineRecords):
                     assert one.session == own_session(user)
