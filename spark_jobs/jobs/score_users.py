@@ -45,17 +45,19 @@ from spark_jobs.evaluation.split import INTERACTED, NONE, seen_policy
 from spark_jobs.io.bundle import file_hashes, write_bundle
 from spark_jobs.io.catalogue import changes_position, in_run, read_items, read_users
 from spark_jobs.io.delta import overwrite_partitions, read_table
+from spark_jobs.io.interactions import read_interactions
 from spark_jobs.io.item_content import load_content
+from spark_jobs.io.light_delta import read_table as read_light
 from spark_jobs.io.publication import Publication, candidates_digest, purchases_part
 from spark_jobs.io.run_store import read_report, write_report
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.models.base import InteractionMatrix, Model
 from spark_jobs.models.factory import fit
-from spark_jobs.models.matrix import build_matrix, load_interactions
+from spark_jobs.models.matrix import build_matrix, numbered_interactions
 from spark_jobs.models.recipes import SEQUENCE_RECIPES, default_recipe
 from spark_jobs.models.training_data import TrainingData
 from spark_jobs.session import get_session
-from spark_jobs.transforms.bought_together import load_baskets, together_rows
+from spark_jobs.transforms.bought_together import baskets_of, together_rows
 from spark_jobs.transforms.bundle_files import (
     NEIGHBOURS_PER_ITEM,
     bundle_files,
@@ -75,10 +77,10 @@ from spark_jobs.transforms.candidates import (
 from spark_jobs.transforms.purchases import purchases_of_users
 from spark_jobs.transforms.session_index import (
     fit_session_index,
-    load_sessions,
     session_index_bytes,
     session_index_table,
     session_sequences,
+    sessions_of,
 )
 
 SCORING_PARTITIONS = 8
@@ -108,11 +110,10 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
         Publication(environment.redis_online_url, environment.tenant).served_version()  # fail now, not in an hour
 
     tell = _Clock()
-    item_ids = read_table(spark, environment, "gold.item_ids")
-    numbers = item_ids.select("item_id", "item_number").toArrow()
+    numbers = read_light(environment, "gold.item_ids", columns=["item_id", "item_number"])
     item_count = max(numbers["item_number"].to_pylist(), default=-1) + 1
-    events = read_table(spark, environment, "silver.interactions")
-    interactions = load_interactions(events, item_ids, cut_off=run.cut_off)
+    known = read_interactions(environment, numbers, cut_off=run.cut_off)
+    interactions = numbered_interactions(known)
     if interactions.num_rows == 0:
         raise DataError(f"silver.interactions has nothing before {run.as_of}: there is nobody to score")
     content = load_content(environment, run.pins, numbers, item_count=item_count)
@@ -122,7 +123,7 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
 
     users = read_users(spark, environment, in_run(run.pins))
     catalogue = read_items(spark, environment, in_run(run.pins), cut_off=run.cut_off)
-    items = catalogue.join(item_ids.select("item_id", "item_number"), on="item_id", how="inner").toArrow()
+    items = catalogue.toArrow().join(numbers, keys="item_id", join_type="inner")
     eligible = eligible_items(items, item_count=item_count, cut_off=run.cut_off)
     silver_events = read_table(spark, environment, "silver.events")
     denied = sorted(denied_users(users, silver_events, cut_off=run.cut_off).toArrow()["user_id"].to_pylist())
@@ -135,7 +136,7 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
     write_neighbours(spark, environment, run, neighbours)
     tell(f"{sum(map(len, neighbours)):,} neighbours of {sum(map(bool, neighbours)):,} items")
 
-    session_index, choice = build_session_index(spark, environment, run, events, item_ids, eligible)
+    session_index, choice = build_session_index(spark, environment, run, known, eligible)
     tell(f"session index of {len(session_index):,} bytes: {choice.manner}, asked {choice.questions:,} of the newest")
 
     if not run.publishes:
@@ -144,7 +145,7 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
     else:
         popularity = default_recipe("popularity")
         popular = popular_json(data.matrix(popularity), popularity["params"], items, eligible, _regions(users))
-        together = together_rows(load_baskets(events, item_ids, cut_off=run.cut_off), eligible)
+        together = together_rows(baskets_of(known), eligible)
         tell(f"{sum(map(len, together)):,} items bought with {sum(map(bool, together)):,} others")
         files = bundle_files(items_json(items), neighbours, popular, session_index, together)
         purchases = list(purchases_of_users(interactions, BUY_AGAIN, eligible, denied=denied, cut_off=run.cut_off))
@@ -212,13 +213,11 @@ def build_session_index(
     spark: SparkSession,
     environment: Environment,
     run: Run,
-    interactions: DataFrame,
-    item_ids: DataFrame,
+    interactions: pa.Table,
     eligible: NDArray[np.bool_],
 ) -> tuple[bytes, Choice]:
     """gold.session_index of this as_of; returns the same as the bytes of its file, and the recipe that was chosen."""
-    table = load_sessions(interactions, item_ids, cut_off=run.cut_off)
-    sequences = session_sequences(table, item_count=len(eligible), cut_off=run.cut_off)
+    sequences = session_sequences(sessions_of(interactions), item_count=len(eligible), cut_off=run.cut_off)
     choice = choose_session_recipe(sequences)
     lists = fit_session_index(choice.recipe, sequences, eligible)
     schema = read_table(spark, environment, "gold.session_index", -1).schema

@@ -37,7 +37,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F  # noqa: N812
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.run import EVALUATION_FILE, MODELS_FOLDER, USER_METRICS_FILE, Run
@@ -64,9 +63,11 @@ from spark_jobs.evaluation.split import (
 )
 from spark_jobs.evaluation.trials import Choice, choose_recipe, validation_data, validation_split
 from spark_jobs.io import registry, tracking
-from spark_jobs.io.delta import overwrite_partitions, read_table, table_version
+from spark_jobs.io.delta import overwrite_partitions
+from spark_jobs.io.interactions import read_interactions
 from spark_jobs.io.item_content import load_content
 from spark_jobs.io.light_delta import read_table as read_light
+from spark_jobs.io.light_delta import version as light_version
 from spark_jobs.io.run_store import folder_of, write_report
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.jobs.resources import Usage, measured
@@ -76,7 +77,7 @@ from spark_jobs.models.base import InteractionMatrix
 from spark_jobs.models.blend_model import BLEND
 from spark_jobs.models.factory import Fitted, fit, newest_learned
 from spark_jobs.models.item_content import ItemContent
-from spark_jobs.models.matrix import load_interactions
+from spark_jobs.models.matrix import numbered_interactions
 from spark_jobs.models.night_models import Program, check_models, measure_sizes, plan_models
 from spark_jobs.models.recipe_choice import read_choice
 from spark_jobs.models.recipes import recipe_id
@@ -133,11 +134,10 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
     policy = seen_policy(run.params)
     live = registry.champion(environment, before=run.as_of)
 
-    reads = [_read_table(spark, environment, name) for name in ("silver.interactions", "gold.item_ids")]
-    events, item_ids = (read_table(spark, environment, r.name, r.version) for r in reads)
-    known = events.filter(F.col("event_date") < F.lit(run.as_of_day))
-    interactions = load_interactions(known, item_ids, cut_off=run.cut_off)
-    numbers = item_ids.select("item_id", "item_number").toArrow()
+    reads = [_read_table(environment, name) for name in ("silver.interactions", "gold.item_ids")]
+    events, item_ids = (r.version for r in reads)
+    numbers = read_light(environment, "gold.item_ids", item_ids, ["item_id", "item_number"])
+    interactions = numbered_interactions(read_interactions(environment, numbers, cut_off=run.cut_off, version=events))
     item_count = 1 + max(numbers["item_number"].to_pylist(), default=-1)
     split = split_by_time(
         interactions,
@@ -473,9 +473,9 @@ def _steps(one: Trained) -> dict[str, Sequence[float]]:
     return steps
 
 
-def _read_table(spark: SparkSession, environment: Environment, name: str) -> tracking.ReadTable:
+def _read_table(environment: Environment, name: str) -> tracking.ReadTable:
     path = table_path(environment.lakehouse, name, tenant=environment.tenant)
-    return tracking.ReadTable(name, path, table_version(spark, environment, name))
+    return tracking.ReadTable(name, path, light_version(environment, name))
 
 
 if __name__ == "__main__":

@@ -23,16 +23,17 @@ import pyarrow.compute as pc
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError
-from feature_repo.contracts.times import format_timestamp, start_of_day, to_micros
+from feature_repo.contracts.times import format_timestamp, start_of_day
 from spark_jobs.evaluation.split import INTERACTED, TEST_DAYS, split_by_time
 from spark_jobs.evaluation.trials import MIN_VALIDATION_USERS, validation_split
 from spark_jobs.evaluation.tuning import FamilyStudy, Rungs, Tried, make_rungs, run_studies
+from spark_jobs.io.interactions import read_interactions
 from spark_jobs.io.item_content import load_content
 from spark_jobs.io.light_delta import days_by_row_count, read_table, version
 from spark_jobs.io.tuning_runs import TuningRuns
 from spark_jobs.jobs.train_models import flat_metrics
 from spark_jobs.models.item_content import ItemContent
-from spark_jobs.models.matrix import sort_interactions
+from spark_jobs.models.matrix import numbered_interactions
 from spark_jobs.models.night_models import measure_sizes, plan_models
 from spark_jobs.models.recipe_choice import RecipeChoice
 
@@ -82,7 +83,8 @@ def tune_models(
     reads = {name: version(environment, name) for name in ("silver.interactions", "gold.item_ids", "bronze.items")}
     as_of = search.as_of or _day_after_the_last(environment)
     numbers = read_table(environment, "gold.item_ids", reads["gold.item_ids"], ["item_id", "item_number"])
-    interactions, item_count = _interactions(environment, as_of, reads, numbers)
+    interactions = _interactions(environment, as_of, reads, numbers)
+    item_count = 1 + pc.max(numbers["item_number"]).as_py()
     content = load_content(environment, reads, numbers, item_count=item_count)
     rungs = _rungs(interactions, item_count, as_of, search, content)
     sizes = measure_sizes(interactions, item_count=item_count, content=content)
@@ -171,27 +173,13 @@ def _day_after_the_last(environment: Environment) -> date:
     return max(days) + timedelta(days=1)
 
 
-def _interactions(
-    environment: Environment, as_of: date, reads: Mapping[str, int], items: pa.Table
-) -> tuple[pa.Table, int]:
-    """What `load_interactions` gives, and the number of items."""
-    columns = ["subject_key", "item_id", "event_type", "event_timestamp"]
-    before = pc.field("event_date") < as_of
-    rows = read_table(environment, "silver.interactions", reads["silver.interactions"], columns, before)
-    micros = rows["event_timestamp"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
-    rows = rows.drop_columns(["event_timestamp"]).append_column("micros", micros)
-    rows = rows.filter(pc.less(rows["micros"], to_micros(start_of_day(as_of))))
-    numbered = rows.join(items, keys="item_id", join_type="left outer")
-    if numbered["item_number"].null_count:
-        raise DataError(
-            f"{numbered['item_number'].null_count:,} interactions are about items without a number in gold.item_ids; "
-            "build_features numbers them: run a night first",
-            field="item_number",
-        )
-    if not numbered.num_rows:
+def _interactions(environment: Environment, as_of: date, reads: Mapping[str, int], numbers: pa.Table) -> pa.Table:
+    """Raises DataError when there are none, or one is about an item without a number."""
+    version = reads["silver.interactions"]
+    rows = read_interactions(environment, numbers, cut_off=start_of_day(as_of), version=version)
+    if not rows.num_rows:
         raise DataError(f"silver.interactions has nothing before {as_of}", field="as_of")
-    item_count = 1 + pc.max(items["item_number"]).as_py()
-    return sort_interactions(numbered.select(["subject_key", "item_number", "event_type", "micros"])), item_count
+    return numbered_interactions(rows)
 
 
 def _rungs(interactions: pa.Table, item_count: int, as_of: date, search: Search, content: ItemContent) -> Rungs:

@@ -18,7 +18,6 @@ from spark_jobs.models.base import InteractionMatrix
 
 if TYPE_CHECKING:
     import pandas as pd
-    from pyspark.sql import DataFrame
 
 COLUMNS = ("subject_key", "item_number", "event_type", "micros")
 
@@ -28,22 +27,11 @@ LEAST_PREFERENCE = 1e-6
 """A pair that happened never fades to nothing: it stays in the matrix, so that it counts as seen."""
 
 
-def load_interactions(interactions: DataFrame, item_ids: DataFrame, *, cut_off: datetime) -> pa.Table:
-    """Every interaction before `cut_off` as arrow columns in the driver: what `build_matrix` and the split read.
+def numbered_interactions(table: pa.Table) -> pa.Table:
+    """Of what `io.interactions.read_interactions` gives the columns COLUMNS, sorted as `sort_interactions` does.
 
-    interactions  silver.interactions; one row an event
-    item_ids      gold.item_ids; an interaction whose item has no number yet is a DataError, it is never dropped
-
-    Returns subject_key (dictionary of strings, sorted), item_number int32, event_type (dictionary), micros int64 (us
-    since 1970 UTC); sorted by subject_key, item_number, micros, event_type. Size in the driver is ~20 bytes an event.
+    Raises DataError when an item has no number yet: an interaction is never dropped.
     """
-    from pyspark.sql import functions as F  # noqa: N812
-
-    before = interactions.filter(F.unix_micros("event_timestamp") < F.lit(to_micros(cut_off)))
-    numbered = before.join(item_ids.select("item_id", "item_number"), on="item_id", how="left").select(
-        "subject_key", "item_number", "event_type", F.unix_micros("event_timestamp").alias("micros")
-    )
-    table = numbered.toArrow()
     unnumbered = table["item_number"].null_count
     if unnumbered:
         raise DataError(

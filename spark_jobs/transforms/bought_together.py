@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy import sparse
 
 from feature_repo.contracts.events import EventType
-from feature_repo.contracts.times import to_micros
-
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
 
 TOGETHER_PER_ITEM = 30
 LEAST_BASKETS = 2
@@ -27,26 +21,18 @@ _ITEMS_PER_BLOCK = 1024
 Rows = list[list[tuple[int, float]]]
 
 
-def load_baskets(interactions: DataFrame, item_ids: DataFrame, *, cut_off: datetime) -> pa.Table:
-    """Every item of every basket before `cut_off`, once, in the driver.
+def baskets_of(interactions: pa.Table) -> pa.Table:
+    """Every item of every basket, as often as it was bought: basket (the session key), item_number.
 
-    A basket is what one session bought, however many orders that took. Purchases without a session key have none.
+    A basket is what one session bought, however many orders that took. Purchases without a session key have none;
+    purchases of items without a number are left out.
 
-    interactions  silver.interactions
-    item_ids      gold.item_ids; purchases of items without a number are left out
-
-    Returns:
-        basket string (the session key), item_number int. In any order.
+    interactions  as `io.interactions.read_interactions` gives them
     """
-    from pyspark.sql import functions as F  # noqa: N812
-
-    bought = interactions.filter(
-        (F.col("event_type") == EventType.PURCHASE.value)
-        & F.col("session_key").isNotNull()
-        & (F.unix_micros("event_timestamp") < F.lit(to_micros(cut_off)))
-    )
-    numbered = bought.join(item_ids.select("item_id", "item_number"), on="item_id", how="inner")
-    return numbered.select(F.col("session_key").alias("basket"), "item_number").distinct().toArrow()
+    is_purchase = pc.equal(interactions["event_type"].cast(pa.string()), EventType.PURCHASE.value)
+    is_known = pc.and_(pc.is_valid(interactions["session_key"]), pc.is_valid(interactions["item_number"]))
+    bought = interactions.filter(pc.and_(is_purchase, is_known))
+    return pa.table({"basket": bought["session_key"], "item_number": bought["item_number"]})
 
 
 def together_rows(

@@ -5,46 +5,39 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from feature_repo.contracts.packing import session_hash
 from feature_repo.contracts.session_index import pack_session_index
 from feature_repo.contracts.times import to_micros
 from spark_jobs.models.factory import build_sequence_model
 from spark_jobs.models.sequences import Sequences
 from spark_jobs.models.session_transitions import ItemLists, SessionTransitions
 
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
-
 COLUMNS = ("session", "item_number", "micros")
 
 
-def load_sessions(interactions: DataFrame, item_ids: DataFrame, *, cut_off: datetime) -> pa.Table:
-    """What was done in sessions before `cut_off`, as arrow columns in the driver, in no order. Nobody is named.
+def sessions_of(interactions: pa.Table) -> pa.Table:
+    """What was done in sessions, in no order. Nobody is named.
 
-    interactions  silver.interactions: of whom allows training only, and of no bot
-    item_ids      gold.item_ids
+    interactions  as `io.interactions.read_interactions` gives them: of whom allows training only, and of no bot
 
-    Returns session int64 (64 bits that stand for session_key), item_number int32, micros int64 (us since 1970 UTC): 20
-    bytes an event.
+    Returns session int64 (64 bits that stand for the session key, the same in every night), item_number int32, micros
+    int64 (us since 1970 UTC): 20 bytes an event.
     """
-    from pyspark.sql import functions as F  # noqa: N812
-
-    before = interactions.filter(F.unix_micros("event_timestamp") < F.lit(to_micros(cut_off)))
-    return (
-        before.filter(F.col("session_key").isNotNull())
-        .join(item_ids.select("item_id", "item_number"), on="item_id", how="inner")
-        .select(
-            F.xxhash64("session_key").alias("session"),
-            "item_number",
-            F.unix_micros("event_timestamp").alias("micros"),
-        )
-        .toArrow()
-    )
+    is_known = pc.and_(pc.is_valid(interactions["session_key"]), pc.is_valid(interactions["item_number"]))
+    rows = interactions.filter(is_known)
+    keys = rows["session_key"].combine_chunks()
+    if isinstance(keys, pa.ChunkedArray):  # pyarrow keeps an empty column chunked
+        return pa.table({name: pa.array([], pa.int32() if name == "item_number" else pa.int64()) for name in COLUMNS})
+    bits = np.array([session_hash(key) for key in keys.dictionary.to_pylist()], dtype=np.uint64).astype(np.int64)
+    columns = (pa.array(bits[np.asarray(keys.indices)]), rows["item_number"], rows["micros"])
+    return pa.table(dict(zip(COLUMNS, columns, strict=True)))
 
 
 def session_sequences(table: pa.Table, *, item_count: int, cut_off: datetime) -> Sequences:

@@ -35,7 +35,6 @@ from spark_jobs.jobs import verify_publication
 from spark_jobs.models.factory import fit_recipe
 from spark_jobs.models.matrix import LEAST_PREFERENCE, build_matrix, sort_interactions
 from spark_jobs.models.recipes import blend_recipe, default_recipe
-from spark_jobs.transforms.bought_together import load_baskets
 from spark_jobs.transforms.candidates import Scoring, score_block
 from tests.builders import make_run, silver_event, utc, write_rows
 
@@ -290,19 +289,6 @@ def test_what_a_publication_leaves_behind(spark: SparkSession, shop: Environment
     assert [row[:3] for row in unpack_purchases(records["ann"])] == [(1, 1, to_micros(utc("2024-03-02")) // 1_000_000)]
     assert [row.item_number for row in unpack_purchases(records["cid"])] == [3]
     assert list(unpack_neighbours((folder / "together.bin").read_bytes())[1]) == []
-
-
-def test_a_basket_is_what_one_session_bought(spark: SparkSession) -> None:
-    rows = [
-        ("s1", "a", "purchase", "03-01"), ("s1", "a", "purchase", "03-02"), ("s1", "b", "purchase", "03-02"),
-        ("s2", "a", "view_item", "03-02"), ("s2", "b", "purchase", "03-02"), (None, "a", "purchase", "03-02"),
-        ("s3", "gone", "purchase", "03-02"), ("s3", "b", "purchase", "03-08"),
-    ]  # fmt: skip
-    columns = "session_key string, item_id string, event_type string, event_timestamp timestamp"
-    frame = spark.createDataFrame([(s, i, kind, utc(f"2024-{day}")) for s, i, kind, day in rows], columns)
-    numbers = spark.createDataFrame([("a", 7), ("b", 3)], "item_id string, item_number int")
-    found = load_baskets(frame, numbers, cut_off=utc("2024-03-08")).to_pylist()
-    assert sorted((row["basket"], row["item_number"]) for row in found) == [("s1", 3), ("s1", 7), ("s2", 3)]
 
 
 def test_run_again_after_a_kill_gives_the_same_version_and_bytes(

@@ -17,14 +17,14 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DataError, DependencyError, GateRefusedError
 from feature_repo.contracts.run import EVALUATION_FILE, GATE_FILE, MODELS_FOLDER, USER_METRICS_FILE, Run
 from spark_jobs.io import registry, tracking
-from spark_jobs.io.delta import read_table
+from spark_jobs.io.interactions import read_interactions
 from spark_jobs.io.light_delta import read_table as read_light
 from spark_jobs.io.run_store import folder_of, read_report
 from spark_jobs.jobs import judge_models
 from spark_jobs.jobs.train_models import CHAMPION, train_models, with_champion
 from spark_jobs.models.base import InteractionMatrix
 from spark_jobs.models.factory import build_model, fit_recipe, load_model
-from spark_jobs.models.matrix import load_interactions
+from spark_jobs.models.matrix import numbered_interactions
 from spark_jobs.models.night_models import Sizes, plan_models
 from spark_jobs.models.recipes import default_recipe
 from tests.builders import make_run, utc, write_rows
@@ -345,18 +345,6 @@ def test_errors_name_what_is_missing(spark: SparkSession, shop: Environment, env
         train_models(spark, shop, run)
 
 
-def test_interactions_end_at_the_cut_off(spark: SparkSession, shop: Environment) -> None:
-    write_shop(
-        shop, [("u:1", "i01", "view_item", 27.999), ("u:1", "i02", "view_item", 28.0), ("u:0", "i00", "like", 3.0)]
-    )
-    events, item_ids = (read_table(spark, shop, name) for name in ("silver.interactions", "gold.item_ids"))
-    found = load_interactions(events, item_ids, cut_off=utc(AS_OF)).to_pylist()
-    assert [(r["subject_key"], r["item_number"], r["event_type"]) for r in found] == [
-        ("u:0", 0, "like"), ("u:1", 1, "view_item"),
-    ]  # fmt: skip
-    assert found[0]["micros"] == int((FIRST_DAY + timedelta(days=3)).timestamp()) * 1_000_000
-
-
 def test_both_engines_of_als_find_the_same_taste(spark: SparkSession, shop: Environment) -> None:
     write_shop(shop, planted_events())
     quality, shapes = {}, {}
@@ -372,9 +360,8 @@ def test_both_engines_of_als_find_the_same_taste(spark: SparkSession, shop: Envi
     assert quality["mllib"] == pytest.approx(quality["native"], rel=0.15)
     assert min(quality["mllib"], quality["native"]) > 1.5 * quality["popularity"]
 
-    table = load_interactions(
-        read_table(spark, shop, "silver.interactions"), read_table(spark, shop, "gold.item_ids"), cut_off=utc(AS_OF)
-    )
+    numbers = read_light(shop, "gold.item_ids", columns=["item_id", "item_number"])
+    table = numbered_interactions(read_interactions(shop, numbers, cut_off=utc(AS_OF)))
     first, matrix = fit_recipe(recipe, table, item_count=len(ITEMS), cut_off=utc(AS_OF))
     again, _ = fit_recipe(recipe, table, item_count=len(ITEMS), cut_off=utc(AS_OF))
     assert first.item_factors.tobytes() == again.item_factors.tobytes()
