@@ -205,7 +205,7 @@ def quality(
     )
     _show(report, report_file)
     for name, found in sorted(report["models"].items(), key=lambda entry: -entry[1][f"ndcg@{k}"]):
-        out.print(f"{name:<17} " + "  ".join(f"{metric} {value:.4f}" for metric, value in found.items()))
+        out.print(f"{name:<18} " + "  ".join(f"{metric} {value:.4f}" for metric, value in found.items()))
     out.print(f"shipped: {report['shipped']}")
 
 

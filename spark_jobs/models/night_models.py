@@ -19,7 +19,8 @@ from spark_jobs.models.recipe_choice import RecipeChoice
 from spark_jobs.models.recipes import default_recipe
 
 NIGHT_MODELS = (
-    "popularity", "item_knn", "als", "rp3beta", "graph_filter", "ease", "sequential_rules", "content", BLEND,
+    "popularity", "segment_popularity", "item_knn", "als", "rp3beta", "graph_filter", "ease", "sequential_rules",
+    "content", BLEND,
 )  # fmt: skip
 WITH_REPEATS = "repurchase"
 """Takes part where lists may hold what a person had before (`exclude_seen` purchased or none)."""
@@ -33,12 +34,13 @@ ORDERED_EVENTS = 3_000_000
 """Rules read every event once for each step that they look ahead."""
 WALK_EVENTS = 10_000_000
 LEAST_DESCRIBED = 20
+LEAST_SEGMENTS = 2
 LEAST_FACTORS, MOST_FACTORS = 16, 256
 
 
 class Sizes(NamedTuple):
     """Of the interactions that the models learn from. `pairs` are distinct (person, item); `described` are the items
-    that the catalogue says anything of, `meetings` how often two of them share a term."""
+    that the catalogue says anything of, `meetings` how often two of them share a term, `segments` top categories."""
 
     events: int
     people: int
@@ -46,6 +48,7 @@ class Sizes(NamedTuple):
     pairs: int
     described: int = 0
     meetings: int = 0
+    segments: int = 0
 
 
 def affordable_models(sizes: Sizes, *, has_repeats: bool) -> tuple[list[str], list[str]]:
@@ -59,6 +62,8 @@ def affordable_models(sizes: Sizes, *, has_repeats: bool) -> tuple[list[str], li
         "rp3beta": sizes.events > WALK_EVENTS
         and f"rp3beta is for up to {WALK_EVENTS:,} events, there are {sizes.events:,}",
         "content": _no_content(sizes),
+        "segment_popularity": sizes.segments < LEAST_SEGMENTS
+        and f"segment_popularity wants {LEAST_SEGMENTS} top categories, there are {sizes.segments}",
     }
     wanted = [*NIGHT_MODELS[:-1], *([WITH_REPEATS] if has_repeats else []), BLEND]
     return [name for name in wanted if not refused.get(name)], [words for words in refused.values() if words]
@@ -102,7 +107,10 @@ def measure_sizes(interactions: pa.Table, *, item_count: int, content: ItemConte
     codes = np.asarray(interactions["subject_key"].combine_chunks().indices).astype(np.int64)
     pair = codes * max(1, item_count) + np.asarray(interactions["item_number"].combine_chunks())
     pairs = int(np.count_nonzero(np.diff(pair))) + 1 if len(pair) else 0
-    said = (0, 0) if content is None else (content.described_count, meetings(content))
+    said = (0, 0, 0)
+    if content is not None:
+        segments = len(np.unique(content.tops[content.tops >= 0]))
+        said = (content.described_count, meetings(content), segments)
     return Sizes(interactions.num_rows, len(np.unique(codes)), item_count, pairs, *said)
 
 

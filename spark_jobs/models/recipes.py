@@ -48,7 +48,7 @@ MORE_RECIPES: Mapping[str, Mapping[str, Any]] = {
     "segment_popularity": {"half_life_days": 7.0, "params": {"subject_cap": 8.0}},
     "content": {"half_life_days": 30.0, "params": {
         "text": 1.0, "category": 1.0, "brand": 0.5, "price": 0.25, "tags": 1.0, "embedding": 1.0, "idf_power": 1.0,
-        "popular_power": 0.5, "neighbours": 100,
+        "popular_power": 0.25, "neighbours": 100,
     }},
 }  # fmt: skip
 """Further models of the matrix, by the same interface."""

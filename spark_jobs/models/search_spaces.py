@@ -38,7 +38,7 @@ GRIDS: Mapping[str, Mapping[str, Grid]] = {
     },
     "segment_popularity": {"subject_cap": (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)},
     "content": {
-        "popular_power": (0.0, 0.25, 0.5, 0.75, 1.0, 1.5),
+        "popular_power": (0.0, 0.1, 0.25, 0.5, 1.0),
         "idf_power": (0.0, 0.5, 1.0, 1.5, 2.0),
         "text": (0.0, 0.25, 0.5, 1.0, 2.0),
         "category": (0.0, 0.25, 0.5, 1.0, 2.0),

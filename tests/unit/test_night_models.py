@@ -77,14 +77,20 @@ def split() -> TimeSplit:
 
 
 def test_a_small_shop_trains_everything_and_a_large_one_what_it_can_afford() -> None:
-    small = plan_models((), Sizes(40_000, 2_000, 1_500, 30_000, 900, 40_000))
+    small = plan_models((), Sizes(40_000, 2_000, 1_500, 30_000, 900, 40_000, 2))
     assert [*small.recipes, "blend"] == list(NIGHT_MODELS)
     assert (small.may_blend, small.blend, small.notes) == (True, None, [])
     assert small.recipes["graph_filter"]["params"]["factors"] == 128
-    large = plan_models((), Sizes(10_000_000, 100_000, 20_000, 8_000_000, 20_000, 4_000_000_001))
+    large = plan_models((), Sizes(10_000_000, 100_000, 20_000, 8_000_000, 20_000, 4_000_000_001, 1))
     assert list(large.recipes) == ["popularity", "item_knn", "als", "rp3beta"]
-    assert [note.split()[0] for note in large.notes] == ["ease", "graph_filter", "sequential_rules", "content"]
-    again = plan_models((), Sizes(40_000, 2_000, 1_500, 30_000, 900, 40_000), has_repeats=True)
+    assert [note.split()[0] for note in large.notes] == [
+        "ease",
+        "graph_filter",
+        "sequential_rules",
+        "content",
+        "segment_popularity",
+    ]
+    again = plan_models((), Sizes(40_000, 2_000, 1_500, 30_000, 900, 40_000, 2), has_repeats=True)
     assert set(again.recipes) - set(small.recipes) == {"repurchase"}
 
 
@@ -115,15 +121,15 @@ def test_sizes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure_sizes(table, item_count=5) == Sizes(4, 2, 5, 3)
     said = build_content(
         {
-            1: Described([("text", "red"), ("tags", "old")], [1.0, 0.0]),
-            2: Described([("text", "red"), ("text", "red")]),
+            1: Described([("text", "red"), ("tags", "old"), ("category", "a"), ("category", "a > b")], [1.0, 0.0]),
+            2: Described([("text", "red"), ("text", "red"), ("category", "b")]),
             4: Described([]),
         },
         item_count=5,
     )
-    assert measure_sizes(table, item_count=5, content=said) == Sizes(4, 2, 5, 3, 2, 2 * 2 + 1 + 5 * 5 * 2)
+    assert measure_sizes(table, item_count=5, content=said) == Sizes(4, 2, 5, 3, 2, 2 * 2 + 4 + 5 * 5 * 2, 2)
     monkeypatch.setattr("spark_jobs.models.content.COMMON_COUNT", 1)  # red is said of two: too common
-    assert measure_sizes(table, item_count=5, content=said).meetings == 1 + 5 * 5 * 2
+    assert measure_sizes(table, item_count=5, content=said).meetings == 4 + 5 * 5 * 2
 
 
 @pytest.mark.parametrize(
