@@ -34,6 +34,7 @@ def register(app: typer.Typer) -> None:
     bench.command("regression")(regression)
     bench.command("features")(features)
     bench.command("training")(training)
+    bench.command("publication")(publication)
     bench.command("freshness")(freshness)
     bench.command("backlog")(backlog)
     app.add_typer(bench, name="bench")
@@ -161,6 +162,25 @@ def training(
             raise DataError(f"{option} {path}: there is no such file", field=option)
     report = bench_training(_own_home("bench-training"), os.environ, train=train, test=test, pairs=pairs, say=_say)
     _show(report, report_file)
+
+
+def publication(
+    train: Annotated[Path, typer.Option("--train", help="Lines `user item item ...`, plain or .gz.")],
+    pairs: Annotated[int, typer.Option("--pairs", help="Runs of each side, in turns.")] = 3,
+    report_file: JsonOut = None,
+) -> None:
+    """From vectors to served lists: the night's way, and MLlib's recommendForAllUsers with Feast."""
+    from infra.bench.publishing import bench_publication
+
+    if not train.is_file():
+        raise DataError(f"--train {train}: there is no such file", field="--train")
+    report = bench_publication(_own_home("bench-publication"), os.environ, train=train, pairs=pairs, say=_say)
+    _show(report, report_file)
+    out.print(
+        f"{report['identical']} of {report['sampled']} lists are those of brute force, {report['wrong']} are wrong"
+    )
+    if report["wrong"]:
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def quality(
