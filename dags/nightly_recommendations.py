@@ -81,7 +81,7 @@ PARAMS = {
         None,
         type=["null", "string"],
         description="Which models are trained, by name: popularity segment_popularity item_knn als rp3beta "
-        "graph_filter ease sequential_rules content blend. Empty: those that the size of the data affords.",
+        "graph_filter ease sequential_rules content blend ranker. Empty: those that the size of the data affords.",
     ),
     "recipes": Param(
         None,

@@ -21,6 +21,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ from spark_jobs.evaluation.split import INTERACTED, NONE, seen_policy
 from spark_jobs.io.bundle import file_hashes, write_bundle
 from spark_jobs.io.catalogue import changes_position, in_run, read_items, read_users
 from spark_jobs.io.delta import overwrite_partitions, read_table
+from spark_jobs.io.entity_features import load_entity_features
 from spark_jobs.io.interactions import read_interactions
 from spark_jobs.io.item_content import load_content
 from spark_jobs.io.light_delta import read_table as read_light
@@ -117,7 +119,8 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
     if interactions.num_rows == 0:
         raise DataError(f"silver.interactions has nothing before {run.as_of}: there is nobody to score")
     content = load_content(environment, run.pins, numbers, item_count=item_count)
-    data = TrainingData(interactions, item_count=item_count, cut_off=run.cut_off, content=content)
+    features = partial(load_entity_features, environment, numbers, item_count)
+    data = TrainingData(interactions, item_count=item_count, cut_off=run.cut_off, content=content, features=features)
     model, matrix = fit(recipe, data)
     tell(f"refitted {recipe['model']} on {interactions.num_rows:,} interactions of {len(matrix.subjects):,} subjects")
 

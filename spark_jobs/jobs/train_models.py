@@ -26,8 +26,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ from spark_jobs.evaluation.split import (
 from spark_jobs.evaluation.trials import Choice, choose_recipe, validation_data, validation_split
 from spark_jobs.io import registry, tracking
 from spark_jobs.io.delta import overwrite_partitions
+from spark_jobs.io.entity_features import load_entity_features
 from spark_jobs.io.interactions import read_interactions
 from spark_jobs.io.item_content import load_content
 from spark_jobs.io.light_delta import read_table as read_light
@@ -74,13 +76,15 @@ from spark_jobs.jobs.resources import Usage, measured
 from spark_jobs.models.als import AfterSweep, Sweep
 from spark_jobs.models.artifacts import manifest_digest
 from spark_jobs.models.base import InteractionMatrix
-from spark_jobs.models.blend_model import BLEND
+from spark_jobs.models.blend_model import BLEND, FLOOR_PART
+from spark_jobs.models.entity_features import FeaturesAt
 from spark_jobs.models.factory import Fitted, fit, newest_learned
 from spark_jobs.models.item_content import ItemContent
 from spark_jobs.models.matrix import numbered_interactions
 from spark_jobs.models.night_models import Program, check_models, measure_sizes, plan_models
+from spark_jobs.models.ranker import LEAST_PEOPLE, RANKER
 from spark_jobs.models.recipe_choice import read_choice
-from spark_jobs.models.recipes import recipe_id
+from spark_jobs.models.recipes import default_recipe, ranker_recipe, recipe_id
 from spark_jobs.models.training_data import TrainingData
 from spark_jobs.session import get_session
 
@@ -161,6 +165,8 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
     for note in program.notes:
         print(f"left out: {note}", flush=True)
 
+    features = partial(load_entity_features, environment, numbers, item_count)
+    program = _without_ranker_if(program, split, run, features)
     choices, trials_usage = _choose(program, split, item_count, options, policy, content)
     chosen = {name: one.recipe for name, one in choices.items() if one.recipe}
     recipes, champion_name = with_champion(chosen, live.recipe if live is not None else None)
@@ -169,7 +175,7 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
     categories = _categories(environment, run, numbers, item_count)
     lists = ListQuality(split, categories=_category_numbers(categories))
     further = further_slices(split, regions=_regions(environment, run), categories=categories)
-    trained = _train_all(recipes, split, content, persons, folder / MODELS_FOLDER, lists, further)
+    trained = _train_all(recipes, split, content, persons, folder / MODELS_FOLDER, lists, further, features)
     _write_user_metrics(folder / USER_METRICS_FILE, split, trained)
     counts = {**_users_by_slice(split), **further.person_counts(split)}
     overwrite_partitions(
@@ -254,10 +260,38 @@ def _choose(
             choices[BLEND] = Choice(program.blend, (), None, "the blend of the recipes that were applied")
         elif program.may_blend:
             choices[BLEND] = choose_blend(choices, validation)
+    if program.may_rank:
+        choices[RANKER] = _second_stage(choices)
     for name, choice in choices.items():
         print(f"{name}: {choice.why}", flush=True)
     print(f"trials took {usage.wall_seconds:.1f} s", flush=True)
     return choices, usage
+
+
+def _without_ranker_if(program: Program, split: TimeSplit, run: Run, features: FeaturesAt) -> Program:
+    """The program as it is, or, with the reason printed, without its second stage, where that could not be learned."""
+    if not program.may_rank:
+        return program
+    label_days = timedelta(days=int(ranker_recipe(default_recipe(FLOOR_PART))["params"]["label_days"]))
+    needed = {moment for end in (split.test_start, run.cut_off) for moment in (end - label_days, end)}
+    missing = [f"{moment:%Y-%m-%d}" for moment in sorted(needed) if features(moment.date()) is None]
+    why = f"there are no features of {' and '.join(missing)}" if missing else ""
+    if len(split.subjects) < LEAST_PEOPLE:
+        why = f"there are {len(split.subjects)} test persons, and it wants {LEAST_PEOPLE}"
+    if not why:
+        return program
+    print(f"left out: ranker: {why}", flush=True)
+    return replace(program, may_rank=False, notes=[*program.notes, f"ranker: {why}"])
+
+
+def _second_stage(choices: Mapping[str, Choice]) -> Choice:
+    """A ranker over the blend, or, where there is none, over what did best on the validation window."""
+    blend = choices.get(BLEND)
+    if blend is not None and blend.recipe:
+        return Choice(ranker_recipe(blend.recipe), (), None, "a second stage over the blend")
+    tried = {name: one.validated.quality for name, one in choices.items() if one.validated is not None}
+    name = max(sorted(tried), key=lambda n: tried[n]) if tried else next(iter(choices))
+    return Choice(ranker_recipe(choices[name].recipe), (), None, f"a second stage over {name}")
 
 
 def _train_all(
@@ -268,14 +302,15 @@ def _train_all(
     folder: Path,
     lists: ListQuality,
     further: FurtherSlices,
+    features: FeaturesAt,
 ) -> dict[str, Trained]:
     """Each contestant, in order. What a blend is made of is fitted once and kept until then."""
     count = len(split.known_items)
-    data = TrainingData(split.train, item_count=count, cut_off=split.test_start, content=content)
+    data = TrainingData(split.train, item_count=count, cut_off=split.test_start, content=content, features=features)
     parts = {
         recipe_id(part) for recipe in recipes.values() if recipe["model"] == BLEND
         for part in recipe["params"]["parts"].values()
-    }  # fmt: skip
+    } | {recipe_id(recipe["params"]["first"]) for recipe in recipes.values() if recipe["model"] == RANKER}  # fmt: skip
     kept: dict[str, Fitted] = {}
     trained = {}
     for name, recipe in recipes.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from spark_jobs.models.ials import Ials
 from spark_jobs.models.item_knn import ItemKnn
 from spark_jobs.models.ordered import OrderedModel
 from spark_jobs.models.popularity import Popularity
+from spark_jobs.models.ranker import RANKER, Ranker
 from spark_jobs.models.recipes import MORE_RECIPES, RECIPES, SEQUENCE_RECIPES, recipe_id
 from spark_jobs.models.repurchase import Repurchase
 from spark_jobs.models.rp3beta import Rp3Beta
@@ -51,6 +52,9 @@ def build_model(name: str, params: Mapping[str, Any]) -> Model:
         for part in params["parts"].values():
             build_model(part["model"], part["params"])
         return Blend(params)
+    if name == RANKER:
+        build_model(params["first"]["model"], params["first"]["params"])
+        return Ranker(params)
     if name in SEQUENCE_MODELS:
         return OrderedModel(build_sequence_model(name, params))
     if name not in MODELS:
@@ -82,6 +86,8 @@ def load_model(folder: Path) -> Model:
     name = read_manifest(folder)["model"]
     if name == BLEND:
         return Blend.load(folder)
+    if name == RANKER:
+        return Ranker.load(folder)
     if name in SEQUENCE_MODELS:
         return OrderedModel.load(folder)
     if name not in MODELS:
@@ -128,8 +134,11 @@ def fit(
     after_sweep: WatchSweeps | None = None,
     fitted: Mapping[str, Fitted] | None = None,
 ) -> Fitted:
-    """The recipe applied to the data. Of `fitted` (by `recipe_id`, on the same data) a blend takes what it needs."""
+    """The recipe applied to the data. What it is made of comes from `fitted` (by `recipe_id`, on the same data) where
+    it is there."""
     model = build_model(recipe["model"], recipe["params"])
+    if isinstance(model, Ranker):
+        return _fit_ranker(model, recipe, data, fitted or {})
     matrix = data.matrix(recipe)
     if isinstance(model, Blend):
         have = fitted or {}
@@ -150,12 +159,28 @@ def fit(
     return Fitted(model, matrix)
 
 
+def _fit_ranker(model: Ranker, recipe: Mapping[str, Any], data: TrainingData, fitted: Mapping[str, Fitted]) -> Fitted:
+    """Learn on the last days before the cut-off, then take the first stage fitted on everything."""
+    first = model.params["first"]
+    start = data.cut_off - timedelta(days=int(model.params["label_days"]))
+    then, now = data.features_at(start), data.features_at(data.cut_off)
+    past = fit(first, data.before(start))
+    model.learn(past.model, past.matrix, data.since(start, recipe["weights"]), then)
+    whole = fitted.get(recipe_id(first)) or fit(first, data, fitted=fitted)
+    model.assemble(whole.model, whole.matrix, now)
+    return Fitted(model, whole.matrix)
+
+
 def remember(model: Model, recipe: Mapping[str, Any], data: TrainingData) -> InteractionMatrix:
     """Give a loaded model the people of `data`, as it had them when it was fitted on it; returns the matrix whose rows
     they are. A model that keeps its people itself, or needs none, is left as it is."""
     matrix = data.matrix(recipe)
     if isinstance(model, OrderedModel):
         model.remember(data.sequences(recipe)[1])
+    elif isinstance(model, Ranker):
+        assert model.first is not None
+        matrix = remember(model.first, model.params["first"], data)
+        model.assemble(model.first, matrix, data.features_at(data.cut_off))
     elif isinstance(model, Blend):
         parts = {name: part.model for name, part in model.parts.items()}
         recipes = model.params["parts"]
@@ -171,6 +196,8 @@ def newest_learned(fitted: Fitted) -> int | None:
     """us since 1970 UTC of the newest event that the model holds, by what it holds; None of nothing."""
     model, matrix = fitted
     found = [int(matrix.last_micros.max())] if len(matrix.last_micros) else []
+    if isinstance(model, Ranker) and model.first is not None:
+        model = model.first
     inner = [part.model for part in model.parts.values()] if isinstance(model, Blend) else [model]
     for one in inner:
         if isinstance(one, OrderedModel) and len(one.sequences.micros):

@@ -15,12 +15,13 @@ import pyarrow as pa
 from spark_jobs.models.blend_model import BLEND, FLOOR_PART
 from spark_jobs.models.content import MOST_ITEMS, MOST_MEETINGS, meetings
 from spark_jobs.models.item_content import ItemContent
+from spark_jobs.models.ranker import RANKER
 from spark_jobs.models.recipe_choice import RecipeChoice
 from spark_jobs.models.recipes import default_recipe
 
 NIGHT_MODELS = (
     "popularity", "segment_popularity", "item_knn", "als", "rp3beta", "graph_filter", "ease", "sequential_rules",
-    "content", BLEND,
+    "content", BLEND, RANKER,
 )  # fmt: skip
 WITH_REPEATS = "repurchase"
 """Takes part where lists may hold what a person had before (`exclude_seen` purchased or none)."""
@@ -62,10 +63,13 @@ def affordable_models(sizes: Sizes, *, has_repeats: bool) -> tuple[list[str], li
         "rp3beta": sizes.events > WALK_EVENTS
         and f"rp3beta is for up to {WALK_EVENTS:,} events, there are {sizes.events:,}",
         "content": _no_content(sizes),
+        "ranker": sizes.events > ORDERED_EVENTS
+        and f"ranker is for up to {ORDERED_EVENTS:,} events, there are {sizes.events:,}",
         "segment_popularity": sizes.segments < LEAST_SEGMENTS
         and f"segment_popularity wants {LEAST_SEGMENTS} top categories, there are {sizes.segments}",
     }
-    wanted = [*NIGHT_MODELS[:-1], *([WITH_REPEATS] if has_repeats else []), BLEND]
+    last = (BLEND, RANKER)
+    wanted = [*(n for n in NIGHT_MODELS if n not in last), *([WITH_REPEATS] if has_repeats else []), *last]
     return [name for name in wanted if not refused.get(name)], [words for words in refused.values() if words]
 
 
@@ -94,12 +98,14 @@ class Program:
     recipes   by family, the baseline first, the blend left out
     blend     the recipe of a blend that somebody chose; None: the night chooses one, if `may_blend`
     notes     why models are left out, in words
+    may_rank  whether a second stage over the best of them takes part
     """
 
     recipes: Mapping[str, Mapping[str, Any]]
     may_blend: bool
     blend: Mapping[str, Any] | None = None
     notes: Sequence[str] = ()
+    may_rank: bool = False
 
 
 def measure_sizes(interactions: pa.Table, *, item_count: int, content: ItemContent | None = None) -> Sizes:
@@ -117,7 +123,7 @@ def measure_sizes(interactions: pa.Table, *, item_count: int, content: ItemConte
 def check_models(models: Sequence[str]) -> None:
     """Raises DataError naming the nearest model when one is unknown: before any data is read."""
     for name in models:
-        if name != BLEND:
+        if name not in (BLEND, RANKER):
             default_recipe(name)
 
 
@@ -139,10 +145,11 @@ def plan_models(
         names = [*given, *([BLEND] if choice.may_blend else [])]
     else:
         names, notes = affordable_models(sizes, has_repeats=has_repeats)
-    families = [FLOOR_PART, *(name for name in dict.fromkeys(names) if name not in (FLOOR_PART, BLEND))]
+    apart = (FLOOR_PART, BLEND, RANKER)
+    families = [FLOOR_PART, *(name for name in dict.fromkeys(names) if name not in apart)]
     recipes = {name: given.get(name) or _default(name, sizes, als_engine) for name in families}
     blend = choice.blend if choice is not None and BLEND in names else None
-    return Program(recipes, BLEND in names, blend, notes)
+    return Program(recipes, BLEND in names, blend, notes, RANKER in names)
 
 
 def _default(name: str, sizes: Sizes, als_engine: str | None) -> dict[str, Any]:

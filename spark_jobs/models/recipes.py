@@ -141,6 +141,19 @@ def blend_recipe(
     }
 
 
+def ranker_recipe(first: Mapping[str, Any]) -> dict[str, Any]:
+    """The default recipe of a second stage over this first one."""
+    return {
+        "model": "ranker",
+        "weights": dict(first["weights"]),
+        "half_life_days": first["half_life_days"],
+        "params": {
+            "first": copy.deepcopy(dict(first)), "depth": 100, "label_days": 7, "most_people": 3_000, "rounds": 60,
+            "leaves": 7, "learning_rate": 0.08, "least_rows": 100, "seed": 7,
+        },
+    }  # fmt: skip
+
+
 def default_sequence_recipe(name: str) -> dict[str, Any]:
     """A fresh copy of the default recipe of a sequence model: {"model", "weights", "params"}.
 
@@ -168,6 +181,8 @@ def flat_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
         stages["second"] = params.pop("second") or {}
         params |= {f"part.{name}": recipe_id(part) for name, part in params.pop("parts").items()}
         params |= {f"{stage}.{name}": weight for stage, by_part in stages.items() for name, weight in by_part.items()}
+    if recipe["model"] == "ranker":
+        params["first"] = recipe_id(params["first"])
     return {"model": recipe["model"], "half_life_days": recipe["half_life_days"], **weights, **params}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.times import to_micros
 from spark_jobs.models.base import InteractionMatrix
+from spark_jobs.models.entity_features import EntityFeatures, FeaturesAt
 from spark_jobs.models.item_content import ItemContent
 from spark_jobs.models.matrix import build_matrix, sort_interactions
 from spark_jobs.models.sequences import Sequences, build_sequences
@@ -26,13 +28,49 @@ class TrainingData:
     """Interactions (`matrix.COLUMNS`) before `cut_off`, aware UTC, over `item_count` items, and what they are."""
 
     def __init__(
-        self, interactions: pa.Table, *, item_count: int, cut_off: datetime, content: ItemContent | None = None
+        self,
+        interactions: pa.Table,
+        *,
+        item_count: int,
+        cut_off: datetime,
+        content: ItemContent | None = None,
+        features: FeaturesAt | None = None,
     ) -> None:
+        """`features`: those of users and items at the beginning of a day, for a second stage."""
         self.interactions = sort_interactions(interactions)
         self.item_count, self.cut_off, self.content = item_count, cut_off, content
+        self._features = features
         self._matrices: dict[str, InteractionMatrix] = {}
         self._sequences: dict[str, tuple[NDArray[np.str_], Sequences]] = {}
         self._event_counts: tuple[NDArray[np.str_], NDArray[np.int64]] | None = None
+
+    def before(self, cut_off: datetime) -> TrainingData:
+        """The same with an earlier cut-off."""
+        earlier = self.interactions.filter(pc.less(self.interactions["micros"], to_micros(cut_off)))
+        return TrainingData(
+            earlier, item_count=self.item_count, cut_off=cut_off, content=self.content, features=self._features
+        )
+
+    def since(self, start: datetime, weights: Mapping[str, float]) -> pa.Table:
+        """What happened from `start` to the cut-off, of the event types that have a weight."""
+        rows = self.interactions
+        inside = pc.and_(
+            pc.greater_equal(rows["micros"], to_micros(start)), pc.less(rows["micros"], to_micros(self.cut_off))
+        )
+        counting = pa.array(sorted(kind for kind, weight in weights.items() if weight > 0), pa.string())
+        return rows.filter(pc.and_(inside, pc.is_in(rows["event_type"].cast(pa.string()), value_set=counting)))
+
+    def features_at(self, moment: datetime) -> EntityFeatures:
+        """Raises DataError when there are none of that day, saying how they are made."""
+        day = moment.astimezone(UTC).date()
+        found = self._features(day) if self._features is not None else None
+        if found is None:
+            raise DataError(
+                f"there are no features of {day}: the night of that day makes them, or `nightjar run rederive --from "
+                f"{day} --to {day + timedelta(days=1)}`",
+                field="features",
+            )
+        return found
 
     def matrix(self, recipe: Mapping[str, Any]) -> InteractionMatrix:
         """The preferences by the recipe's weights and half-life."""

@@ -20,6 +20,7 @@ from feature_repo.contracts.errors import ContractError
 from feature_repo.contracts.packing import CANDIDATE_ROW, FLAG_PERSONALIZE_DENIED, NO_REASON, pack_candidates_header
 from spark_jobs.models.base import Model
 from spark_jobs.models.blend_model import Blend, BlendBlock
+from spark_jobs.models.ranker import Ranker
 from spark_jobs.models.ranking import mask_items, top_items, two_best
 
 if TYPE_CHECKING:
@@ -90,15 +91,16 @@ def score_block(scoring: Scoring, block: int) -> pa.RecordBatch:
 
     A list holds at most `per_user` items, best first, ties by item number. Left out: seen and ineligible items, and
     items that the model says nothing about (a score of exactly zero, or none). A list may be empty. The source of an
-    item is the model's, of a blend that of the part that speaks most for it. The first `explained` items name the one
-    or two items of the history that spoke most for them.
+    item is the model's, of a blend that of the part that speaks most for it, of a ranker that of its first stage. The
+    first `explained` items name the one or two items of the history that spoke most for them.
     """
     part = slice(block * scoring.users_per_block, (block + 1) * scoring.users_per_block)
     rows, user_ids = scoring.rows[part], scoring.user_ids[part]
     histories = scoring.histories[rows]
     model = scoring.model
-    said = model.score_parts(histories, rows) if isinstance(model, Blend) else None
-    scores = model.score_block(histories, rows) if said is None else said.scores
+    told_by = model.first if isinstance(model, Ranker) and model.first is not None else model
+    said = told_by.score_parts(histories, rows) if isinstance(told_by, Blend) else None
+    scores = said.scores if said is not None and told_by is model else model.score_block(histories, rows)
     if said is None:  # the sum of a blend has no such zero: what it knows nothing of is -inf already
         scores[scores == 0] = -np.inf
     scores[:, ~scoring.eligible] = -np.inf
@@ -110,12 +112,12 @@ def score_block(scoring: Scoring, block: int) -> pa.RecordBatch:
     told_counts = np.minimum(counts, scoring.explained)
     for at in np.flatnonzero(told_counts):
         told = int(told_counts[at])
-        reasons = _reasons(model, said, int(at), histories[at], int(rows[at]), numbers[at, :told].tolist())
+        reasons = _reasons(told_by, said, int(at), histories[at], int(rows[at]), numbers[at, :told].tolist())
         first[at, :told] = [-1 if a is None else a for a, _ in reasons]
         second[at, :told] = [-1 if b is None else b for _, b in reasons]
     sources = np.full(numbers.shape, model.source, np.int32)
-    if said is not None and isinstance(model, Blend):
-        sources = model.sources(said, numbers)
+    if said is not None and isinstance(told_by, Blend):
+        sources = told_by.sources(said, numbers)
     offsets = np.r_[0, np.cumsum(counts)].astype(np.int32)
 
     def lists(flat: pa.Array) -> pa.ListArray:

@@ -19,13 +19,15 @@ from feature_repo.contracts.run import EVALUATION_FILE, GATE_FILE, MODELS_FOLDER
 from spark_jobs.io import registry, tracking
 from spark_jobs.io.interactions import read_interactions
 from spark_jobs.io.light_delta import read_table as read_light
-from spark_jobs.io.run_store import folder_of, read_report
+from spark_jobs.io.run_store import folder_of, read_report, write_report
 from spark_jobs.jobs import judge_models
+from spark_jobs.jobs.score_users import score_users
 from spark_jobs.jobs.train_models import CHAMPION, train_models, with_champion
 from spark_jobs.models.base import InteractionMatrix
 from spark_jobs.models.factory import build_model, fit_recipe, load_model
 from spark_jobs.models.matrix import numbered_interactions
 from spark_jobs.models.night_models import Sizes, plan_models
+from spark_jobs.models.ranker import Ranker
 from spark_jobs.models.recipes import default_recipe
 from tests.builders import make_run, utc, write_rows
 
@@ -343,6 +345,39 @@ def test_errors_name_what_is_missing(spark: SparkSession, shop: Environment, env
     write_shop(shop, [*planted_events(), ("u:001", "i-unnumbered", "view_item", 3.0)])
     with pytest.raises(DataError, match="1 of 1,921 interactions are about items without a number"):
         train_models(spark, shop, run)
+
+
+def test_a_second_stage_is_learned_where_there_are_features_and_scores_everybody(
+    spark: SparkSession, shop: Environment, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The feature knows to which group a user belongs, which the models see too: it shall work, not win."""
+    env = shop._replace(redis_online_url=redis_url)
+    write_shop(env, planted_events())
+    run = open_run(env, params={"models": "item_knn blend ranker"})
+    train_models(spark, env, run)
+    assert (
+        "left out: ranker: there are no features of 2024-03-15 and 2024-03-22 and 2024-03-29" in capsys.readouterr().out
+    )
+    for day in ("2024-03-15", "2024-03-22", "2024-03-29"):
+        stamped = {"feature_timestamp": utc(day), "as_of": utc(day).date()}
+        users = [{"user_id": f"{n:03d}", "user_view_count_7d": n % GROUPS, **stamped} for n in range(1, USERS)]
+        items = [{"item_id": item, "item_view_count_7d": n % GROUPS, **stamped} for n, item in enumerate(ITEMS)]
+        write_rows(env, "gold.user_features", users)
+        write_rows(env, "gold.item_features", items)
+    evaluation = train_models(spark, env, run)
+    models = evaluation["models"]
+    assert list(models) == ["popularity", "item_knn", "blend", "ranker"]
+    ranker = models["ranker"]
+    assert ranker["recipe"]["params"]["first"] == models["blend"]["recipe"]
+    assert ranker["metrics"]["all"]["ndcg_at_20"] > 0.8 * models["item_knn"]["metrics"]["all"]["ndcg_at_20"]
+    assert isinstance(load_model(folder_of(env, run.run_key) / MODELS_FOLDER / "ranker"), Ranker)
+
+    write_report(env, run.run_key, GATE_FILE, {"recipe": ranker["recipe"]})
+    report = score_users(spark, env, run)
+    assert (report["model"], report["user_count"]) == ("ranker", USERS - 1)
+    lists = read_light(env, "gold.candidates").to_pylist()
+    assert len(lists) == USERS - 1
+    assert all(row["item_numbers"] and row["first_reasons"][0] is not None for row in lists)
 
 
 def test_both_engines_of_als_find_the_same_taste(spark: SparkSession, shop: Environment) -> None:

@@ -78,18 +78,15 @@ def split() -> TimeSplit:
 
 def test_a_small_shop_trains_everything_and_a_large_one_what_it_can_afford() -> None:
     small = plan_models((), Sizes(40_000, 2_000, 1_500, 30_000, 900, 40_000, 2))
-    assert [*small.recipes, "blend"] == list(NIGHT_MODELS)
+    assert [*small.recipes, "blend", "ranker"] == list(NIGHT_MODELS)
+    assert small.may_rank
     assert (small.may_blend, small.blend, small.notes) == (True, None, [])
     assert small.recipes["graph_filter"]["params"]["factors"] == 128
     large = plan_models((), Sizes(10_000_000, 100_000, 20_000, 8_000_000, 20_000, 4_000_000_001, 1))
     assert list(large.recipes) == ["popularity", "item_knn", "als", "rp3beta"]
     assert [note.split()[0] for note in large.notes] == [
-        "ease",
-        "graph_filter",
-        "sequential_rules",
-        "content",
-        "segment_popularity",
-    ]
+        "ease", "graph_filter", "sequential_rules", "content", "ranker", "segment_popularity",
+    ]  # fmt: skip
     again = plan_models((), Sizes(40_000, 2_000, 1_500, 30_000, 900, 40_000, 2), has_repeats=True)
     assert set(again.recipes) - set(small.recipes) == {"repurchase"}
 
@@ -97,7 +94,8 @@ def test_a_small_shop_trains_everything_and_a_large_one_what_it_can_afford() -> 
 def test_who_names_models_gets_them_and_the_baseline() -> None:
     named = plan_models(("ease", "session_knn", "als"), Sizes(9, 9, 19_000, 9), als_engine="mllib")
     assert list(named.recipes) == ["popularity", "ease", "session_knn", "als"]
-    assert not named.may_blend
+    assert (named.may_blend, named.may_rank) == (False, False)
+    assert plan_models(("als", "ranker"), Sizes(9, 9, 9, 9)).may_rank
     assert named.recipes["als"]["params"]["engine"] == "mllib"
     assert named.recipes["session_knn"]["params"]["recency"] == 0.0
     with pytest.raises(DataError, match="did you mean 'rp3beta'"):

@@ -1,0 +1,54 @@
+"""The feature tables that Feast reads, as arrays for a second stage."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.feature_table import FeatureView, feature_view
+from spark_jobs.io.light_delta import read_table
+from spark_jobs.models.entity_features import EntityFeatures
+
+
+def load_entity_features(
+    environment: Environment, numbers: pa.Table, item_count: int, day: date
+) -> EntityFeatures | None:
+    """All features that are numbers, of users and of items, with `as_of` this day; None when one of the views has none.
+
+    `numbers` has item_id and item_number. Which Feast's point-in-time join would give for that instant too: a row is
+    stamped with the beginning of its day.
+    """
+    users, items = feature_view("user_features"), feature_view("item_features")
+    user_rows, item_rows = _rows(environment, users, day), _rows(environment, items, day)
+    if not user_rows.num_rows or not item_rows.num_rows:
+        return None
+    ids = user_rows["user_id"].to_pylist()
+    user_values = np.vstack([_values(user_rows, users), np.full((1, len(_numbers(users))), np.nan, np.float32)])
+    known = pc.index_in(item_rows["item_id"].combine_chunks(), value_set=numbers["item_id"].combine_chunks())
+    place = numbers["item_number"].combine_chunks().take(known)
+    is_known = np.asarray(pc.is_valid(place))
+    item_values = np.full((item_count, len(_numbers(items))), np.nan, np.float32)
+    item_values[np.asarray(place.drop_null())] = _values(item_rows, items)[is_known]
+    return EntityFeatures(
+        {user: row for row, user in enumerate(ids)}, _numbers(users), user_values, _numbers(items), item_values
+    )
+
+
+def _numbers(view: FeatureView) -> list[str]:
+    return [feature.name for feature in view.features if feature.type in ("bigint", "double")]
+
+
+def _rows(environment: Environment, view: FeatureView, day: date) -> pa.Table:
+    return read_table(
+        environment, view.table, columns=[*view.join_keys, *_numbers(view)], filters=[("as_of", "=", day)]
+    )
+
+
+def _values(rows: pa.Table, view: FeatureView) -> NDArray[np.float32]:
+    columns = [rows[name].cast(pa.float32(), safe=False).to_numpy() for name in _numbers(view)]
+    return np.column_stack(columns).astype(np.float32) if columns else np.empty((rows.num_rows, 0), np.float32)

@@ -1,0 +1,310 @@
+"""The second stage: on planted data that the first stage cannot order and a feature can."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from datetime import date, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy import sparse
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import ContractError, DataError
+from feature_repo.contracts.feature_table import FEATURE_VIEWS
+from feature_repo.contracts.times import to_micros
+from spark_jobs.evaluation.full_ranking import evaluate
+from spark_jobs.evaluation.split import TimeSplit, split_by_time
+from spark_jobs.evaluation.trials import Choice, Trial
+from spark_jobs.io.entity_features import load_entity_features
+from spark_jobs.jobs.train_models import _second_stage, _without_ranker_if
+from spark_jobs.models.entity_features import EntityFeatures
+from spark_jobs.models.factory import Fitted, fit, load_model, newest_learned, remember
+from spark_jobs.models.matrix import histories_of
+from spark_jobs.models.night_models import Program
+from spark_jobs.models.ranker import Ranker, stage
+from spark_jobs.models.recipes import blend_recipe, default_recipe, flat_recipe, ranker_recipe
+from spark_jobs.models.training_data import TrainingData
+from spark_jobs.transforms.candidates import Scoring, score_block
+from tests.builders import utc, write_rows
+
+CUT_OFF = utc("2024-04-05")
+START, ITEMS, USERS = utc("2024-03-01"), 60, 240
+DAY = timedelta(days=1)
+KIND = np.arange(ITEMS) % 6
+"""Half of the people (even numbers) come for items of kind 0 next, the others for kind 3; nothing they did tells."""
+TOLD = 160
+"""Of the first so many people their taste is known."""
+
+
+def planted() -> pa.Table:
+    """Everybody has had twelve items by chance; each week brings one of their taste that they lack."""
+    rng = np.random.default_rng(5)
+    rows = []
+    for user in range(USERS):
+        had = rng.permutation(ITEMS)[:12]
+        rows += [(user, int(item), START + DAY * float(rng.random() * 20)) for item in had]
+        came_for = np.setdiff1d(np.flatnonzero((0, 3)[user % 2] == KIND), had)
+        rng.shuffle(came_for)
+        for week, item in enumerate(came_for[:4]):
+            rows.append((user, int(item), START + DAY * (20.5 + 3.7 * week + float(rng.random()))))
+    return pa.table(
+        {
+            "subject_key": [f"u:{user:03d}" for user, *_ in rows],
+            "item_number": pa.array([item for _, item, _ in rows], pa.int32()),
+            "event_type": ["view_item"] * len(rows),
+            "micros": pa.array([to_micros(moment) for *_, moment in rows], pa.int64()),
+        }
+    )
+
+
+class Features:
+    """`asked`: the days, in order."""
+
+    def __init__(self, *, missing: date | None = None) -> None:
+        self.asked: list[date] = []
+        self.missing = missing
+
+    def __call__(self, day: date) -> EntityFeatures | None:
+        self.asked.append(day)
+        if day == self.missing:
+            return None
+        noise = np.random.default_rng(day.toordinal()).random((ITEMS, 1)).astype(np.float32)
+        items = np.column_stack([KIND.astype(np.float32), noise]).astype(np.float32)
+        items[1] = np.nan
+        users = np.full((TOLD + 1, 1), np.nan, np.float32)
+        users[:-1, 0] = np.arange(TOLD) % 2
+        rows = {f"{user:03d}": user for user in range(TOLD)}
+        return EntityFeatures(rows, ["user_taste"], users, ["item_kind", "item_noise"], items)
+
+
+FIRST = {**default_recipe("popularity"), "half_life_days": None}
+SMALL = {"rounds": 30, "least_rows": 5, "depth": 40}
+
+
+def recipe_of(first: Mapping[str, Any] = FIRST, **params: Any) -> dict[str, Any]:
+    found = ranker_recipe(first)
+    found["params"] |= {**SMALL, **params}
+    return found
+
+
+@pytest.fixture(scope="module")
+def split() -> TimeSplit:
+    return split_by_time(planted(), cut_off=CUT_OFF, item_count=ITEMS)
+
+
+@pytest.fixture(scope="module")
+def fitted(split: TimeSplit) -> tuple[Fitted, Features]:
+    features = Features()
+    data = TrainingData(split.train, item_count=ITEMS, cut_off=split.test_start, features=features)
+    return fit(recipe_of(), data), features
+
+
+def test_it_finds_what_the_first_stage_cannot(split: TimeSplit, fitted: tuple[Fitted, Features]) -> None:
+    first = fit(FIRST, TrainingData(split.train, item_count=ITEMS, cut_off=split.test_start))
+    plain, ranked = (evaluate(one.model, one.matrix, split).per_user["ndcg_at_20"] for one in (first, fitted[0]))
+    assert len(split.subjects) > 200
+    told = split.subjects < f"u:{TOLD:03d}"
+    assert ranked[told].mean() > 1.3 * plain[told].mean()
+    assert ranked[~told].mean() > 0.7 * plain[~told].mean()
+
+
+def test_it_learns_at_the_beginning_of_the_window_and_ranks_with_what_is_known_now(
+    split: TimeSplit, fitted: tuple[Fitted, Features]
+) -> None:
+    assert split.test_start == utc("2024-03-29")
+    assert fitted[1].asked == [date(2024, 3, 22), date(2024, 3, 29)]
+
+
+def test_what_came_after_moves_nothing(split: TimeSplit, fitted: tuple[Fitted, Features]) -> None:
+    later = pa.concat_tables([
+        split.train.cast(planted().schema) if split.train.schema != planted().schema else split.train,
+        pa.table({
+            "subject_key": ["u:000"] * 3, "item_number": pa.array([1, 2, 3], pa.int32()),
+            "event_type": ["view_item"] * 3, "micros": pa.array([to_micros(split.test_start) + n for n in range(3)]),
+        }),
+    ])  # fmt: skip
+    again = fit(recipe_of(), TrainingData(later, item_count=ITEMS, cut_off=split.test_start, features=Features()))
+    mine, other = fitted[0].model, again.model
+    assert isinstance(mine, Ranker)
+    assert isinstance(other, Ranker)
+    assert mine.text == other.text
+    rows = np.arange(50)
+    histories = histories_of(fitted[0].matrix, rows)
+    np.testing.assert_array_equal(mine.score_block(histories, rows), other.score_block(histories, rows))
+
+
+def test_the_best_new_items_are_ordered_anew_and_all_others_stay_below(fitted: tuple[Fitted, Features]) -> None:
+    model, matrix = fitted[0]
+    assert isinstance(model, Ranker)
+    assert model.first is not None
+    rows = np.arange(30)
+    histories = histories_of(matrix, rows)
+    scores, first = model.score_block(histories, rows), model.first.score_block(histories, rows)
+    for place in range(30):
+        new = [n for n in range(ITEMS) if n not in histories[place].indices]
+        head = sorted(new, key=lambda n, p=place: (-first[p, n], n))[:40]
+        below = [n for n in range(ITEMS) if n not in head]
+        assert scores[place, head].min() > scores[place, below].max()
+        order = sorted(below, key=lambda n, p=place: (-first[p, n], n))
+        assert order == sorted(below, key=lambda n, p=place: (-scores[p, n], n))
+        best = sorted(head, key=lambda n, p=place: -scores[p, n])[:3]
+        assert KIND[best].tolist() == [(0, 3)[place % 2]] * 3
+    stranger = model.score_block(histories[:1])
+    assert set(KIND[np.argsort(-stranger[0])[:6]]) == {0, 3}, "of a stranger only the items' features are known"
+
+
+def test_from_disk_it_is_the_same_once_it_remembers(
+    split: TimeSplit, fitted: tuple[Fitted, Features], tmp_path: Path
+) -> None:
+    model, matrix = fitted[0]
+    model.save(tmp_path / "ranker")
+    loaded = load_model(tmp_path / "ranker")
+    assert isinstance(loaded, Ranker)
+    rows = np.arange(20)
+    histories = histories_of(matrix, rows)
+    with pytest.raises(ContractError, match="knows no features"):
+        loaded.score_block(histories, rows)
+    data = TrainingData(split.train, item_count=ITEMS, cut_off=split.test_start, features=Features())
+    remember(loaded, recipe_of(), data)
+    expected = model.score_block(histories, rows)
+    np.testing.assert_array_equal(loaded.score_block(histories, rows), expected)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).score_block(histories, rows), expected)
+    assert newest_learned(fitted[0]) == int(np.asarray(split.train["micros"]).max())
+
+
+def test_over_a_blend_it_reads_what_each_part_says_and_reasons_are_the_blends(split: TimeSplit) -> None:
+    parts = {"popularity": FIRST, "item_knn": {**default_recipe("item_knn"), "half_life_days": None}}
+    weights = {part: {"popularity": 0.1, "item_knn": 1.0} for part in ("<5", "5-20", ">20")}
+    recipe = recipe_of(blend_recipe(parts, weights))
+    data = TrainingData(split.train, item_count=ITEMS, cut_off=split.test_start, features=Features())
+    model, matrix = fit(recipe, data)
+    assert isinstance(model, Ranker)
+    assert model.first is not None
+    staged = stage(model.first, histories_of(matrix, np.arange(4)), np.arange(4), 7)
+    assert staged.names == ["first_score", "first_rank", "said_item_knn", "said_popularity"]
+    assert staged.values.shape == (4, 7, 4)
+    scoring = Scoring(
+        model=model, user_ids=np.array(["000", "001"]), rows=np.array([0, 1]), histories=matrix.preference,
+        seen=matrix.preference, eligible=np.ones(ITEMS, bool), as_of=date(2024, 3, 29), per_user=10,
+    )  # fmt: skip
+    batch = score_block(scoring, 0)
+    had = set(matrix.preference[0].indices.tolist())
+    assert len(batch["item_numbers"][0].as_py()) == 10
+    assert set(batch["first_reasons"][0].as_py()) - {None} <= had
+    assert set(batch["sources"][0].as_py()) <= {1, 2}
+    history = histories_of(matrix, np.array([0]))
+    assert model.explain(history, 0, [5, 7]) == model.first.explain(history, 0, [5, 7])
+    assert model.similar(5, 3) == model.first.similar(5, 3)
+    flat = flat_recipe(recipe)
+    assert (flat["model"], len(str(flat["first"])), flat["depth"]) == ("ranker", 8, 40)
+
+
+def test_what_cannot_be_learned_is_said(split: TimeSplit) -> None:
+    cases = {
+        date(2024, 3, 22): r"no features of 2024-03-22.*rederive --from 2024-03-22 --to 2024-03-23",
+        date(2024, 3, 29): "no features of 2024-03-29",
+    }
+    for missing, words in cases.items():
+        features = Features(missing=missing)
+        data = TrainingData(split.train, item_count=ITEMS, cut_off=split.test_start, features=features)
+        with pytest.raises(DataError, match=words):
+            fit(recipe_of(), data)
+    with pytest.raises(DataError, match="no features of"):
+        fit(recipe_of(), TrainingData(split.train, item_count=ITEMS, cut_off=split.test_start))
+    few = split.train.filter(pa.compute.less(split.train["subject_key"].cast(pa.string()), "u:030"))
+    with pytest.raises(DataError, match=r"the ranker wants 50 people .* found 2\d"):
+        fit(recipe_of(), TrainingData(few, item_count=ITEMS, cut_off=split.test_start, features=Features()))
+
+
+def test_only_new_items_that_somebody_had_teach_and_a_sample_is_enough(split: TimeSplit) -> None:
+    data = TrainingData(split.train, item_count=ITEMS + 1, cut_off=split.test_start)
+    past = fit(FIRST, data.before(utc("2024-03-22")))
+    own = int(past.matrix.preference[0].indices[0])
+    came_for = pa.table({"subject_key": ["u:000", "u:000", "u:000", "u:000", "a:x", "u:999"],
+                         "item_number": pa.array([own, 6, 6, ITEMS, 6, 6], pa.int32())})  # fmt: skip
+    rows, wanted = Ranker(recipe_of()["params"])._people(past.matrix, came_for)
+    assert past.matrix.subjects[rows].tolist() == ["u:000"]
+    assert wanted.indices.tolist() == [6]
+    everybody = data.since(utc("2024-03-22"), FIRST["weights"])
+    for most, expected in ((10, 10), (10_000, 240)):
+        rows, _ = Ranker(recipe_of(most_people=most)["params"])._people(past.matrix, everybody)
+        assert len(rows) == expected
+        assert (np.diff(rows) > 0).all()
+
+
+def test_an_event_at_the_first_instant_of_the_window_is_in_it_and_one_at_the_cut_off_is_not() -> None:
+    start = utc("2024-03-22")
+    moments = [to_micros(start) - 1, to_micros(start), to_micros(CUT_OFF) - 1, to_micros(CUT_OFF)]
+    table = pa.table({"subject_key": ["u:1"] * 5, "item_number": pa.array([0, 1, 2, 3, 4], pa.int32()),
+                      "event_type": ["view_item"] * 4 + ["page_view"], "micros": [*moments, moments[1]]})  # fmt: skip
+    data = TrainingData(table, item_count=5, cut_off=CUT_OFF)
+    assert data.since(start, {"view_item": 1.0, "page_view": 0.0})["item_number"].to_pylist() == [1, 2]
+    assert data.before(start).interactions["item_number"].to_pylist() == [0]
+
+
+def night_split(persons: int) -> Any:
+    return SimpleNamespace(test_start=utc("2024-03-29"), subjects=np.arange(persons))
+
+
+def test_a_night_that_cannot_learn_it_leaves_it_out_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    run: Any = SimpleNamespace(cut_off=CUT_OFF)
+    program = Program({}, True, may_rank=True)
+    features = Features()
+    assert _without_ranker_if(program, night_split(50), run, features) is program
+    assert sorted(features.asked) == [date(2024, 3, 22), date(2024, 3, 29), date(2024, 4, 5)]
+    few = _without_ranker_if(program, night_split(49), run, features)
+    assert (few.may_rank, few.notes) == (False, ["ranker: there are 49 test persons, and it wants 50"])
+    none = _without_ranker_if(program, night_split(50), run, Features(missing=date(2024, 3, 22)))
+    assert (none.may_rank, none.notes) == (False, ["ranker: there are no features of 2024-03-22"])
+    assert "left out: ranker: there are no features of 2024-03-22" in capsys.readouterr().out
+    unasked = Program({}, True)
+    assert _without_ranker_if(unasked, night_split(0), run, Features(missing=date(2024, 3, 22))) is unasked
+
+
+def test_it_stands_on_the_blend_or_on_what_did_best() -> None:
+    def choice(name: str, quality: float | None) -> Choice:
+        tried = () if quality is None else (Trial("default", {}, {"all": {"ndcg_at_20": quality}}, 0.0),)
+        return Choice(default_recipe(name), tried, None if quality is None else 0, "")
+
+    singles = {"popularity": choice("popularity", 0.1), "als": choice("als", 0.3), "item_knn": choice("item_knn", 0.2)}
+    assert _second_stage(singles).recipe == ranker_recipe(default_recipe("als"))
+    blend = blend_recipe({"als": default_recipe("als")}, {part: {"als": 1.0} for part in ("<5", "5-20", ">20")})
+    assert _second_stage({**singles, "blend": Choice(blend, (), None, "")}).recipe["params"]["first"] == blend
+    assert _second_stage({**singles, "blend": Choice({}, (), None, "none")}).recipe == ranker_recipe(
+        default_recipe("als")
+    )
+    untried = {"popularity": choice("popularity", None), "als": choice("als", None)}
+    assert _second_stage(untried).recipe == ranker_recipe(default_recipe("popularity"))
+
+
+def test_features_come_from_the_tables_that_feast_reads(environment: Environment) -> None:
+    day, users, items = date(2024, 3, 22), FEATURE_VIEWS["user_features"], FEATURE_VIEWS["item_features"]
+    numbers = pa.table({"item_id": ["b", "a"], "item_number": pa.array([2, 0], pa.int32())})
+    assert load_entity_features(environment, numbers, 3, day) is None
+    count, share = "user_view_count_7d", next(f.name for f in items.features if f.type == "double")
+    stamped = {"feature_timestamp": utc("2024-03-22"), "as_of": day}
+    write_rows(environment, users.table, [
+        {"user_id": "ü", count: 12, **stamped}, {"user_id": "v", count: None, **stamped},
+        {"user_id": "late", count: 9, **stamped, "as_of": day + DAY},
+    ])  # fmt: skip
+    assert load_entity_features(environment, numbers, 3, day) is None, "the items are missing"
+    write_rows(environment, items.table, [
+        {"item_id": "b", share: 0.25, **stamped}, {"item_id": "gone", share: 0.5, **stamped},
+    ])  # fmt: skip
+    found = load_entity_features(environment, numbers, 3, day)
+    assert found is not None
+    assert set(found.user_rows) == {"ü", "v"}
+    assert "user_top_category_90d" not in found.user_names, "a text is no number"
+    column = list(found.user_names).index(count)
+    rows = found.rows_of(np.array(["u:ü", "u:late", "a:ü", "u:v"]))
+    assert found.user_values[rows, column].tolist() == pytest.approx([12.0, np.nan, np.nan, np.nan], nan_ok=True)
+    assert rows[1] == rows[2] == len(found.user_values) - 1
+    values = found.item_values[:, list(found.item_names).index(share)]
+    assert values.tolist() == pytest.approx([np.nan, np.nan, 0.25], nan_ok=True)
+    assert sparse.issparse(found.item_values) is False
