@@ -289,7 +289,7 @@ def _second_stage(choices: Mapping[str, Choice]) -> Choice:
     blend = choices.get(BLEND)
     if blend is not None and blend.recipe:
         return Choice(ranker_recipe(blend.recipe), (), None, "a second stage over the blend")
-    tried = {name: one.validated.quality for name, one in choices.items() if one.validated is not None}
+    tried = {name: one.validated.quality for name, one in choices.items() if one.recipe and one.validated is not None}
     name = max(sorted(tried), key=lambda n: tried[n]) if tried else next(iter(choices))
     return Choice(ranker_recipe(choices[name].recipe), (), None, f"a second stage over {name}")
 

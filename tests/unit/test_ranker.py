@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -276,7 +277,7 @@ def test_it_stands_on_the_blend_or_on_what_did_best() -> None:
     assert _second_stage(singles).recipe == ranker_recipe(default_recipe("als"))
     blend = blend_recipe({"als": default_recipe("als")}, {part: {"als": 1.0} for part in ("<5", "5-20", ">20")})
     assert _second_stage({**singles, "blend": Choice(blend, (), None, "")}).recipe["params"]["first"] == blend
-    assert _second_stage({**singles, "blend": Choice({}, (), None, "none")}).recipe == ranker_recipe(
+    assert _second_stage({**singles, "blend": replace(choice("als", 0.9), recipe={})}).recipe == ranker_recipe(
         default_recipe("als")
     )
     untried = {"popularity": choice("popularity", None), "als": choice("als", None)}
