@@ -11,20 +11,22 @@ from numpy.typing import NDArray
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.feature_table import FeatureView, feature_view
+from feature_repo.contracts.run import Run
 from spark_jobs.io.light_delta import read_table
 from spark_jobs.models.entity_features import EntityFeatures
 
 
 def load_entity_features(
-    environment: Environment, numbers: pa.Table, item_count: int, day: date
+    environment: Environment, numbers: pa.Table, item_count: int, run: Run, day: date
 ) -> EntityFeatures | None:
     """All features that are numbers, of users and of items, with `as_of` this day; None when one of the views has none.
 
-    `numbers` has item_id and item_number. Which Feast's point-in-time join would give for that instant too: a row is
-    stamped with the beginning of its day.
+    `numbers` has item_id and item_number. The features of the run's own day are those that it has just made; of days
+    before, it reads the versions that it pinned, and so finds the same when it runs again. It is what Feast's
+    point-in-time join gives for that instant: a row is stamped with the beginning of its day.
     """
     users, items = feature_view("user_features"), feature_view("item_features")
-    user_rows, item_rows = _rows(environment, users, day), _rows(environment, items, day)
+    user_rows, item_rows = _rows(environment, run, users, day), _rows(environment, run, items, day)
     if not user_rows.num_rows or not item_rows.num_rows:
         return None
     ids = user_rows["user_id"].to_pylist()
@@ -43,10 +45,10 @@ def _numbers(view: FeatureView) -> list[str]:
     return [feature.name for feature in view.features if feature.type in ("bigint", "double")]
 
 
-def _rows(environment: Environment, view: FeatureView, day: date) -> pa.Table:
-    return read_table(
-        environment, view.table, columns=[*view.join_keys, *_numbers(view)], filters=[("as_of", "=", day)]
-    )
+def _rows(environment: Environment, run: Run, view: FeatureView, day: date) -> pa.Table:
+    version = None if day == run.as_of_day else run.pins.get(view.table, -1)
+    columns = [*view.join_keys, *_numbers(view)]
+    return read_table(environment, view.table, version, columns, [("as_of", "=", day)])
 
 
 def _values(rows: pa.Table, view: FeatureView) -> NDArray[np.float32]:

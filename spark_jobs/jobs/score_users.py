@@ -119,7 +119,7 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
     if interactions.num_rows == 0:
         raise DataError(f"silver.interactions has nothing before {run.as_of}: there is nobody to score")
     content = load_content(environment, run.pins, numbers, item_count=item_count)
-    features = partial(load_entity_features, environment, numbers, item_count)
+    features = partial(load_entity_features, environment, numbers, item_count, run)
     data = TrainingData(interactions, item_count=item_count, cut_off=run.cut_off, content=content, features=features)
     model, matrix = fit(recipe, data)
     tell(f"refitted {recipe['model']} on {interactions.num_rows:,} interactions of {len(matrix.subjects):,} subjects")

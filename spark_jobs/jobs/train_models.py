@@ -28,7 +28,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -165,11 +165,15 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
     for note in program.notes:
         print(f"left out: {note}", flush=True)
 
-    features = partial(load_entity_features, environment, numbers, item_count)
-    program = _without_ranker_if(program, split, run, features)
+    features = cache(partial(load_entity_features, environment, numbers, item_count, run))
+    live_recipe = live.recipe if live is not None else None
+    if program.may_rank or (live_recipe or {}).get("model") == RANKER:
+        why = _why_no_ranker(split, run, features)
+        if why:
+            program, live_recipe = without_ranker(program, live_recipe, why)
     choices, trials_usage = _choose(program, split, item_count, options, policy, content)
     chosen = {name: one.recipe for name, one in choices.items() if one.recipe}
-    recipes, champion_name = with_champion(chosen, live.recipe if live is not None else None)
+    recipes, champion_name = with_champion(chosen, live_recipe)
     folder = folder_of(environment, run.run_key)
     persons = choose_persons(split)
     categories = _categories(environment, run, numbers, item_count)
@@ -268,20 +272,25 @@ def _choose(
     return choices, usage
 
 
-def _without_ranker_if(program: Program, split: TimeSplit, run: Run, features: FeaturesAt) -> Program:
-    """The program as it is, or, with the reason printed, without its second stage, where that could not be learned."""
-    if not program.may_rank:
-        return program
+def _why_no_ranker(split: TimeSplit, run: Run, features: FeaturesAt) -> str:
+    """Why a second stage cannot be learned tonight, or scored by tomorrow; empty when it can."""
+    if len(split.subjects) < LEAST_PEOPLE:
+        return f"there are {len(split.subjects)} test persons, and it wants {LEAST_PEOPLE}"
     label_days = timedelta(days=int(ranker_recipe(default_recipe(FLOOR_PART))["params"]["label_days"]))
     needed = {moment for end in (split.test_start, run.cut_off) for moment in (end - label_days, end)}
     missing = [f"{moment:%Y-%m-%d}" for moment in sorted(needed) if features(moment.date()) is None]
-    why = f"there are no features of {' and '.join(missing)}" if missing else ""
-    if len(split.subjects) < LEAST_PEOPLE:
-        why = f"there are {len(split.subjects)} test persons, and it wants {LEAST_PEOPLE}"
-    if not why:
-        return program
+    return f"there are no features of {' and '.join(missing)}" if missing else ""
+
+
+def without_ranker(
+    program: Program, live: Mapping[str, Any] | None, why: str
+) -> tuple[Program, Mapping[str, Any] | None]:
+    """(the program without its second stage, the live recipe, of a ranker that of its first stage), both told."""
     print(f"left out: ranker: {why}", flush=True)
-    return replace(program, may_rank=False, notes=[*program.notes, f"ranker: {why}"])
+    if live is not None and live["model"] == RANKER:
+        print("the champion is a ranker: its first stage stands for it tonight", flush=True)
+        live = live["params"]["first"]
+    return replace(program, may_rank=False, notes=[*program.notes, f"ranker: {why}"]), live
 
 
 def _second_stage(choices: Mapping[str, Choice]) -> Choice:

@@ -365,6 +365,7 @@ def test_a_second_stage_is_learned_where_there_are_features_and_scores_everybody
         items = [{"item_id": item, "item_view_count_7d": n % GROUPS, **stamped} for n, item in enumerate(ITEMS)]
         write_rows(env, "gold.user_features", users)
         write_rows(env, "gold.item_features", items)
+    run = replace(run, pins={**run.pins, "gold.user_features": 2, "gold.item_features": 2})
     evaluation = train_models(spark, env, run)
     models = evaluation["models"]
     assert list(models) == ["popularity", "item_knn", "ranker"], "no blend is better than item_knn alone"

@@ -23,7 +23,7 @@ from spark_jobs.evaluation.full_ranking import evaluate
 from spark_jobs.evaluation.split import TimeSplit, split_by_time
 from spark_jobs.evaluation.trials import Choice, Trial
 from spark_jobs.io.entity_features import load_entity_features
-from spark_jobs.jobs.train_models import _second_stage, _without_ranker_if
+from spark_jobs.jobs.train_models import _second_stage, _why_no_ranker, without_ranker
 from spark_jobs.models.entity_features import EntityFeatures
 from spark_jobs.models.factory import Fitted, fit, load_model, newest_learned, remember
 from spark_jobs.models.matrix import histories_of
@@ -32,7 +32,7 @@ from spark_jobs.models.ranker import Ranker, stage
 from spark_jobs.models.recipes import blend_recipe, default_recipe, flat_recipe, ranker_recipe
 from spark_jobs.models.training_data import TrainingData
 from spark_jobs.transforms.candidates import Scoring, score_block
-from tests.builders import utc, write_rows
+from tests.builders import make_run, utc, write_rows
 
 CUT_OFF = utc("2024-04-05")
 START, ITEMS, USERS = utc("2024-03-01"), 60, 240
@@ -253,19 +253,25 @@ def night_split(persons: int) -> Any:
     return SimpleNamespace(test_start=utc("2024-03-29"), subjects=np.arange(persons))
 
 
-def test_a_night_that_cannot_learn_it_leaves_it_out_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_night_that_cannot_learn_it_knows_why() -> None:
     run: Any = SimpleNamespace(cut_off=CUT_OFF)
-    program = Program({}, True, may_rank=True)
     features = Features()
-    assert _without_ranker_if(program, night_split(50), run, features) is program
+    assert _why_no_ranker(night_split(50), run, features) == ""
     assert sorted(features.asked) == [date(2024, 3, 22), date(2024, 3, 29), date(2024, 4, 5)]
-    few = _without_ranker_if(program, night_split(49), run, features)
-    assert (few.may_rank, few.notes) == (False, ["ranker: there are 49 test persons, and it wants 50"])
-    none = _without_ranker_if(program, night_split(50), run, Features(missing=date(2024, 3, 22)))
-    assert (none.may_rank, none.notes) == (False, ["ranker: there are no features of 2024-03-22"])
-    assert "left out: ranker: there are no features of 2024-03-22" in capsys.readouterr().out
-    unasked = Program({}, True)
-    assert _without_ranker_if(unasked, night_split(0), run, Features(missing=date(2024, 3, 22))) is unasked
+    assert _why_no_ranker(night_split(49), run, features) == "there are 49 test persons, and it wants 50"
+    none = Features(missing=date(2024, 3, 22))
+    assert _why_no_ranker(night_split(50), run, none) == "there are no features of 2024-03-22"
+
+
+def test_a_champion_that_cannot_be_learned_is_met_by_its_first_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    program = Program({}, True, notes=["ease"], may_rank=True)
+    als = default_recipe("als")
+    for live, expected in ((None, None), (als, als), (ranker_recipe(als), als)):
+        found, met = without_ranker(program, live, "no features")
+        assert (found.may_rank, found.notes, met) == (False, ["ease", "ranker: no features"], expected)
+    told = capsys.readouterr().out
+    assert told.count("left out: ranker: no features") == 3
+    assert told.count("the champion is a ranker: its first stage stands for it tonight") == 1
 
 
 def test_it_stands_on_the_blend_or_on_what_did_best() -> None:
@@ -287,18 +293,19 @@ def test_it_stands_on_the_blend_or_on_what_did_best() -> None:
 def test_features_come_from_the_tables_that_feast_reads(environment: Environment) -> None:
     day, users, items = date(2024, 3, 22), FEATURE_VIEWS["user_features"], FEATURE_VIEWS["item_features"]
     numbers = pa.table({"item_id": ["b", "a"], "item_number": pa.array([2, 0], pa.int32())})
-    assert load_entity_features(environment, numbers, 3, day) is None
+    later = make_run(environment, "2024-03-29", pins={users.table: 0, items.table: 0})
+    assert load_entity_features(environment, numbers, 3, later, day) is None
     count, share = "user_view_count_7d", next(f.name for f in items.features if f.type == "double")
     stamped = {"feature_timestamp": utc("2024-03-22"), "as_of": day}
     write_rows(environment, users.table, [
         {"user_id": "ü", count: 12, **stamped}, {"user_id": "v", count: None, **stamped},
         {"user_id": "late", count: 9, **stamped, "as_of": day + DAY},
     ])  # fmt: skip
-    assert load_entity_features(environment, numbers, 3, day) is None, "the items are missing"
+    assert load_entity_features(environment, numbers, 3, later, day) is None, "the items are missing"
     write_rows(environment, items.table, [
         {"item_id": "b", share: 0.25, **stamped}, {"item_id": "gone", share: 0.5, **stamped},
     ])  # fmt: skip
-    found = load_entity_features(environment, numbers, 3, day)
+    found = load_entity_features(environment, numbers, 3, later, day)
     assert found is not None
     assert set(found.user_rows) == {"ü", "v"}
     assert "user_top_category_90d" not in found.user_names, "a text is no number"
@@ -309,3 +316,11 @@ def test_features_come_from_the_tables_that_feast_reads(environment: Environment
     values = found.item_values[:, list(found.item_names).index(share)]
     assert values.tolist() == pytest.approx([np.nan, np.nan, 0.25], nan_ok=True)
     assert sparse.issparse(found.item_values) is False
+    write_rows(environment, users.table, [{"user_id": "after the pin", count: 1, **stamped}])
+    again = load_entity_features(environment, numbers, 3, later, day)
+    assert again is not None
+    assert set(again.user_rows) == {"ü", "v"}
+    own = load_entity_features(environment, numbers, 3, make_run(environment, day), day)
+    assert own is not None
+    assert set(own.user_rows) == {"ü", "v", "after the pin"}, "its own day it has just made"
+    assert load_entity_features(environment, numbers, 3, make_run(environment, "2024-03-29"), day) is None
