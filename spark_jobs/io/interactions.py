@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,7 +10,7 @@ import pyarrow.dataset as ds
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.times import to_micros
-from spark_jobs.io.light_delta import arrow_schema, open_table, stored_columns
+from spark_jobs.io.light_delta import arrow_schema, open_table, read_table, stored_columns
 
 NAME = "silver.interactions"
 _TEXTS = ("subject_key", "item_id", "event_type", "session_key")
@@ -47,6 +47,22 @@ def read_interactions(
     by_word = numbers["item_number"].combine_chunks().cast(pa.int32()).take(place)
     columns = {**words, "item_number": by_word.take(items.indices), "micros": moments}
     return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+
+
+def read_numbers(environment: Environment, version: int | None = None) -> pa.Table:
+    """gold.item_ids: item_id, item_number, first_as_of."""
+    return read_table(environment, "gold.item_ids", version, ["item_id", "item_number", "first_as_of"])
+
+
+def known_numbers(numbers: pa.Table, interactions: pa.Table, as_of: date) -> pa.Table:
+    """Of `numbers` (`read_numbers`) those that a run as of this day knows: item_id, item_number.
+
+    That is what was numbered by its night or one before, and whatever is in its interactions. Items that later nights
+    numbered are not there: with them the same night would be another one when it runs again.
+    """
+    by_then = pc.less_equal(numbers["first_as_of"], pa.scalar(as_of, pa.date32()))
+    met = pc.is_in(numbers["item_number"], value_set=pc.unique(interactions["item_number"]))
+    return numbers.filter(pc.or_(by_then, met)).select(["item_id", "item_number"])
 
 
 def _words(rows: pa.Table, name: str) -> pa.DictionaryArray:

@@ -47,9 +47,8 @@ from spark_jobs.io.bundle import file_hashes, write_bundle
 from spark_jobs.io.catalogue import changes_position, in_run, read_items, read_users
 from spark_jobs.io.delta import overwrite_partitions, read_table
 from spark_jobs.io.entity_features import load_entity_features
-from spark_jobs.io.interactions import read_interactions
+from spark_jobs.io.interactions import known_numbers, read_interactions, read_numbers
 from spark_jobs.io.item_content import load_content
-from spark_jobs.io.light_delta import read_table as read_light
 from spark_jobs.io.publication import Publication, candidates_digest, purchases_part
 from spark_jobs.io.run_store import read_report, write_report
 from spark_jobs.jobs.entry import run_job
@@ -112,10 +111,10 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
         Publication(environment.redis_online_url, environment.tenant).served_version()  # fail now, not in an hour
 
     tell = _Clock()
-    numbers = read_light(environment, "gold.item_ids", columns=["item_id", "item_number"])
+    every_number = read_numbers(environment)
+    known = read_interactions(environment, every_number, cut_off=run.cut_off)
+    interactions, numbers = numbered_interactions(known), known_numbers(every_number, known, run.as_of_day)
     item_count = max(numbers["item_number"].to_pylist(), default=-1) + 1
-    known = read_interactions(environment, numbers, cut_off=run.cut_off)
-    interactions = numbered_interactions(known)
     if interactions.num_rows == 0:
         raise DataError(f"silver.interactions has nothing before {run.as_of}: there is nobody to score")
     content = load_content(environment, run.pins, numbers, item_count=item_count)

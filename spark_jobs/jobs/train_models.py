@@ -66,7 +66,7 @@ from spark_jobs.evaluation.trials import Choice, choose_recipe, validation_data,
 from spark_jobs.io import registry, tracking
 from spark_jobs.io.delta import overwrite_partitions
 from spark_jobs.io.entity_features import load_entity_features
-from spark_jobs.io.interactions import read_interactions
+from spark_jobs.io.interactions import known_numbers, read_interactions, read_numbers
 from spark_jobs.io.item_content import load_content
 from spark_jobs.io.light_delta import read_table as read_light
 from spark_jobs.io.light_delta import version as light_version
@@ -140,8 +140,9 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
 
     reads = [_read_table(environment, name) for name in ("silver.interactions", "gold.item_ids")]
     events, item_ids = (r.version for r in reads)
-    numbers = read_light(environment, "gold.item_ids", item_ids, ["item_id", "item_number"])
-    interactions = numbered_interactions(read_interactions(environment, numbers, cut_off=run.cut_off, version=events))
+    every_number = read_numbers(environment, item_ids)
+    met = read_interactions(environment, every_number, cut_off=run.cut_off, version=events)
+    interactions, numbers = numbered_interactions(met), known_numbers(every_number, met, run.as_of_day)
     item_count = 1 + max(numbers["item_number"].to_pylist(), default=-1)
     split = split_by_time(
         interactions,

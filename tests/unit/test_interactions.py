@@ -13,7 +13,7 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.packing import session_hash
 from feature_repo.contracts.tables import table_path
-from spark_jobs.io.interactions import SCHEMA, read_interactions
+from spark_jobs.io.interactions import SCHEMA, known_numbers, read_interactions
 from spark_jobs.io.light_delta import version
 from spark_jobs.models.matrix import COLUMNS, numbered_interactions
 from spark_jobs.transforms.bought_together import baskets_of, together_rows
@@ -78,6 +78,17 @@ def test_an_item_without_a_number_is_refused_for_models_alone(shop: Environment)
         numbered_interactions(rows)
     assert baskets_of(rows).num_rows == 4
     assert sessions_of(rows).num_rows == 6
+
+
+def test_a_run_knows_what_was_numbered_by_its_day_and_what_it_meets() -> None:
+    """Item n was numbered a day later by another night; m too, and it is in the interactions: that night ran first."""
+    days = [utc(f"2024-03-0{day}").date() for day in (5, 6, 7, 7)]
+    numbers = pa.table({"item_id": ["a", "b", "n", "m"], "item_number": pa.array([0, 1, 2, 3], pa.int32()),
+                        "first_as_of": pa.array(days, pa.date32())})  # fmt: skip
+    met = pa.table({"item_number": pa.array([0, 3, None, 3], pa.int32())})
+    found = known_numbers(numbers, met, utc("2024-03-06").date())
+    assert found.to_pydict() == {"item_id": ["a", "b", "m"], "item_number": [0, 1, 3]}
+    assert known_numbers(numbers, met, utc("2024-03-07").date()).num_rows == 4
 
 
 def test_a_shop_without_interactions(environment: Environment) -> None:
