@@ -82,7 +82,7 @@ from spark_jobs.models.factory import Fitted, fit, newest_learned
 from spark_jobs.models.item_content import ItemContent
 from spark_jobs.models.matrix import numbered_interactions
 from spark_jobs.models.night_models import Program, check_models, measure_sizes, plan_models
-from spark_jobs.models.ranker import LEAST_PEOPLE, RANKER
+from spark_jobs.models.ranker import LEAST_PEOPLE, RANKER, why_no_trees
 from spark_jobs.models.recipe_choice import read_choice
 from spark_jobs.models.recipes import default_recipe, ranker_recipe, recipe_id
 from spark_jobs.models.training_data import TrainingData
@@ -275,6 +275,8 @@ def _choose(
 
 def _why_no_ranker(split: TimeSplit, run: Run, features: FeaturesAt) -> str:
     """Why a second stage cannot be learned tonight, or scored by tomorrow; empty when it can."""
+    if words := why_no_trees():
+        return words
     if len(split.subjects) < LEAST_PEOPLE:
         return f"there are {len(split.subjects)} test persons, and it wants {LEAST_PEOPLE}"
     label_days = timedelta(days=int(ranker_recipe(default_recipe(FLOOR_PART))["params"]["label_days"]))

@@ -26,7 +26,7 @@ from spark_jobs.models.ranking import mask_items, top_items
 RANKER = "ranker"
 PEOPLE_PER_BLOCK = 128
 LEAST_PEOPLE = 50
-"""Fewer people to learn from than this teach the order of a few lists, and nothing else."""
+"""Fewer people to learn from than this, who came for something in their list, teach the order of a few lists alone."""
 TRUNCATION = 20
 """Pairs count only if one of them stands in the first so many places: that is what is shown."""
 
@@ -89,7 +89,8 @@ class Ranker:
         came_for        subject_key, item_number of what happened in the window; repeats allowed
         features        at the beginning of the window
 
-        Raises DataError when fewer than LEAST_PEOPLE people can be learned from, DependencyError without LightGBM.
+        With fewer than LEAST_PEOPLE people there are no trees, and the order stays the first stage's. Raises
+        DependencyError without LightGBM.
         """
         rows, wanted = self._people(matrix, came_for)
         blocks, labels, sizes = [], [], []
@@ -107,15 +108,11 @@ class Ranker:
                 blocks.append(values[place][listed[place]])
                 labels.append(hits[place][listed[place]])
                 sizes.append(int(listed[place].sum()))
-        if len(sizes) < LEAST_PEOPLE:
-            raise DataError(
-                f"the ranker wants {LEAST_PEOPLE} people who came for something in their list, found {len(sizes)}",
-                field="label_days",
-            )
-        table = np.concatenate(blocks)
-        self.text = grow_trees(table, np.concatenate(labels), sizes, names, self.params)
-        self._trees = None
-        return {"people": len(sizes), "rows": len(table)}
+        self.text, self._trees = "", None
+        rows_learned = sum(sizes)
+        if len(sizes) >= LEAST_PEOPLE:
+            self.text = grow_trees(np.concatenate(blocks), np.concatenate(labels), sizes, names, self.params)
+        return {"people": len(sizes), "rows": rows_learned}
 
     def _people(self, matrix: InteractionMatrix, came_for: pa.Table) -> tuple[NDArray[np.int64], sparse.csr_matrix]:
         """(rows of identified people who came for something new and known, CSR of what that was)."""
@@ -153,6 +150,8 @@ class Ranker:
         first, features = self._whole()
         count = histories.shape[0]
         rows = np.full(count, -1, np.int64) if rows is None else np.asarray(rows, np.int64)
+        if not self.text:
+            return first.score_block(histories, rows)
         staged = stage(first, histories, rows, int(self.params["depth"]))
         nobody = len(features.user_values) - 1
         user_rows = np.where(rows >= 0, self._user_rows[np.maximum(rows, 0)], nobody) if len(self._user_rows) else (
@@ -273,6 +272,15 @@ def _codes(pattern: sparse.csr_matrix) -> NDArray[np.int64]:
     """row x columns + column of each entry."""
     rows = np.repeat(np.arange(pattern.shape[0], dtype=np.int64), np.diff(pattern.indptr))
     return rows * pattern.shape[1] + pattern.indices
+
+
+def why_no_trees() -> str:
+    """Why trees cannot be grown on this machine; empty when they can."""
+    try:
+        _lightgbm()
+    except DependencyError as error:
+        return str(error)
+    return ""
 
 
 def _lightgbm() -> Any:

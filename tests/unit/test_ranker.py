@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date, timedelta
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from scipy import sparse
 
@@ -28,7 +30,7 @@ from spark_jobs.models.entity_features import EntityFeatures
 from spark_jobs.models.factory import Fitted, fit, load_model, newest_learned, remember
 from spark_jobs.models.matrix import histories_of
 from spark_jobs.models.night_models import Program
-from spark_jobs.models.ranker import Ranker, stage
+from spark_jobs.models.ranker import Ranker, stage, why_no_trees
 from spark_jobs.models.recipes import blend_recipe, default_recipe, flat_recipe, ranker_recipe
 from spark_jobs.models.training_data import TrainingData
 from spark_jobs.transforms.candidates import Scoring, score_block
@@ -218,9 +220,36 @@ def test_what_cannot_be_learned_is_said(split: TimeSplit) -> None:
             fit(recipe_of(), data)
     with pytest.raises(DataError, match="no features of"):
         fit(recipe_of(), TrainingData(split.train, item_count=ITEMS, cut_off=split.test_start))
-    few = split.train.filter(pa.compute.less(split.train["subject_key"].cast(pa.string()), "u:030"))
-    with pytest.raises(DataError, match=r"the ranker wants 50 people .* found 2\d"):
-        fit(recipe_of(), TrainingData(few, item_count=ITEMS, cut_off=split.test_start, features=Features()))
+
+
+def test_with_few_to_learn_from_the_order_stays_that_of_the_first_stage(split: TimeSplit, tmp_path: Path) -> None:
+    few = split.train.filter(pc.less(split.train["subject_key"].cast(pa.string()), "u:030"))
+    data = TrainingData(few, item_count=ITEMS, cut_off=split.test_start, features=Features())
+    model, matrix = fit(recipe_of(), data)
+    assert isinstance(model, Ranker)
+    assert model.text == ""
+    rows = np.arange(20)
+    histories = histories_of(matrix, rows)
+    first = fit(FIRST, data).model.score_block(histories, rows)
+    np.testing.assert_array_equal(model.score_block(histories, rows), first)
+    model.save(tmp_path / "ranker")
+    loaded = load_model(tmp_path / "ranker")
+    remember(loaded, recipe_of(), data)
+    np.testing.assert_array_equal(loaded.score_block(histories, rows), first)
+
+
+def test_a_machine_without_openmp_leaves_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Missing:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "lightgbm":
+                raise OSError("libgomp.so.1: cannot open shared object file")
+
+    assert why_no_trees() == ""
+    monkeypatch.delitem(sys.modules, "lightgbm", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
+    run: Any = SimpleNamespace(cut_off=CUT_OFF)
+    assert "libgomp.so.1: cannot open" in _why_no_ranker(night_split(50), run, Features())
+    assert "apt install libgomp1" in why_no_trees()
 
 
 def test_only_new_items_that_somebody_had_teach_and_a_sample_is_enough(split: TimeSplit) -> None:
