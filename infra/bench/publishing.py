@@ -14,10 +14,7 @@ and put, of lists that lie there) is timed too, with the processor time of Redis
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
@@ -28,12 +25,10 @@ import psutil
 
 from feature_repo.contracts import environment as names
 from feature_repo.contracts.environment import Environment, feast_connection
-from feature_repo.contracts.errors import NightjarError
 from infra.bench.report import figure, make_report
-from infra.bench.training import plain_spark_conf
+from infra.bench.small_installation import cpu_seconds
+from infra.bench.spark_side import ask_side, spark_variables, tell
 from infra.local.redis_server import RunningServer
-from infra.local.setup import prepare
-from infra.local.variables import REPOSITORY
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -48,7 +43,6 @@ TOLERANCE = 1e-5
 """Two scores that differ by less, of a largest of about 1, may stand in either order: sums of 64 products differ by
 that much between one way of adding and another."""
 AS_OF = date(2024, 3, 8)
-LINE = "NIGHTJAR "
 
 Say = Callable[[str], None]
 
@@ -71,15 +65,9 @@ def bench_publication(home: Path, variables: Mapping[str, str], *, train: Path, 
     Figures: `publication_seconds` with theirs as baseline, `times_less_wall` and `rows_per_second_per_core` (baselines:
     the bars). Further keys: sampled, identical and wrong lists. Raises NightjarError when a side fails.
     """
-    tools = prepare(variables)
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
-    conf = plain_spark_conf(Path(tools.spark_conf), home / "spark-plain")
-    child = {
-        **variables, names.HOME: str(home), "JAVA_HOME": tools.java.home, "SPARK_CONF_DIR": str(conf),
-        "PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1",
-        "PYTHONPATH": str(REPOSITORY),
-    }  # fmt: skip
+    child = spark_variables(home, variables)
     found: dict[str, list[Published]] = {side: [] for side in SIDES}
     for pair in range(pairs):
         for side in SIDES[:: 1 if pair % 2 == 0 else -1]:
@@ -115,12 +103,8 @@ def _publish_in_a_process(side: str, home: Path, train: Path, variables: Mapping
     home.mkdir(parents=True)
     with RunningServer("online", home / "redis-online") as server:
         here = {**variables, names.HOME: str(home), names.REDIS_ONLINE_URL: server.url}
-        command = [sys.executable, "-m", "infra.bench.publishing", side, str(train), str(server.process.pid)]
-        done = subprocess.run(command, env=here, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith(LINE)]
-    if done.returncode or not lines:
-        raise NightjarError(f"{side} ended with {done.returncode}: {done.stderr[-3_000:]}")
-    return Published(**json.loads(lines[-1].removeprefix(LINE)))
+        words = [side, str(train), str(server.process.pid)]
+        return Published(**ask_side("infra.bench.publishing", words, here))
 
 
 # --- one side, in its own process --------------------------------------------------------------------------------
@@ -258,14 +242,10 @@ def _put_again(environment: Environment, version: str, redis_pid: int) -> tuple[
     rows = read_table(environment, "gold.candidates").select(CANDIDATES_SCHEMA.names).cast(CANDIDATES_SCHEMA)
     publication = Publication(environment.redis_online_url, environment.tenant)
     processes = [psutil.Process(), psutil.Process(redis_pid)]
-    cpu, began = _cpu_of(processes), time.perf_counter()
+    cpu, began = cpu_seconds(processes), time.perf_counter()
     for batch in rows.to_batches(max_chunksize=2_000):
         publication.put_records(version, pack_batch(version, batch))
-    return time.perf_counter() - began, _cpu_of(processes) - cpu
-
-
-def _cpu_of(processes: list[psutil.Process]) -> float:
-    return float(sum(times.user + times.system for times in (process.cpu_times() for process in processes)))
+    return time.perf_counter() - began, cpu_seconds(processes) - cpu
 
 
 def _run(environment: Environment) -> Any:
@@ -288,7 +268,7 @@ def main() -> None:
     spark = get_session("bench-publication")
     publish = publish_ours if given.side == "ours" else publish_theirs
     found = publish(spark, Environment.from_mapping(os.environ), given.train, given.redis_pid)
-    print(LINE + json.dumps(found._asdict()), flush=True)
+    tell(found._asdict())
     spark.stop()
 
 

@@ -10,9 +10,6 @@ worse would show.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,20 +17,14 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from feature_repo.contracts import environment as names
 from feature_repo.contracts.environment import Environment
-from feature_repo.contracts.errors import NightjarError
 from infra.bench.report import figure, make_report
-from infra.local.setup import prepare
-from infra.local.spark_conf import SETTINGS_FILE
-from infra.local.variables import REPOSITORY
+from infra.bench.small_installation import cpu_seconds
+from infra.bench.spark_side import ask_side, spark_variables, tell
 
 ENGINES = ("native", "mllib")
 LEAST_WALL, LEAST_CPU = 5.0, 10.0
 QUESTIONS = 5_000
-LINE = "NIGHTJAR "
-_OUR_JAVA_OPTIONS = "spark.driver.extraJavaOptions"
-_PLAIN_JAVA_OPTIONS = "-Duser.timezone=UTC -Xss4m"
 
 Say = Callable[[str], None]
 
@@ -54,20 +45,15 @@ def bench_training(
     Figures: `training_seconds` and `training_cpu_seconds` of the native kernel with MLlib's as baseline,
     `times_less_wall`, `times_less_cpu` (baselines: the bars), `ndcg_at_20` with MLlib's as baseline.
     """
-    tools = prepare(variables)
-    conf = plain_spark_conf(Path(tools.spark_conf), home / "spark-plain")
-    child = {
-        **variables, "JAVA_HOME": tools.java.home, "SPARK_CONF_DIR": str(conf), "PYSPARK_PYTHON": sys.executable,
-        "PYSPARK_DRIVER_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1", "PYTHONPATH": str(REPOSITORY),
-    }  # fmt: skip
+    child = spark_variables(home, variables)
     found: dict[str, list[Learned]] = {engine: [] for engine in ENGINES}
     for pair in range(pairs):
         for engine in ENGINES[:: 1 if pair % 2 == 0 else -1]:
-            one = _learn_in_a_process(engine, train, test, child)
+            told = ask_side("infra.bench.training", [engine, str(train), str(test)], child)
+            one = Learned(**told)
             found[engine].append(one)
             say(f"pair {pair + 1}, {engine}: {one.seconds:.2f} s, {one.cpu_seconds:.1f} CPU-s, NDCG@20 {one.ndcg:.4f}")
-    code_version = Environment.from_mapping({**variables, names.HOME: str(home)}).code_version
-    return report_of(found["native"], found["mllib"], code_version)
+    return report_of(found["native"], found["mllib"], Environment.from_mapping(child).code_version)
 
 
 def report_of(ours: list[Learned], theirs: list[Learned], code_version: str) -> dict[str, Any]:
@@ -89,24 +75,6 @@ def report_of(ours: list[Learned], theirs: list[Learned], code_version: str) -> 
     )
 
 
-def plain_spark_conf(ours: Path, folder: Path) -> Path:
-    """The installation's settings without the Java options that suit short jobs; returns `folder`."""
-    lines = (ours / SETTINGS_FILE).read_text().splitlines()
-    kept = [line for line in lines if not line.startswith(_OUR_JAVA_OPTIONS)]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS_FILE).write_text("\n".join([*kept, f"{_OUR_JAVA_OPTIONS} {_PLAIN_JAVA_OPTIONS}"]) + "\n")
-    return folder
-
-
-def _learn_in_a_process(engine: str, train: Path, test: Path, variables: Mapping[str, str]) -> Learned:
-    command = [sys.executable, "-m", "infra.bench.training", engine, str(train), str(test)]
-    done = subprocess.run(command, env=dict(variables), cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith(LINE)]
-    if done.returncode or not lines:
-        raise NightjarError(f"the {engine} fit ended with {done.returncode}: {done.stderr[-2_000:]}")
-    return Learned(**json.loads(lines[-1].removeprefix(LINE)))
-
-
 def learn(engine: str, train: Path, test: Path) -> Learned:
     """One fit in this process."""
     import numpy as np
@@ -126,9 +94,9 @@ def learn(engine: str, train: Path, test: Path) -> Learned:
         get_session("bench-training")
         fit_mllib(_some_people(matrix), {**recipe["params"], "iterations": 2})
     me = psutil.Process()
-    cpu, began = _cpu_of(me), time.perf_counter()
+    cpu, began = cpu_seconds([me, *me.children(recursive=True)]), time.perf_counter()
     learned = fit_native(matrix, model.params, None) if engine == "native" else fit_mllib(matrix, model.params)
-    seconds, spent = time.perf_counter() - began, _cpu_of(me) - cpu
+    seconds, spent = time.perf_counter() - began, cpu_seconds([me, *me.children(recursive=True)]) - cpu
     model.item_factors = np.ascontiguousarray(learned, dtype=np.float32)
     asked = tasks.sample(tasks.open_test(task), QUESTIONS)
 
@@ -148,12 +116,6 @@ def _some_people(matrix: Any) -> Any:
     return replace(matrix, subjects=matrix.subjects[:rows], preference=part, last_micros=matrix.last_micros[: part.nnz])
 
 
-def _cpu_of(process: psutil.Process) -> float:
-    """Processor seconds of the process and of all below it so far."""
-    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
-    return float(sum(one.user + one.system for one in times))
-
-
 def main() -> None:
     """`python -m infra.bench.training ENGINE TRAIN TEST`: one fit, told on the last line."""
     parser = argparse.ArgumentParser()
@@ -161,7 +123,7 @@ def main() -> None:
     parser.add_argument("train", type=Path)
     parser.add_argument("test", type=Path)
     given = parser.parse_args()
-    print(LINE + json.dumps(learn(given.engine, given.train, given.test)._asdict()), flush=True)
+    tell(learn(given.engine, given.train, given.test)._asdict())
 
 
 if __name__ == "__main__":

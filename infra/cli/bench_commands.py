@@ -1,22 +1,18 @@
-"""`nightjar bench` and `nightjar torture`: measurements and ordeals that anybody can repeat."""
+"""`nightjar bench`: measurements that anybody can repeat."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.times import parse_as_of
-from infra.cli.output import ExitCode, err, out
-
-JsonOut = Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+from infra.cli.bench_output import JsonOut, Seed, own_home, same_hashes, say, show_disk, show_report
+from infra.cli.output import ExitCode, out
 
 
 def register(app: typer.Typer) -> None:
@@ -38,12 +34,6 @@ def register(app: typer.Typer) -> None:
     bench.command("freshness")(freshness)
     bench.command("backlog")(backlog)
     app.add_typer(bench, name="bench")
-    torture = typer.Typer(help="Do harm on purpose, and see that nothing is lost.", no_args_is_help=True)
-    torture.command("night")(night)
-    torture.command("events")(events)
-    torture.command("api")(api)
-    torture.command("serving")(serving_ordeal)
-    app.add_typer(torture, name="torture")
 
 
 def backfill(
@@ -64,34 +54,16 @@ def backfill(
     if not data.is_file():
         raise DataError(f"--data {data}: there is no such file")
     last = parse_as_of(until) if until else None
-    home = _own_home("bench-backfill")
-    report = backfill_month(home, os.environ, data=data, days=days, until=last, seed=seed, say=_say)
-    _show(report, report_file)
+    home = own_home("bench-backfill")
+    report = backfill_month(home, os.environ, data=data, days=days, until=last, seed=seed, say=say)
+    show_report(report, report_file)
     rerun = report["rerun"]
     out.print(f"partitions: {', '.join(f'{name} {count}' for name, count in report['partitions'].items())}")
     out.print(
         f"all succeeded: {report['all_succeeded']}; within 20 % of the median: {report['within_20_percent']:.0%}; "
-        f"as_of {rerun['as_of']} again: {_same(rerun)}"
+        f"as_of {rerun['as_of']} again: {same_hashes(rerun)}"
     )
     if not (report["all_succeeded"] and rerun["identical"]):
-        raise typer.Exit(ExitCode.FAILED)
-
-
-def night(
-    kills: Annotated[int, typer.Option("--kills", help="How many kills must land.")] = 50,
-    events: Annotated[int, typer.Option("--events", help="Size of the simulated shop.")] = 12_000,
-    seed: Seed = 7,
-    report_file: JsonOut = None,
-) -> None:
-    """SIGKILL a night at random points; compare what it leaves with a quiet night. Exit code 1: they differ."""
-    from infra.bench.night_kills import torture_night
-
-    home = _own_home("torture-night")
-    report = torture_night(home, os.environ, kills=kills, seed=seed, event_count=events, say=_say)
-    _show(report, report_file)
-    by_task = ", ".join(f"{task} {count}" for task, count in report["by_task"].items() if count)
-    out.print(f"{report['kills']} kills ({by_task}), {report['missed']} came too late; {_same(report)}")
-    if not report["identical"]:
         raise typer.Exit(ExitCode.FAILED)
 
 
@@ -102,9 +74,9 @@ def cluster(
     """The same night here, on a Spark cluster of two workers, and with workers killed. Exit code 1: results differ."""
     from infra.bench.cluster_night import cluster_night
 
-    report = cluster_night(_own_home("cluster-night"), os.environ, event_count=events, say=_say)
-    _show(report, report_file)
-    out.print(f"{report['workers_killed']} workers killed; version {report['version']}; {_same(report)}")
+    report = cluster_night(own_home("cluster-night"), os.environ, event_count=events, say=say)
+    show_report(report, report_file)
+    out.print(f"{report['workers_killed']} workers killed; version {report['version']}; {same_hashes(report)}")
     if not report["identical"]:
         raise typer.Exit(ExitCode.FAILED)
 
@@ -126,8 +98,8 @@ def large_night(
         raise DataError(
             f"--smaller {smaller!r}, expected numbers with commas: 300000,1000000", field="--smaller"
         ) from error
-    report = bench_night(_own_home("bench-night"), os.environ, event_counts=[*sizes, events], say=_say)
-    _show(report, report_file)
+    report = bench_night(own_home("bench-night"), os.environ, event_counts=[*sizes, events], say=say)
+    show_report(report, report_file)
 
 
 def features(
@@ -142,10 +114,10 @@ def features(
     from infra.bench.feature_reads import bench_features
 
     report = bench_features(
-        _own_home("bench-features"), os.environ, people=people, entities=entities, features=count, pairs=pairs,
-        seed=seed, say=_say,
+        own_home("bench-features"), os.environ, people=people, entities=entities, features=count, pairs=pairs,
+        seed=seed, say=say,
     )  # fmt: skip
-    _show(report, report_file)
+    show_report(report, report_file)
 
 
 def training(
@@ -160,8 +132,8 @@ def training(
     for option, path in (("--train", train), ("--test", test)):
         if not path.is_file():
             raise DataError(f"{option} {path}: there is no such file", field=option)
-    report = bench_training(_own_home("bench-training"), os.environ, train=train, test=test, pairs=pairs, say=_say)
-    _show(report, report_file)
+    report = bench_training(own_home("bench-training"), os.environ, train=train, test=test, pairs=pairs, say=say)
+    show_report(report, report_file)
 
 
 def publication(
@@ -174,8 +146,8 @@ def publication(
 
     if not train.is_file():
         raise DataError(f"--train {train}: there is no such file", field="--train")
-    report = bench_publication(_own_home("bench-publication"), os.environ, train=train, pairs=pairs, say=_say)
-    _show(report, report_file)
+    report = bench_publication(own_home("bench-publication"), os.environ, train=train, pairs=pairs, say=say)
+    show_report(report, report_file)
     out.print(
         f"{report['identical']} of {report['sampled']} lists are those of brute force, {report['wrong']} are wrong"
     )
@@ -221,9 +193,9 @@ def quality(
         shipped_file=report_file.with_name(f"{report_file.stem}.shipped.json"),
         repeats=repeats,
         code_version=Environment.from_mapping(os.environ).code_version,
-        say=_say,
+        say=say,
     )
-    _show(report, report_file)
+    show_report(report, report_file)
     for name, found in sorted(report["models"].items(), key=lambda entry: -entry[1][f"ndcg@{k}"]):
         out.print(f"{name:<18} " + "  ".join(f"{metric} {value:.4f}" for metric, value in found.items()))
     out.print(f"shipped: {report['shipped']}")
@@ -255,10 +227,10 @@ def sessions(
     from infra.bench.session_replay import bench_sessions
 
     report = bench_sessions(
-        _own_home("bench-sessions"), os.environ, train=train, test=test, k=k, questions=questions,
-        code_version=Environment.from_mapping(os.environ).code_version, say=_say,
+        own_home("bench-sessions"), os.environ, train=train, test=test, k=k, questions=questions,
+        code_version=Environment.from_mapping(os.environ).code_version, say=say,
     )  # fmt: skip
-    _show(report, report_file)
+    show_report(report, report_file)
     out.print(
         f"{report['questions']:,} questions in {report['requests_seconds']} s; index of {report['index_mb']} MB, "
         f"{report['manner']}; {report['same_lists']:.2%} of the lists are the model's own, place by place"
@@ -280,10 +252,10 @@ def session_weights(
     from infra.bench.session_weights import bench_session_weights
 
     report = bench_session_weights(
-        _own_home("bench-session-weights"), events=events, exclude_seen=exclude_seen, k=k,
-        code_version=Environment.from_mapping(os.environ).code_version, say=_say,
+        own_home("bench-session-weights"), events=events, exclude_seen=exclude_seen, k=k,
+        code_version=Environment.from_mapping(os.environ).code_version, say=say,
     )  # fmt: skip
-    _show(report, report_file)
+    show_report(report, report_file)
     out.print(f"manner {report['manner']}, lists of {report['model']}")
     for who, found in report["who"].items():
         out.print(f"{who}: {found['questions']} questions, weight {found['weight']:g} was best on validation")
@@ -305,15 +277,15 @@ def ingest(
     from infra.bench.ingest import bench_ingest
 
     report = bench_ingest(
-        _own_home("bench-ingest"), os.environ, pairs=pairs, seconds=seconds, connections=connections, batch=batch,
-        say=_say,
+        own_home("bench-ingest"), os.environ, pairs=pairs, seconds=seconds, connections=connections, batch=batch,
+        say=say,
     )  # fmt: skip
-    _show(report, report_file)
+    show_report(report, report_file)
     out.print(
         f"{report['batch']} events a batch, {report['connections']} connections of {report['generator']}; the worker's "
         f"core was at least {report['worker_busy']:.0%} busy; {report['errors']} errors, {report['missing']} missing"
     )
-    _show_disk(report)
+    show_disk(report)
     if report["errors"] or report["missing"]:
         raise typer.Exit(ExitCode.FAILED)
 
@@ -333,10 +305,10 @@ def serving(
     from infra.bench.serving import SIMPLEST_PER_SECOND, bench_serving
 
     report = bench_serving(
-        _own_home("bench-serving"), os.environ, pairs=pairs, seconds=seconds, connections=connections, seed=seed,
-        say=_say,
+        own_home("bench-serving"), os.environ, pairs=pairs, seconds=seconds, connections=connections, seed=seed,
+        say=say,
     )  # fmt: skip
-    _show(report, report_file)
+    show_report(report, report_file)
     for feature, micros in report["us_per_feature"].items():
         out.print(f"{micros:7.1f} us  {feature}")
     out.print(
@@ -365,10 +337,10 @@ def regression(
     from infra.bench.serving_regression import bench_regression
 
     report = bench_regression(
-        _own_home("bench-regression"), os.environ, base=base, pairs=pairs, seconds=seconds, connections=connections,
-        seed=seed, say=_say,
+        own_home("bench-regression"), os.environ, base=base, pairs=pairs, seconds=seconds, connections=connections,
+        seed=seed, say=say,
     )  # fmt: skip
-    _show(report, report_file)
+    show_report(report, report_file)
     out.print(
         f"{report['different_answers']} of {report['samples']} answers differ from those of {report['base'][:12]}; "
         f"{report['errors']} errors"
@@ -391,12 +363,12 @@ def freshness(
     from infra.bench.freshness import bench_freshness
 
     report = bench_freshness(
-        _own_home("bench-freshness"), os.environ, rounds=rounds, seconds=seconds, events_per_second=events_per_second,
-        reads_per_second=reads_per_second, say=_say,
+        own_home("bench-freshness"), os.environ, rounds=rounds, seconds=seconds, events_per_second=events_per_second,
+        reads_per_second=reads_per_second, say=say,
     )  # fmt: skip
-    _show(report, report_file)
+    show_report(report, report_file)
     out.print(f"{report['probes']} probes, {report['unchanged']} never changed; {report['errors']} requests failed")
-    _show_disk(report)
+    show_disk(report)
     if report["errors"] or report["unchanged"]:
         raise typer.Exit(ExitCode.FAILED)
 
@@ -417,143 +389,14 @@ def backlog(
     from infra.bench.backlog import bench_backlog
 
     report = bench_backlog(
-        _own_home("bench-backlog"), os.environ, events=events, reads_per_second=reads_per_second, seconds=seconds,
-        consumers=consumers, seed=seed, say=_say,
+        own_home("bench-backlog"), os.environ, events=events, reads_per_second=reads_per_second, seconds=seconds,
+        consumers=consumers, seed=seed, say=say,
     )  # fmt: skip
-    _show(report, report_file)
+    show_report(report, report_file)
     out.print(
         f"{report['applied']:,} of {report['events']:,} events applied, {report['dead_letters']} dead letters; "
         f"{report['errors']} reads failed; missed: {', '.join(report['missed_bars']) or 'nothing'}"
     )
-    _show_disk(report)
+    show_disk(report)
     if report["missed_bars"] or report["errors"] or report["applied"] != report["events"]:
         raise typer.Exit(ExitCode.FAILED)
-
-
-def events(
-    cycles: Annotated[int, typer.Option("--cycles", help="How many; one takes three or four seconds.")] = 20,
-    seed: Seed = 7,
-    report_file: JsonOut = None,
-) -> None:
-    """Kill, stop, fill the disk and cut the power under the event path; no acknowledged event may be lost or doubled.
-
-    Exit code 1: one was, a session record differs from an offline replay, or a control run was not caught.
-    """
-    from infra.bench.event_torture import torture_events
-
-    home = _own_home("torture-events")
-    report = torture_events(home, os.environ, cycles=cycles, seed=seed, say=_say)
-    _show(report, report_file)
-    harm = ", ".join(f"{name} {count}" for name, count in report["harm"].items())
-    out.print(
-        f"{report['acknowledged']:,} events acknowledged in {report['requests']:,} requests; {harm}; power cuts took "
-        f"{report['cut_bytes']:,} bytes; {report['wrong_sessions']} session records differ from the replay"
-    )
-    for name, control in report["controls"].items():
-        said = "caught" if control["caught"] else "[bold red]not caught[/]"
-        out.print(
-            f"control {name}: {said}, {control['events_lost']} lost, {control['events_counted_twice']} counted twice"
-        )
-    if report["skipped"]:
-        out.print(f"[bold yellow]left out[/]: {report['skipped']}")
-    _show_disk(report)
-    if not (report["clean"] and all(control["caught"] for control in report["controls"].values())):
-        out.print(f"what it left is in {home}", markup=False)
-        raise typer.Exit(ExitCode.FAILED)
-
-
-def api(
-    cases: Annotated[int, typer.Option("--cases", help="Made by Schemathesis of our OpenAPI document.")] = 20_000,
-    requests: Annotated[int, typer.Option("--requests", help="Raw ones: valid ones, damaged.")] = 1_000_000,
-    minutes: Annotated[float, typer.Option("--minutes", help="Send no more after so long.")] = math.inf,
-    seed: Seed = 7,
-    report_file: JsonOut = None,
-) -> None:
-    """Send what no client should; no answer may be a 500, no worker may die, and memory must stay flat.
-
-    Exit code 1: one was, one did, or it grew by more than a tenth after the warm-up.
-    """
-    from infra.bench.api_torture import torture_api
-
-    home = _own_home("torture-api")
-    report = torture_api(
-        home, os.environ, cases=cases, requests=requests, seed=seed, say=_say, longest_seconds=minutes * 60
-    )
-    _show(report, report_file)
-    for part in ("case", "raw"):
-        statuses = ", ".join(f"{status} {count:,}" for status, count in report[f"{part}_statuses"].items())
-        out.print(f"{part} answers: {statuses}")
-    out.print(
-        f"{report['overloaded']:,} refused as overload, {report['refused']} connections refused, {report['dropped']} "
-        f"ended without an answer; {report['dead_letters']} dead letters; resident memory in MB: {report['memory_mb']}"
-    )
-    if not report["clean"]:
-        out.print(f"what it left is in {home}", markup=False)
-        raise typer.Exit(ExitCode.FAILED)
-
-
-def serving_ordeal(
-    seconds: Annotated[float, typer.Option("--seconds", help="Of each harm.")] = 60.0,
-    rate: Annotated[float, typer.Option("--rate", help="Questions a second, open loop.")] = 2_000.0,
-    overload_seconds: Annotated[
-        float, typer.Option("--overload-seconds", help="Five times too many; 0: none.")
-    ] = 120.0,
-    flips: Annotated[int, typer.Option("--flips", help="Changes of the published version under load.")] = 1_000,
-    report_file: JsonOut = None,
-) -> None:
-    """Do harm between the API and Redis, ask for too much, change versions under load; look at every answer.
-
-    Exit code 1: fewer than 99.99 % of the answers were good within 50 ms, one broke a rule or mixed versions, personal
-    lists were not back within 2 s, goodput fell below 90 % of the peak, or memory grew by more than a tenth.
-    """
-    from infra.bench.serving_torture import torture_serving
-
-    home = _own_home("torture-serving")
-    report = torture_serving(
-        home, os.environ, seconds=seconds, rate=rate, overload_seconds=overload_seconds, flips=flips, say=_say
-    )
-    _show(report, report_file)
-    out.print(f"missed: {', '.join(report['missed']) or 'nothing'}")
-    if not report["clean"]:
-        out.print(f"what it left is in {home}", markup=False)
-        raise typer.Exit(ExitCode.FAILED)
-
-
-def _show_disk(report: Mapping[str, Any]) -> None:
-    out.print(f"fsync here: {report['fsync_median_ms']:g} ms in the median, on {report['filesystem']}")
-    if report["void"]:
-        out.print(f"[bold red]void[/]: {report['void']}")
-
-
-def _own_home(name: str) -> Path:
-    """A folder beside the installation's own state: what lies in it is the bench's and is made anew each time."""
-    return Path(Environment.from_mapping(os.environ).home) / name
-
-
-def _same(found: Mapping[str, Any]) -> str:
-    if found["identical"]:
-        return f"all {found['compared']} hashes are equal"
-    return f"[bold red]{len(found['differing'])} of {found['compared']} hashes differ:[/] {found['differing']}"
-
-
-def _say(text: str) -> None:
-    err.print(text, markup=False)
-
-
-def _show(report: Mapping[str, Any], path: Path | None) -> None:
-    from rich import box
-    from rich.table import Table
-
-    from infra.bench.report import write_report
-
-    if path is not None:
-        write_report(report, path)
-    table = Table(title=f"{report['name']} ({report['code_version']})", box=box.SIMPLE_HEAD, title_justify="left")
-    for column in ("figure", "unit", "min", "median", "max", "baseline", "ratio"):
-        table.add_column(column, justify="left" if column in ("figure", "unit") else "right")
-    for name, found in report["figures"].items():
-        numbers = (found[key] for key in ("min", "median", "max", "baseline", "ratio"))
-        table.add_row(name, found["unit"], *("" if n is None else f"{n:g}" for n in numbers))
-    out.print(table)
-    machine = report["machine"]
-    out.print(f"on {machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}")

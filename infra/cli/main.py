@@ -27,6 +27,7 @@ COMMAND_MODULES = (
     "infra.cli.identity_commands",
     "infra.cli.key_commands",
     "infra.cli.bench_commands",
+    "infra.cli.torture_commands",
 )
 """Each has `register(app: typer.Typer) -> None`, and imports heavy libraries inside its commands, never at the top."""
 

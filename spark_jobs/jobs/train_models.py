@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
@@ -43,7 +43,7 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.run import EVALUATION_FILE, MODELS_FOLDER, USER_METRICS_FILE, Run
 from feature_repo.contracts.tables import table_path
 from feature_repo.contracts.times import format_timestamp, from_micros
-from spark_jobs.evaluation.blend_choice import choose_blend
+from spark_jobs.evaluation.contestants import choose_contestants, why_no_ranker, with_champion, without_ranker
 from spark_jobs.evaluation.data_profile import profile_interactions
 from spark_jobs.evaluation.examples import choose_persons, describe_persons, rank_examples
 from spark_jobs.evaluation.full_ranking import ModelEvaluation, evaluate
@@ -62,7 +62,7 @@ from spark_jobs.evaluation.split import (
     seen_policy,
     split_by_time,
 )
-from spark_jobs.evaluation.trials import Choice, choose_recipe, validation_data, validation_split
+from spark_jobs.evaluation.trials import Choice
 from spark_jobs.io import registry, tracking
 from spark_jobs.io.delta import overwrite_partitions
 from spark_jobs.io.entity_features import load_entity_features
@@ -76,20 +76,17 @@ from spark_jobs.jobs.resources import Usage, measured
 from spark_jobs.models.als import AfterSweep, Sweep
 from spark_jobs.models.artifacts import manifest_digest
 from spark_jobs.models.base import InteractionMatrix
-from spark_jobs.models.blend_model import BLEND, FLOOR_PART
+from spark_jobs.models.blend_model import BLEND
 from spark_jobs.models.entity_features import FeaturesAt
 from spark_jobs.models.factory import Fitted, fit, newest_learned
 from spark_jobs.models.item_content import ItemContent
 from spark_jobs.models.matrix import numbered_interactions
-from spark_jobs.models.night_models import Program, check_models, measure_sizes, plan_models
-from spark_jobs.models.ranker import LEAST_PEOPLE, RANKER, why_no_trees
+from spark_jobs.models.night_models import check_models, measure_sizes, plan_models
+from spark_jobs.models.ranker import RANKER
 from spark_jobs.models.recipe_choice import read_choice
-from spark_jobs.models.recipes import default_recipe, ranker_recipe, recipe_id
+from spark_jobs.models.recipes import recipe_id
 from spark_jobs.models.training_data import TrainingData
 from spark_jobs.session import get_session
-
-CHAMPION = "champion"
-"""The name, in evaluations, of the live recipe when it is none of tonight's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +166,14 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
     features = cache(partial(load_entity_features, environment, numbers, item_count, run))
     live_recipe = live.recipe if live is not None else None
     if program.may_rank or (live_recipe or {}).get("model") == RANKER:
-        why = _why_no_ranker(split, run, features)
+        why = why_no_ranker(split, run, features)
         if why:
             program, live_recipe = without_ranker(program, live_recipe, why)
-    choices, trials_usage = _choose(program, split, item_count, options, policy, content)
+    with measured() as trials_usage:
+        choices = choose_contestants(
+            program, split, content, trials=options.trials, test_days=options.test_days, policy=policy
+        )
+    print(f"trials took {trials_usage.wall_seconds:.1f} s", flush=True)
     chosen = {name: one.recipe for name, one in choices.items() if one.recipe}
     recipes, champion_name = with_champion(chosen, live_recipe)
     folder = folder_of(environment, run.run_key)
@@ -231,79 +232,6 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
     }
     write_report(environment, run.run_key, EVALUATION_FILE, report)
     return report
-
-
-def with_champion(
-    recipes: Mapping[str, Mapping[str, Any]], live: Mapping[str, Any] | None
-) -> tuple[dict[str, Mapping[str, Any]], str | None]:
-    """(recipes by contestant, the contestant that has the live recipe; None before the first publication)."""
-    if live is None:
-        return dict(recipes), None
-    for name, recipe in recipes.items():
-        if recipe == live:
-            return dict(recipes), name
-    return {**recipes, CHAMPION: live}, CHAMPION
-
-
-def _choose(
-    program: Program, split: TimeSplit, item_count: int, options: TrainOptions, policy: str, content: ItemContent
-) -> tuple[dict[str, Choice], Usage]:
-    """How each family enters, and the blend. Recipes whose blend somebody chose are taken as they are."""
-    count = 0 if program.blend is not None else options.trials
-    is_wanted = program.may_blend and program.blend is None
-    with measured() as usage:
-        validation, data = None, None
-        if count > 0 or is_wanted:
-            validation = validation_split(split, item_count=item_count, days=options.test_days, exclude_seen=policy)
-        if validation is not None:
-            data = validation_data(validation, item_count=item_count, content=content)
-        choices = {
-            name: choose_recipe(recipe, validation, item_count=item_count, count=count, data=data, is_wanted=is_wanted)
-            for name, recipe in program.recipes.items()
-        }
-        if program.blend is not None:
-            choices[BLEND] = Choice(program.blend, (), None, "the blend of the recipes that were applied")
-        elif program.may_blend:
-            choices[BLEND] = choose_blend(choices, validation)
-    if program.may_rank:
-        choices[RANKER] = _second_stage(choices)
-    for name, choice in choices.items():
-        print(f"{name}: {choice.why}", flush=True)
-    print(f"trials took {usage.wall_seconds:.1f} s", flush=True)
-    return choices, usage
-
-
-def _why_no_ranker(split: TimeSplit, run: Run, features: FeaturesAt) -> str:
-    """Why a second stage cannot be learned tonight, or scored by tomorrow; empty when it can."""
-    if words := why_no_trees():
-        return words
-    if len(split.subjects) < LEAST_PEOPLE:
-        return f"there are {len(split.subjects)} test persons, and it wants {LEAST_PEOPLE}"
-    label_days = timedelta(days=int(ranker_recipe(default_recipe(FLOOR_PART))["params"]["label_days"]))
-    needed = {moment for end in (split.test_start, run.cut_off) for moment in (end - label_days, end)}
-    missing = [f"{moment:%Y-%m-%d}" for moment in sorted(needed) if features(moment.date()) is None]
-    return f"there are no features of {' and '.join(missing)}" if missing else ""
-
-
-def without_ranker(
-    program: Program, live: Mapping[str, Any] | None, why: str
-) -> tuple[Program, Mapping[str, Any] | None]:
-    """(the program without its second stage, the live recipe, of a ranker that of its first stage), both told."""
-    print(f"left out: ranker: {why}", flush=True)
-    if live is not None and live["model"] == RANKER:
-        print("the champion is a ranker: its first stage stands for it tonight", flush=True)
-        live = live["params"]["first"]
-    return replace(program, may_rank=False, notes=[*program.notes, f"ranker: {why}"]), live
-
-
-def _second_stage(choices: Mapping[str, Choice]) -> Choice:
-    """A ranker over the blend, or, where there is none, over what did best on the validation window."""
-    blend = choices.get(BLEND)
-    if blend is not None and blend.recipe:
-        return Choice(ranker_recipe(blend.recipe), (), None, "a second stage over the blend")
-    tried = {name: one.validated.quality for name, one in choices.items() if one.recipe and one.validated is not None}
-    name = max(sorted(tried), key=lambda n: tried[n]) if tried else next(iter(choices))
-    return Choice(ranker_recipe(choices[name].recipe), (), None, f"a second stage over {name}")
 
 
 def _train_all(

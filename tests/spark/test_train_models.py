@@ -16,13 +16,14 @@ from scipy import sparse
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DataError, DependencyError, GateRefusedError
 from feature_repo.contracts.run import EVALUATION_FILE, GATE_FILE, MODELS_FOLDER, USER_METRICS_FILE, Run
+from spark_jobs.evaluation.contestants import CHAMPION, with_champion
 from spark_jobs.io import registry, tracking
 from spark_jobs.io.interactions import read_interactions
 from spark_jobs.io.light_delta import read_table as read_light
 from spark_jobs.io.run_store import folder_of, read_report, write_report
 from spark_jobs.jobs import judge_models
 from spark_jobs.jobs.score_users import score_users
-from spark_jobs.jobs.train_models import CHAMPION, train_models, with_champion
+from spark_jobs.jobs.train_models import train_models
 from spark_jobs.models.base import InteractionMatrix
 from spark_jobs.models.factory import build_model, fit_recipe, load_model
 from spark_jobs.models.matrix import numbered_interactions

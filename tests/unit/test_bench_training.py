@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.bench.training import Learned, learn, plain_spark_conf, report_of
+from infra.bench.spark_side import plain_spark_conf
+from infra.bench.training import Learned, learn, report_of
 from infra.local.spark_conf import SETTINGS_FILE
 
 

@@ -21,11 +21,11 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DataError
 from feature_repo.contracts.feature_table import FEATURE_VIEWS
 from feature_repo.contracts.times import to_micros
+from spark_jobs.evaluation.contestants import second_stage, why_no_ranker, without_ranker
 from spark_jobs.evaluation.full_ranking import evaluate
 from spark_jobs.evaluation.split import TimeSplit, split_by_time
 from spark_jobs.evaluation.trials import Choice, Trial
 from spark_jobs.io.entity_features import load_entity_features
-from spark_jobs.jobs.train_models import _second_stage, _why_no_ranker, without_ranker
 from spark_jobs.models.entity_features import EntityFeatures
 from spark_jobs.models.factory import Fitted, fit, load_model, newest_learned, remember
 from spark_jobs.models.matrix import histories_of
@@ -248,7 +248,7 @@ def test_a_machine_without_openmp_leaves_it_out(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delitem(sys.modules, "lightgbm", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
     run: Any = SimpleNamespace(cut_off=CUT_OFF)
-    assert "libgomp.so.1: cannot open" in _why_no_ranker(night_split(50), run, Features())
+    assert "libgomp.so.1: cannot open" in why_no_ranker(night_split(50), run, Features())
     assert "apt install libgomp1" in why_no_trees()
 
 
@@ -285,11 +285,11 @@ def night_split(persons: int) -> Any:
 def test_a_night_that_cannot_learn_it_knows_why() -> None:
     run: Any = SimpleNamespace(cut_off=CUT_OFF)
     features = Features()
-    assert _why_no_ranker(night_split(50), run, features) == ""
+    assert why_no_ranker(night_split(50), run, features) == ""
     assert sorted(features.asked) == [date(2024, 3, 22), date(2024, 3, 29), date(2024, 4, 5)]
-    assert _why_no_ranker(night_split(49), run, features) == "there are 49 test persons, and it wants 50"
+    assert why_no_ranker(night_split(49), run, features) == "there are 49 test persons, and it wants 50"
     none = Features(missing=date(2024, 3, 22))
-    assert _why_no_ranker(night_split(50), run, none) == "there are no features of 2024-03-22"
+    assert why_no_ranker(night_split(50), run, none) == "there are no features of 2024-03-22"
 
 
 def test_a_champion_that_cannot_be_learned_is_met_by_its_first_stage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,14 +309,14 @@ def test_it_stands_on_the_blend_or_on_what_did_best() -> None:
         return Choice(default_recipe(name), tried, None if quality is None else 0, "")
 
     singles = {"popularity": choice("popularity", 0.1), "als": choice("als", 0.3), "item_knn": choice("item_knn", 0.2)}
-    assert _second_stage(singles).recipe == ranker_recipe(default_recipe("als"))
+    assert second_stage(singles).recipe == ranker_recipe(default_recipe("als"))
     blend = blend_recipe({"als": default_recipe("als")}, {part: {"als": 1.0} for part in ("<5", "5-20", ">20")})
-    assert _second_stage({**singles, "blend": Choice(blend, (), None, "")}).recipe["params"]["first"] == blend
-    assert _second_stage({**singles, "blend": replace(choice("als", 0.9), recipe={})}).recipe == ranker_recipe(
+    assert second_stage({**singles, "blend": Choice(blend, (), None, "")}).recipe["params"]["first"] == blend
+    assert second_stage({**singles, "blend": replace(choice("als", 0.9), recipe={})}).recipe == ranker_recipe(
         default_recipe("als")
     )
     untried = {"popularity": choice("popularity", None), "als": choice("als", None)}
-    assert _second_stage(untried).recipe == ranker_recipe(default_recipe("popularity"))
+    assert second_stage(untried).recipe == ranker_recipe(default_recipe("popularity"))
 
 
 def test_features_come_from_the_tables_that_feast_reads(environment: Environment) -> None:
