@@ -59,6 +59,13 @@ def test_attributes_as_lines_or_as_one_object(tmp_path: Path) -> None:
             formats.read_attributes(write(tmp_path / "wrong", text), "--attributes")
 
 
+def test_a_test_of_what_everybody_had_is_refused(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.txt", "u1 a b c\nu2 b c a\n")
+    task = open_training("pairs", train=train, test=train)
+    with pytest.raises(DataError, match="nobody in it has an item that may be recommended"):
+        open_test(task)
+
+
 def test_attributes_reach_every_training_and_are_only_those_of_known_items(tmp_path: Path) -> None:
     data = write(tmp_path / "s.txt", "u1 a b c\nu2 b c a\nu3 c a b d\n")
     said = write(tmp_path / "a.json", '{"c": ["red"], "zz": ["red"], "a": ["red", "old"]}')

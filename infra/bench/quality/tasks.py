@@ -175,7 +175,7 @@ def open_test(task: Task) -> Slice:
             users, items = _last_of_each(users, items, places, lists, count=1)
     names = np.unique(users.astype(str)).astype(object)
     whole = _user_slice(training, names, users, items, removes_seen=task.removes_seen)
-    if len(whole.questions) == 0:
+    if not (whole.relevant_counts > 0).any():
         raise DataError(f"{option} {path}: nobody in it has an item that may be recommended", field=option)
     kept = names[whole.relevant_counts > 0]
     return _with_negatives(_only(whole, whole.relevant_counts > 0), task, list(kept))
