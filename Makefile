@@ -1,4 +1,4 @@
-# Nightjar. `make help` lists the targets; ARGS="..." is passed on to the demo.
+# Nightjar. `make help` lists the targets; ARGS="..." is passed on to the demo, WORKERS=1 tests in one process.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 
@@ -6,6 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/ready
 ARGS ?=
+WORKERS ?= 2
 FAST_TESTS := tests/unit tests/contract
 
 .PHONY: help setup demo test test-browser check soak up down lint format format-check clean
@@ -29,7 +30,7 @@ down: ## stop the embedded stack
 	@[ ! -x $(VENV)/bin/nightjar ] || $(VENV)/bin/nightjar down
 
 test: setup lint format-check ## everything: lint, format, types, import rules, then all tests
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 check: setup lint format-check ## the fast part of `test`, under a minute
 	@$(PY) -m pytest $(FAST_TESTS) -m "not spark and not e2e"
