@@ -24,11 +24,13 @@ from serving.adapters.bundle import load_catalogue
 from serving.adapters.change_feed import CatalogueTail, ChangeFeed, MemoryChangeFeed, RedisChangeFeed
 from serving.adapters.circuit import GuardedStore
 from serving.adapters.decision_log import DecisionLog, FileDecisionLog
-from serving.adapters.event_log import EventLog, MemoryEventLog, RedisEventLog
+from serving.adapters.event_log import EventLog
 from serving.adapters.key_store import KeyStore, KeyTail, RedisKeyStore
 from serving.adapters.list_stores import open_list_stores
+from serving.adapters.memory_event_log import MemoryEventLog
 from serving.adapters.online import OnlineStore, RedisOnlineStore
 from serving.adapters.placements_file import load_placements
+from serving.adapters.redis_event_log import RedisEventLog
 from serving.adapters.shelf import VersionShelf
 from serving.api.access import AccessGuard, describe_access
 from serving.api.access_log import AccessLog

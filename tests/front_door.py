@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from feature_repo.contracts.api_keys import ApiKey
 from feature_repo.contracts.environment import Environment
-from serving.adapters.event_log import MemoryEventLog
+from serving.adapters.memory_event_log import MemoryEventLog
 from serving.adapters.online import MemoryOnlineStore
 from serving.main import create_app
 from serving.settings import ServingSettings

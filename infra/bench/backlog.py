@@ -34,7 +34,8 @@ from infra.bench.open_loop import Freshness, run_open_loop
 from infra.bench.report import figure, make_report
 from infra.bench.small_installation import CONSUMER, SmallInstallation, cpu_seconds
 from infra.bench.small_version import ITEMS
-from serving.adapters.event_log import LogEntry, RedisEventLog
+from serving.adapters.event_log import LogEntry
+from serving.adapters.redis_event_log import RedisEventLog
 
 Say = Callable[[str], None]
 

@@ -23,7 +23,7 @@ from infra.bench.quality.ranking import Part, by_block, evaluate
 from infra.bench.report import figure, make_report
 from infra.bench.sessions_version import load_version, write_version
 from serving.adapters.decision_log import MemoryDecisionLog
-from serving.adapters.event_log import MemoryEventLog
+from serving.adapters.memory_event_log import MemoryEventLog
 from serving.adapters.online import MemoryOnlineStore
 from serving.main import create_app
 from serving.pipeline.session_index import SessionIndex

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from feature_repo.contracts.changes import ITEMS, USERS, Change, RecordState
 from feature_repo.contracts.errors import ContractError, DependencyError
 from feature_repo.contracts.keys import archived_key, change_stream_key, changed_records_key
-from serving.adapters.event_log import MemoryEventLog
+from serving.adapters.memory_event_log import MemoryEventLog
 from serving.adapters.redis_pipe import PipeCaller
 from serving.pipeline.overlay import CatalogueOverlay
 from serving.speed.positions import START, position_number, stream_id_of

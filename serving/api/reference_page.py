@@ -11,7 +11,7 @@ from typing import Any
 
 from feature_repo.contracts.environment import HOME, Environment
 from serving.adapters.decision_log import MemoryDecisionLog
-from serving.adapters.event_log import MemoryEventLog
+from serving.adapters.memory_event_log import MemoryEventLog
 from serving.adapters.online import MemoryOnlineStore
 from serving.main import create_app
 from serving.settings import ServingSettings

@@ -28,8 +28,8 @@ from feature_repo.contracts.packing import (
     session_hash,
 )
 from serving.adapters.decision_log import MemoryDecisionLog
-from serving.adapters.event_log import MemoryEventLog
 from serving.adapters.feast_online import entity_key
+from serving.adapters.memory_event_log import MemoryEventLog
 from serving.adapters.online import SEGMENT_FIELD, SEGMENT_TIME_FIELD, MemoryOnlineStore
 from serving.api import schemas
 from serving.main import create_app

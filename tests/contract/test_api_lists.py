@@ -41,8 +41,8 @@ from feature_repo.contracts.purchase_record import Purchase, pack_purchases
 from feature_repo.contracts.session_record import CartChange
 from feature_repo.contracts.trend_record import TrendTable, pack_trend
 from serving.adapters.decision_log import MemoryDecisionLog
-from serving.adapters.event_log import MemoryEventLog
 from serving.adapters.feast_online import entity_key, feature_field, timestamp_field
+from serving.adapters.memory_event_log import MemoryEventLog
 from serving.api import list_schemas, schemas
 from serving.api.profile_schemas import DecisionResponse, ProfileResponse
 from serving.main import create_app

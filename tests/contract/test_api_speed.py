@@ -25,7 +25,8 @@ from feature_repo.contracts.keys import (
 )
 from feature_repo.contracts.packing import SessionState, unpack_session
 from feature_repo.contracts.tables import table, table_path
-from serving.adapters.event_log import LogEntry, QuarantinedEvent, RedisEventLog
+from serving.adapters.event_log import LogEntry, QuarantinedEvent
+from serving.adapters.redis_event_log import RedisEventLog
 from serving.speed.archiver import EVENTS_TABLE, PAGE_ENTRIES, QUARANTINE_TABLE, Archiver
 from serving.speed.consumer import Consumer
 from serving.speed.delta_archive import DeltaArchive

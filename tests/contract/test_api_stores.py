@@ -22,8 +22,9 @@ from feature_repo.contracts.keys import (
     session_key_v1,
     stream_key,
 )
-from serving.adapters.event_log import EventLog, LogEntry, MemoryEventLog, QuarantinedEvent, RedisEventLog
+from serving.adapters.event_log import EventLog, LogEntry, QuarantinedEvent
 from serving.adapters.feast_online import entity_key
+from serving.adapters.memory_event_log import MemoryEventLog
 from serving.adapters.online import (
     SEGMENT_FIELD,
     SEGMENT_TIME_FIELD,
@@ -32,6 +33,7 @@ from serving.adapters.online import (
     OnlineStore,
     RedisOnlineStore,
 )
+from serving.adapters.redis_event_log import RedisEventLog
 
 TENANT = "shop"
 V1, V2 = "2024-03-08-00000001", "2024-03-09-00000002"

@@ -23,8 +23,9 @@ from feature_repo.contracts.keys import candidates_key, change_stream_key, chang
 from feature_repo.contracts.packing import PackedCandidate, Source, pack_candidates
 from serving.adapters import change_feed
 from serving.adapters.change_feed import Compacted, MemoryChangeFeed, RedisChangeFeed
-from serving.adapters.event_log import MemoryEventLog, RedisEventLog
+from serving.adapters.memory_event_log import MemoryEventLog
 from serving.adapters.online import MemoryOnlineStore
+from serving.adapters.redis_event_log import RedisEventLog
 from serving.main import create_app
 from serving.pipeline.overlay import SERVED_FIELDS
 from serving.settings import ServingSettings

@@ -15,7 +15,7 @@ from deltalake import DeltaTable
 from feature_repo.contracts.changes import DELETE, ITEMS, PATCH, PUT, USERS, Change, check_change
 from feature_repo.contracts.keys import archived_key, change_stream_key, changed_records_key
 from feature_repo.contracts.tables import table, table_path
-from serving.adapters.event_log import RedisEventLog
+from serving.adapters.redis_event_log import RedisEventLog
 from serving.speed import archiver as archiver_module
 from serving.speed.archiver import QUARANTINE_TABLE, Archiver
 from serving.speed.delta_archive import DeltaArchive

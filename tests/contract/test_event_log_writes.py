@@ -13,8 +13,9 @@ import redis
 from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.keys import more_events_key, partition_of, quarantine_stream_key, stream_key
 from feature_repo.contracts.stream_entry import split_entry
-from serving.adapters import event_log
-from serving.adapters.event_log import LogEntry, OverloadedError, QuarantinedEvent, RedisEventLog
+from serving.adapters import log_writes, redis_event_log
+from serving.adapters.event_log import LogEntry, OverloadedError, QuarantinedEvent
+from serving.adapters.redis_event_log import RedisEventLog
 
 TENANT = "shop"
 BAD = QuarantinedEvent(b"{", "unreadable", "", "words")
@@ -58,7 +59,7 @@ class TestGroups:
         self, log: RedisEventLog, redis_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Neighbours of one partition, from several requests; an order, and a line break, stand alone."""
-        monkeypatch.setattr(event_log, "MAX_ENTRY_EVENTS", 3)
+        monkeypatch.setattr(log_writes, "MAX_ENTRY_EVENTS", 3)
         names = "abcdefghij"
         all_entries = {
             name: entry(name, event=b'"%b"' % name.encode())._replace(may_share=name != "c") for name in names
@@ -84,8 +85,8 @@ class TestGroups:
     async def test_a_multi_and_a_group_have_a_bound(
         self, log: RedisEventLog, redis_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(event_log, "MAX_MULTI_EVENTS", 3)
-        monkeypatch.setattr(event_log, "MAX_GROUP_EVENTS", 4)
+        monkeypatch.setattr(log_writes, "MAX_MULTI_EVENTS", 3)
+        monkeypatch.setattr(redis_event_log, "MAX_GROUP_EVENTS", 4)
         with redis.Redis.from_url(redis_url) as client:
             assert await log.append([]) == []
             await log.append([entry("first")])

@@ -36,8 +36,8 @@ from feature_repo.contracts.packing import (
 )
 from feature_repo.contracts.times import from_micros
 from serving.adapters.decision_log import MemoryDecisionLog
-from serving.adapters.event_log import MemoryEventLog
 from serving.adapters.feast_online import entity_key
+from serving.adapters.memory_event_log import MemoryEventLog
 from serving.adapters.online import SEGMENT_FIELD, SEGMENT_TIME_FIELD, MemoryOnlineStore
 from serving.api import hot_slates, rendering
 from serving.api.hot_slates import plain_placements, read_question

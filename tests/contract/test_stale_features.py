@@ -15,8 +15,8 @@ from feature_repo.contracts.feature_table import FEATURE_VIEWS
 from feature_repo.contracts.keys import candidates_key, feature_times_key, pointer_key
 from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED, pack_candidates
 from infra.cli.stack_commands import online_features
-from serving.adapters.event_log import MemoryEventLog
 from serving.adapters.feast_online import entity_key
+from serving.adapters.memory_event_log import MemoryEventLog
 from serving.adapters.online import SEGMENT_FIELD, SEGMENT_TIME_FIELD, RedisOnlineStore
 from serving.main import create_app
 from serving.observability import DEGRADED, STALE_FEATURES

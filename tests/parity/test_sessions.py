@@ -21,7 +21,8 @@ from feature_repo.contracts.events import subject_key
 from feature_repo.contracts.keys import dedup_key, partition_of, session_key
 from feature_repo.contracts.run import PINNED_TABLES
 from feature_repo.contracts.session_record import SessionState, unpack_session
-from serving.adapters.event_log import LogEntry, RedisEventLog
+from serving.adapters.event_log import LogEntry
+from serving.adapters.redis_event_log import RedisEventLog
 from serving.pipeline.session_signals import Evidence
 from serving.speed.archiver import Archiver
 from serving.speed.consumer import Consumer

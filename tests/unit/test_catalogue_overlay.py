@@ -28,7 +28,7 @@ from feature_repo.contracts.errors import ContractError
 from feature_repo.contracts.events import Reason
 from feature_repo.contracts.tables import table
 from serving.adapters.change_feed import CatalogueTail, Compacted, MemoryChangeFeed
-from serving.adapters.event_log import MemoryEventLog
+from serving.adapters.memory_event_log import MemoryEventLog
 from serving.pipeline import overlay as overlay_module
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.filters import SlateFilter

@@ -1,0 +1,197 @@
+"""How a group of requests is written: as MULTIs, each of one slot.
+
+    MULTI  SET dedup:<event_id> <nonce> NX EX 86400  ...  XADD <stream> events, nonces  ...  EXEC
+
+A delivery is a duplicate iff its SET returned nil; its entry is in the stream all the same, with a nonce that is not
+the mark's, and the consumer leaves it out. A crash between write and answer makes a retry a duplicate, never a loss.
+Events that are written together share an entry (`contracts.stream_entry`): an XADD of each would cost as much again as
+its mark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import hiredis
+
+from feature_repo.contracts.errors import DependencyError
+from feature_repo.contracts.keys import (
+    EVENT_PARTITIONS,
+    change_stream_key,
+    dedup_key,
+    more_events_key,
+    partition_of,
+    quarantine_stream_key,
+    quoted,
+    stream_key,
+)
+from feature_repo.contracts.stream_entry import MAX_ENTRY_EVENTS, join_lines
+from serving.adapters.event_log import LogEntry, QuarantinedEvent, Waiter
+from serving.adapters.redis_pipe import Replies, pack
+
+Value = TypeVar("Value")
+
+DEDUP_SECONDS = 86_400
+MAX_MULTI_EVENTS = 500
+"""Events of one MULTI: Redis serves nobody else while it carries one out, about 5 us an event."""
+
+
+@dataclass(slots=True, eq=False)
+class WriteRequest:
+    """What one request wants written, and who waits for it."""
+
+    entries: Sequence[LogEntry]
+    quarantined: Sequence[QuarantinedEvent]
+    event_count: int
+    byte_count: int
+    waiter: Waiter
+    is_new: list[bool]
+    error: DependencyError | None = None
+    changes: Sequence[bytes] = ()
+    positions: list[str] | None = None
+    """Of the changes."""
+
+
+@dataclass(slots=True)
+class Multi:
+    """One MULTI: packed commands and whose they are.
+
+    `marks` has (request, place of the event in it) for each of the SETs, which come first; empty for the quarantine.
+    """
+
+    commands: list[bytes] = field(default_factory=list)
+    requests: list[WriteRequest] = field(default_factory=list)
+    marks: Sequence[tuple[WriteRequest, int]] = ()
+    holds_changes: bool = False
+
+    @property
+    def reply_count(self) -> int:
+        return len(self.commands) + 2
+
+    def packed(self) -> bytes:
+        return _MULTI + b"".join(self.commands) + _EXEC
+
+
+_MULTI, _EXEC = pack("MULTI"), pack("EXEC")
+_SET = (b"*6\r\n$3\r\nSET\r\n$%%d\r\n%%b\r\n$%%d\r\n%%b\r\n$2\r\nNX\r\n$2\r\nEX\r\n$%d\r\n%d\r\n") % (
+    len(str(DEDUP_SECONDS)),
+    DEDUP_SECONDS,
+)
+"""As `pack` would write it: mark and nonce, each with its length."""
+_XADD = b"*7\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n$5\r\nevent\r\n$%d\r\n%b\r\n$5\r\nnonce\r\n$%d\r\n%b\r\n"
+_XADD_SEVERAL = (
+    b"*7\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n$6\r\nevents\r\n$%d\r\n%b\r\n$6\r\nnonces\r\n$%d\r\n%b\r\n"
+)
+"""As `pack` would write them: stream, event(s), nonce(s), each with its length."""
+
+
+class GroupPacker:
+    """Packs the requests of one tenant."""
+
+    def __init__(self, tenant: str) -> None:
+        self._tenant = tenant
+        self._streams = [stream_key(partition, tenant).encode() for partition in range(EVENT_PARTITIONS)]
+        self._more = [more_events_key(stream_key(partition, tenant)) for partition in range(EVENT_PARTITIONS)]
+        self._marks = [dedup_key(partition, "", tenant).encode() for partition in range(EVENT_PARTITIONS)]
+
+    def pack(self, group: Sequence[WriteRequest]) -> list[Multi]:
+        """The group as MULTIs, each of one slot and at most MAX_MULTI_EVENTS events; entries keep their order."""
+        by_partition: list[list[tuple[WriteRequest, int]]] = [[] for _ in range(EVENT_PARTITIONS)]
+        rejected: list[tuple[WriteRequest, QuarantinedEvent]] = []
+        for request in group:
+            for index, entry in enumerate(request.entries):
+                by_partition[partition_of(entry.subject)].append((request, index))
+            if request.quarantined:
+                rejected += [(request, event) for event in request.quarantined]
+        multis = [
+            self._pack_events(partition, some)
+            for partition, events in enumerate(by_partition)
+            for some in _chunks(events, MAX_MULTI_EVENTS)
+        ]
+        quarantine = quarantine_stream_key(self._tenant)
+        for some_rejected in _chunks(rejected, MAX_MULTI_EVENTS):
+            multi = Multi()
+            for request, event in some_rejected:
+                multi.requests.append(request)
+                fields = (
+                    "raw",
+                    event.raw,
+                    "reason",
+                    event.reason,
+                    "field",
+                    event.field,
+                    "detail",
+                    event.detail.encode("utf-8", "replace"),
+                )
+                multi.commands.append(pack("XADD", quarantine, "*", *fields))
+            multis.append(multi)
+        changes = [(request, change) for request in group for change in request.changes]
+        for some_changes in _chunks(changes, MAX_MULTI_EVENTS):
+            multi = Multi(holds_changes=True)
+            for request, change in some_changes:
+                multi.requests.append(request)
+                multi.commands.append(pack("XADD", change_stream_key(self._tenant), "*", "change", change))
+            multis.append(multi)
+        return multis
+
+    def _pack_events(self, partition: int, some: Sequence[tuple[WriteRequest, int]]) -> Multi:
+        """The marks of all, then their entries in the same order."""
+        stream, marks = self._streams[partition], self._marks[partition]
+        size = len(stream)
+        multi = Multi(requests=[request for request, _ in some], marks=some)
+        commands = multi.commands
+        events: list[tuple[bytes, bytes, bool]] = []
+        for request, index in some:
+            _, event_id, nonce_text, event, may_share = request.entries[index]
+            mark = marks + quoted(event_id).encode()
+            nonce = nonce_text.encode()
+            commands.append(_SET % (len(mark), mark, len(nonce), nonce))
+            events.append((event, nonce, may_share))
+        more = 0
+        for run in _runs(events):
+            if len(run) > 1:
+                together, nonces = join_lines([one[0] for one in run]), join_lines([one[1] for one in run])
+                if together is not None and nonces is not None:
+                    commands.append(_XADD_SEVERAL % (size, stream, len(together), together, len(nonces), nonces))
+                    more += len(run) - 1
+                    continue
+            for event, nonce, _ in run:
+                commands.append(_XADD % (size, stream, len(event), event, len(nonce), nonce))
+        if more:
+            commands.append(pack("INCRBY", self._more[partition], more))
+        return multi
+
+
+def settle(multi: Multi, replies: Replies) -> None:
+    """What Redis said about one MULTI: +OK, one +QUEUED for each command, then the results or an error."""
+    results = replies[-1]
+    said = [*replies, *results] if isinstance(results, list) else replies
+    if results is None or hiredis.ReplyError in set(map(type, said)):
+        refused = [reply for reply in said if isinstance(reply, hiredis.ReplyError)]
+        words = str(refused[0]) if refused else "the transaction was discarded"
+        for request in multi.requests:
+            request.error = DependencyError(f"the event log cannot take more: {words}")
+        return
+    for (request, index), result in zip(multi.marks, results, strict=False):
+        request.is_new[index] = result is not None
+    if multi.holds_changes:
+        for request, position in zip(multi.requests, results, strict=True):
+            assert request.positions is not None
+            request.positions.append(position.decode())
+
+
+def _runs(events: Sequence[tuple[bytes, bytes, bool]]) -> Iterator[Sequence[tuple[bytes, bytes, bool]]]:
+    """Those that share a stream entry: neighbours that may. Each is (event, nonce, may_share)."""
+    start = 0
+    for at, (_, _, may_share) in enumerate(events):
+        if at > start and not (may_share and events[start][2] and at - start < MAX_ENTRY_EVENTS):
+            yield events[start:at]
+            start = at
+    if events:
+        yield events[start:]
+
+
+def _chunks(values: Sequence[Value], size: int) -> Iterator[Sequence[Value]]:
+    return (values[at : at + size] for at in range(0, len(values), size))
