@@ -14,7 +14,7 @@ from typing import Any
 from feature_repo.contracts.events import check_event, subject_key
 from feature_repo.contracts.packing import SessionState
 from feature_repo.contracts.times import from_micros
-from serving.speed.session_state import apply_event
+from serving.speed.session_state import fold_event
 
 _FAR = from_micros(4_102_444_800_000_000)  # the year 2100: no event is from the future
 
@@ -74,7 +74,7 @@ class Ledger:
             event, _ = check_event(document, received_at=_FAR)
             assert event is not None
             subject = subject_key(event.get("user_id"), event.get("anonymous_id"))
-            self._states[subject] = apply_event(self._states.get(subject, SessionState()), event)
+            fold_event(self._states.setdefault(subject, SessionState()), event)
             self._replayed.add(event_id)
         return self._states
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
-from copy import deepcopy
 from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -69,15 +68,8 @@ def replay_session(events: Iterable[Mapping[str, Any]]) -> SessionState:
     return state
 
 
-def apply_event(state: SessionState, event: Mapping[str, Any]) -> SessionState:
-    """The state after one checked event (`events.check_event`). The argument stays as it is."""
-    after = deepcopy(state)
-    fold_event(after, event)
-    return after
-
-
 def fold_event(state: SessionState, event: Mapping[str, Any]) -> None:
-    """Let one checked event change `state`. An order counts line by line, in `counts` once.
+    """Let one checked event (`events.check_event`) change `state`. An order counts line by line, in `counts` once.
 
     Kept are the newest 50 events that touched an item and 30 others, 64 changes of the cart, the items bought (200),
     dismissed (200) and shown or touched (100) last, 100 weights of items by day, how often which item was shown on

@@ -27,7 +27,7 @@ from feature_repo.contracts.packing import (
 )
 from feature_repo.contracts.times import from_micros, to_micros
 from serving.speed.bot_guard import BotGuard
-from serving.speed.session_state import apply_event, fold_event
+from serving.speed.session_state import fold_event
 from spark_jobs.models.matrix import build_matrix
 from spark_jobs.models.popularity import Popularity
 from spark_jobs.models.recipes import RECIPES
@@ -324,5 +324,5 @@ def test_nobody_in_the_logs_of_real_shops_is_taken_for_a_bot() -> None:
 
 def test_a_session_record_keeps_both_flags() -> None:
     state = SessionState([SessionEvent(MARCH_8, "view_item", 0, "i")], flags=FLAG_BOT)
-    state = apply_event(state, view(1, consent={"personalize": False}))
+    fold_event(state, view(1, consent={"personalize": False}))
     assert unpack_session(pack_session(state)).flags == FLAG_BOT | FLAG_PERSONALIZE_DENIED
