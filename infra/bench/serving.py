@@ -49,6 +49,8 @@ SIMPLEST_PER_SECOND = 2_500
 """What the baseline must reach by itself on its simplest request: a slow one would flatter us."""
 BARS = {"requests_per_second_per_core": 8.0, "cpu_us_per_request": 1 / 8}
 START_SECONDS = 120.0
+PATIENCE, PATIENCE_MS = "NIGHTJAR_SERVING_ONLINE_TIMEOUT_MS", "200"
+"""All of it shares a machine, and what is measured shall not be the cheap answers of the ladder."""
 _FEATURE_SECONDS = 2
 
 
@@ -75,17 +77,22 @@ class Served:
         *,
         workers: int = 1,
         folder: Path = REPOSITORY,
+        key: str = "",
+        log: Path | None = None,
     ) -> None:
+        """`key`: the API key of what is asked here. `log`: where its own log goes; default: beside ours."""
         self.name = name
         self._redis = server
         everywhere = sorted({*Cores.of_this_machine().worker, *Cores.of_this_machine().others})
-        self._others = cores.others if cores else everywhere
-        self._client = httpx.Client(timeout=60)
+        self.other_cores = cores.others if cores else everywhere
+        self._client = httpx.Client(timeout=60, headers={"Authorization": f"Bearer {key}"} if key else None)
         self.port = free_port()
         words = [word.replace("{port}", str(self.port)) for word in command]
-        self._process = psutil.Popen(
-            words, env=dict(variables), cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
+        with ExitStack() as stack:
+            said = stack.enter_context(log.open("ab")) if log is not None else None
+            self._process = psutil.Popen(
+                words, env=dict(variables), cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said
+            )
         if cores:
             pin(self._process.pid, cores.worker)
             pin(server.process.pid, cores.others)
@@ -93,11 +100,10 @@ class Served:
 
     def measure(self, bodies: Path, *, seconds: int, connections: int) -> Sample:
         """Load it for `seconds`."""
-        store = [psutil.Process(self._redis.process.pid)]
-        worker, server, began = self._cpu_seconds(), cpu_seconds(store), time.monotonic()
-        load = send_load(self.port, bodies, seconds=seconds, connections=connections, cores=self._others)
+        worker, server, began = self.cpu_seconds(), self.redis_cpu_seconds(), time.monotonic()
+        load = send_load(self.port, bodies, seconds=seconds, connections=connections, cores=self.other_cores)
         passed = time.monotonic() - began
-        worker, server = self._cpu_seconds() - worker, cpu_seconds(store) - server
+        worker, server = self.cpu_seconds() - worker, self.redis_cpu_seconds() - server
         requests = max(1, load.requests)
         return Sample(
             load.requests / load.seconds, worker / requests * 1e6, server / requests * 1e6, worker / passed, load
@@ -105,9 +111,14 @@ class Served:
 
     def ask(self, body: Mapping[str, Any]) -> list[str]:
         """The item ids of one answer."""
-        answer = self._client.post(f"http://127.0.0.1:{self.port}/v1/recommendations", json=dict(body))
+        return [item["item_id"] for item in self.post("/v1/recommendations", body)["items"]]
+
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """One answer whole. Raises httpx.HTTPStatusError."""
+        answer = self._client.post(f"http://127.0.0.1:{self.port}{path}", json=dict(body))
         answer.raise_for_status()
-        return [item["item_id"] for item in answer.json()["items"]]
+        found: dict[str, Any] = answer.json()
+        return found
 
     def stop(self) -> None:
         self._client.close()
@@ -120,8 +131,17 @@ class Served:
             self._process.kill()
             self._process.wait()
 
-    def _cpu_seconds(self) -> float:
-        return cpu_seconds([self._process, *self._process.children(recursive=True)])
+    def cpu_seconds(self) -> float:
+        """Processor time of the server's processes so far."""
+        return cpu_seconds([self._process, *self.workers()])
+
+    def redis_cpu_seconds(self) -> float:
+        """That of its Redis."""
+        return cpu_seconds([psutil.Process(self._redis.process.pid)])
+
+    def workers(self) -> list[psutil.Process]:
+        """What the server has started."""
+        return list(self._process.children(recursive=True))
 
     def _wait(self, workers: int) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -174,7 +194,7 @@ def bench_serving(
     cores = Cores.of_this_machine()
     load = write_load(home, "mix", make_requests(mix, shop, None, BODIES, seed))
     with ExitStack() as stack:
-        store, plain, environment = _stores(stack, home, variables)
+        store, plain, environment = bench_stores(stack, home, variables)
         say(f"writing lists and sessions of {shop.people:,} people, twice")
         now_micros = time.time_ns() // 1000
         with redis.Redis.from_url(store.url) as online, redis.Redis.from_url(plain.url) as other:
@@ -183,7 +203,7 @@ def bench_serving(
         catalogue = home / "catalogue.json"
         shop.write_catalogue(catalogue)
         theirs = [sys.executable, "-m", "infra.bench.serving_baseline", "{port}", plain.url, str(catalogue)]
-        nightjar = Served("nightjar", store, _ours(1), environment, cores)
+        nightjar = Served("nightjar", store, our_command(1), environment, cores)
         stack.callback(nightjar.stop)
         baseline = Served("baseline", plain, theirs, environment, cores)
         stack.callback(baseline.stop)
@@ -208,7 +228,7 @@ def bench_serving(
         everybody = len(cores.worker) + len(cores.others) if cores.others != cores.worker else 1
         for server in (store, plain):
             pin(server.process.pid, sorted({*cores.worker, *cores.others}))
-        box = Served("box", store, _ours(everybody), environment, None, workers=everybody)
+        box = Served("box", store, our_command(everybody), environment, None, workers=everybody)
         stack.callback(box.stop)
         box.measure(load, seconds=1, **options)
         for number in range(pairs):
@@ -286,11 +306,12 @@ def _report(
     )
 
 
-def _ours(workers: int) -> list[str]:
+def our_command(workers: int) -> list[str]:
+    """Our server, on the port that stands for `{port}`."""
     return [sys.executable, "-m", "serving", "--port", "{port}", "--workers", str(workers)]
 
 
-def _stores(
+def bench_stores(
     stack: ExitStack, home: Path, variables: Mapping[str, str]
 ) -> tuple[RunningServer, RunningServer, dict[str, str]]:
     """Redis `online` of ours, the baseline's, and the variables of our programs; `log` runs too."""
@@ -302,5 +323,6 @@ def _stores(
         names.HOME: str(home),
         names.REDIS_LOG_URL: log.url,
         names.REDIS_ONLINE_URL: online.url,
+        PATIENCE: PATIENCE_MS,
         MULTIPROCESS_FOLDER: str(home / "metrics"),
     }  # fmt: skip

@@ -23,7 +23,7 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError
 from infra.bench.ingest import Cores
 from infra.bench.report import figure, make_report
-from infra.bench.serving import BODIES, MIX_FILE, Sample, Say, Served, make_requests, words_of
+from infra.bench.serving import BODIES, MIX_FILE, PATIENCE, PATIENCE_MS, Sample, Say, Served, make_requests, words_of
 from infra.bench.serving_shop import BenchShop
 from infra.bench.wrk import require_wrk, write_load
 from infra.local.redis_server import RunningServer
@@ -68,6 +68,7 @@ def bench_regression(
             names.HOME: str(home),
             names.REDIS_LOG_URL: log.url,
             names.REDIS_ONLINE_URL: online.url,
+            PATIENCE: PATIENCE_MS,
         }
         with redis.Redis.from_url(online.url) as client:
             shop.publish(Environment.from_mapping(shared), client, now_micros=time.time_ns() // 1000)

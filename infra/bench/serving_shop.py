@@ -112,6 +112,19 @@ class BenchShop:
 
     def publish(self, environment: Environment, online: redis.Redis, *, now_micros: int) -> str:
         """Bundle, candidates, sessions and pointer, as a night and the consumer write them; the version."""
+        version = self.write_bundle(environment).version()
+        for some in _batches(self.people):
+            with online.pipeline(transaction=False) as pipe:
+                for person in some:
+                    rows = [PackedCandidate(n, s, Source.ALS, reason) for n, s, reason in self.candidates_of(person)]
+                    pipe.set(candidates_key(version, f"u{person}"), pack_candidates(version, rows))
+                pipe.execute()
+        self.put_sessions(online, now_micros=now_micros)
+        online.set(pointer_key(), version)
+        return version
+
+    def write_bundle(self, environment: Environment, *, as_of: str = _AS_OF) -> Manifest:
+        """Items, neighbours and popular lists on disk; the manifest."""
         numbers = range(self.items)
         facts = [self.facts(number) for number in numbers]
         popular = [list(row) for row in self.popular()]
@@ -131,26 +144,25 @@ class BenchShop:
             POPULAR_FILE: json.dumps(lists).encode(),
         }
         manifest = Manifest(
-            as_of=_AS_OF, model="bench", recipe={}, user_count=self.people, item_count=self.items,
+            as_of=as_of, model="bench", recipe={}, user_count=self.people, item_count=self.items,
             candidates_checksum="0" * 16, last_event_at=None,
             files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         )  # fmt: skip
-        version = manifest.version()
-        folder = Path(environment.publications) / DEFAULT_TENANT / version
+        folder = Path(environment.publications) / DEFAULT_TENANT / manifest.version()
         folder.mkdir(parents=True)
         for name, data in {**files, MANIFEST_FILE: manifest.to_json().encode()}.items():
             (folder / name).write_bytes(data)
+        return manifest
+
+    def put_sessions(self, online: redis.Redis, *, now_micros: int) -> None:
+        """A session for everybody, as a user and as a visitor."""
         for some in _batches(self.people):
             with online.pipeline(transaction=False) as pipe:
                 for person in some:
-                    rows = [PackedCandidate(n, s, Source.ALS, reason) for n, s, reason in self.candidates_of(person)]
-                    pipe.set(candidates_key(version, f"u{person}"), pack_candidates(version, rows))
                     record = pack_session(self._state(person, now_micros))
                     pipe.set(session_key(f"u:u{person}"), record)
                     pipe.set(session_key(f"a:a{person}"), record)
                 pipe.execute()
-        online.set(pointer_key(), version)
-        return version
 
     def _state(self, person: int, now_micros: int) -> SessionState:
         hashed = session_hash(f"s{person}")

@@ -1,10 +1,8 @@
 """An open loop of questions whose answers are looked at: are they there, in time, whole, and within the rules?
 
-`python -m infra.bench.steady_load PORT RATE CONNECTIONS KIND KEY RULES` asks until it gets SIGTERM, then prints a
-`Seen` as JSON. Questions leave when they are due, whatever became of earlier ones, and every time is counted from that
-moment. RATE 0 is a closed loop: each connection asks again when it has its answer. KIND is `people` (a mix of known
-users, sessions, exclusions and refusals of personalization; every answer is checked) or `heavy` (the longest answers
-that there are, on the slowest way; only their status is looked at). RULES is the `Rules` as JSON.
+`python -m infra.bench.steady_load PORT RATE CONNECTIONS KEY RULES` asks until it gets SIGTERM, then prints a `Seen` as
+JSON. Questions are a mix of known users, sessions, exclusions and refusals of personalization. They leave when they are
+due, whatever became of earlier ones, and every time is counted from that moment. RULES is the `Rules` as JSON.
 """
 
 from __future__ import annotations
@@ -93,9 +91,9 @@ class _Connection(AnswerConnection):
 class SteadyLoad:
     """One run."""
 
-    def __init__(self, port: int, *, rate: float, connections: int, kind: str, key: str, rules: Rules) -> None:
+    def __init__(self, port: int, *, rate: float, connections: int, key: str, rules: Rules) -> None:
         self._port, self._rate, self._connections = port, rate, connections
-        self._kind, self._rules = kind, rules
+        self._rules = rules
         self._hidden = frozenset(rules.hidden)
         self._head = (
             "POST /v1/recommendations HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -118,9 +116,6 @@ class SteadyLoad:
         began = time.monotonic()
         print(LINE + "started", flush=True)
         while not self._is_over:
-            if not self._rate:
-                await asyncio.sleep(0.05)
-                continue
             now = time.monotonic()
             while (due := began + self._number / self._rate) <= now:
                 self._send(due, now)
@@ -144,10 +139,7 @@ class SteadyLoad:
 
     def release(self, connection: _Connection) -> None:
         """The connection has nothing to do."""
-        if self._rate or self._is_over:
-            self._free.append(connection)
-        else:
-            connection.ask(self._question(time.monotonic()))
+        self._free.append(connection)
 
     def lost(self, connection: _Connection) -> None:
         """The connection has ended."""
@@ -179,9 +171,7 @@ class SteadyLoad:
         excluded: list[str] = []
         is_personal: bool | None = True
         body: dict[str, Any] = {"user_id": f"u{person}", "num_results": RESULTS}
-        if self._kind == "heavy":
-            body |= {"num_results": 100, "explain": True}
-        elif number % 20 == 19:
+        if number % 20 == 19:
             body["consent"], is_personal = {"personalize": False}, False
         elif number % 20 >= 17:
             numbers = [(favourite_of(person) + 7 * rank) % ITEMS for rank in range(5)] + [9, 10]
@@ -206,9 +196,6 @@ class SteadyLoad:
             self._example(f"{status} {body[:200]!r}")
             return
         when = "good" if took <= IN_TIME_SECONDS else "late"
-        if self._kind == "heavy":
-            self._count(question.due, "sent", when)
-            return
         answer = orjson.loads(body)
         if wrong := self._broken_rule(answer, question):
             self._count(question.due, "sent", "unclean")
@@ -253,9 +240,9 @@ def main() -> None:
     """Run it and print what it saw."""
     import uvloop
 
-    port, rate, connections, kind, key, rules = sys.argv[1:]
+    port, rate, connections, key, rules = sys.argv[1:]
     load = SteadyLoad(
-        int(port), rate=float(rate), connections=int(connections), kind=kind, key=key, rules=Rules(**json.loads(rules))
+        int(port), rate=float(rate), connections=int(connections), key=key, rules=Rules(**json.loads(rules))
     )
     print(LINE + json.dumps(uvloop.run(load.run())._asdict()))
 

@@ -12,6 +12,7 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.times import parse_as_of
 from infra.cli.bench_output import JsonOut, Seed, own_home, same_hashes, say, show_disk, show_report
+from infra.cli.limits_command import serving_limits
 from infra.cli.output import ExitCode, out
 
 
@@ -27,6 +28,7 @@ def register(app: typer.Typer) -> None:
     bench.command("session-weights")(session_weights)
     bench.command("ingest")(ingest)
     bench.command("serving")(serving)
+    bench.command("serving-limits")(serving_limits)
     bench.command("regression")(regression)
     bench.command("features")(features)
     bench.command("training")(training)

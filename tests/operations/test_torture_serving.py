@@ -137,7 +137,7 @@ class TestRules:
         }
         answer["items"] = [{"item_id": item} for item in answer["items"]]
         rules = Rules({"a": "i", "b": "j"}, ["i0"], 10)
-        load = SteadyLoad(1, rate=1, connections=1, kind="people", key="", rules=rules)
+        load = SteadyLoad(1, rate=1, connections=1, key="", rules=rules)
         assert load._broken_rule(answer, _Question(b"", 0, frozenset({"i5"}), False)) == wrong
 
 
