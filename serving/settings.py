@@ -13,6 +13,7 @@ from typing import Any
 
 from feature_repo.contracts.errors import DataError, nearest
 from feature_repo.contracts.feature_table import feature_view
+from feature_repo.contracts.session_blend import HALF_LIFE_SECONDS, SESSION_WEIGHT, SESSION_WEIGHT_ALONE
 from serving.adapters.feast_online import USER_VIEW
 from serving.pipeline.values import Tuning
 
@@ -95,12 +96,12 @@ class ServingSettings:
     log_queue_events: int = 20_000
     log_queue_bytes: int = 33_554_432
     trend_refresh_ms: float = 1000.0
-    session_weight: float = 4.0
-    session_weight_alone: float = 10_000.0
+    session_weight: float = SESSION_WEIGHT
+    session_weight_alone: float = SESSION_WEIGHT_ALONE
     session_events: int = 20
     session_gap_seconds: float = 1800.0
     position_decay: float = 0.9
-    half_life_seconds: float = 1800.0
+    half_life_seconds: float = HALF_LIFE_SECONDS
     feature_lag_seconds: float = feature_view(USER_VIEW).fresh_for.total_seconds()
     max_events: int = 1000
     max_body_bytes: int = 2_097_152

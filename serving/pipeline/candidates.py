@@ -7,13 +7,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from feature_repo.contracts.packing import NO_REASON, CandidateRows, Source
+from feature_repo.contracts.session_blend import BELOW, FLOOR, normaliser
 from serving.pipeline.catalogue import Catalogue, RankedList
 from serving.pipeline.values import Person, Pool, RungReport, SlateRequest
-
-BELOW = 0.999
-"""A rung's best item scores this share of the worst item of the rung above, so rungs never mix by themselves."""
-FLOOR = 0.001
-"""The lowest normalised score: zero would lose the order of everything below it."""
 
 NO_VOTES: Mapping[int, float] = MappingProxyType({})
 
@@ -123,17 +119,3 @@ def _rows_of(rows: Sequence[Sequence[Any]], votes: Mapping[int, float]) -> Seque
     if isinstance(rows, RankedList | CandidateRows):
         return rows.of_items(votes)
     return [row for row in rows if row[0] in votes]
-
-
-def normaliser(top: float, last: float) -> Callable[[float], float]:
-    """Scores of a list from `top` down to `last`, divided by the best one; in [FLOOR, 1].
-
-    A list that goes down to zero or below is stretched between its last and its first score instead, so that its order
-    survives; when all are equal, all are 1.
-    """
-    if last > 0:
-        return lambda score: max(score / top, FLOOR)
-    span = top - last
-    if span > 0:
-        return lambda score: max((score - last) / span, FLOOR)
-    return lambda _: 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from feature_repo.contracts.packing import NO_REASON, Source
-from serving.pipeline.candidates import BELOW, normaliser
+from feature_repo.contracts.session_blend import BELOW, normaliser
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.consent import as_allowed
 from serving.pipeline.explain import base_reasons, session_reasons

@@ -14,7 +14,8 @@ from typing import Any
 from feature_repo.contracts.events import subject_key
 from feature_repo.contracts.filter_language import depends_on_request, parse_filter
 from feature_repo.contracts.packing import NO_REASON, SessionEvent, SessionState, Source
-from serving.pipeline.candidates import BELOW, Rung, normaliser
+from feature_repo.contracts.session_blend import BELOW, normaliser
+from serving.pipeline.candidates import Rung
 from serving.pipeline.caps import SlateCaps
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.diversity import DiverseOrder, discounted

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from feature_repo.contracts.events import DISMISSING_TYPES, SESSION_VOTE_WEIGHTS
 from feature_repo.contracts.packing import SessionEvent
+from feature_repo.contracts.session_blend import session_loudness
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.identify import MICROS
 from serving.pipeline.session_index import SessionIndex
@@ -123,14 +124,11 @@ def count_votes(ballots: Sequence[Ballot], refused: Callable[[Mapping[int, float
 
 
 def effective_weight(ballots: Sequence[Ballot], tuning: Tuning, *, beside_own_list: bool = True) -> float:
-    """How loud this session is: session_weight x W / (W + 1), W = sum of its ballots' weights.
-
-    One click speaks at half of the full weight, three at nearly three quarters; without a ballot it is 0. Beside lists
-    that are not the person's own it is session_weight_alone instead of session_weight.
-    """
+    """How loud this session is: `session_loudness` of its ballots' weights. Beside lists that are not the person's own
+    the most is session_weight_alone instead of session_weight."""
     total = sum([ballot.weight for ballot in ballots])
     most = tuning.session_weight if beside_own_list else tuning.session_weight_alone
-    return most * total / (total + 1)
+    return session_loudness(total, most)
 
 
 def score_candidates(

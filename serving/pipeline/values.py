@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from feature_repo.contracts.packing import SessionEvent, SessionState, Source
+from feature_repo.contracts.session_blend import HALF_LIFE_SECONDS, SESSION_WEIGHT, SESSION_WEIGHT_ALONE
 from serving.pipeline.policy import SlatePolicy
 
 Row = tuple[int, float, int, int, int]
@@ -59,12 +60,12 @@ class Person:
 class Tuning:
     """The numbers of the session adjustment; see `serving.settings` for units, defaults and effects."""
 
-    session_weight: float = 4.0
-    session_weight_alone: float = 10_000.0
+    session_weight: float = SESSION_WEIGHT
+    session_weight_alone: float = SESSION_WEIGHT_ALONE
     session_events: int = 20
     session_gap_seconds: float = 1800.0
     position_decay: float = 0.9
-    half_life_seconds: float = 1800.0
+    half_life_seconds: float = HALF_LIFE_SECONDS
 
 
 @dataclass(slots=True)

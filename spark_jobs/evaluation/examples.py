@@ -17,10 +17,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from feature_repo.contracts.times import from_micros
-from spark_jobs.evaluation.full_ranking import rank_unseen
+from spark_jobs.evaluation.full_ranking import Rank
 from spark_jobs.evaluation.split import SLICES, TimeSplit
-from spark_jobs.models.base import InteractionMatrix, Model
-from spark_jobs.models.matrix import histories_of, matrix_rows
 
 PERSONS, LIST_LENGTH, HISTORY_LENGTH = 5, 8, 8
 _SEED = 20_240_229
@@ -41,16 +39,11 @@ def choose_persons(split: TimeSplit) -> NDArray[np.int64]:
     return np.array(sorted(chosen, key=lambda n: (int(split.train_event_counts[n]), n)), dtype=np.int64)
 
 
-def rank_examples(
-    model: Model, matrix: InteractionMatrix, split: TimeSplit, persons: NDArray[np.int64]
-) -> list[list[int]]:
+def rank_examples(rank: Rank, persons: NDArray[np.int64]) -> list[list[int]]:
     """The item numbers that each of `persons` would see, best first."""
     if len(persons) == 0:
         return []
-    rows = matrix_rows(matrix, split.subjects[persons])
-    scores = model.score_block(histories_of(matrix, rows), rows)
-    numbers = rank_unseen(scores, split.seen[persons], LIST_LENGTH)
-    return [[int(n) for n in row if n >= 0] for row in numbers]
+    return [[int(n) for n in row if n >= 0] for row in rank(persons, LIST_LENGTH).numbers]
 
 
 def describe_persons(split: TimeSplit, persons: NDArray[np.int64], *, tenant: str) -> list[dict[str, Any]]:

@@ -6,9 +6,9 @@ Memory: one block of persons x all items at a time. The lists of a block are tur
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,27 +81,50 @@ class ModelEvaluation:
         return means
 
 
-def evaluate(model: Model, matrix: InteractionMatrix, split: TimeSplit, *, ks: Sequence[int] = KS) -> ModelEvaluation:
-    """Rank all items for every test person of the split.
+class Ranked(NamedTuple):
+    """Items of some persons, best first, -1 where there are fewer, none that was closed to them; and how many of the
+    scores behind them were not finite (`ModelEvaluation.non_finite_count`)."""
 
-    `matrix` is what the model was fitted on. A person who has no row there (all their events had no weight in the
-    recipe) is scored on an empty history. Every item of the catalogue is a candidate, also one nobody ever had.
-    """
-    deepest = max(CURVE_DEPTH, *ks)
+    numbers: NDArray[np.int32]
+    non_finite_count: int
+
+
+Rank = Callable[[NDArray[np.int64], int], Ranked]
+"""(places of test persons in the split, how many items) -> their best items."""
+
+
+def ranking_of(model: Model, matrix: InteractionMatrix, split: TimeSplit) -> Rank:
+    """All items of the catalogue, also one nobody ever had, ranked by the model. `matrix` is what it was fitted on; a
+    person who has no row there (all their events had no weight in the recipe) is scored on an empty history."""
     rows = matrix_rows(matrix, split.subjects)
-    item_count = matrix.item_count
+
+    def rank(places: NDArray[np.int64], count: int) -> Ranked:
+        scores = model.score_block(histories_of(matrix, rows[places]), rows[places])
+        non_finite = int((np.isnan(scores) | (scores == np.inf)).sum())
+        return Ranked(rank_unseen(scores, split.seen[places], count), non_finite)
+
+    return rank
+
+
+def evaluate(model: Model, matrix: InteractionMatrix, split: TimeSplit, *, ks: Sequence[int] = KS) -> ModelEvaluation:
+    """What `ranking_of` the model is worth to every test person of the split."""
+    return evaluate_ranking(ranking_of(model, matrix, split), split, ks=ks)
+
+
+def evaluate_ranking(rank: Rank, split: TimeSplit, *, ks: Sequence[int] = KS) -> ModelEvaluation:
+    """Ask for the items of every test person of the split, by blocks, and measure them."""
+    deepest = max(CURVE_DEPTH, *ks)
+    person_count, item_count = split.relevant.shape
     step = max(1, CELLS_PER_BLOCK // max(1, item_count))
-    hits = np.zeros((len(rows), deepest), bool)
+    hits = np.zeros((person_count, deepest), bool)
     exposed = {k: np.zeros(item_count, np.int64) for k in ks}
     non_finite = 0
-    sampled, lists = sampled_persons(len(rows)), np.full((len(rows), K), -1, np.int32)
+    sampled, lists = sampled_persons(person_count), np.full((person_count, K), -1, np.int32)
     began = time.monotonic()
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
-        histories = histories_of(matrix, rows[part])
-        scores = model.score_block(histories, rows[part])
-        non_finite += int((np.isnan(scores) | (scores == np.inf)).sum())
-        numbers = rank_unseen(scores, split.seen[part], deepest)
+    for start in range(0, person_count, step):
+        part = np.arange(start, min(start + step, person_count))
+        numbers, strange = rank(part, deepest)
+        non_finite += strange
         hits[part, : numbers.shape[1]] = is_relevant(numbers, split.relevant[part])
         width = min(K, numbers.shape[1])
         lists[part, :width] = numbers[:, :width]
@@ -114,7 +137,7 @@ def evaluate(model: Model, matrix: InteractionMatrix, split: TimeSplit, *, ks: S
     relevant_counts = np.diff(split.relevant.indptr).astype(np.int64)
     per_user: dict[str, Any] = ranking_metrics(hits, relevant_counts, ks)
     curve = np.empty(0)
-    if len(rows):
+    if person_count:
         curve = (np.cumsum(hits, axis=1) / relevant_counts[:, None]).mean(axis=0)[:CURVE_DEPTH]
     return ModelEvaluation(
         per_user, exposed, split.known_items, non_finite, curve, lists[sampled], found, time.monotonic() - began

@@ -376,13 +376,19 @@ def _comparisons(
     found: list[Mapping[str, Any]] = []
     for one in contestants:
         for reference in references:
-            if one is reference or one is baseline:
-                continue
-            for name in SLICES:
-                inside = np.ones(len(night.slices), bool) if name == "all" else night.slices == name
-                if inside.any():
-                    paired = compare_paired(one.per_user[METRIC][inside], reference.per_user[METRIC][inside])
-                    found.append(_comparison(one.name, reference.name, name, paired))
+            if one is not reference and one is not baseline:
+                found += compare_by_slice(one, reference, night)
+    return found
+
+
+def compare_by_slice(one: Contestant, reference: Contestant, night: Night) -> list[dict[str, Any]]:
+    """The paired difference in NDCG@20, on each slice that has anybody."""
+    found = []
+    for name in SLICES:
+        inside = np.ones(len(night.slices), bool) if name == "all" else night.slices == name
+        if inside.any():
+            paired = compare_paired(one.per_user[METRIC][inside], reference.per_user[METRIC][inside])
+            found.append(_comparison(one.name, reference.name, name, paired))
     return found
 
 

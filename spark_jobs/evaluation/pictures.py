@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INK, _MUTED, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
-_COLOURS = {"popularity": "#8d99a6", "item_knn": "#1f77b4", "als": "#d9541e", "champion": "#6a3d9a"}
+_COLOURS = {
+    "popularity": "#8d99a6",
+    "item_knn": "#1f77b4",
+    "als": "#d9541e",
+    "champion": "#6a3d9a",
+    "with_session": "#14213d",
+}
 _SPARE = ("#2a9d5c", "#b5179e", "#0f9fb5", "#a67c00")
 _STYLE: Any = {
     "figure.dpi": 120,

@@ -34,6 +34,10 @@ def report_markdown(gate: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         for part in (s for s in SLICES if s in model["metrics"]):
             values = (f"{model['metrics'][part][c]:.4f}" for c in COLUMNS)
             lines.append(_row(name, part, f"{test['users_by_slice'][part]:,}", *values))
+    for name, model in evaluation["models"].items():
+        if model.get("beside"):
+            words = f"{name}: not judged, answers that blend the lists of {model['beside']} with the session that asks"
+            lines += ["", f"{words}; {test['users_in_a_session']:,} of {test['users']:,} persons had one."]
     lines += ["", "## Lists", "", _row("model", *LIST_COLUMNS), _row(*["---"] * (1 + len(LIST_COLUMNS)))]
     for name, model in evaluation["models"].items():
         beyond = model.get("beyond_accuracy", {})

@@ -1,7 +1,8 @@
 """The runs of a night in MLflow. Everything is found again by tags, so a retried task goes on with what was made.
 
 Experiment `nightly_recommendations`: one run a night (tag kind=night), in it a run per contestant (kind=model) with the
-recipe as params, the metrics on the test window by slice, and the fitted arrays under `model/`.
+recipe as params, the metrics on the test window by slice, and the fitted arrays under `model/`; and one of what answers
+would be with a session (kind=answers).
 Experiments `als`, `item_knn`, `popularity`, one per model family: a run a night (kind=family), in it a run per trial
 (kind=trial): one recipe, measured on the validation window only. Another tenant's experiments end in `-<tenant>`.
 
@@ -37,7 +38,7 @@ from spark_jobs.models.recipes import flat_recipe, recipe_id
 
 EXPERIMENT = "nightly_recommendations"
 AS_OF_METRIC = "as_of_yyyymmdd"
-NIGHT, MODEL, FAMILY, TRIAL = "night", "model", "family", "trial"
+NIGHT, MODEL, FAMILY, TRIAL, ANSWERS = "night", "model", "family", "trial", "answers"
 """Values of the tag `kind`."""
 
 FAILED_IN, FAILED_BECAUSE = "failed_in", "failed_because"
@@ -153,14 +154,16 @@ def log_model_run(
     tags: Mapping[str, str],
     artifacts: Path | None,
     steps: Steps | None = None,
+    kind: str = MODEL,
 ) -> str:
-    """The nested run of one contestant: its recipe, metrics, the tables it read, its files under `model/`.
+    """The nested run of one contestant: its recipe, metrics, the tables it read, its files under `model/`. `kind`
+    ANSWERS: of what is shown beside the contestants; its files are no model that anybody could publish.
 
     A retry starts the model's run anew (params of a run cannot be changed): the half-done one is deleted.
     """
     with connect(environment) as client:
         experiment = client.get_run(night.run_id).info.experiment_id
-        own = {_RUN_KEY: night.run_key, "model": model, _PARENT: night.run_id, _KIND: MODEL}
+        own = {_RUN_KEY: night.run_key, "model": model, _PARENT: night.run_id, _KIND: kind}
         for old in find_runs(client, experiment, own):
             client.delete_run(old.info.run_id)
         links = {"night_run_id": night.run_id, **_recipe_tags(recipe)}
@@ -171,7 +174,8 @@ def log_model_run(
         client.log_inputs(run_id, datasets=[_dataset_input(t) for t in night.tables])
         if artifacts is not None:
             client.log_artifacts(run_id, str(artifacts), "model")
-            client.log_text(run_id, model_description(run_id, recipe), "model/MLmodel")
+            if kind == MODEL:
+                client.log_text(run_id, model_description(run_id, recipe), "model/MLmodel")
         client.set_terminated(run_id, "FINISHED")
         return run_id
 

@@ -37,6 +37,7 @@ from spark_jobs.evaluation.gate import (
     Contestant,
     Night,
     Thresholds,
+    compare_by_slice,
     judge,
     quality_intervals,
 )
@@ -57,13 +58,15 @@ from spark_jobs.models.blend_model import BLEND
 def main(environment: Environment, run: Run) -> dict[str, Any]:
     """The whole job; returns what gate.json says. Raises GateRefusedError after everything is written and logged."""
     evaluation = read_report(environment, run.run_key, EVALUATION_FILE)
-    contestants, night = read_evaluation(environment, run, evaluation)
+    shown, night = read_evaluation(environment, run, evaluation)
+    contestants = [one for one in shown if is_judged(evaluation["models"][one.name])]
     verdict = judge(contestants, night, read_parameters(Thresholds, run.params))
-    intervals = quality_intervals(contestants, night.slices)
+    intervals = quality_intervals(shown, night.slices)
     report = {
         "as_of": run.as_of, "run_key": run.run_key, "champion": evaluation["champion"], "intervals": intervals,
         **verdict.to_report(),
     }  # fmt: skip
+    report["comparisons"] += compare_beside(shown, evaluation, night)
     if verdict.contestant is not None:
         _verify_files(environment, run, evaluation["models"][verdict.contestant], verdict.contestant)
     write_report(environment, run.run_key, GATE_FILE, report)
@@ -74,7 +77,8 @@ def main(environment: Environment, run: Run) -> dict[str, Any]:
         name: model_card(
             name, evaluation, report, code_version=run.code_version, pins=run.pins, tenant=environment.tenant
         )
-        for name in evaluation["models"]
+        for name, model in evaluation["models"].items()
+        if is_judged(model)
     }
     _log_night(environment, run, evaluation, report, page)
     _log_models(environment, evaluation, intervals, cards)
@@ -101,6 +105,22 @@ def best_challenger(contestants: Sequence[Contestant], night: Night) -> str | No
     there is no other."""
     others = [c for c in contestants if c.name not in (BASELINE, night.champion)]
     return max(others, key=lambda c: (c.quality, c.name)).name if others else None
+
+
+def is_judged(model: Mapping[str, Any]) -> bool:
+    """False of what is shown beside the contestants: answers with a session, say."""
+    return bool(model.get("is_judged", True))
+
+
+def compare_beside(shown: Sequence[Contestant], evaluation: Mapping[str, Any], night: Night) -> list[dict[str, Any]]:
+    """What is shown beside the contestants, against the one that it is to be read beside, on each slice."""
+    by_name = {one.name: one for one in shown}
+    return [
+        found
+        for one in shown
+        if (beside := evaluation["models"][one.name].get("beside")) is not None and len(night.slices)
+        for found in compare_by_slice(one, by_name[beside], night)
+    ]
 
 
 def _log_night(
@@ -140,10 +160,11 @@ def _log_models(
             for metric in (METRIC, RECALL)
             for bound in ("lower", "upper")
         }
-        tags = {"mlflow.note.content": cards[name]}
-        tracking.log_report(
-            environment, model["mlflow_run_id"], files={"model_card.md": cards[name]}, tags=tags, metrics=bounds
-        )
+        card = cards.get(name)
+        files = {"model_card.md": card} if card else {}
+        note = card or f"Answers that blend the lists of `{model['beside']}` with the session that asks: not a model."
+        tags = {"mlflow.note.content": note}
+        tracking.log_report(environment, model["mlflow_run_id"], files=files, tags=tags, metrics=bounds)
 
 
 def _titles(environment: Environment, run: Run, evaluation: Mapping[str, Any]) -> dict[int, str]:
@@ -162,7 +183,7 @@ def _titles(environment: Environment, run: Run, evaluation: Mapping[str, Any]) -
 def read_evaluation(
     environment: Environment, run: Run, evaluation: Mapping[str, Any]
 ) -> tuple[list[Contestant], Night]:
-    """What train_models found, as the gate wants it."""
+    """What train_models found, as the gate wants it: all that is shown, also what is not judged."""
     path = folder_of(environment, run.run_key) / USER_METRICS_FILE
     if not path.is_file():
         raise DataError(f"run {run.run_key!r} has no {USER_METRICS_FILE} yet: {path} does not exist")

@@ -17,6 +17,9 @@ Run params
                      before the test window; default 3. The best enters the comparison. 0: the defaults, untried.
                      Mode and weights of the blend are chosen there too
 
+`with_session` stands below them, of no recipe: what answers would be that blend the best model's lists with the session
+that asks (`evaluation.with_session`). It is measured on the same persons, and is never judged or published.
+
 The champion's recipe is trained beside them when it is none of tonight's: the gate compares recipes on one split. Too
 little data for a test is no error: models are trained, the evaluation says why it is empty, and the gate goes on.
 Everything is a function of the data, the recipes and the seeds in them: run again, it makes the same tables.
@@ -24,8 +27,7 @@ Everything is a function of the data, the recipes and the seeds in them: run aga
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, partial
@@ -35,9 +37,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
+from scipy import sparse
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.run import EVALUATION_FILE, MODELS_FOLDER, USER_METRICS_FILE, Run
@@ -45,24 +47,29 @@ from feature_repo.contracts.tables import table_path
 from feature_repo.contracts.times import format_timestamp, from_micros
 from spark_jobs.evaluation.contestants import choose_contestants, why_no_ranker, with_champion, without_ranker
 from spark_jobs.evaluation.data_profile import profile_interactions
-from spark_jobs.evaluation.examples import choose_persons, describe_persons, rank_examples
-from spark_jobs.evaluation.full_ranking import ModelEvaluation, evaluate
-from spark_jobs.evaluation.further_slices import FurtherSlices, further_slices
-from spark_jobs.evaluation.gate import K, random_recall
+from spark_jobs.evaluation.examples import choose_persons, describe_persons
+from spark_jobs.evaluation.full_ranking import ranking_of
+from spark_jobs.evaluation.further_slices import further_slices
+from spark_jobs.evaluation.gate import METRIC, random_recall
 from spark_jobs.evaluation.list_quality import ListQuality, category_numbers
-from spark_jobs.evaluation.metrics import metric_name
 from spark_jobs.evaluation.parameters import read_parameters
 from spark_jobs.evaluation.split import (
     INTERACTED,
     MAX_TEST_USERS,
-    SLICE_SUFFIX,
     SLICES,
     TEST_DAYS,
     TimeSplit,
     seen_policy,
     split_by_time,
 )
-from spark_jobs.evaluation.trials import Choice
+from spark_jobs.evaluation.with_session import (
+    WITH_SESSION,
+    SessionAnswers,
+    Sessions,
+    fit_session_model,
+    session_row_recipe,
+    sessions_when_asked,
+)
 from spark_jobs.io import registry, tracking
 from spark_jobs.io.delta import overwrite_partitions
 from spark_jobs.io.entity_features import load_entity_features
@@ -72,21 +79,29 @@ from spark_jobs.io.light_delta import read_table as read_light
 from spark_jobs.io.light_delta import version as light_version
 from spark_jobs.io.run_store import folder_of, write_report
 from spark_jobs.jobs.entry import run_job
-from spark_jobs.jobs.resources import Usage, measured
+from spark_jobs.jobs.resources import measured
+from spark_jobs.jobs.trained_models import (
+    Examination,
+    Trained,
+    evaluation_rows,
+    log_family,
+    log_model,
+    write_user_metrics,
+)
 from spark_jobs.models.als import AfterSweep, Sweep
-from spark_jobs.models.artifacts import manifest_digest
 from spark_jobs.models.base import InteractionMatrix
 from spark_jobs.models.blend_model import BLEND
-from spark_jobs.models.entity_features import FeaturesAt
 from spark_jobs.models.factory import Fitted, fit, newest_learned
-from spark_jobs.models.item_content import ItemContent
 from spark_jobs.models.matrix import numbered_interactions
 from spark_jobs.models.night_models import check_models, measure_sizes, plan_models
 from spark_jobs.models.ranker import RANKER
 from spark_jobs.models.recipe_choice import read_choice
-from spark_jobs.models.recipes import recipe_id
+from spark_jobs.models.recipes import default_recipe, recipe_id
 from spark_jobs.models.training_data import TrainingData
 from spark_jobs.session import get_session
+
+IN_A_SESSION = "in a session"
+"""The slice of test persons who had a session running when they came for something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,23 +113,6 @@ class TrainOptions:
     test_days: int = TEST_DAYS
     max_test_users: int = MAX_TEST_USERS
     trials: int = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """One recipe, fitted on the training split and evaluated."""
-
-    recipe: Mapping[str, Any]
-    evaluation: ModelEvaluation
-    folder: Path
-    usage: Usage
-    metrics: Mapping[str, Mapping[str, float]]
-    losses: Sequence[float]
-    examples: Sequence[Sequence[int]]
-    beyond: Mapping[str, float]
-    further: Mapping[str, Mapping[str, float]]
-    learned_until: int | None
-    file_bytes: int
 
 
 def main(environment: Environment, run: Run) -> None:
@@ -180,12 +178,33 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
     persons = choose_persons(split)
     categories = _categories(environment, run, numbers, item_count)
     lists = ListQuality(split, categories=_category_numbers(categories))
-    further = further_slices(split, regions=_regions(environment, run), categories=categories)
-    trained = _train_all(recipes, split, content, persons, folder / MODELS_FOLDER, lists, further, features)
-    _write_user_metrics(folder / USER_METRICS_FILE, split, trained)
+    sessions = sessions_when_asked(met, split)
+    further = further_slices(
+        split, regions=_regions(environment, run), categories=categories, people={IN_A_SESSION: sessions.has_any}
+    )
+    examination = Examination(split, persons, lists, further)
+    data = TrainingData(
+        split.train, item_count=item_count, cut_off=split.test_start, content=content, features=features
+    )
+    trained, best = _train_all(recipes, data, examination, folder / MODELS_FOLDER)
+    left_out = list(program.notes)
+    if why := why_no_sessions(sessions):
+        print(f"left out: {WITH_SESSION}: {why}", flush=True)
+        left_out.append(f"{WITH_SESSION}: {why}")
+    else:
+        trained[WITH_SESSION] = _train_with_session(
+            best,
+            trained[best[0]].learned_until,
+            met,
+            sessions,
+            data,
+            examination,
+            folder / MODELS_FOLDER / WITH_SESSION,
+        )
+    write_user_metrics(folder / USER_METRICS_FILE, split, trained)
     counts = {**_users_by_slice(split), **further.person_counts(split)}
     overwrite_partitions(
-        _evaluation_rows(spark, run, counts, trained), environment, "gold.evaluations", {"as_of": [run.as_of_day]}
+        evaluation_rows(spark, run, counts, trained), environment, "gold.evaluations", {"as_of": [run.as_of_day]}
     )
     examples = [
         {**person, "lists": {name: one.examples[n] for name, one in trained.items()}}
@@ -193,10 +212,10 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
     ]
     seen_counts = np.diff(split.seen.indptr)
     night = tracking.Night(run.run_key, run.mlflow_run_id, run.as_of, reads)
-    models = {name: _log_model(environment, night, name, one, choices.get(name)) for name, one in trained.items()}
+    models = {name: log_model(environment, night, name, one, choices.get(name)) for name, one in trained.items()}
     for name, one in choices.items():
         if name in trained:
-            trials = _log_family(environment, night, name, one, trained[name], models[name]["mlflow_run_id"])
+            trials = log_family(environment, night, name, one, trained[name], models[name]["mlflow_run_id"])
             models[name]["trials"] = trials
     used = trials_usage.metrics("trials")
     tracking.log_report(environment, run.mlflow_run_id, files={}, tags={}, metrics=used, tables=reads)
@@ -215,6 +234,7 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
             "item_count": item_count,
             "known_items": int(split.known_items.sum()),
             "people": sizes.people,
+            "users_in_a_session": int(sessions.has_any.sum()),
             "exclude_seen": policy,
             "random_recall_at_20": random_recall(item_count, seen_counts),
             "last_event_at": format_timestamp(last_event),
@@ -226,7 +246,7 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
         "delta_versions": {r.name: r.version for r in reads},
         "profile": profile_interactions(interactions, item_count=item_count),
         "examples": examples,
-        "left_out": list(program.notes),
+        "left_out": left_out,
         "blend": choices[BLEND].why if BLEND in choices else "no blend was asked for",
         "models": models,
     }
@@ -235,40 +255,39 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
 
 
 def _train_all(
-    recipes: Mapping[str, Mapping[str, Any]],
-    split: TimeSplit,
-    content: ItemContent,
-    persons: NDArray[np.int64],
-    folder: Path,
-    lists: ListQuality,
-    further: FurtherSlices,
-    features: FeaturesAt,
-) -> dict[str, Trained]:
-    """Each contestant, in order. What a blend is made of is fitted once and kept until then."""
-    count = len(split.known_items)
-    data = TrainingData(split.train, item_count=count, cut_off=split.test_start, content=content, features=features)
+    recipes: Mapping[str, Mapping[str, Any]], data: TrainingData, examination: Examination, folder: Path
+) -> tuple[dict[str, Trained], tuple[str, Fitted]]:
+    """Each contestant, in order, and the best of them as it was fitted. What a blend is made of is fitted once and kept
+    until then."""
     parts = {
         recipe_id(part) for recipe in recipes.values() if recipe["model"] == BLEND
         for part in recipe["params"]["parts"].values()
     } | {recipe_id(recipe["params"]["first"]) for recipe in recipes.values() if recipe["model"] == RANKER}  # fmt: skip
     kept: dict[str, Fitted] = {}
-    trained = {}
+    trained: dict[str, Trained] = {}
+    best: tuple[str, Fitted] | None = None
     for name, recipe in recipes.items():
-        trained[name], fitted = _train(recipe, split, data, kept, persons, folder / name, lists, further)
+        trained[name], fitted = _train(recipe, data, kept, examination, folder / name)
         if recipe_id(recipe) in parts:
             kept[recipe_id(recipe)] = fitted
-    return trained
+        if best is None or _rank_of(name, trained[name]) < _rank_of(best[0], trained[best[0]]):
+            best = name, fitted
+    assert best is not None
+    return trained, best
+
+
+def _rank_of(name: str, one: Trained) -> tuple[bool, float, str]:
+    """The smallest is the best: the gate's order, of scores that are finite."""
+    ndcg = one.evaluation.per_user[METRIC]
+    return one.evaluation.non_finite_count > 0, -round(float(ndcg.mean()), 9) if len(ndcg) else 0.0, name
 
 
 def _train(
     recipe: Mapping[str, Any],
-    split: TimeSplit,
     data: TrainingData,
     kept: Mapping[str, Fitted],
-    persons: NDArray[np.int64],
+    examination: Examination,
     folder: Path,
-    lists: ListQuality,
-    further: FurtherSlices,
 ) -> tuple[Trained, Fitted]:
     losses: list[float] = []
 
@@ -280,21 +299,46 @@ def _train(
 
     with measured() as usage:
         fitted = fit(recipe, data, after_sweep=watch, fitted=kept)
-    model, matrix = fitted
-    evaluation = evaluate(model, matrix, split)
+    fitted.model.save(folder)
+    rank = ranking_of(*fitted, examination.split)
+    trained = examination.of(rank, recipe, folder, usage, losses=losses, learned_until=newest_learned(fitted))
+    return trained, fitted
+
+
+def why_no_sessions(sessions: Sessions) -> str:
+    """Why there is nothing to say of answers with a session; empty when there is."""
+    if sessions.has_any.any():
+        return ""
+    return f"none of {len(sessions.starts) - 1:,} test persons had a session running when they came for something"
+
+
+def _train_with_session(
+    base: tuple[str, Fitted],
+    learned_until: int | None,
+    met: pa.Table,
+    sessions: Sessions,
+    data: TrainingData,
+    examination: Examination,
+    folder: Path,
+) -> Trained:
+    """The answers that blend the lists of `base` with the session that asks (`evaluation.with_session`)."""
+    name, fitted = base
+    split = examination.split
+    with measured() as usage:
+        model, choice, newest = fit_session_model(met, split)
+        popular = fit(default_recipe("popularity"), data)
     model.save(folder)
-    metrics = evaluation.by_slice(split.slices)
-    ndcg = metrics.get("all", {}).get("ndcg_at_20")
-    quality = "not evaluated" if ndcg is None else f"NDCG@20 {ndcg:.4f}"
-    print(f"{folder.name}: {quality}; fitted in {usage.wall_seconds:.1f} s", flush=True)
-    return Trained(
-        recipe, evaluation, folder, usage, metrics, losses,
-        examples=rank_examples(model, matrix, split, persons),
-        beyond={**evaluation.beyond_accuracy(), **lists.measure(evaluation.lists)},
-        further=further.measure(evaluation, split),
-        learned_until=newest_learned(fitted),
-        file_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-    ), fitted  # fmt: skip
+    nobody = sparse.csr_matrix((1, data.item_count), dtype=np.float32)
+    answers = SessionAnswers(fitted, split, sessions, model, popular.model.score_block(nobody)[0])
+    known = [moment for moment in (learned_until, newest) if moment is not None]
+    return examination.of(
+        answers.rank,
+        session_row_recipe(name, choice),
+        folder,
+        usage,
+        learned_until=max(known, default=None),
+        beside=name,
+    )
 
 
 def _categories(environment: Environment, run: Run, numbers: pa.Table, item_count: int) -> list[str | None]:
@@ -322,130 +366,6 @@ def _regions(environment: Environment, run: Run) -> dict[str, str]:
 
 def _users_by_slice(split: TimeSplit) -> dict[str, int]:
     return {name: int((split.slices == name).sum()) if name != "all" else len(split.subjects) for name in SLICES}
-
-
-def _write_user_metrics(path: Path, split: TimeSplit, trained: Mapping[str, Trained]) -> None:
-    """One row per contestant and test person."""
-    persons = {
-        "subject_key": split.subjects.tolist(),
-        "slice": split.slices.tolist(),
-        "train_event_count": split.train_event_counts,
-        "test_item_count": np.diff(split.relevant.indptr),
-    }
-    tables = [
-        pa.table({"contestant": [name] * len(split.subjects), **persons, **one.evaluation.per_user})
-        for name, one in trained.items()
-    ]
-    draft = path.with_suffix(".draft")
-    pq.write_table(pa.concat_tables(tables, promote_options="permissive"), draft)
-    draft.replace(path)
-
-
-def _evaluation_rows(
-    spark: SparkSession, run: Run, users: Mapping[str, int], trained: Mapping[str, Trained]
-) -> DataFrame:
-    """gold.evaluations of this as_of; every metric by slice, coverage and concentration over all persons."""
-    rows = []
-    for name, one in trained.items():
-        beyond = one.beyond if users["all"] else {}
-        for part in (*SLICES, *one.further):
-            found = {**one.metrics.get(part, {}), **one.further.get(part, {}), **(beyond if part == "all" else {})}
-            for metric, value in sorted(found.items()):
-                base, _, k = metric.rpartition("_at_")
-                rows.append((name, part, base, int(k), float(value), users[part], run.as_of_day, run.run_key))
-    schema = (
-        "model string, slice string, metric string, k int, value double, user_count bigint, as_of date, run_key string"
-    )
-    return spark.createDataFrame(rows, schema)
-
-
-def _log_model(
-    environment: Environment, night: tracking.Night, name: str, one: Trained, choice: Choice | None
-) -> dict[str, Any]:
-    """Log the nested MLflow run; returns the model's part of evaluation.json."""
-    evaluation, beyond = one.evaluation, dict(one.beyond)
-    validated = choice.validated if choice is not None else None
-    digest = manifest_digest(one.folder)
-    run_id = tracking.log_model_run(
-        environment,
-        night,
-        model=name,
-        recipe=one.recipe,
-        metrics={
-            **flat_metrics(one.metrics), **further_metrics(one.further), **beyond,
-            "fit_seconds": one.usage.wall_seconds, **one.usage.metrics("fit"),
-        },
-        steps=_steps(one),
-        tags={"manifest_sha256": digest, "family": str(one.recipe["model"])},
-        artifacts=one.folder,
-    )  # fmt: skip
-    return {
-        "recipe": dict(one.recipe),
-        "metrics": {part: dict(found) for part, found in one.metrics.items()},
-        "further_slices": {part: dict(found) for part, found in one.further.items()},
-        "beyond_accuracy": beyond,
-        "recall_by_k": [round(float(v), 9) for v in evaluation.recall_by_k],
-        "lorenz_at_20": [round(v, 9) for v in evaluation.lorenz(K)],
-        "non_finite_count": evaluation.non_finite_count,
-        "fit_seconds": round(one.usage.wall_seconds, 3),
-        "score_seconds": round(evaluation.score_seconds, 3),
-        "file_bytes": one.file_bytes,
-        "learned_until": None if one.learned_until is None else format_timestamp(from_micros(one.learned_until)),
-        "validation_ndcg_at_20": None if validated is None else validated.quality,
-        "manifest_sha256": digest,
-        "mlflow_run_id": run_id,
-    }
-
-
-def _log_family(
-    environment: Environment, night: tracking.Night, name: str, choice: Choice, one: Trained, model_run_id: str
-) -> dict[str, Any]:
-    """Log the family's run and its trials; returns how the recipe was chosen, for evaluation.json."""
-    trials = [
-        tracking.LoggedTrial(
-            t.words, t.recipe, {**flat_metrics(t.metrics), "fit_seconds": t.fit_seconds}, n == choice.chosen, t.steps
-        )
-        for n, t in enumerate(choice.trials)
-    ]
-    family_run_id = tracking.log_family_run(
-        environment,
-        night,
-        family=name,
-        recipe=one.recipe,
-        metrics={**flat_metrics(one.metrics), **one.beyond},
-        model_run_id=model_run_id,
-        trials=trials,
-        note=choice.why,
-        steps=_steps(one),
-    )
-    return {
-        "mlflow_run_id": family_run_id,
-        "why": choice.why,
-        "chosen": choice.chosen,
-        "tried": [{"words": t.words, "ndcg_at_20": t.quality} for t in choice.trials],
-    }
-
-
-def flat_metrics(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Metrics by slice as MLflow has them: `ndcg_at_20` over all persons, `ndcg_at_20__lt5` for a slice."""
-    return {f"{metric}{SLICE_SUFFIX[part]}": v for part, found in metrics.items() for metric, v in found.items()}
-
-
-def further_metrics(further: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The recall of further slices by names that MLflow takes: `recall_at_20__region_DE`."""
-    name = metric_name("recall", K)
-    return {f"{name}__{_PLAIN.sub('_', part)}": found[name] for part, found in further.items()}
-
-
-_PLAIN = re.compile(r"[^A-Za-z0-9]+")
-
-
-def _steps(one: Trained) -> dict[str, Sequence[float]]:
-    """Metrics by step: recall by k (the step is k), and the loss by sweep of a model that has sweeps."""
-    steps: dict[str, Sequence[float]] = {"training_loss": one.losses} if one.losses else {}
-    if len(one.evaluation.recall_by_k):
-        steps["recall_by_k"] = [float(v) for v in one.evaluation.recall_by_k]
-    return steps
 
 
 def _read_table(environment: Environment, name: str) -> tracking.ReadTable:

@@ -31,7 +31,7 @@ from spark_jobs.io.interactions import read_interactions
 from spark_jobs.io.item_content import load_content
 from spark_jobs.io.light_delta import days_by_row_count, read_table, version
 from spark_jobs.io.tuning_runs import TuningRuns
-from spark_jobs.jobs.train_models import flat_metrics
+from spark_jobs.jobs.trained_models import flat_metrics
 from spark_jobs.models.item_content import ItemContent
 from spark_jobs.models.matrix import numbered_interactions
 from spark_jobs.models.night_models import measure_sizes, plan_models

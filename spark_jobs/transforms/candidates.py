@@ -98,11 +98,10 @@ def score_block(scoring: Scoring, block: int) -> pa.RecordBatch:
     rows, user_ids = scoring.rows[part], scoring.user_ids[part]
     histories = scoring.histories[rows]
     model = scoring.model
-    told_by = model.first if isinstance(model, Ranker) and model.first is not None else model
+    told_by = who_brought(model)
     said = told_by.score_parts(histories, rows) if isinstance(told_by, Blend) else None
     scores = said.scores if said is not None and told_by is model else model.score_block(histories, rows)
-    if said is None:  # the sum of a blend has no such zero: what it knows nothing of is -inf already
-        scores[scores == 0] = -np.inf
+    silence_zeros(model, scores)
     scores[:, ~scoring.eligible] = -np.inf
     mask_items(scores, scoring.seen[rows])
     numbers, values = top_items(scores, scoring.per_user)
@@ -139,6 +138,18 @@ def score_block(scoring: Scoring, block: int) -> pa.RecordBatch:
         ],
         schema=CANDIDATES_SCHEMA,
     )
+
+
+def who_brought(model: Model) -> Model:
+    """The model that brings the items: of a ranker its first stage."""
+    return model.first if isinstance(model, Ranker) and model.first is not None else model
+
+
+def silence_zeros(model: Model, scores: NDArray[np.float32]) -> None:
+    """Set to -inf, in place, what the model says nothing about. The sum of a blend has no such zero: what it knows
+    nothing of is -inf already."""
+    if not isinstance(who_brought(model), Blend):
+        scores[scores == 0] = -np.inf
 
 
 def _reasons(

@@ -48,7 +48,7 @@ def session_sequences(table: pa.Table, *, item_count: int, cut_off: datetime) ->
     every night. In order of item numbers a model would learn that numbers rise.
     """
     sessions, items, micros = (np.asarray(table[name].combine_chunks()) for name in COLUMNS)
-    order = np.lexsort((items, _scattered(sessions, items), micros, sessions))
+    order = np.lexsort((items, scattered(sessions, items), micros, sessions))
     sessions, items, micros = sessions[order], items[order], micros[order]
     first = np.flatnonzero(np.r_[True, sessions[1:] != sessions[:-1]]) if len(order) else np.empty(0, np.int64)
     lengths = np.diff(np.r_[first, len(order)])
@@ -65,8 +65,8 @@ def session_sequences(table: pa.Table, *, item_count: int, cut_off: datetime) ->
     )
 
 
-def _scattered(sessions: NDArray[np.int64], items: NDArray[np.int32]) -> NDArray[np.uint64]:
-    """64 bits that depend on session and item, and on nothing else."""
+def scattered(sessions: NDArray[np.int64], items: NDArray[np.int32]) -> NDArray[np.uint64]:
+    """64 bits that depend on session and item, and on nothing else: an order of what has none."""
     mixed = sessions.astype(np.uint64) ^ (items.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     return mixed ^ (mixed >> np.uint64(27))

@@ -17,6 +17,7 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DataError, DependencyError, GateRefusedError
 from feature_repo.contracts.run import EVALUATION_FILE, GATE_FILE, MODELS_FOLDER, USER_METRICS_FILE, Run
 from spark_jobs.evaluation.contestants import CHAMPION, with_champion
+from spark_jobs.evaluation.with_session import WITH_SESSION
 from spark_jobs.io import registry, tracking
 from spark_jobs.io.interactions import read_interactions
 from spark_jobs.io.light_delta import read_table as read_light
@@ -66,13 +67,15 @@ def shuffled(events: list[Event]) -> list[Event]:
     return [(s, str(item), kind, day) for (s, _, kind, day), item in zip(events, items, strict=True)]
 
 
-def write_shop(environment: Environment, events: list[Event]) -> None:
+def write_shop(environment: Environment, events: list[Event], *, session_days: float | None = None) -> None:
+    """`session_days`: how long a session lasts; None: there are none."""
     rows = []
     for number, (subject, item, kind, day) in enumerate(events):
         moment = FIRST_DAY + timedelta(days=day)
+        session = None if session_days is None else f"{subject} {day // session_days:.0f}"
         rows.append(
             {"event_id": f"e{number}", "subject_key": subject, "item_id": item, "event_type": kind,
-             "event_timestamp": moment, "event_date": moment.date()}
+             "session_key": session, "event_timestamp": moment, "event_date": moment.date()}
         )  # fmt: skip
     write_rows(environment, "silver.interactions", rows, mode="overwrite")
     numbers = [{"item_id": item, "item_number": n, "first_as_of": FIRST_DAY.date()} for n, item in enumerate(ITEMS)]
@@ -179,13 +182,14 @@ def test_a_night_from_events_to_a_challenger(spark: SparkSession, shop: Environm
 
 
 def test_models_and_their_blend_compete_on_one_slice(spark: SparkSession, shop: Environment) -> None:
-    """Each of them in the tables, in MLflow and before the gate; the next night meets its recipe as the champion."""
-    write_shop(shop, planted_events())
+    """Each of them in the tables, in MLflow and before the gate; the next night meets its recipe as the champion. What
+    answers would be with a session is measured on the same persons, shown beside them, and cannot win."""
+    write_shop(shop, planted_events(), session_days=3.0)
     families = ["popularity", "als", "rp3beta", "sequential_rules"]
     run = open_run(shop, as_of=A_DAY_EARLIER, params={"models": [*families, "blend"]})
     evaluation = train_models(spark, shop, run)
     models = evaluation["models"]
-    assert list(models) == [*families, "blend"]
+    assert list(models) == [*families, "blend", WITH_SESSION]
     assert "is best of" in evaluation["blend"]
     recipe = models["blend"]["recipe"]
     parts = recipe["params"]["parts"]
@@ -204,8 +208,23 @@ def test_models_and_their_blend_compete_on_one_slice(spark: SparkSession, shop: 
     assert all(model["learned_until"] < evaluation["test"]["start"] for model in models.values())
     assert models["blend"]["validation_ndcg_at_20"] > 0
 
+    answers, test = models[WITH_SESSION], evaluation["test"]
+    base = max(sorted([*families, "blend"]), key=lambda name: models[name]["metrics"]["all"]["ndcg_at_20"])
+    assert (answers["beside"], answers["is_judged"]) == (base, False)
+    assert 20 <= test["users_in_a_session"] < test["users"]
+    assert test["users_by_further_slice"]["in a session"] == test["users_in_a_session"]
+    persons = pq.read_table(folder_of(shop, "r1") / USER_METRICS_FILE).to_pandas().set_index("subject_key")
+    own, with_session = (persons[persons["contestant"] == name]["ndcg_at_20"] for name in (base, WITH_SESSION))
+    assert own.index.equals(with_session.index)
+    assert 0 < (own != with_session).sum() <= test["users_in_a_session"], "nobody else's answer changes"
+
     report = judge_models.main(shop, run)
     assert report["verdict"] == "publish"
+    assert report["contestant"] == base
+    assert WITH_SESSION not in {check["model"] for check in report["checks"]}
+    beside = [c for c in report["comparisons"] if WITH_SESSION in (c["model"], c["against"])]
+    assert {(c["model"], c["against"]) for c in beside} == {(WITH_SESSION, base)}
+    assert beside[0]["difference"]["mean"] == pytest.approx((with_session - own).mean())
     judged = {check["name"] for check in report["checks"] if check["model"] == "blend"}
     assert judged >= {"no_future", "plausible", "sound_parts", "size", "fast_enough", "beats_popularity"}
     from mlflow import MlflowClient
@@ -216,6 +235,13 @@ def test_models_and_their_blend_compete_on_one_slice(spark: SparkSession, shop: 
     assert {f"part.{name}" for name in parts} <= set(logged.data.params)
     page = Path(client.download_artifacts(run.mlflow_run_id, "gate/gate.md")).read_text()
     assert "| model | coverage_at_20 | gini_at_20 | novelty_at_20 |" in page
+    assert f"with_session: not judged, answers that blend the lists of {base} with the session that asks" in page
+    beside_run = client.get_run(answers["mlflow_run_id"])
+    assert (beside_run.data.tags["kind"], beside_run.data.params["lists_of"]) == ("answers", base)
+    assert beside_run.data.metrics["ndcg_at_20"] == pytest.approx(with_session.mean())
+    assert beside_run.data.metrics["ndcg_at_20_lower"] < with_session.mean()
+    versions = client.search_model_versions(f"name = '{registry.registered_name(shop)}'")
+    assert beside_run.info.run_id not in {version.run_id for version in versions}
     family = client.get_run(models["blend"]["trials"]["mlflow_run_id"])
     tried = client.search_runs([family.info.experiment_id], "tags.kind = 'trial'")
     assert len(tried) == len(models["blend"]["trials"]["tried"]) >= 2

@@ -10,7 +10,7 @@ import pytest
 from feature_repo.contracts.times import to_micros
 from spark_jobs.evaluation.full_ranking import evaluate
 from spark_jobs.evaluation.further_slices import further_slices
-from spark_jobs.jobs.train_models import further_metrics
+from spark_jobs.jobs.trained_models import further_metrics
 from tests.unit.test_metrics_split import Table, items_of, random_night
 
 AGES = (("items under 13 days", 0, 13), ("items of 13 days", 13, 14), ("items over 30 days", 30, 1_000))

@@ -26,7 +26,8 @@ from feature_repo.contracts.packing import (
     pack_candidates,
     session_hash,
 )
-from serving.pipeline.candidates import Rung, fill_candidates, normaliser
+from feature_repo.contracts.session_blend import normaliser
+from serving.pipeline.candidates import Rung, fill_candidates
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.consent import allows_personalization
 from serving.pipeline.identify import session_events

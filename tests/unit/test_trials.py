@@ -20,7 +20,7 @@ from spark_jobs.evaluation.examples import (
     person_key,
     rank_examples,
 )
-from spark_jobs.evaluation.full_ranking import evaluate
+from spark_jobs.evaluation.full_ranking import evaluate, ranking_of
 from spark_jobs.evaluation.gate import BASELINE, Contestant, quality_intervals
 from spark_jobs.evaluation.intervals import mean_interval
 from spark_jobs.evaluation.metrics import CURVE_DEPTH, gini, lorenz
@@ -212,7 +212,7 @@ def test_examples_show_titles_and_no_person(split: TimeSplit) -> None:
     assert len(persons) == len(set(persons.tolist())) == 5
     assert {"<5", "5-20"} <= set(split.slices[persons])
     model, matrix = fit_recipe(default_recipe("item_knn"), split.train, item_count=ITEMS, cut_off=split.test_start)
-    lists = rank_examples(model, matrix, split, persons)
+    lists = rank_examples(ranking_of(model, matrix, split), persons)
     examples = [
         {**one, "lists": {"item_knn": lists[n]}} for n, one in enumerate(describe_persons(split, persons, tenant="t"))
     ]
