@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 os.environ["TZ"] = "UTC"
 time.tzset()
+os.environ.pop("COLUMNS", None)  # what is printed is as wide as in a pipe, whoever runs the tests
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 settings.register_profile("nightjar", deadline=None)  # a busy machine is no failure
 settings.load_profile("nightjar")

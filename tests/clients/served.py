@@ -75,6 +75,8 @@ class ChaosProxy:
         self.always: Any = "pass"
         self.arrived: list[Arrived] = []
         self.statuses: list[int] = []
+        self._newest = time.monotonic()
+        self._under_way: set[BaseHTTPRequestHandler] = set()
         self._over = threading.Event()
         self._server = _listening(self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -88,6 +90,11 @@ class ChaosProxy:
         self.arrived.clear()
         self.statuses.clear()
 
+    def wait_until_idle(self) -> None:
+        """Until no request is under way and none came for a fifth of a second: a page that closes says good-bye."""
+        self._newest = time.monotonic()
+        wait_for(lambda: not self._under_way and time.monotonic() - self._newest > 0.2, "nobody asks any more")
+
     def stop(self) -> None:
         self._over.set()
         self._server.shutdown()
@@ -96,6 +103,14 @@ class ChaosProxy:
     def _handler(proxy) -> type[BaseHTTPRequestHandler]:  # noqa: N805
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                proxy._under_way.add(self)
+                try:
+                    self._pass_on()
+                finally:
+                    proxy._newest = time.monotonic()
+                    proxy._under_way.discard(self)
+
+            def _pass_on(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 step = "pass"
                 if self.path == EVENTS and self.command == "POST":

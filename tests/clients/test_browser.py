@@ -41,11 +41,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture
-def person(browser: Browser) -> Iterator[Profile]:
+def person(browser: Browser, api: ServedApi) -> Iterator[Profile]:
     """A browser that was never here."""
     profile = browser.new_profile()
     yield profile
     profile.close()
+    api.proxy.forget()
+    api.proxy.wait_until_idle()
 
 
 def write_page(api: ServedApi, path: str = "/", body: str = "", attributes: str = ALL, head: str = "") -> str:
