@@ -53,7 +53,7 @@ PINNED_TABLES = (
     "bronze.events_kafka", "bronze.quarantine_kafka",
     "bronze.events", "bronze.events_import", "bronze.items", "bronze.users", "bronze.quarantine",
     "bronze.quarantine_import", "bronze.item_changes", "bronze.user_changes", "silver.decisions",
-    "gold.user_features", "gold.item_features",
+    "gold.user_features", "gold.item_features", "gold.user_category_features",
 )  # fmt: skip
 """Read by the night and written by others (features of days before: by other nights), so pinned by version. A table
 that does not exist yet is pinned at -1 (empty)."""

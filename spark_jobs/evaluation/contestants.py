@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Any
 
 from feature_repo.contracts.run import Run
@@ -64,7 +64,7 @@ def choose_contestants(
     elif program.may_blend:
         choices[BLEND] = choose_blend(choices, validation)
     if program.may_rank:
-        choices[RANKER] = second_stage(choices)
+        choices[RANKER] = second_stage(choices, by_category=program.by_category)
     for name, choice in choices.items():
         print(f"{name}: {choice.why}", flush=True)
     return choices
@@ -76,10 +76,35 @@ def why_no_ranker(split: TimeSplit, run: Run, features: FeaturesAt) -> str:
         return words
     if len(split.subjects) < LEAST_PEOPLE:
         return f"there are {len(split.subjects)} test persons, and it wants {LEAST_PEOPLE}"
-    label_days = timedelta(days=int(ranker_recipe(default_recipe(FLOOR_PART))["params"]["label_days"]))
-    needed = {moment for end in (split.test_start, run.cut_off) for moment in (end - label_days, end)}
-    missing = [f"{moment:%Y-%m-%d}" for moment in sorted(needed) if features(moment.date()) is None]
+    missing = [f"{day}" for day in _days_read(split, run) if features(day) is None]
     return f"there are no features of {' and '.join(missing)}" if missing else ""
+
+
+def why_no_categories(split: TimeSplit, run: Run, features: FeaturesAt) -> str:
+    """Why a second stage that can be learned cannot read what users did in categories; empty when it can."""
+    found = {day: features(day) for day in _days_read(split, run)}
+    missing = [f"{day}" for day, one in found.items() if one is None or one.by_category is None]
+    return f"there are no features of users by category of {' and '.join(missing)}" if missing else ""
+
+
+def _days_read(split: TimeSplit, run: Run) -> list[date]:
+    """The days whose features are read, tonight's refit included, in order."""
+    label_days = timedelta(days=int(ranker_recipe(default_recipe(FLOOR_PART))["params"]["label_days"]))
+    return sorted({moment.date() for end in (split.test_start, run.cut_off) for moment in (end - label_days, end)})
+
+
+def with_categories(
+    program: Program, live: Mapping[str, Any] | None, why_not: str
+) -> tuple[Program, Mapping[str, Any] | None]:
+    """(the program whose second stage reads what users did in categories, the live recipe); if there is a reason why
+    not, neither reads it, and that is told."""
+    if not why_not:
+        return replace(program, by_category=True), live
+    words = f"ranker goes without what users did in categories: {why_not}"
+    print(words, flush=True)
+    if live is not None and live["model"] == RANKER and live["params"].get("by_category"):
+        live = {**live, "params": {name: v for name, v in live["params"].items() if name != "by_category"}}
+    return replace(program, notes=[*program.notes, words]), live
 
 
 def without_ranker(
@@ -93,11 +118,12 @@ def without_ranker(
     return replace(program, may_rank=False, notes=[*program.notes, f"ranker: {why}"]), live
 
 
-def second_stage(choices: Mapping[str, Choice]) -> Choice:
+def second_stage(choices: Mapping[str, Choice], *, by_category: bool = False) -> Choice:
     """A ranker over the blend, or, where there is none, over what did best on the validation window."""
     blend = choices.get(BLEND)
     if blend is not None and blend.recipe:
-        return Choice(ranker_recipe(blend.recipe), (), None, "a second stage over the blend")
+        return Choice(ranker_recipe(blend.recipe, by_category=by_category), (), None, "a second stage over the blend")
     tried = {name: one.validated.quality for name, one in choices.items() if one.recipe and one.validated is not None}
     name = max(sorted(tried), key=lambda n: tried[n]) if tried else next(iter(choices))
-    return Choice(ranker_recipe(choices[name].recipe), (), None, f"a second stage over {name}")
+    recipe = ranker_recipe(choices[name].recipe, by_category=by_category)
+    return Choice(recipe, (), None, f"a second stage over {name}")

@@ -86,6 +86,18 @@ def records_by_id(
     return records
 
 
+def categories_of_items(environment: Environment, versions: Versions, *, cut_off: datetime) -> dict[str, str | None]:
+    """Item id -> category, of every item that `records_by_id` would find at these versions. Without Spark."""
+    records = light_delta.read_table(
+        environment, TABLE_OF[ITEMS], versions.get(TABLE_OF[ITEMS]), ["item_id", "category"]
+    )
+    found: dict[str, str | None] = dict(zip(*(column.to_pylist() for column in records.columns), strict=True))
+    name = CHANGE_TABLE_OF[ITEMS]
+    changed = light_delta.read_table(environment, name, versions.get(name), ["item_id"])["item_id"].to_pylist()
+    merged = records_by_id(environment, ITEMS, changed, versions, cut_off=cut_off)
+    return {**found, **{item_id: record.get("category") for item_id, record in merged.items()}}
+
+
 def changes_position(environment: Environment, versions: Versions) -> int:
     """Up to which position of the change stream bronze.item_changes is whole at its pinned version; -1: nothing.
 

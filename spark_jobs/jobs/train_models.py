@@ -45,7 +45,14 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.run import EVALUATION_FILE, MODELS_FOLDER, USER_METRICS_FILE, Run
 from feature_repo.contracts.tables import table_path
 from feature_repo.contracts.times import format_timestamp, from_micros
-from spark_jobs.evaluation.contestants import choose_contestants, why_no_ranker, with_champion, without_ranker
+from spark_jobs.evaluation.contestants import (
+    choose_contestants,
+    why_no_categories,
+    why_no_ranker,
+    with_categories,
+    with_champion,
+    without_ranker,
+)
 from spark_jobs.evaluation.data_profile import profile_interactions
 from spark_jobs.evaluation.examples import choose_persons, describe_persons
 from spark_jobs.evaluation.full_ranking import ranking_of
@@ -167,6 +174,8 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
         why = why_no_ranker(split, run, features)
         if why:
             program, live_recipe = without_ranker(program, live_recipe, why)
+        else:
+            program, live_recipe = with_categories(program, live_recipe, why_no_categories(split, run, features))
     with measured() as trials_usage:
         choices = choose_contestants(
             program, split, content, trials=options.trials, test_days=options.test_days, policy=policy

@@ -163,7 +163,9 @@ def _fit_ranker(model: Ranker, recipe: Mapping[str, Any], data: TrainingData, fi
     """Learn on the last days before the cut-off, then take the first stage fitted on everything."""
     first = model.params["first"]
     start = data.cut_off - timedelta(days=int(model.params["label_days"]))
-    then, now = data.features_at(start), data.features_at(data.cut_off)
+    by_category = model.reads_categories
+    then = data.features_at(start, by_category=by_category)
+    now = data.features_at(data.cut_off, by_category=by_category)
     past = fit(first, data.before(start))
     model.learn(past.model, past.matrix, data.since(start, recipe["weights"]), then)
     whole = fitted.get(recipe_id(first)) or fit(first, data, fitted=fitted)
@@ -180,7 +182,8 @@ def remember(model: Model, recipe: Mapping[str, Any], data: TrainingData) -> Int
     elif isinstance(model, Ranker):
         assert model.first is not None
         matrix = remember(model.first, model.params["first"], data)
-        model.assemble(model.first, matrix, data.features_at(data.cut_off))
+        now = data.features_at(data.cut_off, by_category=model.reads_categories)
+        model.assemble(model.first, matrix, now)
     elif isinstance(model, Blend):
         parts = {name: part.model for name, part in model.parts.items()}
         recipes = model.params["parts"]

@@ -99,6 +99,7 @@ class Program:
     blend     the recipe of a blend that somebody chose; None: the night chooses one, if `may_blend`
     notes     why models are left out, in words
     may_rank  whether a second stage over the best of them takes part
+    by_category  whether it reads what users did in the categories of items
     """
 
     recipes: Mapping[str, Mapping[str, Any]]
@@ -106,6 +107,7 @@ class Program:
     blend: Mapping[str, Any] | None = None
     notes: Sequence[str] = ()
     may_rank: bool = False
+    by_category: bool = False
 
 
 def measure_sizes(interactions: pa.Table, *, item_count: int, content: ItemContent | None = None) -> Sizes:

@@ -56,11 +56,12 @@ class Ranker:
         depth          how many of its items are ordered anew
         label_days     length of the window held back to learn from, before the cut-off
         most_people    people to learn from; a seeded sample of more
+        by_category    whether it reads what users did in the categories of items; where it is not said: no
         rounds, leaves, learning_rate, least_rows   of the trees: how many, leaves each, step, rows in a leaf at least
         seed
 
-    Inputs of the trees: score and rank in the first stage, what each of its parts says, and the features of the item
-    and of the user (`EntityFeatures`) at the same instant.
+    Inputs of the trees: score and rank in the first stage, what each of its parts says, and the features of the item,
+    of the user and, with `by_category`, of the user in the item's category (`EntityFeatures`) at the same instant.
     """
 
     name = RANKER
@@ -73,6 +74,10 @@ class Ranker:
         self._features: EntityFeatures | None = None
         self._user_rows: NDArray[np.int64] = np.empty(0, np.int64)
         self._trees: Any = None
+
+    @property
+    def reads_categories(self) -> bool:
+        return bool(self.params.get("by_category", False))
 
     # --- learning ------------------------------------------------------------------------------------------------
 
@@ -99,7 +104,7 @@ class Ranker:
         for start in range(0, len(rows), PEOPLE_PER_BLOCK):
             part = slice(start, start + PEOPLE_PER_BLOCK)
             staged = stage(first, histories_of(matrix, rows[part]), rows[part], int(self.params["depth"]))
-            values, names = with_features(staged, features, user_rows[part])
+            values, names = self._inputs(staged, features, user_rows[part])
             listed = staged.numbers >= 0
             codes = np.arange(len(listed))[:, None] * matrix.item_count + np.maximum(staged.numbers, 0)
             hits = np.isin(codes, _codes(wanted[part])) & listed
@@ -157,13 +162,24 @@ class Ranker:
         user_rows = np.where(rows >= 0, self._user_rows[np.maximum(rows, 0)], nobody) if len(self._user_rows) else (
             np.full(count, nobody)
         )  # fmt: skip
-        values, _ = with_features(staged, features, user_rows)
+        values, _ = self._inputs(staged, features, user_rows)
         listed = staged.numbers >= 0
         second = np.full(staged.scores.shape, -np.inf, np.float32)
         places, ranks = np.nonzero(listed)
         if len(places):
             second[places, staged.numbers[places, ranks]] = self._predict(values[listed])
         return cascade(staged.scores, second, np.isfinite(second))
+
+    def _inputs(
+        self, staged: Staged, features: EntityFeatures, user_rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], list[str]]:
+        values, names = with_features(staged, features, user_rows)
+        if not self.reads_categories:
+            return values, names
+        if features.by_category is None:
+            raise ContractError("the ranker reads features of users by category, and was given none")
+        own = features.by_category.of(user_rows, np.maximum(staged.numbers, 0))
+        return np.concatenate([values, own], axis=2), [*names, *features.by_category.names]
 
     def _whole(self) -> tuple[Model, EntityFeatures]:
         if self.first is None or self._features is None:

@@ -141,9 +141,10 @@ def blend_recipe(
     }
 
 
-def ranker_recipe(first: Mapping[str, Any]) -> dict[str, Any]:
-    """The default recipe of a second stage over this first one."""
-    return {
+def ranker_recipe(first: Mapping[str, Any], *, by_category: bool = False) -> dict[str, Any]:
+    """The default recipe of a second stage over this first one. `by_category`: it also reads what users did in the
+    categories of items."""
+    recipe: dict[str, Any] = {
         "model": "ranker",
         "weights": dict(first["weights"]),
         "half_life_days": first["half_life_days"],
@@ -152,6 +153,9 @@ def ranker_recipe(first: Mapping[str, Any]) -> dict[str, Any]:
             "leaves": 7, "learning_rate": 0.08, "least_rows": 100, "seed": 7,
         },
     }  # fmt: skip
+    if by_category:
+        recipe["params"]["by_category"] = True
+    return recipe
 
 
 def default_sequence_recipe(name: str) -> dict[str, Any]:

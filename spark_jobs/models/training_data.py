@@ -60,13 +60,15 @@ class TrainingData:
         counting = pa.array(sorted(kind for kind, weight in weights.items() if weight > 0), pa.string())
         return rows.filter(pc.and_(inside, pc.is_in(rows["event_type"].cast(pa.string()), value_set=counting)))
 
-    def features_at(self, moment: datetime) -> EntityFeatures:
-        """Raises DataError when there are none of that day, saying how they are made."""
+    def features_at(self, moment: datetime, *, by_category: bool = False) -> EntityFeatures:
+        """Raises DataError when there are none of that day (with `by_category`: or none of users by category), saying
+        how they are made."""
         day = moment.astimezone(UTC).date()
         found = self._features(day) if self._features is not None else None
-        if found is None:
+        if found is None or (by_category and found.by_category is None):
+            which = "features" if found is None else "features of users by category"
             raise DataError(
-                f"there are no features of {day}: the night of that day makes them, or `nightjar run rederive --from "
+                f"there are no {which} of {day}: the night of that day makes them, or `nightjar run rederive --from "
                 f"{day} --to {day + timedelta(days=1)}`",
                 field="features",
             )

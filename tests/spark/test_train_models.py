@@ -380,7 +380,8 @@ def test_a_second_stage_is_learned_where_there_are_features_and_scores_everybody
     """The feature knows to which group a user belongs, which the models see too: it shall work, not win."""
     env = shop._replace(redis_online_url=redis_url)
     write_shop(env, planted_events())
-    write_rows(env, "bronze.items", [{"item_id": item, "is_hidden": False} for item in ITEMS])
+    catalogue = [{"item_id": item, "is_hidden": False, "category": f"g{n % GROUPS}"} for n, item in enumerate(ITEMS)]
+    write_rows(env, "bronze.items", catalogue)
     run = open_run(env, params={"models": "item_knn blend ranker"}, pins={"bronze.items": 0})
     train_models(spark, env, run)
     assert (
@@ -392,14 +393,21 @@ def test_a_second_stage_is_learned_where_there_are_features_and_scores_everybody
         items = [{"item_id": item, "item_view_count_7d": n % GROUPS, **stamped} for n, item in enumerate(ITEMS)]
         write_rows(env, "gold.user_features", users)
         write_rows(env, "gold.item_features", items)
-    run = replace(run, pins={**run.pins, "gold.user_features": 2, "gold.item_features": 2})
+        pairs = [{"user_id": f"{n:03d}", "category": f"g{n % GROUPS}", "user_category_view_count_30d": 9, **stamped}
+                 for n in range(1, USERS)]  # fmt: skip
+        write_rows(env, "gold.user_category_features", pairs)
+    pinned = ("gold.user_features", "gold.item_features", "gold.user_category_features")
+    run = replace(run, pins={**run.pins, **dict.fromkeys(pinned, 2)})
     evaluation = train_models(spark, env, run)
     models = evaluation["models"]
     assert list(models) == ["popularity", "item_knn", "ranker"], "no blend is better than item_knn alone"
     ranker = models["ranker"]
     assert ranker["recipe"]["params"]["first"] == models["item_knn"]["recipe"]
+    assert ranker["recipe"]["params"]["by_category"] is True
     assert ranker["metrics"]["all"]["ndcg_at_20"] > 0.8 * models["item_knn"]["metrics"]["all"]["ndcg_at_20"]
-    assert isinstance(load_model(folder_of(env, run.run_key) / MODELS_FOLDER / "ranker"), Ranker)
+    fitted = load_model(folder_of(env, run.run_key) / MODELS_FOLDER / "ranker")
+    assert isinstance(fitted, Ranker)
+    assert "user_category_view_count_30d" in fitted.text
 
     write_report(env, run.run_key, GATE_FILE, {"recipe": ranker["recipe"]})
     report = score_users(spark, env, run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import sys
 from collections.abc import Mapping
@@ -17,16 +18,24 @@ import pyarrow.compute as pc
 import pytest
 from scipy import sparse
 
+from feature_repo.contracts.changes import PATCH
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DataError
 from feature_repo.contracts.feature_table import FEATURE_VIEWS
+from feature_repo.contracts.run import Run
 from feature_repo.contracts.times import to_micros
-from spark_jobs.evaluation.contestants import second_stage, why_no_ranker, without_ranker
+from spark_jobs.evaluation.contestants import (
+    second_stage,
+    why_no_categories,
+    why_no_ranker,
+    with_categories,
+    without_ranker,
+)
 from spark_jobs.evaluation.full_ranking import evaluate
 from spark_jobs.evaluation.split import TimeSplit, split_by_time
 from spark_jobs.evaluation.trials import Choice, Trial
 from spark_jobs.io.entity_features import load_entity_features
-from spark_jobs.models.entity_features import EntityFeatures
+from spark_jobs.models.entity_features import CategoryFeatures, EntityFeatures
 from spark_jobs.models.factory import Fitted, fit, load_model, newest_learned, remember
 from spark_jobs.models.matrix import histories_of
 from spark_jobs.models.night_models import Program
@@ -208,6 +217,83 @@ def test_over_a_blend_it_reads_what_each_part_says_and_reasons_are_the_blends(sp
     assert (flat["model"], len(str(flat["first"])), flat["depth"]) == ("ranker", 8, 40)
 
 
+class Tastes(Features):
+    """Of users and items nothing but noise; what they did in categories (kinds of items) tells their taste."""
+
+    def __call__(self, day: date) -> EntityFeatures | None:
+        found = super().__call__(day)
+        assert found is not None
+        pairs = [user * 6 + kind for user in range(TOLD) for kind in ((0, 3)[user % 2], 1)]
+        shares = [[0.9], [0.1]] * TOLD
+        values = np.array([*shares, [np.nan]], np.float32)
+        categories = KIND.astype(np.int64)
+        categories[6] = -1
+        by_category = CategoryFeatures(["share"], categories, 6, np.array(pairs, np.int64), values)
+        if day == self.missing_categories:
+            by_category = None
+        noise = np.random.default_rng(day.toordinal()).random((ITEMS, 2)).astype(np.float32)
+        return found._replace(user_values=found.user_values * 0, item_values=noise, by_category=by_category)
+
+    missing_categories: date | None = None
+
+
+def test_what_a_user_did_in_categories_decides(split: TimeSplit, tmp_path: Path) -> None:
+    data = TrainingData(split.train, item_count=ITEMS, cut_off=split.test_start, features=Tastes())
+    without, with_it = (fit(recipe_of(**more), data) for more in ({}, {"by_category": True}))
+    told = split.subjects < f"u:{TOLD:03d}"
+    blind, ranked = (evaluate(*one, split).per_user["ndcg_at_20"][told].mean() for one in (without, with_it))
+    assert ranked > 1.3 * blind
+    model, matrix = with_it
+    assert isinstance(model, Ranker)
+    assert "feature_names=first_score first_rank item_kind item_noise user_taste share\n" in model.text
+    rows = np.arange(20)
+    histories = histories_of(matrix, rows)
+    expected = model.score_block(histories, rows)
+    best = [n for n in np.argsort(-expected[0]).tolist() if n not in histories[0].indices][:3]
+    assert KIND[best].tolist() == [0, 0, 0]
+    assert 6 not in best, "it has no category"
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).score_block(histories, rows), expected)
+    model.save(tmp_path / "ranker")
+    loaded = load_model(tmp_path / "ranker")
+    remember(loaded, recipe_of(by_category=True), data)
+    np.testing.assert_array_equal(loaded.score_block(histories, rows), expected)
+
+
+def test_the_values_of_a_pair_are_found_by_user_and_category() -> None:
+    values = np.array([[1.0], [2.0], [3.0], [np.nan]], np.float32)
+    features = CategoryFeatures(["x"], np.array([1, -1, 0, 1]), 2, np.array([1, 2, 3]), values)
+    found = features.of(np.array([0, 1, 2]), np.array([[0, 1, 2], [0, 2, 3], [0, 1, 2]]))[:, :, 0].tolist()
+    # pairs: user 0 in category 1, user 1 in both; user 2 is nobody; item 1 has no category
+    assert found == [
+        pytest.approx([1.0, np.nan, np.nan], nan_ok=True), [3.0, 2.0, 3.0],
+        pytest.approx([np.nan] * 3, nan_ok=True),
+    ]  # fmt: skip
+
+
+def test_categories_are_read_only_where_all_days_have_them(
+    split: TimeSplit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run: Any = SimpleNamespace(cut_off=CUT_OFF)
+    program = Program({}, True, may_rank=True)
+    features = Tastes()
+    assert why_no_categories(night_split(50), run, features) == ""
+    assert with_categories(program, None, "") == (replace(program, by_category=True), None)
+    features.missing_categories = date(2024, 3, 22)
+    why = why_no_categories(night_split(50), run, features)
+    assert why == "there are no features of users by category of 2024-03-22"
+    live = ranker_recipe(FIRST, by_category=True)
+    found, met = with_categories(program, live, why)
+    assert (found.by_category, met) == (False, ranker_recipe(FIRST))
+    assert found.notes == [f"ranker goes without what users did in categories: {why}"] == [capsys.readouterr().out[:-1]]
+    assert with_categories(program, FIRST, why)[1] == FIRST
+    data = TrainingData(split.train, item_count=ITEMS, cut_off=split.test_start, features=features)
+    with pytest.raises(DataError, match="no features of users by category of 2024-03-22"):
+        fit(recipe_of(by_category=True), data)
+    assert isinstance(fit(recipe_of(), data).model, Ranker), "a recipe that does not ask needs none"
+    singles = {"popularity": Choice(FIRST, (), None, "")}
+    assert second_stage(singles, by_category=True).recipe == ranker_recipe(FIRST, by_category=True)
+
+
 def test_what_cannot_be_learned_is_said(split: TimeSplit) -> None:
     cases = {
         date(2024, 3, 22): r"no features of 2024-03-22.*rederive --from 2024-03-22 --to 2024-03-23",
@@ -349,7 +435,58 @@ def test_features_come_from_the_tables_that_feast_reads(environment: Environment
     again = load_entity_features(environment, numbers, 3, later, day)
     assert again is not None
     assert set(again.user_rows) == {"ü", "v"}
+    assert again.by_category is None, "nobody did anything in a category"
     own = load_entity_features(environment, numbers, 3, make_run(environment, day), day)
     assert own is not None
     assert set(own.user_rows) == {"ü", "v", "after the pin"}, "its own day it has just made"
     assert load_entity_features(environment, numbers, 3, make_run(environment, "2024-03-29"), day) is None
+
+
+def test_features_by_category_are_of_the_day_and_of_the_pinned_version(environment: Environment) -> None:
+    day, later = date(2024, 3, 22), date(2024, 3, 29)
+    users, items, pairs = (FEATURE_VIEWS[n] for n in ("user_features", "item_features", "user_category_features"))
+    share = "user_category_event_share_90d"
+    numbers = pa.table({"item_id": ["b", "a", "c", "d"], "item_number": pa.array([2, 0, 1, 3], pa.int32())})
+    stamped = {"feature_timestamp": utc("2024-03-22"), "as_of": day}
+    write_rows(environment, users.table, [{"user_id": user, **stamped} for user in ("u", "v")])
+    write_rows(environment, items.table, [{"item_id": "a", **stamped}])
+    write_rows(environment, "bronze.items", [
+        {"item_id": "a", "category": "Home > Mugs"}, {"item_id": "b", "category": "Toys"}, {"item_id": "c"},
+        {"item_id": "d", "category": "Toys"},
+    ])  # fmt: skip
+    write_rows(environment, "bronze.item_changes", [
+        {"item_id": item, "operation": PATCH, "fields": json.dumps({"category": category}), "changed_at": utc(moment),
+         "received_at": utc(moment), "source": "test", "source_position": n}
+        for n, (item, category, moment) in enumerate(
+            [("d", "Home > Mugs", "2024-03-21T23:59"), ("a", "Toys", "2024-03-22")]  # the second at the day itself
+        )
+    ])  # fmt: skip
+    write_rows(environment, pairs.table, [
+        {"user_id": "v", "category": "Toys", share: 0.75, **stamped},
+        {"user_id": "u", "category": "Home > Mugs", share: 1.0, **stamped},
+        {"user_id": "v", "category": "Home > Mugs", share: 0.25, **stamped},
+        {"user_id": "gone", "category": "Toys", share: 0.5, **stamped},
+        {"user_id": "u", "category": "Closed", share: 0.5, **stamped},
+        {"user_id": "u", "category": "Toys", share: 0.9, **stamped, "as_of": later},
+    ])  # fmt: skip
+    pins = {users.table: 0, items.table: 0, pairs.table: 0, "bronze.items": 0, "bronze.item_changes": 0}
+
+    def shares(run: Run) -> list[list[float]]:
+        found = load_entity_features(environment, numbers, 4, run, day)
+        assert found is not None
+        assert found.by_category is not None
+        rows = found.rows_of(np.array(["u:u", "u:v", "a:v"]))
+        values = found.by_category.of(rows, np.tile(np.arange(4), (3, 1)))
+        return values[:, :, list(found.by_category.names).index(share)].tolist()
+
+    none = np.nan
+    expected = [[1.0, none, none, 1.0], [0.25, none, 0.75, 0.25], [none] * 4]
+    run = make_run(environment, later, pins=pins)
+    assert shares(run) == [pytest.approx(row, nan_ok=True) for row in expected]
+    write_rows(environment, pairs.table, [{"user_id": "u", "category": "Toys", share: 0.3, **stamped}])
+    assert shares(run) == [pytest.approx(row, nan_ok=True) for row in expected], "it came after the pin"
+    own = make_run(environment, day, pins=pins)  # of its own day it reads what it has just made
+    assert shares(own)[0] == pytest.approx([1.0, none, 0.3, 1.0], nan_ok=True)
+    old = load_entity_features(environment, numbers, 4, replace(run, pins={**pins, pairs.table: -1}), day)
+    assert old is not None
+    assert old.by_category is None
