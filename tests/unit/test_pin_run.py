@@ -81,7 +81,7 @@ def test_a_manual_run_takes_the_day_after_the_last_event(shop: Environment, star
         "bronze.quarantine": -1, "bronze.quarantine_import": -1, "bronze.item_changes": -1, "bronze.user_changes": -1,
         "silver.decisions": -1,
         "bronze.events_kafka": -1, "bronze.quarantine_kafka": -1,
-        "gold.user_features": -1, "gold.item_features": -1,
+        "gold.user_features": -1, "gold.item_features": -1, "gold.user_category_features": -1,
     }  # fmt: skip
     assert run.params == {"test_days": 7}
     [call] = started
