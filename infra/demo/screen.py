@@ -80,6 +80,10 @@ def show_models(console: Console, evaluation: Mapping[str, Any], gate: Mapping[s
         label = f"[bold green]{name} *[/]" if won else name
         table.add_row(label, *slices, *rest, coverage, f"{model['fit_seconds']:.1f}")
     console.print(table)
+    for name, model in models:
+        if model.get("beside"):
+            had = f"{test['users_in_a_session']:,} of {test['users']:,} had one"
+            console.print(f"{name}: {model['beside']}'s lists, blended with the session that asks; {had}. Not judged.")
     console.print(f"The gate says [bold]{gate['verdict']}[/]:")
     for reason in gate["reasons"]:
         console.print(f"- {reason}", markup=False)

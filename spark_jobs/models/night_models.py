@@ -63,8 +63,11 @@ def affordable_models(sizes: Sizes, *, has_repeats: bool) -> tuple[list[str], li
         "rp3beta": sizes.events > WALK_EVENTS
         and f"rp3beta is for up to {WALK_EVENTS:,} events, there are {sizes.events:,}",
         "content": _no_content(sizes),
-        "ranker": sizes.events > ORDERED_EVENTS
-        and f"ranker is for up to {ORDERED_EVENTS:,} events, there are {sizes.events:,}",
+        "ranker": (has_repeats and "ranker orders what is new to a person, and lists may repeat")
+        or (
+            sizes.events > ORDERED_EVENTS
+            and f"ranker is for up to {ORDERED_EVENTS:,} events, there are {sizes.events:,}"
+        ),
         "segment_popularity": sizes.segments < LEAST_SEGMENTS
         and f"segment_popularity wants {LEAST_SEGMENTS} top categories, there are {sizes.segments}",
     }

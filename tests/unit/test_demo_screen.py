@@ -97,6 +97,10 @@ def test_the_winner_is_marked_and_comes_first() -> None:
         ["als", "0.1250", "-", "-", "0.062", "0.500", "-", "-", "0.2"],
     ]
     assert ["-", "item_knn", "wins", "[0.1]"] in lines
+    evaluation["models"]["with_session"] = {**model(0.5), "beside": "item_knn"}
+    evaluation["test"] |= {"users": 30, "users_in_a_session": 4}
+    told = " ".join(printed(screen.show_models, evaluation, gate).split())
+    assert "with_session: item_knn's lists, blended with the session that asks; 4 of 30 had one. Not judged." in told
 
 
 def test_a_claim_that_failed_stands_out() -> None:

@@ -89,6 +89,8 @@ def test_a_small_shop_trains_everything_and_a_large_one_what_it_can_afford() -> 
     ]  # fmt: skip
     again = plan_models((), Sizes(40_000, 2_000, 1_500, 30_000, 900, 40_000, 2), has_repeats=True)
     assert set(again.recipes) - set(small.recipes) == {"repurchase"}
+    assert (again.may_blend, again.may_rank) == (True, False)
+    assert again.notes == ["ranker orders what is new to a person, and lists may repeat"]
 
 
 def test_who_names_models_gets_them_and_the_baseline() -> None:
