@@ -184,6 +184,7 @@ def create_app(
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 50, 1000)
+        gc.enable()  # `serving.worker` starts without it
         yield
         stopping.set()
         await watcher

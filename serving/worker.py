@@ -6,7 +6,13 @@ has taken over, and the worker ends without letting anybody down: connections st
 answered, with `connection: close`.
 """
 
+# ruff: noqa: E402
+
 from __future__ import annotations
+
+import gc
+
+gc.disable()  # until the first answer: what is imported and loaded stays, and to look for garbage in it takes time
 
 import asyncio
 import os

@@ -179,7 +179,7 @@ class BatchRequest(BaseModel):
 
 
 class _Given(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
 
 
 class TrendOut(_Given):

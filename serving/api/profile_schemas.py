@@ -11,7 +11,7 @@ from serving.api.schemas import Freshness
 
 
 class _Given(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
 
 
 class ConsentOut(_Given):

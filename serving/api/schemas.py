@@ -176,7 +176,7 @@ class SimilarRequest(_Taken):
 class _Given(BaseModel):
     """Answers are written by hand (`serving.api.rendering`); these models declare them, and a test holds both equal."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
 
 
 class ReasonOut(_Given):
