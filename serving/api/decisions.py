@@ -141,6 +141,7 @@ def _payload(
     now_micros: int,
     propensities: Sequence[float] = (),
 ) -> bytes:
+    numbers, item_ids, scores, _, _, sources, _ = zip(*items, strict=True) if items else ((),) * 7
     return encode_json(
         {
             "v": DECISION_FORMAT,
@@ -154,10 +155,10 @@ def _payload(
             "level": level,
             "reason": reason,
             "degraded": degraded,
-            "items": [item.item_id for item in items],
-            "numbers": [item.item_number for item in items],
-            "scores": [item.score for item in items],
-            "sources": [int(item.source) for item in items],
+            "items": item_ids,
+            "numbers": numbers,
+            "scores": scores,
+            "sources": sources,
             "rules": (),
             "propensities": propensities or [DETERMINISTIC] * len(items),
             "experiments": (),

@@ -26,11 +26,6 @@ _VIEWED = "because you viewed {title}"
 _WORDS: Mapping[int, str] = {Source.POPULARITY: "popular with everybody", Source.STATIC: "chosen by the shop"}
 
 
-def is_owed_to_session(item_number: int, base: float, vote: float, weight: float, base_slate: Collection[int]) -> bool:
-    """True when the item would not be in the slate without the session's votes, or owes them most of its score."""
-    return vote > 0 and (item_number not in base_slate or weight * vote > base)
-
-
 def session_reasons(item_number: int, ballots: Sequence[Ballot], catalogue: Catalogue) -> tuple[Reason, ...]:
     """The items of the session that voted most for the item, at most two, loudest first; ties by item id.
 
@@ -57,12 +52,17 @@ class SessionReasons:
     def __init__(self, ballots: Sequence[Ballot], catalogue: Catalogue) -> None:
         self._ballots, self._catalogue = ballots, catalogue
         self._voices: list[tuple[float, Mapping[int, float], str, Reason]] | None = None
-        numbers = [ballot.item_number for ballot in ballots]
-        if len(set(numbers)) == len(numbers):
-            self._voices = [
-                (-ballot.weight, ballot.similarities, catalogue.item_id(number), _session_reason(ballot, catalogue))
-                for ballot, number in zip(ballots, numbers, strict=True)
-            ]
+        if len({ballot[1] for ballot in ballots}) == len(ballots):
+            remembered, attributes = catalogue.remember("session reasons"), catalogue.attributes
+            self._voices = []
+            for ballot in ballots:
+                event, number, weight, similarities = ballot
+                found = remembered.get((number, event[1]))
+                if found is not None and found[0] is attributes[number]:
+                    reason: Reason = found[1]
+                else:
+                    reason = _session_reason(ballot, catalogue)
+                self._voices.append((-weight, similarities, catalogue.item_id(number), reason))
 
     def of(self, item_number: int) -> tuple[Reason, ...]:
         """The reasons of one item."""
@@ -73,8 +73,9 @@ class SessionReasons:
             for weight, similarities, item_id, reason in self._voices
             if item_number in similarities
         ]
-        if len(loud) > 1:
-            loud.sort()  # loudest first: loudness is negative here
+        if len(loud) == 1:
+            return (loud[0][2],) if loud[0][0] < 0 else ()
+        loud.sort()  # loudest first: loudness is negative here
         return tuple([reason for loudness, _, reason in loud[:MAX_REASONS] if loudness < 0])
 
 
@@ -151,7 +152,8 @@ def explain_slate(
 ) -> list[SlateItem]:
     """The slate (item numbers, best first) with source and reasons of each item.
 
-    `base_slate` has the item numbers of the slate as it would be without votes.
+    `base_slate` has the item numbers of the slate as it would be without votes: an item that would not be in it, or
+    owes the votes most of its score, is the session's.
     """
     items = []
     of_origin: dict[Origin, tuple[Reason, ...]] = {}
@@ -159,7 +161,7 @@ def explain_slate(
     of_session: SessionReasons | None = None
     for number in slate:
         base, vote = pool.bases.get(number, 0.0), votes.get(number, 0.0)
-        if vote > 0 and is_owed_to_session(number, base, vote, weight, base_slate):
+        if vote > 0 and (number not in base_slate or weight * vote > base):
             if of_session is None:
                 of_session = SessionReasons(ballots, catalogue)
             source, reasons = Source.SESSION, of_session.of(number)

@@ -100,22 +100,40 @@ def silenced_items(session: Sequence[SessionEvent], dismissed: Sequence[str], ca
     return frozenset(catalogue.numbers[item_id] for item_id in {*said_no, *dismissed} if item_id in catalogue.numbers)
 
 
-def count_votes(ballots: Sequence[Ballot], refused: Callable[[Mapping[int, float]], list[int]]) -> dict[int, float]:
+def count_votes(
+    ballots: Sequence[Ballot],
+    refused: Callable[[Mapping[int, float]], list[int]],
+    *,
+    wanted: int | None = None,
+    weight: float = 0.0,
+) -> dict[int, float]:
     """Votes of the eligible items, in [0, 1]: the sum of weight x similarity, divided by the largest such sum.
 
     Only items with a positive sum are in it. Items that may not be shown neither appear nor set the scale.
+    With `wanted`, those are left out that cannot be among so many best by base + `weight` x vote, whatever their bases
+    in [0, 1] are.
     """
     if not ballots:
         return {}
     first = ballots[0].weight
     sums = {number: first * similarity for number, similarity in ballots[0].similarities.items()}
     for ballot in ballots[1:]:
-        weight, so_far = ballot.weight, sums.get
+        loudness = ballot.weight
         for number, similarity in ballot.similarities.items():
-            sums[number] = so_far(number, 0.0) + weight * similarity
+            if number in sums:
+                sums[number] += loudness * similarity
+            else:
+                sums[number] = loudness * similarity
     for number in refused(sums):
         del sums[number]
-    top = max(sums.values(), default=0.0)
+    if wanted is not None and len(sums) > wanted and weight > 0:
+        ranked = sorted(sums.values(), reverse=True)
+        top = ranked[0]
+        least = ranked[wanted - 1] * (1 - 1e-9) - top / weight  # rounding must not take out what ties
+        if least > 0:
+            return {number: total / top for number, total in sums.items() if total >= least}
+    else:
+        top = max(sums.values(), default=0.0)
     if not top > 0:
         return {}
     if min(sums.values()) > 0:

@@ -83,8 +83,11 @@ def build_slate(
     clock.done("session")
 
     refused = eligible.refused if isinstance(eligible, SlateFilter) else refused_by(eligible.admits)
-    votes = count_votes(ballots, refused)
-    weight = effective_weight(ballots, tuning, beside_own_list=bool(person.candidates)) if votes else 0.0
+    weight = effective_weight(ballots, tuning, beside_own_list=bool(person.candidates))
+    all_votes_count = request.explain or request.policy is not None
+    votes = count_votes(ballots, refused, wanted=None if all_votes_count else request.num_results, weight=weight)
+    if not votes:
+        weight = 0.0
     offered = ladder(catalogue, request, person)
     if ruled is not None and not ruled.arranges:
         offered, ruled = ruled.rungs(offered), None

@@ -32,7 +32,7 @@ from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.consent import allows_personalization
 from serving.pipeline.identify import session_events
 from serving.pipeline.order import order_candidates
-from serving.pipeline.score import count_votes, effective_weight, session_ballots
+from serving.pipeline.score import Ballot, count_votes, effective_weight, session_ballots
 from serving.pipeline.similar import similar_items
 from serving.pipeline.slate import build_slate
 from serving.pipeline.values import Person, Row, Slate, SlateRequest, Tuning
@@ -299,6 +299,10 @@ class TestFilters:
         assert answer.filtered[name] == 1
 
 
+STEPS = [0.05, 0.1, 0.3, 0.5, 0.7, 0.9]
+"""Similarities that tie often."""
+
+
 class TestScore:
     def test_ballots_decay_by_position_and_time(self, catalogue: Catalogue) -> None:
         session = [
@@ -327,6 +331,43 @@ class TestScore:
             N["sofa"]: pytest.approx(0.4 / 0.405),
             N["rug"]: pytest.approx(0.09 / 0.405),
         }
+
+    @given(
+        ballots=st.lists(
+            st.tuples(st.sampled_from([0.3, 1.0, 2.0]), st.dictionaries(st.integers(0, 30), st.sampled_from(STEPS))),
+            min_size=1,
+            max_size=4,
+        ),
+        bases=st.dictionaries(st.integers(0, 30), st.sampled_from([0.001, 0.25, 0.5, 1.0])),
+        weight=st.sampled_from([0.5, 2.0, 10_000.0]),
+        wanted=st.integers(1, 6),
+    )
+    @settings(max_examples=300)
+    def test_votes_that_cannot_matter_are_not_worked_out(
+        self,
+        ballots: list[tuple[float, dict[int, float]]],
+        bases: dict[int, float],
+        weight: float,
+        wanted: int,
+    ) -> None:
+        def best(votes: dict[int, float]) -> list[tuple[float, int]]:
+            scored = {n: bases.get(n, 0.0) + weight * votes.get(n, 0.0) for n in {*bases, *votes}}
+            return sorted(((-score, n) for n, score in scored.items() if score > 0))[:wanted]
+
+        cast = [Ballot(event("x", 1), at, loudness, near) for at, (loudness, near) in enumerate(ballots)]
+        some = count_votes(cast, lambda _: [], wanted=wanted, weight=weight)
+        everything = count_votes(cast, lambda _: [])
+        assert some.items() <= everything.items()
+        assert best(some) == best(everything)
+
+    def test_far_behind_is_left_out_and_a_tie_is_not(self) -> None:
+        near = {1: 0.9, 2: 0.8, 3: 0.5, 4: 0.3, 5: 0.299}
+        ballots = [Ballot(event("x", 1), 0, 1.0, near)]
+        # the second best has 0.8; with the best base, 1.0, and a weight of 0.9 / 0.5 an item needs 0.8 - 0.5 = 0.3
+        some = count_votes(ballots, lambda _: [], wanted=2, weight=1.8)
+        assert some == {1: 1.0, 2: 0.8 / 0.9, 3: 0.5 / 0.9, 4: 0.3 / 0.9}
+        assert len(count_votes(ballots, lambda _: [], wanted=5, weight=1.8)) == 5
+        assert len(count_votes(ballots, lambda _: [], wanted=2, weight=1.0)) == 5
 
     def test_a_slate_after_two_clicks(self, catalogue: Catalogue) -> None:
         person = Person(
