@@ -59,6 +59,8 @@ def item_list(items: Sequence[SlateItem], catalogue: Catalogue) -> orjson.Fragme
             digits = f"{score:.6f}".rstrip("0")
             if digits[-1] == ".":
                 digits += "0"
+        elif score == 0:
+            digits = "0.0"
         else:
             digits = _as_json(round(score, 6))
         written.append(f'{parts[1]}{digits},"rank":{rank}{_SOURCES_AS_JSON[source]}{because}{parts[2]}')

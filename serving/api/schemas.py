@@ -18,9 +18,12 @@ from serving.pipeline.policy import MAX_EXPLORATION
 MAX_ASKED_ITEMS = 500
 MAX_RECENT_EVENTS = 50
 MAX_EXCLUDED_ITEMS = 1000
+_MAX_PLAIN_ID = MAX_ID_BYTES // 4  # so many characters have few enough bytes, whichever they are
 
 
 def _check_id(value: str) -> str:
+    if 0 < len(value) <= _MAX_PLAIN_ID and "\x00" not in value:
+        return value
     if not value or "\x00" in value or len(value.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
         raise ValueError(f"an id is a text of 1 to {MAX_ID_BYTES} bytes of UTF-8 without NUL")
     return value
@@ -46,7 +49,9 @@ def _check_moment(value: str | int | float) -> int:
         raise ValueError(str(error)) from error
 
 
-Id = Annotated[str, AfterValidator(_check_id), Field(min_length=1, max_length=MAX_ID_BYTES)]
+Id = Annotated[
+    str, AfterValidator(_check_id), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES})
+]
 FilterText = Annotated[str, AfterValidator(_check_filter), Field(examples=['price < 50 and not tag == "adult"'])]
 AttributeName = Annotated[str, AfterValidator(check_attribute)]
 EventTypeName = Annotated[str, AfterValidator(_check_event_type)]

@@ -62,20 +62,24 @@ def rank_given(
         number = catalogue.numbers.get(item_id)
         if number is None:
             unknown.append(item_id)
-        elif eligible.admits(number):
+        else:
             places[number] = place
+    for number in eligible.refused(places):
+        del places[number]
     clock.done("filter")
 
     bases, origins, rungs = _bases(places, person, catalogue)
     silenced = silenced_items(session, [mark.item_id for mark in person.session.dismissed], catalogue)
     ballots = session_ballots(session, catalogue, tuning, silenced=silenced)
-    votes = count_votes(ballots, lambda numbers: [number for number in numbers if number not in places])
+    votes = count_votes(ballots, lambda numbers: list(numbers.keys() - places.keys()))
     weight = effective_weight(ballots, tuning) if votes else 0.0
     scores = score_candidates(bases, votes, weight, wanted=len(places))
     clock.done("score")
 
-    ordered = sorted(places, key=lambda number: (number in silenced, -scores[number], places[number]))
-    items = []
+    ordered = sorted(places, key=scores.__getitem__, reverse=True)  # of equal scores the first one stays first
+    if silenced:
+        ordered.sort(key=silenced.__contains__)
+    items, item_id_of = [], catalogue.item_ids
     for number in ordered[: request.num_results]:
         base, vote = bases[number], votes.get(number, 0.0)
         by_session = vote > 0 and weight * vote > base
@@ -87,7 +91,8 @@ def rank_given(
             known = number in origins
             reasons = base_reasons(origin, catalogue, request, person) if known else _AS_GIVEN
         source = Source.SESSION if by_session else _SOURCES[origin[0]]
-        items.append(SlateItem(number, catalogue.item_id(number), scores[number], base, vote, source, reasons))
+        one = (number, item_id_of[number], scores[number], base, vote, source, reasons)
+        items.append(tuple.__new__(SlateItem, one))  # what its constructor does, without the call
     for item_id in unknown[: request.num_results - len(items)]:
         items.append(SlateItem(UNKNOWN_ITEM, item_id, 0.0, 0.0, 0.0, Source.GIVEN, ()))
     clock.done("order")
