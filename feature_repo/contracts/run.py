@@ -54,8 +54,9 @@ PINNED_TABLES = (
     "bronze.events", "bronze.events_import", "bronze.items", "bronze.users", "bronze.quarantine",
     "bronze.quarantine_import", "bronze.item_changes", "bronze.user_changes", "silver.decisions",
     "gold.user_features", "gold.item_features", "gold.user_category_features",
+    "gold.candidates", "gold.item_neighbours", "gold.item_factors",
 )  # fmt: skip
-"""Read by the night and written by others (features of days before: by other nights), so pinned by version. A table
+"""Read by the night and written by others (of days before: by other nights), so pinned by version. A table
 that does not exist yet is pinned at -1 (empty)."""
 
 

@@ -1,10 +1,10 @@
 """Refit the winner on everything before as_of, rank items for every active user, and publish the lists.
 
 Reads    run.json, gate.json; silver.interactions, silver.events, gold.item_ids; bronze.items and bronze.users with
-         their changes (pinned)
-Writes   gold.candidates, gold.item_neighbours and gold.session_index (partition as_of), publication.json; when the run
-         publishes also the bundle folder, and the packed rows and purchases of users in Redis `online`, under the keys
-         of a version that nobody serves yet
+         their changes (pinned); what it writes itself of the day before (pinned)
+Writes   gold.candidates, gold.item_neighbours, gold.item_factors and gold.session_index (partition as_of),
+         publication.json; when the run publishes also the bundle folder, and the packed rows and purchases of users in
+         Redis `online`, under the keys of a version that nobody serves yet
 Then     verify_publication reads everything back, flip_version makes it live.
 
 Who is scored: every identified user ("u:" subjects) with at least one interaction. Who denies personalization gets an
@@ -13,6 +13,14 @@ empty list with a flag instead. What is left out of a list, by run param `exclud
     purchased    only items the user bought
     none         nothing
 
+What is made anew, by run param `rescore`:
+    touched      lists of people and neighbours of items that something happened to (`transforms.touched`); the others
+                 are those of the night before. Factorizations begin from its item vectors
+    all          everything, from nothing
+    auto         (default) touched in a large shop, else all
+Everything is made anew as well when the night before left no lists, or made them otherwise (another recipe, say); the
+log and publication.json say which it was, why, and how many lists were scored and kept.
+
 Killed at any point and run again it makes the same lists, the same version, the same bytes under the same keys.
 """
 
@@ -20,6 +28,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -36,45 +45,48 @@ from threadpoolctl import threadpool_limits
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError, DependencyError
-from feature_repo.contracts.events import EventType
 from feature_repo.contracts.publication import PURCHASES_PART, Manifest, candidates_checksum
 from feature_repo.contracts.purchase_record import Purchase
 from feature_repo.contracts.run import GATE_FILE, PUBLICATION_FILE, Run
 from feature_repo.contracts.times import format_timestamp, from_micros
 from spark_jobs.evaluation.session_choice import Choice, choose_session_recipe
-from spark_jobs.evaluation.split import INTERACTED, NONE, seen_policy
+from spark_jobs.evaluation.split import seen_policy
 from spark_jobs.io.bundle import file_hashes, write_bundle
 from spark_jobs.io.catalogue import changes_position, in_run, read_items, read_users
-from spark_jobs.io.delta import overwrite_partitions, read_table
+from spark_jobs.io.delta import overwrite_partitions, read_table, side_by_side
 from spark_jobs.io.entity_features import load_entity_features
 from spark_jobs.io.interactions import known_numbers, read_interactions, read_numbers
 from spark_jobs.io.item_content import load_content
+from spark_jobs.io.item_vectors import Starts, read_starts, write_vectors
+from spark_jobs.io.night_before import day_before, differences, kept_lists, stored_neighbours, untouched_users
 from spark_jobs.io.publication import Publication, candidates_digest, purchases_part
 from spark_jobs.io.run_store import read_report, write_report
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.models.base import InteractionMatrix, Model
 from spark_jobs.models.factory import fit
-from spark_jobs.models.matrix import build_matrix, numbered_interactions
+from spark_jobs.models.matrix import numbered_interactions
 from spark_jobs.models.recipes import SEQUENCE_RECIPES, default_recipe
 from spark_jobs.models.training_data import TrainingData
+from spark_jobs.models.warm_start import item_vectors
 from spark_jobs.session import get_session
 from spark_jobs.transforms.bought_together import baskets_of, together_rows
 from spark_jobs.transforms.bundle_files import (
-    NEIGHBOURS_PER_ITEM,
     bundle_files,
     eligible_items,
     items_json,
-    neighbour_rows,
     popular_json,
 )
 from spark_jobs.transforms.candidates import (
     CANDIDATES_PER_USER,
+    EXPLAINED_PER_USER,
     Scoring,
     denied_candidates,
     denied_users,
     pack_batch,
     score_block,
+    seen_items,
 )
+from spark_jobs.transforms.item_neighbours import NEIGHBOUR_RULES, Neighbours, item_neighbours, neighbour_table
 from spark_jobs.transforms.purchases import purchases_of_users
 from spark_jobs.transforms.session_index import (
     fit_session_index,
@@ -82,6 +94,16 @@ from spark_jobs.transforms.session_index import (
     session_index_table,
     session_sequences,
     sessions_of,
+)
+from spark_jobs.transforms.touched import (
+    TOUCHED,
+    Decision,
+    Untouched,
+    decide,
+    history_digests,
+    item_digests,
+    made_by,
+    rescore_asked,
 )
 
 SCORING_PARTITIONS = 8
@@ -106,7 +128,7 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
     recipe = read_report(environment, run.run_key, GATE_FILE).get("recipe")
     if not recipe:
         raise DataError(f"{GATE_FILE} of run {run.run_key!r} lets no recipe through: there is nothing to publish")
-    policy = seen_policy(run.params)
+    policy, rescore = seen_policy(run.params), rescore_asked(run.params)
     if run.publishes:
         Publication(environment.redis_online_url, environment.tenant).served_version()  # fail now, not in an hour
 
@@ -120,8 +142,26 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
     content = load_content(environment, run.pins, numbers, item_count=item_count)
     features = partial(load_entity_features, environment, numbers, item_count, run)
     data = TrainingData(interactions, item_count=item_count, cut_off=run.cut_off, content=content, features=features)
-    model, matrix = fit(recipe, data)
-    tell(f"refitted {recipe['model']} on {interactions.num_rows:,} interactions of {len(matrix.subjects):,} subjects")
+    histories = history_digests(interactions)
+    rules = f"exclude_seen {policy}, {CANDIDATES_PER_USER} long, {EXPLAINED_PER_USER} explained"
+    made = made_by(recipe, rules, every_number, item_count=item_count)
+    decision = decide(
+        rescore,
+        differences(environment, run, made, every_number),
+        day=day_before(run),
+        people=int(np.char.startswith(histories.keys, "u:").sum()),
+    )
+    keeps = decision.rescore == TOUCHED
+    tell(f"rescores {decision.rescore}: {decision.why}")
+
+    starts = read_starts(environment, run, item_count=item_count) if keeps else Starts({}, {})
+    model, matrix = fit(recipe, data, starts=starts.vectors)
+    learned = item_vectors(model, recipe)
+    warm = sorted(learned.keys() & starts.vectors.keys())
+    tell(
+        f"refitted {recipe['model']} on {interactions.num_rows:,} interactions of {len(matrix.subjects):,} subjects"
+        + (f", {len(warm)} of {len(learned)} factorizations from yesterday's vectors" if keeps else "")
+    )
 
     users = read_users(spark, environment, in_run(run.pins))
     catalogue = read_items(spark, environment, in_run(run.pins), cut_off=run.cut_off)
@@ -130,13 +170,20 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
     silver_events = read_table(spark, environment, "silver.events")
     denied = sorted(denied_users(users, silver_events, cut_off=run.cut_off).toArrow()["user_id"].to_pylist())
     scoring = _scoring(model, matrix, seen_items(matrix, interactions, policy, run.cut_off), eligible, denied, run)
-    candidates = write_candidates(spark, environment, run, scoring, denied)
-    tell(f"ranked {int(eligible.sum()):,} eligible of {item_count:,} items for {len(scoring.rows):,} users")
+    scoring = replace(scoring, made_by=made.to_json(), digests=histories.of(_subjects(scoring.user_ids)))
+    kept = untouched_users(environment, run, scoring) if keeps else Untouched(scoring.user_ids[:0], {})
+    scoring = scoring.without(kept.keys)
+    candidates = write_candidates(spark, environment, run, scoring, denied, kept.keys)
+    tell(
+        f"ranked {int(eligible.sum()):,} eligible of {item_count:,} items for {len(scoring.rows):,} users, "
+        f"kept {len(kept.keys):,} lists"
+    )
 
-    knn = fit(default_recipe("item_knn"), data).model
-    neighbours = neighbour_rows(knn, eligible, count=NEIGHBOURS_PER_ITEM)
-    write_neighbours(spark, environment, run, neighbours)
-    tell(f"{sum(map(len, neighbours)):,} neighbours of {sum(map(bool, neighbours)):,} items")
+    near = write_neighbours_and_vectors(
+        spark, environment, run, data, eligible, every_number, learned, starts, decision
+    )
+    neighbours = near.rows
+    tell(f"{sum(map(len, neighbours)):,} neighbours of {sum(map(bool, neighbours)):,} items, {near.kept:,} rows kept")
 
     session_index, choice = build_session_index(spark, environment, run, known, eligible)
     tell(f"session index of {len(session_index):,} bytes: {choice.manner}, asked {choice.questions:,} of the newest")
@@ -159,56 +206,69 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
         )  # fmt: skip
         report["session_model"] = {**choice.recipe, "manner": choice.manner, "reached": choice.reached}
         tell(f"published {report['version']}: {report['user_count']:,} users, {report['row_count']:,} rows")
+    report["rescore"] = {
+        "rescore": decision.rescore, "why": decision.why,
+        "users": {
+            "scored": len(scoring.rows), "kept": len(kept.keys), "denied": len(denied), "touched": dict(kept.touched),
+        },
+        "items": {"scored": item_count - near.kept, "kept": near.kept, "touched": dict(near.touched)},
+        "warm_starts": warm,
+    }  # fmt: skip
     write_report(environment, run.run_key, PUBLICATION_FILE, report)
     return report
 
 
-def seen_items(matrix: InteractionMatrix, interactions: pa.Table, policy: str, cut_off: datetime) -> sparse.csr_matrix:
-    """What each row of `matrix` must not be offered again, by policy; only the pattern counts."""
-    if policy == INTERACTED:
-        return matrix.preference
-    if policy == NONE:
-        return sparse.csr_matrix(matrix.preference.shape, dtype=np.float32)
-    bought = build_matrix(
-        interactions, item_count=matrix.item_count, weights={EventType.PURCHASE.value: 1.0}, half_life_days=None,
-        cut_off=cut_off,
-    )  # fmt: skip
-    known = np.isin(bought.subjects, matrix.subjects)
-    rows = np.searchsorted(matrix.subjects, bought.subjects[known])
-    pairs = bought.preference[np.flatnonzero(known)].tocoo()
-    return sparse.csr_matrix((pairs.data, (rows[pairs.row], pairs.col)), shape=matrix.preference.shape)
-
-
 def write_candidates(
-    spark: SparkSession, environment: Environment, run: Run, scoring: Scoring, denied: list[str]
+    spark: SparkSession,
+    environment: Environment,
+    run: Run,
+    scoring: Scoring,
+    denied: list[str],
+    kept: NDArray[np.str_] | None = None,
 ) -> DataFrame:
-    """Score by blocks in the executors into gold.candidates; returns this as_of's rows as they now lie in Delta."""
+    """Score by blocks in the executors into gold.candidates, beside the lists of the night before that are `kept`;
+    returns this as_of's rows as they now lie in Delta."""
     shared = spark.sparkContext.broadcast(scoring)
     blocks = spark.range(0, scoring.block_count, 1, min(SCORING_PARTITIONS, max(1, scoring.block_count)))
     schema = read_table(spark, environment, "gold.candidates", -1).schema
     scored = blocks.mapInArrow(_score_blocks(shared), schema)
     refused = spark.createDataFrame(denied_candidates(denied, run.as_of_day), schema)
-    overwrite_partitions(scored.unionByName(refused), environment, "gold.candidates", {"as_of": [run.as_of_day]})
+    rows = scored.unionByName(refused)
+    if kept is not None and len(kept):
+        rows = rows.unionByName(kept_lists(spark, environment, run, kept, str(scoring.made_by)))
+    overwrite_partitions(rows, environment, "gold.candidates", {"as_of": [run.as_of_day]})
     shared.destroy()
     return read_table(spark, environment, "gold.candidates").where(F.col("as_of") == F.lit(run.as_of_day))
 
 
-def write_neighbours(
-    spark: SparkSession, environment: Environment, run: Run, neighbours: list[list[tuple[int, float]]]
-) -> None:
-    """gold.item_neighbours of this as_of: one row for every item that has neighbours."""
-    known = [(number, row) for number, row in enumerate(neighbours) if row]
-    table = pa.table(
-        {
-            "item_number": pa.array([number for number, _ in known], pa.int32()),
-            "neighbour_numbers": pa.array([[n for n, _ in row] for _, row in known], pa.list_(pa.int32())),
-            "similarities": pa.array([[s for _, s in row] for _, row in known], pa.list_(pa.float32())),
-            "as_of": pa.array([run.as_of_day] * len(known), pa.date32()),
-        }
-    )
+def write_neighbours_and_vectors(
+    spark: SparkSession,
+    environment: Environment,
+    run: Run,
+    data: TrainingData,
+    eligible: NDArray[np.bool_],
+    every_number: pa.Table,
+    learned: Mapping[str, NDArray[np.float32]],
+    starts: Starts,
+    decision: Decision,
+) -> Neighbours:
+    """gold.item_neighbours and gold.item_factors of this as_of; returns the neighbours."""
+    recipe = default_recipe("item_knn")
+    made = made_by(recipe, NEIGHBOUR_RULES, every_number, item_count=len(eligible))
+    keeps = decision.rescore == TOUCHED
+    stored = stored_neighbours(environment, run if keeps else replace(run, pins={}), made, every_number)
+    digests = item_digests(data.interactions)
+    found = item_neighbours(recipe["params"], data.matrix(recipe), eligible, digests, stored, as_of=run.as_of_day)
+    table = neighbour_table(found, digests, made_by=made.to_json(), as_of=run.as_of_day)
     schema = read_table(spark, environment, "gold.item_neighbours", -1).schema
-    frame = spark.createDataFrame(table, schema)
-    overwrite_partitions(frame, environment, "gold.item_neighbours", {"as_of": [run.as_of_day]})
+    partition = {"as_of": [run.as_of_day]}
+    side_by_side(
+        lambda: overwrite_partitions(
+            spark.createDataFrame(table, schema), environment, "gold.item_neighbours", partition
+        ),
+        lambda: write_vectors(spark, environment, run, learned, starts),
+    )
+    return found
 
 
 def build_session_index(
@@ -303,6 +363,10 @@ def _scoring(
         model=model, user_ids=user_ids[allowed], rows=rows[allowed], histories=matrix.preference, seen=seen,
         eligible=eligible, as_of=run.as_of_day,
     )  # fmt: skip
+
+
+def _subjects(user_ids: NDArray[np.str_]) -> NDArray[np.str_]:
+    return np.char.add("u:", user_ids) if len(user_ids) else user_ids
 
 
 def _regions(users: DataFrame) -> dict[str, str]:

@@ -22,7 +22,7 @@ from feature_repo.contracts.errors import DataError, nearest
 from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
 from spark_jobs.models.base import InteractionMatrix
-from spark_jobs.models.factors import FactorScores
+from spark_jobs.models.factors import FactorScores, sweeps
 
 ENGINES = ("native", "mllib")
 USERS_PER_BLOCK = 512
@@ -74,19 +74,27 @@ class Als(FactorScores):
         self.item_factors: NDArray[np.float32] = np.empty((0, 0), np.float32)
         self._item_gram: NDArray[np.float64] | None = None
 
-    def fit(self, matrix: InteractionMatrix, after_sweep: AfterSweep | None = None) -> None:
-        """Learn. `after_sweep` is told each sweep of the native engine, and changes nothing; mllib shows none."""
+    def fit(
+        self,
+        matrix: InteractionMatrix,
+        after_sweep: AfterSweep | None = None,
+        start: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Learn. `after_sweep` is told each sweep of the native engine, and changes nothing; mllib shows none.
+
+        start  item vectors to begin from, zeros for an item without: fewer sweeps. mllib always begins from nothing.
+        """
         if self.params["engine"] == "native":
-            learned = fit_native(matrix, self.params, after_sweep)
+            learned = fit_native(matrix, self.params, after_sweep, start)
         else:
             learned = fit_mllib(matrix, self.params)
         self.item_factors = np.ascontiguousarray(learned, dtype=np.float32)
         self._item_gram = None
         rows = matrix.preference.shape[0]
         self.user_factors = np.zeros((rows, self.item_factors.shape[1]), np.float32)
-        for start in range(0, rows, USERS_PER_BLOCK):
-            stop = min(start + USERS_PER_BLOCK, rows)
-            self.user_factors[start:stop] = self.fold_in(matrix.preference[start:stop])
+        for first in range(0, rows, USERS_PER_BLOCK):
+            stop = min(first + USERS_PER_BLOCK, rows)
+            self.user_factors[first:stop] = self.fold_in(matrix.preference[first:stop])
 
     def fold_in(self, histories: sparse.csr_matrix) -> NDArray[np.float32]:
         """The vectors of histories (CSR rows over all items), solved exactly; zeros for an empty history."""
@@ -134,7 +142,10 @@ class Als(FactorScores):
 
 
 def fit_native(
-    matrix: InteractionMatrix, params: Mapping[str, Any], after_sweep: AfterSweep | None
+    matrix: InteractionMatrix,
+    params: Mapping[str, Any],
+    after_sweep: AfterSweep | None,
+    start: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Item vectors from the `implicit` kernel, BLAS held to one thread; items without interactions get zeros."""
     from implicit.cpu.als import AlternatingLeastSquares
@@ -146,12 +157,15 @@ def fit_native(
         kernel = AlternatingLeastSquares(
             factors=int(params["factors"]),
             regularization=float(params["regularization"]),
-            iterations=int(params["iterations"]),
+            iterations=sweeps(int(params["iterations"]), start),
             random_state=int(params["seed"]),
             dtype=np.float32,
             num_threads=KERNEL_THREADS,
             calculate_training_loss=after_sweep is not None,
         )
+
+        if start is not None:
+            kernel.item_factors = start.astype(np.float32, copy=True)  # the kernel works in place
 
         def told(_: int, __: float, loss: float) -> None:
             if after_sweep is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -11,6 +12,14 @@ from scipy import sparse
 
 from spark_jobs.models.base import Terms
 from spark_jobs.models.ranking import top_items, two_best
+
+WARM_SHARE = 4
+"""A fit that begins from the item vectors of the night before makes a quarter of the sweeps."""
+
+
+def sweeps(iterations: int, start: NDArray[np.float32] | None) -> int:
+    """How many sweeps a fit makes: all of them from nothing, fewer from a `start`."""
+    return iterations if start is None else math.ceil(iterations / WARM_SHARE)
 
 
 class FactorScores(ABC):

@@ -7,7 +7,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from feature_repo.contracts.errors import ContractError, DataError, nearest
 from spark_jobs.models.als import AfterSweep, Als
@@ -133,12 +135,14 @@ def fit(
     *,
     after_sweep: WatchSweeps | None = None,
     fitted: Mapping[str, Fitted] | None = None,
+    starts: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> Fitted:
     """The recipe applied to the data. What it is made of comes from `fitted` (by `recipe_id`, on the same data) where
-    it is there."""
+    it is there. Factorizations begin from the item vectors in `starts` (by `recipe_id`): they may have been learned
+    from anything before the cut-off of `data`, so give none to what is to be tested."""
     model = build_model(recipe["model"], recipe["params"])
     if isinstance(model, Ranker):
-        return _fit_ranker(model, recipe, data, fitted or {})
+        return _fit_ranker(model, recipe, data, fitted or {}, starts)
     matrix = data.matrix(recipe)
     if isinstance(model, Blend):
         have = fitted or {}
@@ -146,21 +150,33 @@ def fit(
         model.assemble(
             matrix,
             data.event_counts(matrix.subjects),
-            {name: have.get(recipe_id(part)) or fit(part, data) for name, part in parts.items()},
+            {name: have.get(recipe_id(part)) or fit(part, data, starts=starts) for name, part in parts.items()},
         )
     elif isinstance(model, OrderedModel):
         sequences = data.sequences(recipe)[1]
         model.inner.fit(sequences)
         model.remember(sequences)
-    elif isinstance(model, Als) and after_sweep is not None:
-        model.fit(matrix, after_sweep(matrix))
+    elif isinstance(model, Als):
+        watch = after_sweep(matrix) if after_sweep is not None else None
+        model.fit(matrix, watch, (starts or {}).get(recipe_id(recipe)))
+    elif isinstance(model, Ials):
+        model.fit(matrix, (starts or {}).get(recipe_id(recipe)))
     else:
         model.fit(matrix)
     return Fitted(model, matrix)
 
 
-def _fit_ranker(model: Ranker, recipe: Mapping[str, Any], data: TrainingData, fitted: Mapping[str, Fitted]) -> Fitted:
-    """Learn on the last days before the cut-off, then take the first stage fitted on everything."""
+def _fit_ranker(
+    model: Ranker,
+    recipe: Mapping[str, Any],
+    data: TrainingData,
+    fitted: Mapping[str, Fitted],
+    starts: Mapping[str, NDArray[np.float32]] | None,
+) -> Fitted:
+    """Learn on the last days before the cut-off, then take the first stage fitted on everything.
+
+    Only the latter may begin from `starts`: they know those last days.
+    """
     first = model.params["first"]
     start = data.cut_off - timedelta(days=int(model.params["label_days"]))
     by_category = model.reads_categories
@@ -168,7 +184,7 @@ def _fit_ranker(model: Ranker, recipe: Mapping[str, Any], data: TrainingData, fi
     now = data.features_at(data.cut_off, by_category=by_category)
     past = fit(first, data.before(start))
     model.learn(past.model, past.matrix, data.since(start, recipe["weights"]), then)
-    whole = fitted.get(recipe_id(first)) or fit(first, data, fitted=fitted)
+    whole = fitted.get(recipe_id(first)) or fit(first, data, fitted=fitted, starts=starts)
     model.assemble(whole.model, whole.matrix, now)
     return Fitted(model, whole.matrix)
 

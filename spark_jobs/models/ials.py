@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
 from spark_jobs.models.base import InteractionMatrix
-from spark_jobs.models.factors import FactorScores
+from spark_jobs.models.factors import FactorScores, sweeps
 from spark_jobs.models.linear import strength
 
 CELLS_PER_BLOCK = 1_000_000
@@ -62,7 +62,8 @@ class Ials(FactorScores):
         self.item_factors: NDArray[np.float32] = np.empty((0, 0), np.float32)
         self.popular: NDArray[np.float32] = np.empty(0, np.float32)
 
-    def fit(self, matrix: InteractionMatrix) -> None:
+    def fit(self, matrix: InteractionMatrix, start: NDArray[np.float32] | None = None) -> None:
+        """`start`: item vectors to begin from, zeros for an item without; then fewer sweeps do."""
         weighted = strength(matrix.preference)
         by_item = weighted.T.tocsr()
         factors, unobserved = int(self.params["factors"]), float(self.params["unobserved"])
@@ -71,9 +72,13 @@ class Ials(FactorScores):
         users = (rng.standard_normal((weighted.shape[0], factors)) * deviation).astype(np.float32)
         items = (rng.standard_normal((weighted.shape[1], factors)) * deviation).astype(np.float32)
         ridges = self._ridges(weighted), self._ridges(by_item)
+        steps = STEPS
+        if start is not None:
+            items, users, steps = start.astype(np.float32, copy=True), np.zeros_like(users), EXACT_STEPS
         with threadpool_limits(1, "blas"):
-            for _ in range(int(self.params["iterations"])):
-                users = solve_rows(weighted, items, users, unobserved=unobserved, ridges=ridges[0], steps=STEPS)
+            for _ in range(sweeps(int(self.params["iterations"]), start)):
+                users = solve_rows(weighted, items, users, unobserved=unobserved, ridges=ridges[0], steps=steps)
+                steps = STEPS
                 items = solve_rows(by_item, users, items, unobserved=unobserved, ridges=ridges[1], steps=STEPS)
             items[np.diff(by_item.indptr) == 0] = 0.0
             self.item_factors = items

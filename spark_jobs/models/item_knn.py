@@ -52,6 +52,10 @@ class ItemKnn:
         self._set_similarity(sparse.csr_matrix((0, 0), dtype=np.float32))
 
     def fit(self, matrix: InteractionMatrix) -> None:
+        self.fit_items(matrix, np.arange(matrix.item_count))
+
+    def fit_items(self, matrix: InteractionMatrix, item_numbers: NDArray[np.integer]) -> None:
+        """As `fit`, for the neighbours of these items (ascending) alone; the others get none."""
         weighted = _weigh(matrix.preference, str(self.params["weighting"]))
         lengths = np.diff(weighted.indptr)
         damped = np.maximum(lengths, 1) ** (-float(self.params["user_damping"]) / 2)
@@ -60,16 +64,20 @@ class ItemKnn:
         norms = np.sqrt(np.asarray(columns.multiply(columns).sum(axis=0), dtype=np.float64)).ravel()
         shrinkage, kept = float(self.params["shrinkage"]), int(self.params["neighbours"])
         transposed = columns.T.tocsr()  # the same arrays, read by item
-        blocks = []
-        for start in range(0, matrix.item_count, ITEMS_PER_BLOCK):
-            stop = min(start + ITEMS_PER_BLOCK, matrix.item_count)
-            products = (transposed[start:stop] @ weighted).tocsr()
+        blocks = [sparse.csr_matrix((0, matrix.item_count), dtype=np.float32)]
+        for start in range(0, len(item_numbers), ITEMS_PER_BLOCK):
+            asked = item_numbers[start : start + ITEMS_PER_BLOCK]
+            products = (transposed[asked] @ weighted).tocsr()
             products.sort_indices()
-            own = np.repeat(np.arange(start, stop), np.diff(products.indptr))
+            own = np.repeat(asked, np.diff(products.indptr))
             scale = norms[own] * norms[products.indices] + shrinkage
             products.data = np.where(own == products.indices, 0.0, products.data / scale).astype(np.float32)
             blocks.append(keep_best(products, kept))
-        self._set_similarity(sparse.vstack(blocks, format="csr"))
+        found = sparse.vstack(blocks, format="csr")
+        lengths = np.zeros(matrix.item_count, np.int64)
+        lengths[item_numbers] = np.diff(found.indptr)
+        parts = (found.data, found.indices, np.r_[0, np.cumsum(lengths)].astype(found.indptr.dtype))
+        self._set_similarity(sparse.csr_matrix(parts, shape=(matrix.item_count, matrix.item_count)))
 
     def _set_similarity(self, similarity: sparse.csr_matrix) -> None:
         self.similarity = similarity

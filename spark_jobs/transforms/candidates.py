@@ -6,7 +6,7 @@ The kernels take arrays and give Arrow batches, so that one code runs in an exec
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from feature_repo.contracts.errors import ContractError
+from feature_repo.contracts.events import EventType
 from feature_repo.contracts.packing import CANDIDATE_ROW, FLAG_PERSONALIZE_DENIED, NO_REASON, pack_candidates_header
-from spark_jobs.models.base import Model
+from spark_jobs.evaluation.split import INTERACTED, NONE
+from spark_jobs.models.base import InteractionMatrix, Model
 from spark_jobs.models.blend_model import Blend, BlendBlock
+from spark_jobs.models.matrix import build_matrix
 from spark_jobs.models.ranker import Ranker
 from spark_jobs.models.ranking import mask_items, top_items, two_best
 
@@ -44,10 +47,13 @@ CANDIDATES_SCHEMA = pa.schema(
         ("first_reasons", pa.list_(pa.int32())),
         ("second_reasons", pa.list_(pa.int32())),
         ("allows_personalize", pa.bool_()),
+        ("history_digest", pa.string()),
+        ("made_by", pa.string()),
+        ("scored_as_of", pa.date32()),
         ("as_of", pa.date32()),
     ]
 )
-"""gold.candidates in Arrow. Reasons are null where there is none."""
+"""gold.candidates in Arrow. Reasons are null where there is none; a list of nobody's history has no digest."""
 
 _PACKED_ROW = np.dtype(
     [("item_number", "<u4"), ("score", "<f4"), ("source", "u1"), ("first", "<u4"), ("second", "<u4")]
@@ -64,6 +70,8 @@ class Scoring:
     histories what each subject of the model preferred (CSR over item numbers)
     seen      what a subject must not be offered again, same shape; only its pattern counts
     eligible  by item number: may it be published at all
+    digests   of the users' histories, aligned with `user_ids`; None: nobody will ask
+    made_by   all else that decides the lists, as text (`touched.MadeBy`)
     """
 
     model: Model
@@ -75,6 +83,8 @@ class Scoring:
     as_of: date
     per_user: int = CANDIDATES_PER_USER
     explained: int = EXPLAINED_PER_USER
+    digests: NDArray[np.str_] | None = None
+    made_by: str | None = None
 
     @property
     def users_per_block(self) -> int:
@@ -84,6 +94,28 @@ class Scoring:
     @property
     def block_count(self) -> int:
         return -(-len(self.rows) // self.users_per_block)
+
+    def without(self, users: NDArray[np.str_]) -> Scoring:
+        """The same for all but these."""
+        rest = ~np.isin(self.user_ids, users)
+        digests = self.digests[rest] if self.digests is not None else None
+        return replace(self, user_ids=self.user_ids[rest], rows=self.rows[rest], digests=digests)
+
+
+def seen_items(matrix: InteractionMatrix, interactions: pa.Table, policy: str, cut_off: datetime) -> sparse.csr_matrix:
+    """What each row of `matrix` must not be offered again, by policy; only the pattern counts."""
+    if policy == INTERACTED:
+        return matrix.preference
+    if policy == NONE:
+        return sparse.csr_matrix(matrix.preference.shape, dtype=np.float32)
+    bought = build_matrix(
+        interactions, item_count=matrix.item_count, weights={EventType.PURCHASE.value: 1.0}, half_life_days=None,
+        cut_off=cut_off,
+    )  # fmt: skip
+    known = np.isin(bought.subjects, matrix.subjects)
+    rows = np.searchsorted(matrix.subjects, bought.subjects[known])
+    pairs = bought.preference[np.flatnonzero(known)].tocoo()
+    return sparse.csr_matrix((pairs.data, (rows[pairs.row], pairs.col)), shape=matrix.preference.shape)
 
 
 def score_block(scoring: Scoring, block: int) -> pa.RecordBatch:
@@ -134,6 +166,9 @@ def score_block(scoring: Scoring, block: int) -> pa.RecordBatch:
             lists(reasons_of(first[kept])),
             lists(reasons_of(second[kept])),
             pa.array(np.ones(len(rows), bool)),
+            pa.array([None] * len(rows) if scoring.digests is None else scoring.digests[part].tolist(), pa.string()),
+            pa.array([scoring.made_by] * len(rows), pa.string()),
+            pa.array([scoring.as_of] * len(rows), pa.date32()),
             pa.array([scoring.as_of] * len(rows), pa.date32()),
         ],
         schema=CANDIDATES_SCHEMA,
@@ -174,6 +209,9 @@ def denied_candidates(user_ids: list[str], as_of: date) -> pa.Table:
             "first_reasons": empty,
             "second_reasons": empty,
             "allows_personalize": pa.array([False] * len(user_ids), pa.bool_()),
+            "history_digest": pa.nulls(len(user_ids), pa.string()),
+            "made_by": pa.nulls(len(user_ids), pa.string()),
+            "scored_as_of": pa.array([as_of] * len(user_ids), pa.date32()),
             "as_of": pa.array([as_of] * len(user_ids), pa.date32()),
         },
         schema=CANDIDATES_SCHEMA,

@@ -89,6 +89,7 @@ def test_the_interval_is_a_day_that_ends_at_midnight_utc(dag: Any) -> None:
         ("test_days", 7, 0),
         ("max_quarantined_share", 0.5, 1.5),
         ("exclude_seen", "purchased", "bought"),
+        ("rescore", "touched", "some"),
     ],
 )
 def test_params_take_good_values_and_refuse_bad_ones(dag: Any, name: str, good: object, bad: object) -> None:

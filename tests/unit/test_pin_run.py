@@ -82,6 +82,7 @@ def test_a_manual_run_takes_the_day_after_the_last_event(shop: Environment, star
         "silver.decisions": -1,
         "bronze.events_kafka": -1, "bronze.quarantine_kafka": -1,
         "gold.user_features": -1, "gold.item_features": -1, "gold.user_category_features": -1,
+        "gold.candidates": -1, "gold.item_neighbours": -1, "gold.item_factors": -1,
     }  # fmt: skip
     assert run.params == {"test_days": 7}
     [call] = started

@@ -122,7 +122,8 @@ def batch_of(*rows: dict) -> pa.RecordBatch:
 def candidate_row(user_id: str, numbers=(), scores=(), first=(), second=(), allows: bool = True) -> dict:
     return {
         "user_id": user_id, "item_numbers": list(numbers), "scores": list(scores), "sources": [2] * len(numbers),
-        "first_reasons": list(first), "second_reasons": list(second), "allows_personalize": allows, "as_of": AS_OF,
+        "first_reasons": list(first), "second_reasons": list(second), "allows_personalize": allows,
+        "history_digest": None, "made_by": None, "scored_as_of": AS_OF, "as_of": AS_OF,
     }  # fmt: skip
 
 
