@@ -117,7 +117,7 @@ PARAMS = {
         type=["null", "string"],
         enum=[None, "auto", "touched", "all"],
         description="touched: only people and items that something happened to get new lists, the others keep "
-        "yesterday's for up to a week. all: everything, from nothing. Empty or auto: touched from 20,000 people on.",
+        "yesterday's for up to a week. all: everything, from nothing. Empty or auto: touched from 100,000 people on.",
     ),
 }
 _OF_THE_DAG = ("as_of", "publish")

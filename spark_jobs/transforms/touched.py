@@ -30,8 +30,9 @@ from spark_jobs.models.recipes import recipe_id
 
 AUTO, TOUCHED, ALL = RESCORES = ("auto", "touched", "all")
 """Values of the run parameter `rescore`."""
-AUTO_PEOPLE = 20_000
-"""From so many people on `auto` keeps lists. A list with its reasons costs up to 3 ms: below, that is a minute."""
+AUTO_PEOPLE = 100_000
+"""From so many people on `auto` keeps lists. A list with its reasons costs some 3 ms of a core, so fewer are made in
+minutes; and lists that are a few days old are a little worse than new ones (infra/docs/incremental.md)."""
 
 OLDEST_DAYS = 7
 """A list, a row of neighbours or a chain of warm starts that began so many days ago begins anew."""
@@ -122,7 +123,7 @@ def decide(asked: str, differences: list[str] | None, *, day: date, people: int)
     if asked == TOUCHED:
         return Decision(TOUCHED, "what was touched, as asked")
     if people < AUTO_PEOPLE:
-        return Decision(ALL, f"{people:,} people are scored sooner than told apart (from {AUTO_PEOPLE:,} on they are)")
+        return Decision(ALL, f"{people:,} people are soon scored; from {AUTO_PEOPLE:,} on auto keeps lists")
     return Decision(TOUCHED, f"{people:,} people, and the lists of {day} were made alike")
 
 

@@ -14,10 +14,11 @@ from pyspark.sql import SparkSession
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.run import GATE_FILE, PINNED_TABLES, PUBLICATION_FILE, Run
 from feature_repo.contracts.times import to_micros
+from infra.local.reproduction import _link_table
 from spark_jobs.io.item_vectors import read_starts
 from spark_jobs.io.light_delta import read_table, version
 from spark_jobs.io.run_store import read_report, write_report
-from spark_jobs.io.table_hash import hash_tables
+from spark_jobs.io.table_hash import hash_table, hash_tables
 from spark_jobs.jobs import score_users as job
 from spark_jobs.jobs import verify_publication
 from spark_jobs.models.factory import fit
@@ -224,7 +225,7 @@ def test_kept_lists_are_published_and_another_recipe_makes_all_anew(
         "other recipe": ({**RECIPE, "half_life_days": 5.0}, {}, "recipe was blend"),
         "other rules": (RECIPE, {"exclude_seen": "none"}, "rules was exclude_seen interacted"),
         "as asked": (RECIPE, {"rescore": "all"}, "everything, as asked"),
-        "small": (RECIPE, {"rescore": "auto"}, "7 people are scored sooner"),
+        "small": (RECIPE, {"rescore": "auto"}, "7 people are soon scored"),
     }
     for key, (recipe, params, why) in cases.items():
         other = pinned(shop, third, key, recipe, params={"rescore": "touched", **params})
@@ -235,3 +236,27 @@ def test_kept_lists_are_published_and_another_recipe_makes_all_anew(
     # A day without a pinned day before it, as the first of a backfill is.
     blind = job.score_users(spark, shop, replace(run, pins={**run.pins, "gold.candidates": -1}))
     assert blind["rescore"]["why"] == "there are no lists of 2024-03-08"
+
+
+@pytest.mark.soak
+def test_a_touched_night_made_again_from_its_pins_is_the_same(spark: SparkSession, environment: Environment) -> None:
+    """As `nightjar repro` does it: what the run pinned is linked into a tenant of its own."""
+    job.score_users(spark, environment, first_night(environment))
+    what_happens_then(environment)
+    run = pinned(environment, SECOND, "second", params={"rescore": "touched"})
+    made = job.score_users(spark, environment, run)["rescore"]
+    # Then the first night runs again otherwise, and takes away what the second one read.
+    other = pinned(environment, FIRST, "first again", {**RECIPE, "half_life_days": 5.0})
+    job.score_users(spark, environment, other)
+
+    copy = environment._replace(tenant="repro-default")
+    derived = {name: version(environment, name) for name in ("silver.events", "silver.interactions", "gold.item_ids")}
+    for name, number in {**run.pins, **derived}.items():
+        if number >= 0:
+            _link_table(environment, copy, name, number)
+    again = replace(run, run_key="again", tenant=copy.tenant)
+    write_report(copy, "again", GATE_FILE, {"recipe": RECIPE})
+    assert job.score_users(spark, copy, again)["rescore"] == made
+    assert made["users"]["kept"] == 2
+    for name in ("gold.candidates", "gold.item_neighbours", "gold.item_factors"):
+        assert hash_table(copy, name, SECOND) == hash_table(environment, name, SECOND)

@@ -128,6 +128,7 @@ STORED = [
     stored_list("gus", [0], "g", date(2024, 3, 2)),  # a week old
     stored_list("hal", [0], "h", date(2024, 3, 3)),  # a day younger
     stored_list("ian", [], "i"),  # an empty list is one
+    stored_list("jim", [], None),  # denied then and now
     stored_list("annabel", [0], "a"),  # a longer name than any that is asked for
 ]
 TONIGHT = {"ann": "a", "bob": "b", "cid": "c", "dan": "d", "eve": "e", "gus": "g", "hal": "h", "ian": "i", "new": "n"}
@@ -161,7 +162,7 @@ def test_numbers_that_came_are_no_other_numbers() -> None:
     few, more = numbers_of("x", "y"), numbers_of("x", "y", "z").take(pa.array([2, 0, 1]))
     assert numbering_digest(few, 2) == numbering_digest(more, 2) != numbering_digest(more, 3)
     assert numbering_digest(numbers_of("y", "x"), 2) != numbering_digest(few, 2)
-    assert numbering_digest(numbers_of('x", "y'), 1) != numbering_digest(numbers_of("x"), 1)
+    assert numbering_digest(numbers_of("x1y"), 1) != numbering_digest(few, 2)
 
 
 def test_how_lists_were_made_otherwise_is_said() -> None:
@@ -190,9 +191,9 @@ def test_how_lists_were_made_otherwise_is_said() -> None:
         ("touched", [], 3, "touched", "as asked"),
         ("touched", None, 10**6, "all", "no lists of 2024-03-08"),
         ("touched", ["a was b"], 10**6, "all", "made otherwise: a was b"),
-        ("auto", [], 19_999, "all", "19,999 people"),
-        ("auto", [], 20_000, "touched", "20,000 people"),
-        ("auto", None, 20_000, "all", "no lists"),
+        ("auto", [], 99_999, "all", "99,999 people"),
+        ("auto", [], 100_000, "touched", "100,000 people"),
+        ("auto", None, 100_000, "all", "no lists"),
     ],
 )
 def test_decisions(asked: str, differences: list[str] | None, people: int, rescore: str, why: str) -> None:
