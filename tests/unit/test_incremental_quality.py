@@ -184,6 +184,7 @@ def near_dict(near: Neighbours) -> dict[int, list[int]]:
     return {number: [n for n, _ in row] for number, row in enumerate(near.rows) if row}
 
 
+@pytest.mark.timeout(3600)
 def test_a_week_of_touched_nights_is_as_good_as_full_ones(shop: Shop) -> None:
     recipe = blend()
     made = night(shop, recipe, FIRST)
