@@ -217,7 +217,7 @@ def test_neighbouring_texts_cannot_trade_places(environment: Environment, tmp_pa
 
 def test_a_day_hashes_what_its_run_makes(environment: Environment) -> None:
     before = hash_tables(environment, D1)
-    assert len(before) == 17
+    assert len(before) == 18
     write_rows(environment, "gold.candidates", [candidates([1.0], as_of=D2)])
     write_rows(environment, "silver.interactions", [{"event_id": "e", "event_date": D1}])  # at the cut-off: outside
     write_rows(environment, "gold.item_ids", [{"item_id": "i", "item_number": 0, "first_as_of": D2}])

@@ -155,7 +155,7 @@ def test_what_a_ranker_learns_from_never_begins_from_vectors_that_know_the_answe
     monkeypatch.setattr(factory.Ranker, "learn", lambda *_: None)
     monkeypatch.setattr(factory.Ranker, "assemble", lambda *_: None)
     data = training()
-    monkeypatch.setattr(data, "features_at", lambda _: None)
+    monkeypatch.setattr(data, "features_at", lambda *_, **__: None)
     real(recipe, data, starts={recipe_id(recipe["params"]["first"]): np.zeros((ITEMS, 8), np.float32)})
     assert asked == [(CUT_OFF - timedelta(days=7), False), (CUT_OFF, True)]
 
