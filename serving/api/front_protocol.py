@@ -20,7 +20,7 @@ from serving.api.errors import PROBLEM_TYPE
 from serving.api.hot_protocol import HotCycle
 from serving.api.middleware import GIVEN_ID
 from serving.api.slate_protocol import SlateProtocol
-from serving.observability import ADMISSION_REFUSALS
+from serving.observability import ADMISSION_REFUSALS, count_soon
 
 PEOPLE, EVENTS, BATCHES = "people", "events", "batches"
 SHARE_OF = {PEOPLE: 1.0, EVENTS: 0.75, BATCHES: 0.5}
@@ -30,6 +30,13 @@ _KINDS = (
     (re.compile(rb"/v1/(?:items|users(?!/.+/profile)|batch|recommendations/batch)(?:[/?]|$)"), BATCHES),
     (re.compile(rb"/(?:v1/(?:events|pixel\.gif|track|identify|alias|page)|mp/collect)(?:[?]|$)"), EVENTS),
 )
+
+
+_LINE = re.compile(rb"POST (/[^ \r\n]*) HTTP/1\.1\r\n")
+_UNUSUAL = re.compile(
+    rb"\r\n(?:(?:transfer-encoding|expect|upgrade|x-request-id)[ :]|connection(?!: keep-alive\r))", re.I
+)
+_LENGTH = re.compile(rb"\r\ncontent-length: ?([0-9]{1,9})(?=\r\n)", re.I)
 
 
 def kind_of(url: bytes) -> str | None:
@@ -83,6 +90,8 @@ class FrontProtocol(SlateProtocol):
 
     def data_received(self, data: bytes) -> None:
         if len(self.tasks) + self.admission.hot >= self.admission.fewest:
+            if self._refuse_unread(data):
+                return
             # every head is looked at again, also one that the raw routes know byte for byte
             HttpToolsProtocol.data_received(self, data)
         else:
@@ -90,6 +99,36 @@ class FrontProtocol(SlateProtocol):
         if self._is_last and self.cycle is not None:
             self.cycle.keep_alive = False
         self._count_hot()
+
+    def _refuse_unread(self, data: bytes) -> bool:
+        """Refuse a request that came whole, with nothing unusual in its head, without parsing it; False for others, and
+        for one that finds a place."""
+        cycle = self.cycle
+        if (
+            not self._is_hot
+            or not self._is_between
+            or self._is_last
+            or (cycle is not None and not cycle.response_complete)
+            or self.pipeline
+            or self.flow.write_paused
+            or self.transport.is_closing()
+        ):
+            return False
+        line = _LINE.match(data)
+        kind = None if line is None else self.admission.refuses(line[1], len(self.tasks) + self.admission.hot)
+        at = data.find(b"\r\n\r\n") if kind is not None else -1
+        if kind is None or at < 0:
+            return False
+        head = data[: at + 2]
+        lengths = _LENGTH.findall(head)
+        if len(lengths) != 1 or len(data) != at + 4 + int(lengths[0]) or _UNUSUAL.search(head):
+            return False
+        count_soon(ADMISSION_REFUSALS, kind)
+        request_id = os.urandom(16).hex().encode("ascii")
+        lines = self.hot.lines_of(self.server_state.default_headers)
+        self.transport.write(_REFUSED_UNREAD % (lines, request_id, request_id))
+        self._await_next()
+        return True
 
     def on_headers_complete(self) -> None:
         is_free = self.cycle is None or self.cycle.response_complete
@@ -112,6 +151,7 @@ class FrontProtocol(SlateProtocol):
         if type(cycle) is not _Refused:
             super().on_message_complete()
             return
+        self._is_between = not self.parser.should_upgrade()
         if cycle.response_complete:
             return
         cycle.response_complete = True
@@ -170,3 +210,8 @@ def _refusal(request_id: str, keep_alive: bool) -> bytes:
         )
         + body
     )
+
+
+_ANY_ID = "0" * 32
+_REFUSED_UNREAD = STATUS_LINE[503] + b"%b" + _refusal(_ANY_ID, True).replace(_ANY_ID.encode(), b"%b")
+"""The server's own headers, and the request id twice."""

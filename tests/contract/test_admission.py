@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ import pytest
 import uvicorn
 import uvloop
 from prometheus_client import REGISTRY
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from feature_repo.contracts.environment import Environment
 from serving.api.front_protocol import BATCHES, EVENTS, PEOPLE, Admission, FrontProtocol, kind_of
@@ -156,6 +158,56 @@ class TestAdmission:
             "type": "urn:nightjar:problem:overloaded", "title": "The server has no room for this now", "status": 503,
             "detail": "too many requests are under way here; nothing of this one was done", "request_id": "r-1",
         }  # fmt: skip
+
+    async def test_a_whole_request_is_refused_unread(self, busy: Busy, monkeypatch: pytest.MonkeyPatch) -> None:
+        await busy.occupy(4)
+        parsed: list[bytes] = []
+        parse = HttpToolsProtocol.data_received
+
+        def noted(protocol: HttpToolsProtocol, data: bytes) -> None:
+            parsed.append(data)
+            parse(protocol, data)
+
+        monkeypatch.setattr(HttpToolsProtocol, "data_received", noted)
+        before = refusals(PEOPLE)
+        reader, writer = await busy.connect()
+
+        async def refused(*pieces: bytes, answers: int = 1) -> list[bytes]:
+            parsed.clear()
+            for piece in pieces:
+                writer.write(piece)
+                await asyncio.sleep(0.02)
+            found = [await read_answer(reader) for _ in range(answers)]
+            assert [status(answer) for answer in found] == [503] * answers
+            return [re.sub(rb"[0-9a-f]{32}|date: [^\r]*", b"", answer) for answer in found]
+
+        (unread,) = await refused(ASK)
+        assert parsed == []
+        assert await refused(ASK.replace(b"\r\n\r\n", b"\r\nConnection: keep-alive\r\n\r\n")) == [unread]
+        assert parsed == []
+        at = ASK.index(b"\r\n\r\n")
+        for pieces, answers in (
+            ((ASK[: at + 4], ASK[at + 4 :]), 1),
+            ((ASK[:20], ASK[20:]), 1),
+            ((ASK + ASK,), 2),
+            ((ASK[:at].replace(b"POST", b"PUT") + ASK[at:],), 1),
+        ):
+            assert await refused(*pieces, answers=answers) == [unread] * answers
+            assert parsed
+        assert b"x-request-id: mine" in (await refused(ASK[:at] + b"\r\nX-Request-Id: mine" + ASK[at:]))[0]
+        assert await refused(ASK) == [unread]
+        assert parsed == []
+        assert await refused(ASK[:at] + b"\r\nUpgrade: h2c" + ASK[at:]) == [unread]
+        assert parsed
+        assert refusals(PEOPLE) - before == 10
+        assert status(await busy.ask(LIVE)) == 200
+
+    async def test_two_lengths_are_no_length(self, busy: Busy) -> None:
+        await busy.occupy(4)
+        at = ASK.index(b"\r\n\r\n")
+        reader, writer = await busy.connect()
+        writer.write(ASK[:at] + b"\r\ncontent-length: 7" + ASK[at:])
+        assert status(await reader.read()) == 400
 
     async def test_a_refused_connection_goes_on(self, busy: Busy) -> None:
         occupied = await busy.occupy(4)
