@@ -28,6 +28,7 @@ from spark_jobs.io.run_store import write_report
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.session import get_session
 from spark_jobs.transforms.candidates import denied_users
+from spark_jobs.transforms.computed import computed
 from spark_jobs.transforms.feature_facts import feature_facts
 from spark_jobs.transforms.identity import identity_edges, resolve_events, under_current_names
 from spark_jobs.transforms.item_features import item_features
@@ -77,7 +78,7 @@ def append_item_ids(
     known = read_table(spark, environment, "gold.item_ids")
     items = read_items(spark, environment, versions, cut_off=start_of_day(as_of))
     found = number_items(known, items, _events_before(spark, environment, as_of, versions), as_of=as_of)
-    new = found.localCheckpoint()  # planned once: it is counted, and written
+    new = computed(found)  # planned once: it is counted, and written
     new_count = new.count()
     if new_count:
         overwrite_partitions(known.unionByName(new), environment, "gold.item_ids", None)
@@ -110,7 +111,7 @@ def _build_feature_tables(
     items = read_items(spark, environment, versions, cut_off=start_of_day(as_of))
     users = read_users(spark, environment, versions)
     denied = denied_users(users, events, cut_off=start_of_day(as_of))
-    edges = identity_edges(events).localCheckpoint()  # of the past alone: as_of knows no login that came later
+    edges = computed(identity_edges(events))  # of the past alone: as_of knows no login that came later
     denied = under_current_names(denied, edges)
     facts = feature_facts(resolve_events(events, edges), items, denied, as_of=as_of).persist()
     made = {

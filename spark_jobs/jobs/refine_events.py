@@ -38,6 +38,7 @@ from spark_jobs.jobs.entry import run_job
 from spark_jobs.quality.gate import QualityReport, check_quality
 from spark_jobs.session import get_session
 from spark_jobs.transforms.bots import find_bots, flag_bots
+from spark_jobs.transforms.computed import computed
 from spark_jobs.transforms.consent import users_denying, users_who_changed
 from spark_jobs.transforms.events import (
     check_deliveries,
@@ -61,7 +62,7 @@ from spark_jobs.transforms.sequences import READS, find_breaks, may_break
 from spark_jobs.transforms.sessions import assign_sessions, summarise_sessions
 
 Keep = Callable[[DataFrame], DataFrame]
-"""What is done with a frame that many queries use: `_computed` or `_persisted`."""
+"""What is done with a frame that many queries use: `computed` (the few rows of some days) or `_persisted`."""
 
 MOST_COMPUTED = 400_000
 """Deliveries up to which planning costs more than work."""
@@ -138,7 +139,7 @@ def _refine(
 ) -> dict[str, Any]:
     state = read_state(environment)
     deliveries = _read_deliveries(spark, environment, run)
-    keep = _computed if _may_be_derived(environment, run) <= MOST_COMPUTED else _persisted
+    keep = computed if _may_be_derived(environment, run) <= MOST_COMPUTED else _persisted
     users = keep(read_users(spark, environment, in_run(run.pins)))
     if run.derive_days is None:
         scope = Scope(None, None)
@@ -231,14 +232,6 @@ def _may_be_derived(environment: Environment, run: Run) -> int:
 def _persisted(frame: DataFrame) -> DataFrame:
     """`frame`, computed when it is first asked for, and kept in columns: for what may be the whole history."""
     return frame.persist()
-
-
-def _computed(frame: DataFrame) -> DataFrame:
-    """`frame`, computed now, without its past: for the few rows of some days, where planning costs more than work.
-
-    Every query over it is planned as one over a plain list, however long the way to it was.
-    """
-    return frame.localCheckpoint()
 
 
 def _day() -> Column:

@@ -12,6 +12,7 @@ from pyspark.sql import functions as F  # noqa: N812
 from feature_repo.contracts.events import EventType
 from feature_repo.contracts.identity import ALWAYS, MAX_ALIAS_HOPS, MAX_DEVICE_USERS, NEVER
 from feature_repo.contracts.tables import table
+from spark_jobs.transforms.computed import computed
 
 SIGHTING_COLUMNS = ("anonymous_id", "user_id", "event_type", "event_timestamp")
 
@@ -177,14 +178,14 @@ def subjects_of_changes(before: DataFrame, after: DataFrame) -> DataFrame:
 def connected(subjects: DataFrame, ties: DataFrame) -> DataFrame:
     """`subjects` and everybody whom `ties` (`links`) connect with them, near or far. Returns: subject_key, distinct.
 
-    One query for each step away; persons are a few steps wide. Each step is checkpointed where it was computed: else
-    the plan would double with every step. Should such a machine be lost, the job fails and is tried again.
+    One query for each step away; persons are a few steps wide. Each is `computed`: else the plan would double with
+    every step.
     """
-    reached = subjects.select("subject_key").distinct().localCheckpoint()
+    reached = computed(subjects.select("subject_key").distinct())
     count = reached.count()
     while True:
         near = ties.join(reached, on="subject_key", how="left_semi").select(F.col("other_key").alias("subject_key"))
-        reached = reached.union(near).distinct().localCheckpoint()
+        reached = computed(reached.union(near).distinct())
         before, count = count, reached.count()
         if count == before:
             return reached
