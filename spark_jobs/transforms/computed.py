@@ -13,5 +13,5 @@ def computed(frame: DataFrame) -> DataFrame:
     The rows stay where they were computed; on a cluster a second executor keeps them too, because without their past
     they cannot be made again when a machine is lost. Should both be lost, the job fails and is tried again.
     """
-    is_cluster = not frame.sparkSession.sparkContext.master.startswith("local")
+    is_cluster = not (frame.sparkSession.sparkContext.master or "").startswith("local")
     return frame.localCheckpoint(storageLevel=StorageLevel.MEMORY_AND_DISK_2 if is_cluster else None)
