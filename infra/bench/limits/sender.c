@@ -325,7 +325,7 @@ int main(int count, char **words) {
   due = began = now();
   end = began + (int64_t)(seconds * SECOND);
   for (int each = 0; each < connection_count; each++) go_on(each);
-  while ((moment = now()) < end || ((busy || queue_count) && moment < end + GRACE)) {
+  while ((moment = now()) < end || (rate > 0 && due < end) || ((busy || queue_count) && moment < end + GRACE)) {
     if (is_asked_to_end && end > moment) end = moment;
     send_due();
     wait_until(moment >= end ? moment + SECOND / 100 : rate > 0 && due < end ? due : end);

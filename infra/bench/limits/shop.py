@@ -72,19 +72,19 @@ class LargeShop(BenchShop):
                 return pa.ListArray.from_arrays(offsets, pa.array(values))
 
             reasons = np.repeat((people * 37 + 3) % self.items, self.candidates).astype(np.int32)
-            yield pa.RecordBatch.from_arrays(
-                [
-                    pa.array([f"u{person}" for person in people]),
-                    lists(self._lists(people).reshape(-1).astype(np.int32)),
-                    lists(np.tile(np.array(self._scores, np.float32), len(people))),
-                    lists(np.full(rows, int(Source.ALS), np.int32)),
-                    lists(reasons),
-                    lists(pa.nulls(rows, pa.int32())),
-                    pa.array([True] * len(people)),
-                    pa.array([date.fromisoformat(AS_OF)] * len(people), pa.date32()),
-                ],
-                schema=CANDIDATES_SCHEMA,
-            )
+            columns = {
+                "user_id": pa.array([f"u{person}" for person in people]),
+                "item_numbers": lists(self._lists(people).reshape(-1).astype(np.int32)),
+                "scores": lists(np.tile(np.array(self._scores, np.float32), len(people))),
+                "sources": lists(np.full(rows, int(Source.ALS), np.int32)),
+                "first_reasons": lists(reasons),
+                "second_reasons": lists(pa.nulls(rows, pa.int32())),
+                "allows_personalize": pa.array([True] * len(people)),
+                "as_of": pa.array([date.fromisoformat(AS_OF)] * len(people), pa.date32()),
+            }
+            # what tells the next night how a list was made is no part of a publication
+            missing = {field.name: pa.nulls(len(people), field.type) for field in CANDIDATES_SCHEMA}
+            yield pa.RecordBatch.from_pydict({**missing, **columns}, schema=CANDIDATES_SCHEMA)
 
     def publish_version(self, environment: Environment) -> str:
         """Its bundle and its lists; the version."""
