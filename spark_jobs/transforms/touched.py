@@ -154,7 +154,8 @@ def history_digests(interactions: pa.Table) -> Digests:
     codes = np.asarray(subjects.indices)
     items = np.asarray(interactions["item_number"].combine_chunks())
     names = np.array(subjects.dictionary.to_pylist(), dtype=np.str_)
-    return _digest_groups(names, codes, _events(interactions, items.astype(np.uint64)))
+    ends = np.searchsorted(codes, np.arange(len(names) + 1))
+    return _digest_groups(names, ends, _events(interactions, items.astype(np.uint64)))
 
 
 def item_digests(interactions: pa.Table) -> Digests:
@@ -164,8 +165,9 @@ def item_digests(interactions: pa.Table) -> Digests:
     items = np.asarray(interactions["item_number"].combine_chunks())
     order = np.argsort(items, kind="stable")
     events = _events(interactions, words[np.asarray(subjects.indices)])[order]
-    numbers, codes = np.unique(items[order], return_inverse=True)
-    return _digest_groups(numbers, codes, events)
+    counts = np.bincount(items)
+    numbers = np.flatnonzero(counts)
+    return _digest_groups(numbers, np.r_[0, np.cumsum(counts[numbers])], events)
 
 
 def _events(interactions: pa.Table, who_or_what: NDArray[np.uint64]) -> NDArray[Any]:
@@ -183,11 +185,10 @@ def _words(texts: pa.Array) -> NDArray[np.uint64]:
     return np.frombuffer(b"".join(hashes), "<u8").astype(np.uint64)
 
 
-def _digest_groups(keys: NDArray[Any], codes: NDArray[np.integer], events: NDArray[Any]) -> Digests:
-    """`codes` ascend: the place in `keys` of each event."""
-    ends = np.searchsorted(codes, np.arange(len(keys) + 1)) * _EVENT.itemsize
-    octets = events.view(np.uint8).data
-    values = [hashlib.blake2b(octets[a:b], digest_size=8).hexdigest() for a, b in pairwise(ends.tolist())]
+def _digest_groups(keys: NDArray[Any], ends: NDArray[np.integer], events: NDArray[Any]) -> Digests:
+    """The events of keys[k] are events[ends[k]:ends[k + 1]]."""
+    octets, places = events.view(np.uint8).data, (ends * _EVENT.itemsize).tolist()
+    values = [hashlib.blake2b(octets[a:b], digest_size=8).hexdigest() for a, b in pairwise(places)]
     return Digests(keys, np.array(values, dtype="U16"))
 
 
