@@ -16,7 +16,7 @@ import redis
 from feature_repo.contracts import environment as names
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError
-from infra.bench.ingest import free_port, listens
+from infra.bench.events.ingest import free_port, listens
 from infra.bench.small_version import publish_small_version
 from infra.local.redis_server import RunningServer
 from infra.local.variables import REPOSITORY

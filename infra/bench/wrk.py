@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from feature_repo.contracts.errors import DependencyError
-from infra.bench.event_load import Load
+from infra.bench.events.load import Load
 
 _LINE = "NIGHTJAR "
 _SCRIPT = """-- Sends the bodies of NIGHTJAR_BODIES (a line each) in order, again and again.

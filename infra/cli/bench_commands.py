@@ -51,7 +51,7 @@ def backfill(
 
     Exit code 1: a night failed, or the repeated one left other tables.
     """
-    from infra.bench.backfill_month import backfill_month
+    from infra.bench.nights.backfill_month import backfill_month
 
     if not data.is_file():
         raise DataError(f"--data {data}: there is no such file")
@@ -74,7 +74,7 @@ def cluster(
     report_file: JsonOut = None,
 ) -> None:
     """The same night here, on a Spark cluster of two workers, and with workers killed. Exit code 1: results differ."""
-    from infra.bench.cluster_night import cluster_night
+    from infra.bench.nights.cluster_night import cluster_night
 
     report = cluster_night(own_home("cluster-night"), os.environ, event_count=events, say=say)
     show_report(report, report_file)
@@ -92,7 +92,7 @@ def large_night(
 ) -> None:
     """The first night of a large simulated shop through the scheduler, and how it grows with the events. Needs 20 GB of
     disk for 10 M events."""
-    from infra.bench.night_scale import bench_night
+    from infra.bench.nights.scale import bench_night
 
     try:
         sizes = [int(size) for size in smaller.split(",") if size.strip()]
@@ -113,7 +113,7 @@ def features(
     report_file: JsonOut = None,
 ) -> None:
     """Online features read by our own reader, beside Feast's SDK."""
-    from infra.bench.feature_reads import bench_features
+    from infra.bench.serving.feature_reads import bench_features
 
     report = bench_features(
         own_home("bench-features"), os.environ, people=people, entities=entities, features=count, pairs=pairs,
@@ -129,7 +129,7 @@ def training(
     report_file: JsonOut = None,
 ) -> None:
     """Implicit ALS by the night's kernel and by Spark's MLlib, on the same data."""
-    from infra.bench.training import bench_training
+    from infra.bench.nights.training import bench_training
 
     for option, path in (("--train", train), ("--test", test)):
         if not path.is_file():
@@ -144,7 +144,7 @@ def publication(
     report_file: JsonOut = None,
 ) -> None:
     """From vectors to served lists: the night's way, and MLlib's recommendForAllUsers with Feast."""
-    from infra.bench.publishing import bench_publication
+    from infra.bench.nights.publishing import bench_publication
 
     if not train.is_file():
         raise DataError(f"--train {train}: there is no such file", field="--train")
@@ -226,7 +226,7 @@ def sessions(
 
     Exit code 1: the API's hit rate is below 99 % of the model's.
     """
-    from infra.bench.session_replay import bench_sessions
+    from infra.bench.serving.session_replay import bench_sessions
 
     report = bench_sessions(
         own_home("bench-sessions"), os.environ, train=train, test=test, k=k, questions=questions,
@@ -251,7 +251,7 @@ def session_weights(
 ) -> None:
     """How loud the session should be beside a person's own list, and beside popular items; chosen on one stretch of
     time, reported on the next. Exit code 1: a blend is worse than one of its parts alone."""
-    from infra.bench.session_weights import bench_session_weights
+    from infra.bench.serving.session_weights import bench_session_weights
 
     report = bench_session_weights(
         own_home("bench-session-weights"), events=events, exclude_seen=exclude_seen, k=k,
@@ -276,7 +276,7 @@ def ingest(
 
     Exit code 1: a request failed, or an acknowledged event is not in the log.
     """
-    from infra.bench.ingest import bench_ingest
+    from infra.bench.events.ingest import bench_ingest
 
     report = bench_ingest(
         own_home("bench-ingest"), os.environ, pairs=pairs, seconds=seconds, connections=connections, batch=batch,
@@ -304,7 +304,7 @@ def serving(
     Exit code 1: a request failed, an answer differs, the baseline is too slow to be one, or a bar was missed (8 times
     its answers on a core, for an eighth of its processor time).
     """
-    from infra.bench.serving import SIMPLEST_PER_SECOND, bench_serving
+    from infra.bench.serving.throughput import SIMPLEST_PER_SECOND, bench_serving
 
     report = bench_serving(
         own_home("bench-serving"), os.environ, pairs=pairs, seconds=seconds, connections=connections, seed=seed,
@@ -336,7 +336,7 @@ def regression(
     report_file: JsonOut = None,
 ) -> None:
     """What an answer costs now, beside another revision. Exit code 1: over 5 % more, or a request failed."""
-    from infra.bench.serving_regression import bench_regression
+    from infra.bench.serving.regression import bench_regression
 
     report = bench_regression(
         own_home("bench-regression"), os.environ, base=base, pairs=pairs, seconds=seconds, connections=connections,
@@ -362,7 +362,7 @@ def freshness(
 
     Exit code 1: a request failed, or an answer never changed.
     """
-    from infra.bench.freshness import bench_freshness
+    from infra.bench.events.freshness import bench_freshness
 
     report = bench_freshness(
         own_home("bench-freshness"), os.environ, rounds=rounds, seconds=seconds, events_per_second=events_per_second,
@@ -388,7 +388,7 @@ def backlog(
     Exit code 1: an event was not applied, a read failed, or a bar was missed (20,000 events a second and core; the
     99th percentile of answers less than twice that without consumers).
     """
-    from infra.bench.backlog import bench_backlog
+    from infra.bench.events.backlog import bench_backlog
 
     report = bench_backlog(
         own_home("bench-backlog"), os.environ, events=events, reads_per_second=reads_per_second, seconds=seconds,

@@ -39,7 +39,7 @@ def serving_limits(
 
     Exit code 1: a request failed, or a bar was missed (which, is said at the end).
     """
-    from infra.bench.limits.bench import PARTS, Sizes, bench_limits
+    from infra.bench.serving.limits.bench import PARTS, Sizes, bench_limits
 
     try:
         steps = [float(each) for each in rates.split(",") if each.strip()]

@@ -29,7 +29,7 @@ def night(
     report_file: JsonOut = None,
 ) -> None:
     """SIGKILL a night at random points; compare what it leaves with a quiet night. Exit code 1: they differ."""
-    from infra.bench.night_kills import torture_night
+    from infra.bench.nights.kills import torture_night
 
     home = own_home("torture-night")
     report = torture_night(home, os.environ, kills=kills, seed=seed, event_count=events, say=say)
@@ -49,7 +49,7 @@ def events(
 
     Exit code 1: one was, a session record differs from an offline replay, or a control run was not caught.
     """
-    from infra.bench.event_torture import torture_events
+    from infra.bench.events.torture import torture_events
 
     home = own_home("torture-events")
     report = torture_events(home, os.environ, cycles=cycles, seed=seed, say=say)
@@ -83,7 +83,7 @@ def api(
 
     Exit code 1: one was, one did, or it grew by more than a tenth after the warm-up.
     """
-    from infra.bench.api_torture import torture_api
+    from infra.bench.events.api_torture import torture_api
 
     home = own_home("torture-api")
     report = torture_api(
@@ -116,7 +116,7 @@ def serving_ordeal(
     Exit code 1: fewer than 99.99 % of the answers were good within 50 ms, one broke a rule or mixed versions, personal
     lists were not back within 2 s, goodput fell below 90 % of the peak, or memory grew by more than a tenth.
     """
-    from infra.bench.serving_torture import torture_serving
+    from infra.bench.serving.torture import torture_serving
 
     home = own_home("torture-serving")
     report = torture_serving(

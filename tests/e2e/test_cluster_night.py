@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from feature_repo.contracts import environment as names
-from infra.bench.cluster_night import cluster_night
+from infra.bench.nights.cluster_night import cluster_night
 
 
 @pytest.mark.soak

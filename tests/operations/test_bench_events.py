@@ -15,11 +15,12 @@ from feature_repo.contracts.events import check_event, subject_key
 from feature_repo.contracts.keys import EVENT_PARTITIONS, stream_key
 from feature_repo.contracts.stream_entry import split_entry
 from feature_repo.contracts.times import format_timestamp, from_micros, to_micros
-from infra.bench import disk, event_load
-from infra.bench.backlog import backlog_entries, bench_backlog, fill_log
+from infra.bench import disk
 from infra.bench.disk import filesystem_of, judge_disk
-from infra.bench.freshness import bench_freshness
-from infra.bench.ingest import bench_ingest
+from infra.bench.events import load as event_load
+from infra.bench.events.backlog import backlog_entries, bench_backlog, fill_log
+from infra.bench.events.freshness import bench_freshness
+from infra.bench.events.ingest import bench_ingest
 from serving.adapters.json_bytes import encode_json
 
 
@@ -58,7 +59,7 @@ def test_bench_ingest_measures_both_sides(tmp_path: Path, monkeypatch: pytest.Mo
         tmp_path / "home", os.environ, pairs=1, seconds=1, connections=8, batch=10, say=lambda _: None
     )
     assert (report["errors"], report["missing"]) == (0, 0)
-    assert report["generator"] == ("wrk" if has_wrk else "infra.bench.event_load")
+    assert report["generator"] == ("wrk" if has_wrk else "infra.bench.events.load")
     for name in ("single_events_per_second", "batched_events_per_second", "cpu_us_per_event"):
         found = report["figures"][name]
         assert found["median"] > 0

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from feature_repo.contracts.environment import Environment
-from infra.bench import raw_sender
-from infra.bench.api_torture import torture_api
-from infra.bench.raw_requests import RawRequest, RawRequests, Seed, seeds_of
-from infra.bench.raw_sender import Tally, send_raw
+from infra.bench.events import raw_sender
+from infra.bench.events.api_torture import torture_api
+from infra.bench.events.raw_requests import RawRequest, RawRequests, Seed, seeds_of
+from infra.bench.events.raw_sender import Tally, send_raw
 from serving.main import create_app
 from serving.settings import ServingSettings
 

@@ -15,10 +15,10 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from feature_repo.contracts.packing import SessionState
-from infra.bench.event_ledger import Ledger
-from infra.bench.event_torture import torture_events
-from infra.bench.ingest import free_port
-from infra.bench.power import Disk, compiler
+from infra.bench.events.ingest import free_port
+from infra.bench.events.ledger import Ledger
+from infra.bench.events.power import Disk, compiler
+from infra.bench.events.torture import torture_events
 from infra.local.redis_server import find_server, server_command
 
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C compiler")

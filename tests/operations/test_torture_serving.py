@@ -15,10 +15,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from infra.bench.fault_proxy import FAULTS, FaultProxy
-from infra.bench.ingest import free_port
-from infra.bench.serving_torture import judge, torture_serving
-from infra.bench.steady_load import FIELDS, Rules, Seen, SteadyLoad, _Question
+from infra.bench.events.ingest import free_port
+from infra.bench.serving.fault_proxy import FAULTS, FaultProxy
+from infra.bench.serving.steady_load import FIELDS, Rules, Seen, SteadyLoad, _Question
+from infra.bench.serving.torture import judge, torture_serving
 from infra.local.redis_server import RunningServer
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from infra.bench import publishing
-from infra.bench.publishing import Published, hold_to_brute_force, report_of
+from infra.bench.nights import publishing
+from infra.bench.nights.publishing import Published, hold_to_brute_force, report_of
 from spark_jobs.models.als import Als
 from spark_jobs.models.recipes import default_recipe
 from spark_jobs.transforms.candidates import Scoring

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.bench.spark_side import plain_spark_conf
-from infra.bench.training import Learned, learn, report_of
+from infra.bench.nights.spark_side import plain_spark_conf
+from infra.bench.nights.training import Learned, learn, report_of
 from infra.local.spark_conf import SETTINGS_FILE
 
 

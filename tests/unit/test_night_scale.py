@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from feature_repo.contracts.errors import DataError
-from infra.bench.night_scale import Measured, MemoryWatch, bench_night, log_slope, memory_of, report_of, scale_shop
+from infra.bench.nights.scale import Measured, MemoryWatch, bench_night, log_slope, memory_of, report_of, scale_shop
 from infra.local.processes import STACK
 
 

@@ -14,11 +14,11 @@ from feature_repo.contracts.errors import DataError, DependencyError
 from feature_repo.contracts.keys import candidates_key, session_key
 from feature_repo.contracts.packing import SessionState, open_candidates, unpack_session
 from infra.bench import wrk
-from infra.bench.serving import MIX_FILE, make_requests
-from infra.bench.serving_baseline import Catalogue as PlainCatalogue
-from infra.bench.serving_baseline import Question, rank
-from infra.bench.serving_regression import _git
-from infra.bench.serving_shop import BenchShop
+from infra.bench.serving.baseline import Catalogue as PlainCatalogue
+from infra.bench.serving.baseline import Question, rank
+from infra.bench.serving.regression import _git
+from infra.bench.serving.shop import BenchShop
+from infra.bench.serving.throughput import MIX_FILE, make_requests
 from serving.adapters.bundle import load_catalogue
 from serving.pipeline.slate import build_slate
 from serving.pipeline.values import Person, SlateRequest, Tuning

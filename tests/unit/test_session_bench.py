@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from feature_repo.contracts.errors import DataError
-from infra.bench import session_weights
-from infra.bench.session_weights import bench_session_weights
+from infra.bench.serving import session_weights
+from infra.bench.serving.session_weights import bench_session_weights
 from infra.cli.main import build_app
 
 ITEMS = 60

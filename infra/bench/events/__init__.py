@@ -1,0 +1,1 @@
+"""Benches and ordeals of the event path."""

@@ -1,0 +1,535 @@
+"""`nightjar torture events`: harm to the event path at seeded random moments, and a book that says what must be left.
+
+An installation of its own: two Redis servers, an API with two workers, consumer and archiver, all watched by the
+library of `power`. Clients send events, alone and in batches, and send again whatever was not acknowledged. Meanwhile
+API workers, consumer, archiver and both Redis servers are killed or stopped for a while, and the archiver is told to
+compact its table. Some cycles end with a power cut, a full disk, or a torn end of the log's file. Then everything
+comes back, the clients finish, and the `Ledger` judges.
+
+Both Redis servers keep an append-only file here, so that session records can be compared after their server's death; in
+an ordinary installation `online` is rebuilt instead. Two control runs show that the judge sees what it should: with
+`appendfsync everysec` a power cut must lose acknowledged events, and without dedup marks events must count twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import redis
+from deltalake import DeltaTable
+
+from feature_repo.contracts import environment as names
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import NightjarError
+from feature_repo.contracts.keys import (
+    EVENT_PARTITIONS,
+    applied_key,
+    session_key,
+    speed_counters_key,
+    stream_key,
+)
+from feature_repo.contracts.packing import SessionState, unpack_session
+from feature_repo.contracts.stream_entry import source_of, split_entry
+from feature_repo.contracts.tables import table_path
+from infra.bench.disk import judge_disk
+from infra.bench.events.ingest import free_port, listens
+from infra.bench.events.ledger import Findings, Ledger, event_id_of
+from infra.bench.events.power import Disk, compiler
+from infra.bench.report import figure, make_report
+from infra.local.redis_server import Role, answers, find_server, server_command
+from infra.local.variables import REPOSITORY
+from serving.speed.maintenance_requests import ask
+from serving.speed.positions import position_number
+
+Say = Callable[[str], None]
+Ending = Literal["none", "power cut", "disk full", "torn tail"]
+Control = Literal["everysec", "no marks"]
+
+CLIENTS = 12
+PEOPLE = 60
+LOAD_SECONDS = 0.9
+LEAST_EVENTS = 100
+"""Events that are acknowledged after the harm and before the ending."""
+SETTLE_SECONDS = 60.0
+CONTROL_CYCLES = 6
+VICTIMS = ("api worker", "consumer", "archiver", "redis-log", "redis-online")
+_TYPES = ("view_item", "view_item", "view_item", "add_to_cart", "purchase", "dislike", "search")
+
+_ENDINGS: Sequence[Ending] = ("none", "power cut", "disk full", "power cut", "torn tail")
+_CONTROLS: Sequence[Control] = ("everysec", "no marks")
+
+
+class TortureError(NightjarError):
+    """The installation did not come back."""
+
+
+@dataclass(slots=True)
+class Program:
+    """One program of the installation and how to start it again."""
+
+    name: str
+    command: Sequence[str]
+    process: subprocess.Popen[bytes] | None = None
+
+    def is_alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+
+class Installation:
+    """The programs under torture."""
+
+    def __init__(self, folder: Path, variables: Mapping[str, str], *, control: Control | None) -> None:
+        self.home = folder / "installation"
+        self._logs = folder / "logs"
+        for path in (self.home, self._logs):
+            path.mkdir(parents=True)
+        self.disk = Disk(self.home, folder / "shim") if compiler() else None
+        self._ports = {name: free_port() for name in ("redis-log", "redis-online", "api")}
+        self.url = f"http://127.0.0.1:{self._ports['api']}"
+        self.log_url = f"redis://127.0.0.1:{self._ports['redis-log']}/0"
+        self.online_url = f"redis://127.0.0.1:{self._ports['redis-online']}/0"
+        self._variables = {
+            **{name: value for name, value in variables.items() if not name.startswith("NIGHTJAR_")},
+            names.HOME: str(self.home),
+            names.REDIS_LOG_URL: self.log_url,
+            names.REDIS_ONLINE_URL: self.online_url,
+            "NIGHTJAR_SERVING_ARCHIVE_SECONDS": "0.1",
+            "NIGHTJAR_SERVING_LEASE_SECONDS": "0.6",
+            "NIGHTJAR_SERVING_LOG_TIMEOUT_MS": "700",
+            "PYTHONUNBUFFERED": "1",
+        }
+        self.environment = Environment.from_mapping(self._variables)
+        python = sys.executable
+        api = [python, "-m", "serving", "--port", str(self._ports["api"]), "--workers", "2"]
+        programs = [
+            Program("redis-log", self._redis("log", "everysec" if control == "everysec" else "always")),
+            Program("redis-online", self._redis("online", "always")),
+            Program("api", api),
+            Program("consumer", [python, "-m", "serving.speed.consumer"]),
+            Program("archiver", [python, "-m", "serving.speed.archiver"]),
+        ]
+        self.programs = {program.name: program for program in programs}
+        self.restarts = 0
+
+    def _redis(self, role: Role, fsync: str) -> list[str]:
+        name = f"redis-{role}"
+        binary = find_server(self._variables)
+        command = server_command(
+            binary, role, port=self._ports[name], folder=self.home / name, pid_file=self.home / name / "redis.pid"
+        )
+        return [*command, "--appendonly", "yes", "--appendfsync", fsync, "--save", ""]
+
+    def start(self) -> None:
+        """Start everything, wait until it is well, and count all that is there as on disk."""
+        self.start_the_dead()
+        self.wait_until_well()
+        self.settle_disk()
+
+    def settle_disk(self) -> None:
+        if self.disk is not None:
+            self.disk.settled()
+
+    def start_the_dead(self) -> None:
+        for program in self.programs.values():
+            if not program.is_alive():
+                if program.process is not None:
+                    self.restarts += 1
+                shim = {} if self.disk is None else self.disk.variables()
+                with (self._logs / f"{program.name}.log").open("ab") as output:
+                    program.process = subprocess.Popen(
+                        program.command, env={**self._variables, **shim}, cwd=REPOSITORY, stdin=subprocess.DEVNULL,
+                        stdout=output, stderr=output,
+                    )  # fmt: skip
+
+    def wait_until_well(self) -> None:
+        """Raises TortureError when a server does not answer in time."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while not (
+            answers(self._ports["redis-log"]) and answers(self._ports["redis-online"]) and listens(self._ports["api"])
+        ):
+            if time.monotonic() > deadline:
+                raise TortureError(f"the installation did not come back; see {self._logs}")
+            self.start_the_dead()
+            time.sleep(0.05)
+
+    def pids_of(self, victim: str) -> list[int]:
+        """The processes that one may kill: of the API its workers, not their supervisor."""
+        program = self.programs["api" if victim == "api worker" else victim]
+        if not program.is_alive() or program.process is None:
+            return []
+        pid = program.process.pid
+        if victim != "api worker":
+            return [pid]
+        try:
+            return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        except OSError:
+            return []
+
+    def kill_everything(self) -> None:
+        """As a power cut does: nobody says goodbye."""
+        workers = self.pids_of("api worker")
+        for program in self.programs.values():
+            if program.is_alive() and program.process is not None:
+                program.process.kill()
+        for program in self.programs.values():
+            if program.process is not None:
+                program.process.wait()
+        for pid in workers:  # their supervisor has gone, so they are nobody's children of ours
+            _signal(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 5
+        while any(_runs(pid) for pid in workers) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def newest_append_file(self) -> Path:
+        """The end of the log's append-only file."""
+        files = (self.home / "redis-log").rglob("*.aof")
+        return max((f for f in files if ".base." not in f.name), key=lambda f: f.stat().st_mtime)
+
+
+class Clients:
+    """Senders that never give up: whatever was not acknowledged is sent again under the same id."""
+
+    def __init__(self, url: str, ledger: Ledger, rng: random.Random) -> None:
+        self._url = url
+        self._ledger = ledger
+        self._rng = rng
+        self._number = 0
+        self._began = datetime(2024, 3, 8, tzinfo=UTC)
+        self.is_open = False
+        self.requests = self.retries = 0
+
+    async def run(self) -> None:
+        """Send until `is_open` is False and everything is acknowledged."""
+        await asyncio.gather(*(self._client() for _ in range(CLIENTS)))
+
+    async def _client(self) -> None:
+        async with httpx.AsyncClient(timeout=1.2, trust_env=False) as http:
+            while self.is_open:
+                size = 1 if self._rng.random() < 0.5 else self._rng.randint(2, 25)
+                events = [self._event() for _ in range(size)]
+                await self._deliver(http, events)
+                if self._rng.random() < 0.1:  # a client that missed the answer
+                    await self._deliver(http, events)
+
+    async def _deliver(self, http: httpx.AsyncClient, events: Sequence[Mapping[str, Any]]) -> None:
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while time.monotonic() < deadline:
+            self.requests += 1
+            try:
+                answer = await http.post(
+                    f"{self._url}/v1/events", json=events[0] if len(events) == 1 else {"events": events}
+                )
+                if answer.status_code == 202:
+                    for result in answer.json()["results"]:
+                        self._ledger.note(result["event_id"], result["status"])
+                    return
+            except httpx.HTTPError:
+                pass
+            self.retries += 1
+            await asyncio.sleep(self._rng.uniform(0.02, 0.1))
+        raise TortureError(f"no acknowledgement within {SETTLE_SECONDS:.0f} s")
+
+    def _event(self) -> dict[str, Any]:
+        self._number += 1
+        kind = self._rng.choice(_TYPES)
+        late = timedelta(milliseconds=self._rng.choice((0, 0, 0, 5_000, 3_600_000)))
+        moment = self._began + timedelta(milliseconds=1_370 * self._number) - late  # nobody is so fast as to be a bot
+        event = {
+            "event_id": f"e{self._number:07d}",
+            "event_type": kind,
+            "user_id": f"u{self._rng.randrange(PEOPLE)}",
+            "session_id": f"s{self._number // 500}",
+            "timestamp": moment.isoformat().replace("+00:00", "Z"),
+        }
+        if kind != "search":
+            event["item_id"] = f"i{self._rng.randrange(500)}"
+        if self._rng.random() < 0.1:
+            event["sent_at"] = event["timestamp"]  # judged by the whole rule table; its clock is years off
+        self._ledger.send(event)
+        return event
+
+
+class Torture:
+    """Cycles on one installation."""
+
+    def __init__(
+        self, folder: Path, variables: Mapping[str, str], *, seed: int, control: Control | None = None
+    ) -> None:
+        self._rng = random.Random(seed)  # noqa: S311
+        self._control = control
+        self.installation = Installation(folder, variables, control=control)
+        self.ledger = Ledger()
+        self.clients = Clients(self.installation.url, self.ledger, self._rng)
+        self.harm: Counter[str] = Counter()
+        self.cut_bytes = 0
+
+    async def cycle(self, number: int) -> Findings:
+        """Load, harm, an ending, recovery, judgement."""
+        if self._control == "everysec":
+            ending: Ending = "power cut"
+        elif self._control == "no marks":
+            ending = "none"
+        else:
+            ending = self._ending(number)
+        self.clients.is_open = True
+        sending = asyncio.create_task(self.clients.run())
+        jobs = [asyncio.create_task(self._keep_up()), asyncio.create_task(self._forget_marks())]
+        try:
+            if self._control is None:
+                ask(self._client(self.installation.log_url), "default", f"c{number}", dry_run=False, retention_days=7)
+                await self._harm(LOAD_SECONDS)
+            await self._acknowledged(len(self.ledger.acknowledged) + LEAST_EVENTS)
+            await self._end(ending, jobs)
+            self.clients.is_open = False
+            await sending
+        finally:
+            for job in (*jobs, sending):
+                job.cancel()
+            await asyncio.gather(*jobs, sending, return_exceptions=True)
+        await self._settle()
+        return self.judge()
+
+    async def _acknowledged(self, count: int) -> None:
+        """Wait until so many events are: on a busy machine an ending shall meet a load too."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while len(self.ledger.acknowledged) < count and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+
+    def _ending(self, number: int) -> Ending:
+        if self.installation.disk is None:
+            return "torn tail" if number % 4 == 3 else "none"
+        return _ENDINGS[number % len(_ENDINGS)]
+
+    async def _harm(self, seconds: float) -> None:
+        """Kill or stop two to four victims at random moments."""
+        moments = sorted(self._rng.uniform(0.0, seconds) for _ in range(self._rng.randint(2, 4)))
+        began = time.monotonic()
+        for moment in moments:
+            await asyncio.sleep(max(0.0, began + moment - time.monotonic()))
+            victim = self._rng.choice(VICTIMS)
+            pids = self.installation.pids_of(victim)
+            if not pids:
+                continue
+            pid = self._rng.choice(pids)
+            if self._rng.random() < 0.5:
+                self.harm[f"kill {victim}"] += 1
+                _signal(pid, signal.SIGKILL)
+            else:
+                self.harm[f"stop {victim}"] += 1
+                _signal(pid, signal.SIGSTOP)
+                await asyncio.sleep(self._rng.uniform(0.05, 0.9))
+                _signal(pid, signal.SIGCONT)
+        await asyncio.sleep(max(0.0, began + seconds - time.monotonic()))
+
+    async def _end(self, ending: Ending, jobs: list[asyncio.Task[None]]) -> None:
+        disk = self.installation.disk
+        if ending == "none":
+            return
+        self.harm[ending] += 1
+        if ending == "disk full":
+            assert disk is not None
+            disk.fill(is_full=True)
+            await asyncio.sleep(self._rng.uniform(0.1, 0.5))
+            disk.fill(is_full=False)
+            return
+        keeper = jobs[0]
+        keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+        if ending == "power cut":
+            assert disk is not None
+            self.installation.kill_everything()
+            self.cut_bytes += disk.cut().bytes_gone
+        else:
+            for pid in self.installation.pids_of("redis-log"):
+                _signal(pid, signal.SIGKILL)
+            process = self.installation.programs["redis-log"].process
+            if process is not None:
+                process.wait()
+            with self.installation.newest_append_file().open(
+                "ab"
+            ) as file:  # half of a transaction that nobody was told
+                torn = b"*1\r\n$5\r\nMULTI\r\n*5\r\n$3\r\nSET\r\n$40\r\nnj:default:{events:0}:dedup:never"
+                file.write(torn[: self._rng.randint(1, len(torn))])
+        jobs[0] = asyncio.create_task(self._keep_up())
+
+    async def _keep_up(self) -> None:
+        """Start again whatever has died, a moment later."""
+        while True:
+            await asyncio.sleep(0.1)
+            self.installation.start_the_dead()
+
+    async def _forget_marks(self) -> None:
+        """The control without dedup marks: they vanish as soon as they are there."""
+        while self._control == "no marks":
+            with contextlib.suppress(redis.RedisError), self._client(self.installation.log_url) as client:
+                marks = list(client.scan_iter("*:dedup:*", count=1000))
+                if marks:
+                    client.delete(*marks)
+            await asyncio.sleep(0.05)
+
+    async def _settle(self) -> None:
+        """Until everything runs and the consumer has applied all there is."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while time.monotonic() < deadline:
+            self.installation.start_the_dead()
+            with contextlib.suppress(redis.RedisError, OSError):
+                if self._is_applied():
+                    self.installation.wait_until_well()  # the next cycle's harm is to meet its load
+                    return
+            await asyncio.sleep(0.05)
+        raise TortureError(f"the consumer did not catch up within {SETTLE_SECONDS:.0f} s")
+
+    def _is_applied(self) -> bool:
+        with self._client(self.installation.log_url) as log, self._client(self.installation.online_url) as online:
+            for partition in range(EVENT_PARTITIONS):
+                newest: Any = log.xrevrange(stream_key(partition), count=1)
+                applied: Any = online.get(applied_key(partition))
+                if newest and (
+                    applied is None or position_number(applied.decode()) < position_number(newest[0][0].decode())
+                ):
+                    return False
+        return True
+
+    def judge(self) -> Findings:
+        """Streams and table as sets, counts, and session records against the book."""
+        deliveries: set[tuple[str, str, int]] = set()
+        with self._client(self.installation.log_url) as log, self._client(self.installation.online_url) as online:
+            for partition in range(EVENT_PARTITIONS):
+                stream = stream_key(partition)
+                entries: Any = log.xrange(stream)
+                for position, fields in entries:
+                    for number, (raw, _) in enumerate(split_entry(fields)):
+                        at = position_number(position.decode())
+                        deliveries.add((event_id_of(raw), source_of(stream, number), at))
+            # The table is read after the streams: what is trimmed in between is in it by then.
+            archived = self._archived()
+            counters: Any = online.hgetall(speed_counters_key())
+            people = [f"u:u{number}" for number in range(PEOPLE)]
+            records: Any = online.mget([session_key(subject) for subject in people])
+        deliveries -= set(archived)
+        states: dict[str, SessionState | None] = {
+            subject: unpack_session(record) if record else None for subject, record in zip(people, records, strict=True)
+        }
+        return self.ledger.judge(
+            deliveries=[*archived, *deliveries], applied=int(counters.get(b"applied", 0)), states=states
+        )
+
+    def _archived(self) -> list[tuple[str, str, int]]:
+        path = table_path(self.installation.environment.lakehouse, "bronze.events")
+        if not DeltaTable.is_deltatable(path):
+            return []
+        rows = DeltaTable(path).to_pyarrow_table(columns=["event_id", "source", "source_position"])
+        return list(zip(*(rows[name].to_pylist() for name in rows.column_names), strict=True))
+
+    def _client(self, url: str) -> redis.Redis:
+        return redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=2)
+
+
+def torture_events(home: Path, variables: Mapping[str, str], *, cycles: int, seed: int, say: Say) -> dict[str, Any]:
+    """Run it in `home` (made anew) and return the report.
+
+    Figures: `events_lost` and `events_counted_twice` by cycle, `cycle_seconds`. Further keys: events, acknowledged,
+    harm, cut_bytes, restarts, wrong_sessions, clean, controls (control -> {"caught", "cycles", "events_lost",
+    "events_counted_twice"}), skipped (why there was no power cut; None), and what `judge_disk` says.
+    """
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    disk = judge_disk(home)
+    torture = Torture(home / "torture", variables, seed=seed)
+    findings, seconds = asyncio.run(_cycles(torture, cycles, say))
+    controls: dict[str, Any] = {}
+    for control in _CONTROLS:
+        if control == "everysec" and compiler() is None:
+            continue
+        controls[control] = _control(home / control.replace(" ", "-"), variables, seed, control, say)
+    report = make_report(
+        "torture events",
+        {
+            "events_lost": figure("", [found.events_lost for found in findings]),
+            "events_counted_twice": figure("", [found.events_counted_twice for found in findings]),
+            "cycle_seconds": figure("s", seconds),
+        },
+        str(variables.get(names.CODE_VERSION, "")),
+        seed=seed,
+        cycles=len(findings),
+        events=len(torture.ledger.sent),
+        acknowledged=len(torture.ledger.acknowledged),
+        requests=torture.clients.requests,
+        retries=torture.clients.retries,
+        restarts=torture.installation.restarts,
+        harm=dict(sorted(torture.harm.items())),
+        cut_bytes=torture.cut_bytes,
+        wrong_sessions=sum(len(found.wrong_sessions) for found in findings),
+        strangers=sum(len(found.strangers) for found in findings),
+        clean=all(found.is_clean() for found in findings),
+        controls=controls,
+        skipped=None if compiler() else "no C compiler: no power cut and no full disk",
+        **disk,
+    )
+    if report["clean"]:
+        shutil.rmtree(home, ignore_errors=True)
+    return report
+
+
+async def _cycles(
+    torture: Torture, cycles: int, say: Say, *, until_caught: bool = False
+) -> tuple[list[Findings], list[float]]:
+    findings: list[Findings] = []
+    seconds: list[float] = []
+    try:
+        torture.installation.start()
+        for number in range(cycles):
+            began = time.monotonic()
+            findings.append(await torture.cycle(number))
+            seconds.append(time.monotonic() - began)
+            found = findings[-1]
+            say(
+                f"cycle {number + 1}: {len(torture.ledger.acknowledged):,} acknowledged, {found.events_lost} lost, "
+                f"{found.events_counted_twice} twice, {len(found.wrong_sessions)} sessions wrong, {seconds[-1]:.1f} s"
+            )
+            if not found.is_clean() and until_caught:
+                break
+    finally:
+        torture.installation.kill_everything()
+    return findings, seconds
+
+
+def _control(folder: Path, variables: Mapping[str, str], seed: int, control: Control, say: Say) -> dict[str, Any]:
+    say(f"control: {control}")
+    torture = Torture(folder, variables, seed=seed, control=control)
+    findings, _ = asyncio.run(_cycles(torture, CONTROL_CYCLES, say, until_caught=True))
+    last = findings[-1]
+    is_caught = bool(last.events_lost if control == "everysec" else last.events_counted_twice)
+    return {
+        "caught": is_caught,
+        "cycles": len(findings),
+        "events_lost": last.events_lost,
+        "events_counted_twice": last.events_counted_twice,
+    }
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
