@@ -30,7 +30,7 @@ down: ## stop the embedded stack
 	@[ ! -x $(VENV)/bin/nightjar ] || $(VENV)/bin/nightjar down
 
 test: setup lint format-check ## everything: lint, format, types, import rules, then all tests
-	@$(PY) -m pytest -n $(WORKERS) --dist loadfile
+	@$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: setup lint format-check ## the fast part of `test`, under a minute
 	@$(PY) -m pytest $(FAST_TESTS) -m "not spark and not e2e"
