@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -17,9 +18,9 @@ MADE = (200, {"id": 7})
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that were made, instead of making them."""
+    """The pauses that were made, instead of making them. Other threads go on sleeping as they do."""
     pauses: list[float] = []
-    monkeypatch.setattr(airflow_api.time, "sleep", pauses.append)
+    monkeypatch.setattr(airflow_api, "time", SimpleNamespace(sleep=pauses.append))
     return pauses
 
 
