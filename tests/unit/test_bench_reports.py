@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from feature_repo.contracts.errors import DataError, NightjarError
-from infra.bench.nights.kills import Night, _report, draw
+from infra.bench.nights.kills import _report, draw
+from infra.bench.nights.small_night import Night
 from infra.bench.report import figure, make_report, write_report
 from infra.local import programs
 from infra.local.programs import Attempt, attempt

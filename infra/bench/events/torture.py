@@ -15,16 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -34,8 +30,6 @@ import redis
 from deltalake import DeltaTable
 
 from feature_repo.contracts import environment as names
-from feature_repo.contracts.environment import Environment
-from feature_repo.contracts.errors import NightjarError
 from feature_repo.contracts.keys import (
     EVENT_PARTITIONS,
     applied_key,
@@ -47,158 +41,27 @@ from feature_repo.contracts.packing import SessionState, unpack_session
 from feature_repo.contracts.stream_entry import source_of, split_entry
 from feature_repo.contracts.tables import table_path
 from infra.bench.disk import judge_disk
-from infra.bench.events.ingest import free_port, listens
+from infra.bench.events.installation import SETTLE_SECONDS, Control, Installation, TortureError, send_signal
 from infra.bench.events.ledger import Findings, Ledger, event_id_of
-from infra.bench.events.power import Disk, compiler
+from infra.bench.events.power import compiler
 from infra.bench.report import figure, make_report
-from infra.local.redis_server import Role, answers, find_server, server_command
-from infra.local.variables import REPOSITORY
 from serving.speed.maintenance_requests import ask
 from serving.speed.positions import position_number
 
 Say = Callable[[str], None]
 Ending = Literal["none", "power cut", "disk full", "torn tail"]
-Control = Literal["everysec", "no marks"]
 
 CLIENTS = 12
 PEOPLE = 60
 LOAD_SECONDS = 0.9
 LEAST_EVENTS = 100
 """Events that are acknowledged after the harm and before the ending."""
-SETTLE_SECONDS = 60.0
 CONTROL_CYCLES = 6
 VICTIMS = ("api worker", "consumer", "archiver", "redis-log", "redis-online")
 _TYPES = ("view_item", "view_item", "view_item", "add_to_cart", "purchase", "dislike", "search")
 
 _ENDINGS: Sequence[Ending] = ("none", "power cut", "disk full", "power cut", "torn tail")
 _CONTROLS: Sequence[Control] = ("everysec", "no marks")
-
-
-class TortureError(NightjarError):
-    """The installation did not come back."""
-
-
-@dataclass(slots=True)
-class Program:
-    """One program of the installation and how to start it again."""
-
-    name: str
-    command: Sequence[str]
-    process: subprocess.Popen[bytes] | None = None
-
-    def is_alive(self) -> bool:
-        return self.process is not None and self.process.poll() is None
-
-
-class Installation:
-    """The programs under torture."""
-
-    def __init__(self, folder: Path, variables: Mapping[str, str], *, control: Control | None) -> None:
-        self.home = folder / "installation"
-        self._logs = folder / "logs"
-        for path in (self.home, self._logs):
-            path.mkdir(parents=True)
-        self.disk = Disk(self.home, folder / "shim") if compiler() else None
-        self._ports = {name: free_port() for name in ("redis-log", "redis-online", "api")}
-        self.url = f"http://127.0.0.1:{self._ports['api']}"
-        self.log_url = f"redis://127.0.0.1:{self._ports['redis-log']}/0"
-        self.online_url = f"redis://127.0.0.1:{self._ports['redis-online']}/0"
-        self._variables = {
-            **{name: value for name, value in variables.items() if not name.startswith("NIGHTJAR_")},
-            names.HOME: str(self.home),
-            names.REDIS_LOG_URL: self.log_url,
-            names.REDIS_ONLINE_URL: self.online_url,
-            "NIGHTJAR_SERVING_ARCHIVE_SECONDS": "0.1",
-            "NIGHTJAR_SERVING_LEASE_SECONDS": "0.6",
-            "NIGHTJAR_SERVING_LOG_TIMEOUT_MS": "700",
-            "PYTHONUNBUFFERED": "1",
-        }
-        self.environment = Environment.from_mapping(self._variables)
-        python = sys.executable
-        api = [python, "-m", "serving", "--port", str(self._ports["api"]), "--workers", "2"]
-        programs = [
-            Program("redis-log", self._redis("log", "everysec" if control == "everysec" else "always")),
-            Program("redis-online", self._redis("online", "always")),
-            Program("api", api),
-            Program("consumer", [python, "-m", "serving.speed.consumer"]),
-            Program("archiver", [python, "-m", "serving.speed.archiver"]),
-        ]
-        self.programs = {program.name: program for program in programs}
-        self.restarts = 0
-
-    def _redis(self, role: Role, fsync: str) -> list[str]:
-        name = f"redis-{role}"
-        binary = find_server(self._variables)
-        command = server_command(
-            binary, role, port=self._ports[name], folder=self.home / name, pid_file=self.home / name / "redis.pid"
-        )
-        return [*command, "--appendonly", "yes", "--appendfsync", fsync, "--save", ""]
-
-    def start(self) -> None:
-        """Start everything, wait until it is well, and count all that is there as on disk."""
-        self.start_the_dead()
-        self.wait_until_well()
-        self.settle_disk()
-
-    def settle_disk(self) -> None:
-        if self.disk is not None:
-            self.disk.settled()
-
-    def start_the_dead(self) -> None:
-        for program in self.programs.values():
-            if not program.is_alive():
-                if program.process is not None:
-                    self.restarts += 1
-                shim = {} if self.disk is None else self.disk.variables()
-                with (self._logs / f"{program.name}.log").open("ab") as output:
-                    program.process = subprocess.Popen(
-                        program.command, env={**self._variables, **shim}, cwd=REPOSITORY, stdin=subprocess.DEVNULL,
-                        stdout=output, stderr=output,
-                    )  # fmt: skip
-
-    def wait_until_well(self) -> None:
-        """Raises TortureError when a server does not answer in time."""
-        deadline = time.monotonic() + SETTLE_SECONDS
-        while not (
-            answers(self._ports["redis-log"]) and answers(self._ports["redis-online"]) and listens(self._ports["api"])
-        ):
-            if time.monotonic() > deadline:
-                raise TortureError(f"the installation did not come back; see {self._logs}")
-            self.start_the_dead()
-            time.sleep(0.05)
-
-    def pids_of(self, victim: str) -> list[int]:
-        """The processes that one may kill: of the API its workers, not their supervisor."""
-        program = self.programs["api" if victim == "api worker" else victim]
-        if not program.is_alive() or program.process is None:
-            return []
-        pid = program.process.pid
-        if victim != "api worker":
-            return [pid]
-        try:
-            return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-        except OSError:
-            return []
-
-    def kill_everything(self) -> None:
-        """As a power cut does: nobody says goodbye."""
-        workers = self.pids_of("api worker")
-        for program in self.programs.values():
-            if program.is_alive() and program.process is not None:
-                program.process.kill()
-        for program in self.programs.values():
-            if program.process is not None:
-                program.process.wait()
-        for pid in workers:  # their supervisor has gone, so they are nobody's children of ours
-            _signal(pid, signal.SIGKILL)
-        deadline = time.monotonic() + 5
-        while any(_runs(pid) for pid in workers) and time.monotonic() < deadline:
-            time.sleep(0.01)
-
-    def newest_append_file(self) -> Path:
-        """The end of the log's append-only file."""
-        files = (self.home / "redis-log").rglob("*.aof")
-        return max((f for f in files if ".base." not in f.name), key=lambda f: f.stat().st_mtime)
 
 
 class Clients:
@@ -328,12 +191,12 @@ class Torture:
             pid = self._rng.choice(pids)
             if self._rng.random() < 0.5:
                 self.harm[f"kill {victim}"] += 1
-                _signal(pid, signal.SIGKILL)
+                send_signal(pid, signal.SIGKILL)
             else:
                 self.harm[f"stop {victim}"] += 1
-                _signal(pid, signal.SIGSTOP)
+                send_signal(pid, signal.SIGSTOP)
                 await asyncio.sleep(self._rng.uniform(0.05, 0.9))
-                _signal(pid, signal.SIGCONT)
+                send_signal(pid, signal.SIGCONT)
         await asyncio.sleep(max(0.0, began + seconds - time.monotonic()))
 
     async def _end(self, ending: Ending, jobs: list[asyncio.Task[None]]) -> None:
@@ -356,7 +219,7 @@ class Torture:
             self.cut_bytes += disk.cut().bytes_gone
         else:
             for pid in self.installation.pids_of("redis-log"):
-                _signal(pid, signal.SIGKILL)
+                send_signal(pid, signal.SIGKILL)
             process = self.installation.programs["redis-log"].process
             if process is not None:
                 process.wait()
@@ -521,15 +384,3 @@ def _control(folder: Path, variables: Mapping[str, str], seed: int, control: Con
         "events_lost": last.events_lost,
         "events_counted_twice": last.events_counted_twice,
     }
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

@@ -7,7 +7,6 @@ night a worker is killed (SIGKILL) in the middle of refine_events and, after it 
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -17,17 +16,12 @@ from typing import Any
 import psutil
 
 from feature_repo.contracts import environment as names
-from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import NightjarError
-from infra.bench.nights.kills import STORES, Night, Say, night_hashes, small_shop
+from infra.bench.nights.small_night import Night, Say, imported_shop, night_hashes, tenant_of_its_own
 from infra.bench.report import figure, make_report
-from infra.importing.shop import import_shop
 from infra.local.cluster import WORKERS, Cluster, cluster_up, find_worker, live_workers
 from infra.local.night import SPARK_TASKS, TASKS
 from infra.local.programs import Attempt, attempt
-from infra.local.stack import down, up
-from infra.local.variables import stack_variables
-from infra.simulator.shop import simulate_shop
 
 KILLED_IN = ("refine_events", "score_users")
 KILL_AT_SHARE = 0.6
@@ -40,35 +34,20 @@ def cluster_night(home: Path, variables: Mapping[str, str], *, event_count: int,
     Figures: `local_seconds`, `cluster_seconds`, `killed_seconds` of a night, and `<task>_<where>_seconds` of the Spark
     tasks. Further keys: workers_killed, identical, differing (hash -> nights), compared, version.
     """
-    shutil.rmtree(home, ignore_errors=True)
-    home.mkdir(parents=True)
-    here = {**variables, names.HOME: str(home)}
-    shop = small_shop(event_count)
-    say(f"simulating and importing {event_count:,} events")
-    simulate_shop(shop, home / "shop")
-    try:
-        up(here, only=STORES)
-        base = stack_variables(here)
-        import_shop(home / "shop", Environment.from_mapping(base))
-        as_of = shop.end_day.isoformat()
+    with imported_shop(home, variables, event_count=event_count, say=say) as (base, as_of):
         nights = {"local": _night(base, "local", as_of, None, {}, say)}
-        cluster = cluster_up(here)
+        cluster = cluster_up(base)
         nights["cluster"] = _night(base, "cluster", as_of, cluster, {}, say)
         usual = {a.task: a.seconds for a in nights["cluster"].attempts}
         kill_after = {task: KILL_AT_SHARE * usual[task] for task in KILLED_IN}
         nights["killed"] = _night(base, "killed", as_of, cluster, kill_after, say)
-    finally:
-        down(here)
     return _report(base, nights, kills=len(kill_after))
 
 
 def _night(
     base: Mapping[str, str], tenant: str, as_of: str, cluster: Cluster | None, kill_after: Mapping[str, float], say: Say
 ) -> Night:
-    variables = {**base, names.TENANT: tenant}
-    environment = Environment.from_mapping(variables)
-    shutil.copytree(Path(environment.lakehouse) / "default" / "bronze", Path(environment.lakehouse) / tenant / "bronze")
-    log = Path(environment.home) / "logs" / f"{tenant}.log"
+    variables, log = tenant_of_its_own(base, tenant)
     attempts: list[Attempt] = []
     for task in TASKS:
         if cluster is not None and live_workers(cluster) < len(WORKERS):

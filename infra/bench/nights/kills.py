@@ -1,7 +1,7 @@
 """`nightjar torture night`: SIGKILL at seeded random points of a night; the results must be those of a quiet night.
 
-One simulated shop is imported once. Every night is the first night of a tenant of its own with the same bronze tables,
-so nights can be compared by the hashes of their tables, their published lists and their bundle.
+Every night is the first night of a tenant of its own with the same bronze tables (`small_night`), so nights can be
+compared by the hashes of their tables, their published lists and their bundle.
 
 A kill point is a moment of a quiet night, drawn uniformly over its whole length: it falls into a task, a while after
 that task's start. There the program and all its processes are killed, at once and without warning, and the task is
@@ -10,38 +10,24 @@ started again, as its retry would be. Points that fall into the same task follow
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from feature_repo.contracts import environment as names
-from feature_repo.contracts.environment import Environment
-from feature_repo.contracts.errors import DependencyError, NightjarError
+from feature_repo.contracts.errors import NightjarError
+from infra.bench.nights.small_night import Night, Say, imported_shop, night_hashes, tenant_of_its_own
 from infra.bench.report import figure, make_report
-from infra.importing.shop import import_shop
 from infra.local.night import TASKS
 from infra.local.programs import Attempt, attempt
-from infra.local.stack import down, up
-from infra.local.variables import REPOSITORY, stack_variables
-from infra.simulator.config import ShopConfig
-from infra.simulator.shop import simulate_shop
 
-STORES = ("redis-log", "redis-online", "mlflow")
 QUIET_NIGHTS = 2
 KILLS_A_NIGHT = 10
-SHOP_DAYS = 20
 MOST_DRAWS = 3
 """A point is drawn again when the task ended before the kill came; at most so many times the wanted number."""
-
-Say = Callable[[str], None]
 
 
 class Point(NamedTuple):
@@ -49,27 +35,6 @@ class Point(NamedTuple):
 
     task: str
     offset: float
-
-
-class Night(NamedTuple):
-    """What a night took and left."""
-
-    attempts: list[Attempt]
-    hashes: Mapping[str, str]
-    version: str
-
-    @property
-    def seconds(self) -> float:
-        return sum(attempt.seconds for attempt in self.attempts)
-
-    @property
-    def cpu_seconds(self) -> float:
-        return sum(attempt.cpu_seconds for attempt in self.attempts)
-
-    @property
-    def lost(self) -> list[float]:
-        """Seconds of work that each kill destroyed, its own restart being part of the next attempt."""
-        return [attempt.seconds for attempt in self.attempts if attempt.killed]
 
 
 def torture_night(
@@ -81,30 +46,10 @@ def torture_night(
     by a kill), `time_ratio` (a night with one such kill against one without). Further keys: kills, missed, identical,
     differing (table -> nights).
     """
-    shutil.rmtree(home, ignore_errors=True)
-    home.mkdir(parents=True)
-    here = {**variables, names.HOME: str(home)}
-    shop = small_shop(event_count)
-    say(f"simulating and importing {event_count:,} events")
-    simulate_shop(shop, home / "shop")
-    try:
-        up(here, only=STORES)
-        base = stack_variables(here)
-        import_shop(home / "shop", Environment.from_mapping(base))
-        as_of = shop.end_day.isoformat()
+    with imported_shop(home, variables, event_count=event_count, say=say) as (base, as_of):
         quiet = [_night(base, f"quiet-{n}", as_of, (), say) for n in range(QUIET_NIGHTS)]
         tortured, missed = _tortured(base, as_of, kills, random.Random(seed), quiet, say)  # noqa: S311
-    finally:
-        down(here)
     return _report(base, seed, quiet, tortured, missed)
-
-
-def small_shop(event_count: int) -> ShopConfig:
-    """A shop of a few thousand events within few days: one crawler's burst must not be most of what a day brings, or
-    the quality gate stops the night."""
-    return replace(
-        ShopConfig(), event_count=event_count, user_count=max(10, event_count // 60), item_count=200, days=SHOP_DAYS
-    )
 
 
 def draw(rng: random.Random, durations: Mapping[str, float]) -> Point:
@@ -139,10 +84,7 @@ def _tortured(
 
 
 def _night(base: Mapping[str, str], tenant: str, as_of: str, points: Sequence[Point], say: Say) -> Night:
-    variables = {**base, names.TENANT: tenant}
-    environment = Environment.from_mapping(variables)
-    shutil.copytree(Path(environment.lakehouse) / "default" / "bronze", Path(environment.lakehouse) / tenant / "bronze")
-    log = Path(environment.home) / "logs" / f"{tenant}.log"
+    variables, log = tenant_of_its_own(base, tenant)
     attempts: list[Attempt] = []
     for task in TASKS:
         for point in (p for p in points if p.task == task):
@@ -155,16 +97,6 @@ def _night(base: Mapping[str, str], tenant: str, as_of: str, points: Sequence[Po
     night = Night(attempts, hashes, version)
     say(f"{tenant}: {night.seconds:.0f} s, {len(night.lost)} kills, version {version}")
     return night
-
-
-def night_hashes(variables: Mapping[str, str], as_of: str) -> tuple[dict[str, str], str]:
-    """(what `nightjar hash --as-of` prints, the published version). Raises DependencyError when it fails."""
-    command = [sys.executable, "-m", "infra.cli.main", "hash", "--as-of", as_of, "--json"]
-    done = subprocess.run(command, env=dict(variables), cwd=REPOSITORY, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise DependencyError(f"nightjar hash failed: {done.stderr.strip()}")
-    answer = json.loads(done.stdout)
-    return answer["hashes"], str(answer["version"])
 
 
 def _report(
