@@ -8,8 +8,8 @@ import hashlib
 import io
 import itertools
 import json
-import time
 from contextlib import redirect_stderr, redirect_stdout
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -41,6 +41,7 @@ from infra.cli.key_commands import register
 from serving.__main__ import worker_variables
 from serving.adapters.key_store import KeyTail, MemoryKeyStore, RedisKeyStore
 from serving.api import event_examples as examples
+from serving.api import key_ring
 from serving.api.access import PUBLIC, SCOPE_OF, scope_of
 from serving.api.key_ring import OPEN, Grant, KeyRing, Refusal, key_in
 from serving.main import with_hot_routes
@@ -498,16 +499,15 @@ class TestSettings:
             ServingSettings.from_mapping({"NIGHTJAR_SERVING_API_KEYS": "on", "NIGHTJAR_SERVING_WRITE_KEYS": "a"})
 
 
-def test_a_check_takes_microseconds() -> None:
-    clock = Clock()
-    key, record = new_key(WRITE, requests_per_second=1e8, burst=100_000_000)
-    ring = clock.ring(record, *(new_key(READ)[1] for _ in range(1000)))
-    best = min(_seconds(ring, f"Bearer {key}".encode()) for _ in range(5))
-    assert best / 2000 < 20e-6  # under 2 us of processor time on a quiet machine
+def test_a_check_looks_at_one_key_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    key, record = new_key(WRITE)
+    ring = Clock().ring(*(new_key(READ)[1] for _ in range(500)), record, *(new_key(READ)[1] for _ in range(500)))
+    looked_at: list[bytes] = []
 
+    def compare(one: bytes, other: bytes) -> bool:
+        looked_at.append(other)
+        return one == other
 
-def _seconds(ring: KeyRing, given: bytes) -> float:
-    began = time.process_time()
-    for _ in range(2000):
-        assert not ring.check(given, SCOPES[WRITE]).is_refusal
-    return time.process_time() - began
+    monkeypatch.setattr(key_ring, "hmac", SimpleNamespace(compare_digest=compare))
+    assert not ring.check(f"Bearer {key}".encode(), SCOPES[WRITE]).is_refusal
+    assert looked_at == [hashlib.sha256(key.encode()).digest()]

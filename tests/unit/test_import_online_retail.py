@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -216,16 +215,13 @@ def test_a_file_of_another_kind_is_refused(
 
 @pytest.mark.skipif(not REAL_FILE.is_file(), reason=f"needs the Online Retail file at {REAL_FILE}")
 def test_the_real_file_is_accounted_for_to_the_line(environment: Environment) -> None:
-    started = time.process_time()
     users, items, events = import_online_retail(REAL_FILE, environment)
-    cpu_seconds = time.process_time() - started
     assert events.read == 541_909
     assert events.quarantined == {"quantity_not_positive": 1_336, "price_not_positive": 1_181}
     assert events.accepted == 541_909 - 1_336 - 1_181 == events.rows_written
     assert list(events.notes.values()) == [135_080, 9_288, 5_268]
     assert events.repeated == 0
     assert (users.accepted, items.accepted) == (4_372, 3_938)
-    assert cpu_seconds < 40  # about 13 s; processor time, so that a busy machine does not matter
 
     kept = find_table(environment, "bronze.events_import").to_pyarrow_table()
     assert kept.num_rows == events.accepted
