@@ -48,19 +48,19 @@ def load_entity_features(
 def _by_category(
     environment: Environment, numbers: pa.Table, item_count: int, run: Run, day: date, users: pa.ChunkedArray
 ) -> CategoryFeatures | None:
-    """None without rows. An item's category is that of the pinned catalogue with the changes before that day."""
+    """None without rows or categories. An item's category is the pinned one, with the changes before that day."""
     view = feature_view("user_category_features")
     rows = _rows(environment, run, view, day)
     if not rows.num_rows:
         return None
     said = categories_of_items(environment, in_run(run.pins), cut_off=start_of_day(day))
     names = sorted({category for category in said.values() if category})
+    if not names:
+        return None
     place = {category: number for number, category in enumerate(names)}
     item_categories = np.full(item_count, -1, np.int64)
     for item_id, number in zip(*(numbers[c].to_pylist() for c in ("item_id", "item_number")), strict=True):
         item_categories[number] = place.get(said.get(item_id) or "", -1)
-    if not names:
-        return None
     columns = (("user_id", users.combine_chunks()), ("category", pa.array(names, pa.string())))
     user, category = (
         np.asarray(pc.fill_null(pc.index_in(rows[name].combine_chunks(), value_set=known), -1)).astype(np.int64)

@@ -78,6 +78,7 @@ from spark_jobs.evaluation.with_session import (
     sessions_when_asked,
 )
 from spark_jobs.io import registry, tracking
+from spark_jobs.io.catalogue import categories_of_items, in_run
 from spark_jobs.io.delta import overwrite_partitions
 from spark_jobs.io.entity_features import load_entity_features
 from spark_jobs.io.interactions import known_numbers, read_interactions, read_numbers
@@ -351,9 +352,8 @@ def _train_with_session(
 
 
 def _categories(environment: Environment, run: Run, numbers: pa.Table, item_count: int) -> list[str | None]:
-    """By item number its category, as imported (changes over HTTP are left aside)."""
-    items = read_light(environment, "bronze.items", run.pins.get("bronze.items", -1), ["item_id", "category"])
-    by_id = dict(zip(items["item_id"].to_pylist(), items["category"].to_pylist(), strict=True))
+    """By item number its category when the run's interval ended, changes through the API among it."""
+    by_id = categories_of_items(environment, in_run({"bronze.items": -1, **run.pins}), cut_off=run.cut_off)
     names: list[str | None] = [None] * item_count
     for item_id, number in zip(*(numbers[c].to_pylist() for c in ("item_id", "item_number")), strict=True):
         names[number] = by_id.get(item_id)

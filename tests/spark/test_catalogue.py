@@ -12,7 +12,7 @@ from pyspark.sql import SparkSession
 from feature_repo.contracts.changes import DELETE, ITEMS, PATCH, PUT, USERS, check_change
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.times import format_timestamp, from_micros
-from spark_jobs.io.catalogue import in_run, read_items, read_users, records_by_id
+from spark_jobs.io.catalogue import categories_of_items, in_run, read_items, read_users, records_by_id
 from tests.builders import utc, write_rows
 
 pytestmark = pytest.mark.spark
@@ -32,22 +32,24 @@ def row(position: int, kind: str, operation: str, record: dict[str, Any], at: st
 
 
 IMPORTED_ITEMS = [
-    {"item_id": "plain", "price": 1.0, "title": "Plain", "is_hidden": False, "source": "f"},  # nobody changes it
-    {"item_id": "changed", "price": 2.0, "title": "Changed", "is_hidden": False, "source": "f",
+    {"item_id": "plain", "price": 1.0, "title": "Plain", "category": "Tools", "is_hidden": False, "source": "f"},
+    {"item_id": "changed", "price": 2.0, "title": "Changed", "category": "Toys", "is_hidden": False, "source": "f",
      "attributes": '{"colour": "red", "size": "L"}', "created_at": utc("2024-01-01")},
     {"item_id": "deleted", "price": 3.0, "is_hidden": False, "source": "f"},
     {"item_id": "newer", "price": 4.0, "is_hidden": False, "source": "f",
      "attributes": '{"updated_at": "2024-03-05T00:00:00Z"}'},
 ]  # fmt: skip
 ITEM_CHANGES = [
-    row(9, ITEMS, PATCH, {"item_id": "changed", "price": 9, "colour": None}, "2024-03-07T23:59:59.999999"),
+    row(9, ITEMS, PATCH, {"item_id": "changed", "price": 9, "category": "Toys > Cars", "colour": None},
+        "2024-03-07T23:59:59.999999"),
     row(1, ITEMS, PATCH, {"item_id": "changed", "price": 8, "title": None}, "2024-03-07T10:00:00"),  # of price: older
-    row(2, ITEMS, PATCH, {"item_id": "changed", "price": 7}, "2024-03-08T00:00:00"),  # as_of itself: not before it
+    row(2, ITEMS, PATCH, {"item_id": "changed", "price": 7, "category": "Late"}, "2024-03-08T00:00:00"),  # not before
     row(3, ITEMS, DELETE, {"item_id": "deleted"}, "2024-03-07T10:00:00"),
     row(4, ITEMS, PATCH, {"item_id": "newer", "price": 5}, "2024-03-04T10:00:00"),  # the import is newer
-    row(5, ITEMS, PUT, {"item_id": "made", "price": 6, "expire_time": "2024-05-01T00:00:00Z"}, "2024-03-07T10:00:00"),
+    row(5, ITEMS, PUT, {"item_id": "made", "price": 6, "category": "Tools", "expire_time": "2024-05-01T00:00:00Z"},
+        "2024-03-07T10:00:00"),
     row(6, ITEMS, PATCH, {"item_id": "nobody", "price": 5}, "2024-03-07T10:00:00"),  # a PATCH alone makes no item
-]
+]  # fmt: skip
 IMPORTED_USERS = [{"user_id": "ann", "region": "GB", "source": "f"}, {"user_id": "bob", "region": "FR", "source": "f"}]
 USER_CHANGES = [
     row(1, USERS, PATCH, {"user_id": "ann", "consent": {"train": False}}, "2024-03-07T10:00:00"),
@@ -91,6 +93,9 @@ def test_a_night_reads_what_the_shop_said_before_as_of(spark: SparkSession, shop
     assert {item_id: (item["price"], item["attributes"]) for item_id, item in light.items()} == {
         item_id: (item["price"], item["attributes"]) for item_id, item in items.items()
     }
+    assert categories_of_items(shop, pins, cut_off=AS_OF) == {
+        "plain": "Tools", "changed": "Toys > Cars", "deleted": None, "newer": None, "made": "Tools",
+    }  # fmt: skip
     before = read_items(spark, shop, {**pins, "bronze.item_changes": 0}, cut_off=AS_OF).filter("item_id = 'deleted'")
     assert before.collect()[0]["is_hidden"] is False
     old_run = read_items(spark, shop, in_run({"bronze.items": 0}), cut_off=AS_OF)
