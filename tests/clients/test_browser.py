@@ -281,6 +281,7 @@ def test_batches_and_a_bounded_queue(api: ServedApi, person: Profile) -> None:
     assert sizes[0] == 1
     assert (sum(sizes[1:]), max(sizes), len(sizes) <= 5) == (120, 50, True)
     assert {event["event_id"] for event in api.events()} >= set(ids)
+    wait_for(lambda: not queued(page), "the page has heard of all of them")
 
     api.proxy.always = "refuse"
     page.run("for (let n = 0; n < 600; n++) nightjar.track('search', { properties: { n } }); 0")
