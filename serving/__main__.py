@@ -18,6 +18,7 @@ from pathlib import Path
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError, DependencyError, NightjarError
+from serving import native
 from serving.logs import log_to
 from serving.settings import MULTIPROCESS_FOLDER, PREFIX, ServingSettings
 from serving.supervisor import Supervisor
@@ -107,6 +108,7 @@ def main() -> int:
     if first[f"{PREFIX}API_KEYS"] == "on":
         print("requests need an API key: nightjar keys create NAME --scope read", flush=True)
     print(f"serving on http://{arguments.host}:{port} with {arguments.workers} worker(s)", flush=True)
+    print(f"slates come from {native.described()}", flush=True)
     logs = log_to()
     try:
         return Supervisor(arguments.host, port, arguments.workers, variables).run()

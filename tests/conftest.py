@@ -41,6 +41,20 @@ def jars_folder() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", params=["twin", "native"])
+def either_way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test of the module twice: answered by Python, then by compiled code. For a module's `pytestmark`."""
+    from serving.native import described, parts
+
+    compiled = parts.slates
+    if request.param == "native" and compiled is None:
+        pytest.skip(f"serving answers from {described()}")
+    if request.param == "twin":
+        parts.slates = None
+    yield
+    parts.slates = compiled
+
+
 @pytest.fixture(scope="session")
 def spark(jars_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """One Spark session for the whole run, with two threads and the settings that jobs get."""

@@ -140,6 +140,11 @@ class CandidateRows(Sequence[CandidateRow]):
         self._bytes = memoryview(record)[CANDIDATES_HEADER_BYTES:]
         self._count = count
 
+    @property
+    def packed(self) -> memoryview:
+        """The rows as they lie in the record."""
+        return self._bytes
+
     def __len__(self) -> int:
         return self._count
 

@@ -14,6 +14,7 @@ EXAMINATIONS: Mapping[str, Examine] = {
     "python": tools.examine_python,
     "packages": tools.examine_packages,
     "java": tools.examine_java,
+    "native": tools.examine_native,
     "redis": tools.examine_redis,
     "jars": tools.examine_jars,
     "settings": tools.examine_settings,

@@ -14,6 +14,7 @@ from infra.local.jars import wrong_jars
 from infra.local.java import choose_java
 from infra.local.redis_server import find_server
 from infra.local.variables import REPOSITORY
+from serving import native
 from serving.settings import ServingSettings
 
 PYTHON_VERSIONS = ((3, 11), (3, 13))
@@ -110,3 +111,12 @@ def examine_settings(subject: Subject) -> Check:
     except NightjarError as error:
         return Check("settings", State.FAIL, str(error), needed, "unset the variable, or correct it")
     return Check("settings", State.OK, "NIGHTJAR_SERVING_... can be read", needed)
+
+
+def examine_native(_: Subject) -> Check:
+    """Whether slates come from compiled code; without it they are the same, and cost more."""
+    needed = "serving/native compiled, for the same answers in less time"
+    is_wanted = native.why_not is not None and native.PURE_PYTHON not in native.why_not
+    seen = f"slates come from {native.described()}"
+    remedy = "apt install gcc libc6-dev python3-dev; make setup" if is_wanted else ""
+    return Check("native", State.WARN if is_wanted else State.OK, seen, needed, remedy)

@@ -1,6 +1,7 @@
 """`python -m infra.local.setup`: the part of `make setup` that comes after the Python packages.
 
-Finds Java and a Redis-compatible server, fetches the Delta jars, makes the class archive, writes spark-defaults.conf.
+Finds Java and a Redis-compatible server, fetches the Delta jars, makes the class archive, writes spark-defaults.conf,
+compiles what serving has in native code.
 Each part that is already done is left alone, so it may be killed and run again at any time.
 """
 
@@ -19,6 +20,7 @@ from infra.local.jars import ensure_jars
 from infra.local.java import Java, choose_java
 from infra.local.redis_server import find_server
 from infra.local.spark_conf import write_spark_conf
+from infra.native.compiling import SOURCES, NotCompiledError, compile_into
 
 
 class Tools(NamedTuple):
@@ -56,7 +58,19 @@ def main() -> int:
     except NightjarError as error:
         print(f"error {type(error).__name__}: {error}", file=sys.stderr)
         return 3
+    print(f"  native   {compile_native()}")
     return 0
+
+
+def compile_native() -> str:
+    """Compile the native parts of serving, where that can be done; what came of it, in words."""
+    try:
+        compile_into(SOURCES)
+    except NotCompiledError as error:
+        return f"none, serving answers from Python: {error}"
+    except OSError as error:
+        return f"none, serving answers from Python: {SOURCES} cannot be written: {error.strerror}"
+    return "serving is compiled"
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ class RankedList(list[tuple[int, float]]):
     """A `PopularList` that finds the rows of given items without looking at all of it."""
 
     _scores: dict[int, float] | None = None
+    prepared: Any = None
+    """The list as native code looks into it; kept here by it."""
 
     def of_items(self, numbers: Container[int]) -> Sequence[tuple[int, float]]:
         """The rows of these items, in no order; an item that two rows name has the better one."""
@@ -56,14 +58,17 @@ class Stock(NamedTuple):
 
 
 class Refusals(list[str | None]):
-    """Why an item may not be shown, by number. `numbers` has those that may not: few, most days."""
+    """Why an item may not be shown, by number. `numbers` has those that may not: few, most days; `flags` a byte for
+    each item, 1 for those."""
 
     def __init__(self, refusals: Iterable[str | None]) -> None:
         super().__init__(refusals)
         self.numbers = {number for number, refusal in enumerate(self) if refusal is not None}
+        self.flags = bytearray(refusal is not None for refusal in self)
 
     def __setitem__(self, number: Any, refusal: Any) -> None:
         super().__setitem__(number, refusal)
+        self.flags[number] = refusal is not None
         (self.numbers.discard if refusal is None else self.numbers.add)(number)
 
 

@@ -43,7 +43,9 @@ def session_reasons(item_number: int, ballots: Sequence[Ballot], catalogue: Cata
                 total, most, loudest = voice
                 voices[number] = (total + loudness, *((loudness, ballot) if loudness > most else (most, loudest)))
     found = sorted(voices.values(), key=lambda voice: (-voice[0], catalogue.item_id(voice[2].item_number)))
-    return tuple([_session_reason(ballot, catalogue) for _, _, ballot in found[:MAX_REASONS]])
+    return tuple(
+        [session_reason(ballot.item_number, ballot.event.event_type, catalogue) for _, _, ballot in found[:MAX_REASONS]]
+    )
 
 
 class SessionReasons:
@@ -61,7 +63,7 @@ class SessionReasons:
                 if found is not None and found[0] is attributes[number]:
                     reason: Reason = found[1]
                 else:
-                    reason = _session_reason(ballot, catalogue)
+                    reason = session_reason(number, event[1], catalogue)
                 self._voices.append((-weight, similarities, catalogue.item_id(number), reason))
 
     def of(self, item_number: int) -> tuple[Reason, ...]:
@@ -79,8 +81,8 @@ class SessionReasons:
         return tuple([reason for loudness, _, reason in loud[:MAX_REASONS] if loudness < 0])
 
 
-def _session_reason(ballot: Ballot, catalogue: Catalogue) -> Reason:
-    number, kind = ballot.item_number, ballot.event.event_type
+def session_reason(number: int, kind: str, catalogue: Catalogue) -> Reason:
+    """An event of this type on the item as a reason."""
     remembered, facts = catalogue.remember("session reasons"), catalogue.attributes[number]
     found = remembered.get((number, kind))
     if found is not None and found[0] is facts:
@@ -94,7 +96,8 @@ def _session_reason(ballot: Ballot, catalogue: Catalogue) -> Reason:
     return reason
 
 
-def _interest_reason(number: int, catalogue: Catalogue) -> Reason:
+def interest_reason(number: int, catalogue: Catalogue) -> Reason:
+    """An item of the past as a reason."""
     remembered, facts = catalogue.remember("interest reasons"), catalogue.attributes[number]
     found = remembered.get(number)
     if found is not None and found[0] is facts:
@@ -113,7 +116,7 @@ def base_reasons(origin: Origin, catalogue: Catalogue, request: SlateRequest, pe
     source, *past_items = origin
     item_ids = catalogue.item_ids
     named = [
-        _interest_reason(number, catalogue)
+        interest_reason(number, catalogue)
         for number in past_items
         if number < len(item_ids) and item_ids[number] is not None
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from feature_repo.contracts.packing import SessionEvent, SessionState
+from serving.native import parts
 from serving.pipeline.candidates import fill_candidates, ladder
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.consent import as_allowed
@@ -66,6 +67,22 @@ def build_slate(
     clock.done("consent")
     session = _session_of(request, person.session, now_micros, tuning)
     clock.done("identify")
+    if parts.slates is not None and request.policy is None and not request.explain:
+        chosen = parts.slates.choose(request, person, session, catalogue, tuning, now_micros)
+        if chosen is not None:
+            items, rungs, weight = chosen
+            level = fallback_level(rungs, items)
+            return Slate(
+                items=items,
+                fallback_level=level,
+                fallback_reason=fallback_reason(level, request, person, unavailable, personalized=personalized),
+                filtered={},
+                rungs=rungs,
+                session=session,
+                session_weight=weight,
+                personalized=personalized,
+                stage_micros={},
+            )
 
     eligible: SlateFilter | RuledSlate
     ruled = None

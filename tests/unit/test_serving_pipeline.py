@@ -38,6 +38,8 @@ from serving.pipeline.slate import build_slate
 from serving.pipeline.values import Person, Row, Slate, SlateRequest, Tuning
 from tests.serving_builders import Shop
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 SECOND = 1_000_000
 NOW = 1_709_900_000 * SECOND  # 2024-03-08T12:13:20Z
 S1, S2 = session_hash("s1"), session_hash("s2")

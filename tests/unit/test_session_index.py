@@ -203,6 +203,7 @@ def slate(catalogue: Catalogue, *events: SessionEvent, person: Person | None = N
     return build_slate(request, person or Person(), catalogue, TUNING, now_micros=NOW, timer=lambda: 0)
 
 
+@pytest.mark.usefixtures("either_way")
 class TestSlates:
     def test_the_file_is_mapped_checked_and_read(self, tmp_path: Path, catalogue: Catalogue) -> None:
         assert catalogue.session_index is not None

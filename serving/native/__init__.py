@@ -1,0 +1,41 @@
+"""Native code for the request: an optional extra. Each part has a twin in Python that answers the same bytes.
+
+`parts` has the compiled modules, or None in the place of each: then the twins answer, and `why_not` says why. So it is
+where nothing was compiled (there was no C compiler), where what was compiled is not the source that lies here, and
+where NIGHTJAR_PURE_PYTHON=1 forbids it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+PURE_PYTHON = "NIGHTJAR_PURE_PYTHON"
+PARTS = ("slates",)
+
+
+def _reason(name: str) -> str | None:
+    """Why this part may not be used, or None."""
+    if os.environ.get(PURE_PYTHON, "") not in ("", "0"):
+        return f"{PURE_PYTHON} is set"
+    if sys.byteorder != "little":
+        return "records are little-endian, this machine is not"
+    folder = Path(__file__).parent
+    compiled, mark = folder / f"{name}{EXTENSION_SUFFIXES[0]}", folder / f"{name}.compiled"
+    if not compiled.exists() or not mark.exists():
+        return "not compiled"
+    source = folder / f"{name}.pyx"
+    if source.exists() and mark.read_text().partition("\n")[0] != hashlib.sha256(source.read_bytes()).hexdigest():
+        return "compiled from another source"
+    return None
+
+
+why_not: str | None = next(filter(None, map(_reason, PARTS)), None)
+
+
+def described() -> str:
+    """Which of the two answers, in words."""
+    return "native code" if why_not is None else f"Python ({why_not})"

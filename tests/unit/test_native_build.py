@@ -1,0 +1,101 @@
+"""Native code is compiled where that can be done, goes into wheels, and never decides whether serving answers."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from infra.native import compiling
+from tests.conftest import ROOT
+
+CAN_COMPILE = importlib.util.find_spec("Cython") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
+needs_compiler = pytest.mark.skipif(not CAN_COMPILE, reason="no C compiler, or no Cython")
+SAYS = "from serving.native import described, parts; print(described(), parts.slates is not None)"
+
+
+def run(folder: Path, *arguments: str, **variables: str) -> str:
+    found = {name: value for name, value in os.environ.items() if not name.startswith("NIGHTJAR_")}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env={**found, "PYTHONPATH": str(folder), **variables},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The sources alone: nothing is compiled."""
+    folder = tmp_path / "checkout"
+    left_out = shutil.ignore_patterns("*.so", "*.compiled", "__pycache__", "docs", "grafana", "k8s", "bench", "demo")
+    for package in ("feature_repo", "serving", "infra"):
+        shutil.copytree(ROOT / package, folder / package, ignore=left_out)
+    for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
+        shutil.copy(ROOT / name, folder)
+    for package in ("dags", "spark_jobs"):
+        (folder / package).mkdir()
+        (folder / package / "__init__.py").touch()
+    return folder
+
+
+def wheel_of(checkout: Path, **variables: str) -> tuple[str, set[str]]:
+    """Name of the wheel, names of what belongs to serving/native in it."""
+    shutil.rmtree(checkout / "dist", ignore_errors=True)
+    run(checkout, "-m", "hatchling", "build", "-t", "wheel", **variables)
+    (wheel,) = (checkout / "dist").iterdir()
+    with zipfile.ZipFile(wheel) as opened:
+        return wheel.name, {name.rpartition("/")[2] for name in opened.namelist() if name.startswith("serving/native/")}
+
+
+def test_python_answers_where_nothing_was_compiled(checkout: Path) -> None:
+    assert run(checkout, "-c", SAYS) == "Python (not compiled) False\n"
+
+
+@needs_compiler
+def test_compiled_once_used_switched_off_and_never_used_when_old(checkout: Path) -> None:
+    assert run(checkout, "-m", "infra.native.compiling").startswith("compiled: slates.")
+    assert run(checkout, "-c", SAYS) == "native code True\n"
+    assert run(checkout, "-c", SAYS, NIGHTJAR_PURE_PYTHON="1") == "Python (NIGHTJAR_PURE_PYTHON is set) False\n"
+    assert run(checkout, "-c", SAYS, NIGHTJAR_PURE_PYTHON="0") == "native code True\n"
+    (compiled,) = (checkout / "serving" / "native").glob("slates.*.so")
+    made_at = compiled.stat().st_mtime_ns
+    run(checkout, "-m", "infra.native.compiling")
+    assert compiled.stat().st_mtime_ns == made_at
+    with (checkout / "serving" / "native" / "slates.pyx").open("a") as source:
+        source.write("\n# changed\n")
+    assert run(checkout, "-c", SAYS) == "Python (compiled from another source) False\n"
+
+
+def test_without_a_compiler_it_says_so_and_is_content(checkout: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    said = run(checkout, "-m", "infra.native.compiling", PATH=str(empty))
+    assert said.startswith("serving answers from Python: there is no C compiler")
+    assert not list((checkout / "serving" / "native").glob("*.so"))
+
+
+@needs_compiler
+def test_a_wheel_has_it_where_there_is_a_compiler_and_is_pure_elsewhere(checkout: Path, tmp_path: Path) -> None:
+    sources = {"__init__.py", "parts.py", "slates.pyi", "slates.pyx"}
+    name, found = wheel_of(checkout)
+    compiled = compiling.compiled_name(Path("slates.pyx"))
+    assert found == {*sources, compiled, "slates.compiled"}
+    assert not name.endswith("-none-any.whl")
+    installed = tmp_path / "installed"
+    with zipfile.ZipFile(checkout / "dist" / name) as opened:
+        opened.extractall(installed)
+    assert run(installed, "-c", SAYS) == "native code True\n"
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for variables in ({"NIGHTJAR_PURE_PYTHON": "1"}, {"PATH": str(empty)}):
+        name, found = wheel_of(checkout, **variables)
+        assert name.endswith("-py3-none-any.whl")
+        assert found == sources
