@@ -7,6 +7,7 @@ the Delta log which files count, and reads only those whose time range is asked 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from feast.repo_config import FeastConfigBaseModel
 from feast.utils import _get_requested_feature_views_to_features_dict
 
 from feature_repo.contracts.errors import DataError
+from feature_repo.contracts.object_store import ObjectStore
 
 _INSTANT = "datetime64[ns, UTC]"
 
@@ -180,7 +182,9 @@ def _read(
     if end is not None:
         condition &= stamp <= _instant(end)
     uri = FileSource.get_uri_for_file_path(config.repo_path, source.file_options.uri)
-    table, wanted = DeltaTable(uri), list(dict.fromkeys(columns))
+    store = ObjectStore.of(uri, os.environ)
+    table = DeltaTable(uri, storage_options=None if store is None else store.light_options())
+    wanted = list(dict.fromkeys(columns))
     stored = {field.name for field in table.schema().fields}
     rows = table.to_pyarrow_table(columns=[name for name in wanted if name in stored], filters=condition)
     for name in wanted:

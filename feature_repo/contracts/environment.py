@@ -12,6 +12,7 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from feature_repo.contracts.keys import DEFAULT_TENANT, check_tenant
+from feature_repo.contracts.object_store import ObjectStore, is_on_store, lakehouse_location
 
 HOME = "NIGHTJAR_HOME"
 TENANT = "NIGHTJAR_TENANT"
@@ -35,7 +36,8 @@ INBOX = "NIGHTJAR_INBOX"
 class Environment(NamedTuple):
     """Places of one installation; paths without a trailing slash.
 
-    lakehouse     root of the Delta tables (folder or URL)
+    lakehouse     root of the Delta tables: a folder, or s3a://bucket/prefix
+    store         how that bucket is reached; None for a folder
     publications  root of the published bundles, readable by every serving process
     runs          root of the run folders (pins, models, reports), readable by every task of a night
     jars          folder with the Delta jars
@@ -55,6 +57,19 @@ class Environment(NamedTuple):
     code_version: str
     inbox: str
     quality_limits: str = ""
+    store: ObjectStore | None = None
+
+    @property
+    def storage_options(self) -> dict[str, str] | None:
+        """What the light Delta engine is told beside a table's path."""
+        return None if self.store is None else self.store.light_options()
+
+    @property
+    def beside_tables(self) -> str:
+        """The folder of this tenant's files that belong to the lakehouse and are no tables (locks, ledgers): within it,
+        or under the home when it is on an object store. Who shares the tables must share this folder."""
+        root = f"{self.home}/beside-tables" if is_on_store(self.lakehouse) else self.lakehouse
+        return f"{root}/{self.tenant}"
 
     @property
     def decisions(self) -> str:
@@ -68,12 +83,16 @@ class Environment(NamedTuple):
 
     @classmethod
     def from_mapping(cls, variables: Mapping[str, str]) -> Environment:
-        """From `os.environ` or any mapping; every default lies under NIGHTJAR_HOME (default `.nightjar`)."""
+        """From `os.environ` or any mapping; every default lies under NIGHTJAR_HOME (default `.nightjar`).
+
+        Raises DataError on a tenant, a lakehouse or an endpoint of its store that cannot be one.
+        """
         home = str(Path(variables.get(HOME, ".nightjar")).absolute())
+        lakehouse = lakehouse_location(variables.get(LAKEHOUSE, f"{home}/lakehouse"))
         return cls(
             home=home,
             tenant=check_tenant(variables.get(TENANT, DEFAULT_TENANT)),
-            lakehouse=variables.get(LAKEHOUSE, f"{home}/lakehouse"),
+            lakehouse=lakehouse,
             publications=variables.get(PUBLICATIONS, f"{home}/publications"),
             runs=variables.get(RUNS, f"{home}/runs"),
             jars=variables.get(JARS, f"{home}/jars"),
@@ -83,6 +102,7 @@ class Environment(NamedTuple):
             code_version=variables.get(CODE_VERSION, "unknown"),
             inbox=variables.get(INBOX, f"{home}/inbox"),
             quality_limits=variables.get(QUALITY_LIMITS, ""),
+            store=ObjectStore.of(lakehouse, variables),
         )
 
 

@@ -13,6 +13,7 @@ from infra.doctor.checks import Check, State, Subject
 from infra.local.jars import wrong_jars
 from infra.local.java import choose_java
 from infra.local.redis_server import find_server
+from infra.local.store_jars import S3A
 from infra.local.variables import REPOSITORY
 from serving import native
 from serving.settings import ServingSettings
@@ -90,11 +91,16 @@ def examine_redis(subject: Subject) -> Check:
 
 
 def examine_jars(subject: Subject) -> Check:
-    """The seven jars, each by its SHA-256. Missing ones are fetched by `nightjar up`, damaged ones were tampered with
-    or cut."""
+    """The jars, each by its SHA-256: Delta's seven, and those for an object store where tables lie on one.
+
+    Missing ones are fetched by `nightjar up`, damaged ones were tampered with or cut.
+    """
     folder = Path(subject.environment.jars)
     needed = "seven Delta jars, each with its SHA-256"
     wrong = wrong_jars(folder)
+    if subject.environment.store is not None:
+        needed = f"seven Delta jars and {len(S3A.jars)} for the object store, each with its SHA-256"
+        wrong |= wrong_jars(folder, S3A)
     if not wrong:
         return Check("jars", State.OK, str(folder), needed)
     words = [f"{name} {problem}" for name, problem in sorted(wrong.items())]

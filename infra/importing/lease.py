@@ -52,11 +52,8 @@ def writer_lease(env: Environment, name: str = IMPORTER, *, wait_seconds: float 
 
 
 def state_folder(env: Environment) -> Path:
-    """What the importer keeps about a lakehouse: `<lakehouse>/<tenant>/.importer`, or `<home>/importer/<tenant>` for an
-    object store."""
-    if "://" in env.lakehouse:
-        return Path(env.home, "importer", env.tenant)
-    return Path(env.lakehouse, env.tenant, ".importer")
+    """What the importer keeps about a lakehouse lies beside its tables."""
+    return Path(env.beside_tables, ".importer")
 
 
 def lease_path(env: Environment, name: str) -> Path:

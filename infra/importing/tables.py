@@ -12,6 +12,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError, NightjarError
+from feature_repo.contracts.object_store import is_on_store, store_problem
 from feature_repo.contracts.tables import TABLE_PROPERTIES, table, table_path
 
 _ARROW_TYPES = {
@@ -29,11 +30,19 @@ def bronze_schema(name: str) -> pa.Schema:
 
 
 def find_table(env: Environment, name: str) -> DeltaTable | None:
-    """The table, or None when nothing was ever imported into it."""
+    """The table, or None when nothing was ever imported into it.
+
+    Raises DependencyError when the object store does not let us look.
+    """
+    path = table_path(env.lakehouse, name, tenant=env.tenant)
     try:
-        return DeltaTable(table_path(env.lakehouse, name, tenant=env.tenant))
+        return DeltaTable(path, storage_options=env.storage_options)
     except TableNotFoundError:
         return None
+    except OSError as error:
+        if is_on_store(path):
+            raise DependencyError(f"{name} cannot be opened: {store_problem(path, error)}") from error
+        raise
 
 
 def replace_sources(env: Environment, name: str, sources: Sequence[str], batches: Iterable[pa.RecordBatch]) -> None:
@@ -63,7 +72,7 @@ def replace_sources(env: Environment, name: str, sources: Sequence[str], batches
     except (DeltaError, OSError) as error:
         if raised:
             raise raised[0] from error
-        raise DependencyError(f"{name} could not be written: {error}") from error
+        raise DependencyError(f"{name} could not be written: {store_problem(env.lakehouse, error)}") from error
 
 
 def upsert(env: Environment, name: str, key: str, rows: pa.Table, *, update: Sequence[str] = ()) -> None:
@@ -81,7 +90,7 @@ def upsert(env: Environment, name: str, key: str, rows: pa.Table, *, update: Seq
             .execute()
         )
     except (DeltaError, OSError) as error:
-        raise DependencyError(f"{name} could not be written: {error}") from error
+        raise DependencyError(f"{name} could not be written: {store_problem(env.lakehouse, error)}") from error
 
 
 def append_rows(env: Environment, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -91,7 +100,7 @@ def append_rows(env: Environment, name: str, rows: Sequence[Mapping[str, Any]]) 
     try:
         write_deltalake(_created(env, name), pa.Table.from_pylist(list(rows), bronze_schema(name)), mode="append")
     except (DeltaError, OSError) as error:
-        raise DependencyError(f"{name} could not be written: {error}") from error
+        raise DependencyError(f"{name} could not be written: {store_problem(env.lakehouse, error)}") from error
 
 
 def users_who_refuse_storage(env: Environment) -> pa.Array:
@@ -113,9 +122,10 @@ def _created(env: Environment, name: str) -> DeltaTable:
             partition_by=list(table(name).partition_by),
             configuration=properties,
             description=table(name).grain,
+            storage_options=env.storage_options,
         )
     except (DeltaError, OSError) as error:
-        raise DependencyError(f"{name} could not be created: {error}") from error
+        raise DependencyError(f"{name} could not be created: {store_problem(env.lakehouse, error)}") from error
 
 
 def _has_rows_of(delta: DeltaTable, sources: Sequence[str]) -> bool:

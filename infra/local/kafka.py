@@ -10,6 +10,7 @@ from pathlib import Path
 from feature_repo.contracts.environment import Environment
 from infra.local.jars import Jar, JarSet, ensure_jars, jar_paths
 from infra.local.setup import prepare
+from infra.local.store_jars import S3A
 from infra.local.variables import REPOSITORY, SETTINGS, cluster_master, known_addresses
 
 _KEPT_OUT = "org.scala-lang.modules:*,org.slf4j:*,at.yawk.lz4:*,org.xerial.snappy:*,com.google.code.findbugs:*"
@@ -52,6 +53,8 @@ def stream_process(
     folder = Path(environment.jars)
     ensure_jars(folder, java_home=tools.java.home, variables=known, jar_set=KAFKA_SOURCE)
     jars = [*jar_paths(folder), *jar_paths(folder, KAFKA_SOURCE)]
+    if environment.store is not None:
+        jars += jar_paths(folder, S3A)
     settings = {"spark.jars": ",".join(str(path.absolute()) for path in jars)}
     if master := cluster_master(environment.home):
         settings["spark.master"] = master

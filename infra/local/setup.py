@@ -20,6 +20,7 @@ from infra.local.jars import ensure_jars
 from infra.local.java import Java, choose_java
 from infra.local.redis_server import find_server
 from infra.local.spark_conf import write_spark_conf
+from infra.local.store_jars import S3A
 from infra.native.compiling import SOURCES, NotCompiledError, compile_into
 
 
@@ -41,10 +42,15 @@ def prepare(variables: Mapping[str, str], *, say: bool = False) -> Tools:
     origin = ensure_jars(Path(environment.jars), java_home=java.home, variables=variables)
     jars = Path(environment.jars)
     archive, archive_origin = ensure_archive(jars, java_home=java.home, variables=variables)
-    spark_conf = write_spark_conf(home / "spark", jars, class_archive=archive)
+    store_origin = ""
+    if environment.store is not None:
+        store_origin = ensure_jars(jars, java_home=java.home, variables=variables, jar_set=S3A)
+    spark_conf = write_spark_conf(home / "spark", jars, class_archive=archive, store=environment.store)
     if say:
         print(f"  java     {java.major} from {java.origin} ({java.home})")
         print(f"  jars     seven Delta jars, {origin} ({environment.jars})")
+        if environment.store is not None:
+            print(f"  jars     {len(S3A.jars)} for {environment.lakehouse}, {store_origin}")
         print(f"  classes  archive for Java, {archive_origin}")
     return Tools(java=java, spark_conf=str(spark_conf))
 

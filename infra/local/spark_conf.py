@@ -4,7 +4,8 @@ Every process that starts Spark finds it by SPARK_CONF_DIR; sessions are built w
 brings its own file.
 
 The Delta jars stand on the class path instead of in `spark.jars`: only classes that Java itself loads from there can
-come from the class archive.
+come from the class archive. Those for an object store stand in `spark.jars`: so the class path, and with it the
+archive, is the same with and without them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from feature_repo.contracts.object_store import ObjectStore
 from infra.local.jars import jar_paths
+from infra.local.store_jars import S3A
 
 _JAVA_OPTIONS = "-Duser.timezone=UTC -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -Xss4m"
 
@@ -28,11 +31,12 @@ def write_spark_conf(
     driver_memory: str = "3g",
     class_archive: Path | None = None,
     java_options: str = "",
+    store: ObjectStore | None = None,
 ) -> Path:
     """Write `folder`/spark-defaults.conf for the jars in `jars_folder`; returns `folder`, the SPARK_CONF_DIR.
 
     Drivers take their classes from `class_archive` when it fits them, silently from the jars otherwise; they get
-    `java_options` besides.
+    `java_options` besides. With a `store` the jars of `store_jars.S3A` must lie in `jars_folder` too.
     """
     jars = [str(path.absolute()) for path in jar_paths(jars_folder)]
     archive = f"-XX:SharedArchiveFile={class_archive.absolute()} {_QUIET_WITHOUT_ARCHIVE}" if class_archive else ""
@@ -68,6 +72,9 @@ def write_spark_conf(
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": "4",
         "spark.databricks.delta.snapshotPartitions": "2",
     }
+    if store is not None:
+        settings["spark.jars"] = ",".join(str(path.absolute()) for path in jar_paths(jars_folder, S3A))
+        settings |= store.spark_settings()
     text = "# Written by infra/local/spark_conf.py; changes are lost.\n"
     text += "".join(f"{name} {value}\n" for name, value in settings.items())
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from feature_repo.contracts import environment as names
 from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.object_store import STORE_VARIABLES
 from infra.local.setup import Tools
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -100,6 +101,7 @@ def write_book(variables: Mapping[str, str], ports: Mapping[str, int], tools: To
         names.JARS: environment.jars,
         **local,
         **given,
+        **({n: variables[n] for n in STORE_VARIABLES if variables.get(n)} if environment.store is not None else {}),
         names.CODE_VERSION: code_version(),
         "JAVA_HOME": tools.java.home,
         "SPARK_CONF_DIR": tools.spark_conf,

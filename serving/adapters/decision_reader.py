@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from feature_repo.contracts.decisions import FRAME_MARK, LOG_SUFFIX, MAX_PAYLOAD_BYTES, read_decision, read_frames
 from feature_repo.contracts.errors import ContractError, DependencyError
+from feature_repo.contracts.object_store import is_on_store
 from feature_repo.contracts.packing import Source
 from feature_repo.contracts.tables import table_path
 from feature_repo.contracts.times import to_micros
@@ -42,10 +43,12 @@ class DecisionReader(Protocol):
 class LoggedDecisions:
     """The decisions of one tenant, on disk."""
 
-    def __init__(self, folder: str, *, lakehouse: str, tenant: str) -> None:
+    def __init__(
+        self, folder: str, *, lakehouse: str, tenant: str, storage_options: dict[str, str] | None = None
+    ) -> None:
         self._folder = Path(folder)
         self._table = table_path(lakehouse, DECISIONS_TABLE, tenant=tenant)
-        self._reader = TableReader(self._table)
+        self._reader = TableReader(self._table, storage_options)
 
     def find(self, recommendation_id: str) -> Mapping[str, Any] | None:
         days = _days_of(recommendation_id)
@@ -71,7 +74,7 @@ class LoggedDecisions:
         return None
 
     def _in_table(self, recommendation_id: str, days: Sequence[str]) -> Mapping[str, Any] | None:
-        if "://" not in self._table and not any(Path(self._table, f"decision_date={day}").is_dir() for day in days):
+        if not is_on_store(self._table) and not any(Path(self._table, f"decision_date={day}").is_dir() for day in days):
             return None  # nothing of these days, or no table yet
         return self._reader.find(recommendation_id, days)
 
@@ -79,8 +82,9 @@ class LoggedDecisions:
 class TableReader:
     """Questions to the process that reads the table, one at a time. It ends with the one who started it."""
 
-    def __init__(self, table: str) -> None:
+    def __init__(self, table: str, storage_options: dict[str, str] | None = None) -> None:
         self._table = table
+        self._storage_options = storage_options
         self._one_at_a_time = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -121,7 +125,7 @@ class TableReader:
     def _start(self) -> subprocess.Popen[bytes]:
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         return subprocess.Popen(
-            [sys.executable, "-m", __name__, self._table],
+            [sys.executable, "-m", __name__, self._table, json.dumps(self._storage_options)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": paths},
         )  # fmt: skip
@@ -159,14 +163,17 @@ def _in_file(data: mmap.mmap, wanted: bytes, recommendation_id: str) -> Mapping[
     return None
 
 
-def find_in_table(table: str, recommendation_id: str, days: Sequence[str]) -> dict[str, Any] | None:
+def find_in_table(
+    table: str, recommendation_id: str, days: Sequence[str], storage_options: dict[str, str] | None = None
+) -> dict[str, Any] | None:
     """The decision in these partitions of the table at a path or URL; None when it, or the table, is not there."""
     import pyarrow.dataset as ds
     from deltalake import DeltaTable
     from deltalake.exceptions import TableNotFoundError
 
     try:
-        dataset = DeltaTable(table).to_pyarrow_dataset(partitions=[("decision_date", "in", list(days))])
+        found = DeltaTable(table, storage_options=storage_options)
+        dataset = found.to_pyarrow_dataset(partitions=[("decision_date", "in", list(days))])
     except TableNotFoundError:
         return None
     rows = dataset.to_table(filter=ds.field("recommendation_id") == recommendation_id).to_pylist()
@@ -209,11 +216,15 @@ def _document(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer one question a line until stdin ends: [id, day, ...] -> {"found": document or null} or {"error": text}."""
+    """Answer one question a line until stdin ends: [id, day, ...] -> {"found": document or null} or {"error": text}.
+
+    Arguments: the table's path, and its storage options as JSON.
+    """
+    table, options = sys.argv[1], json.loads(sys.argv[2])
     for line in sys.stdin:
         recommendation_id, *days = json.loads(line)
         try:
-            answer: dict[str, Any] = {"found": find_in_table(sys.argv[1], recommendation_id, days)}
+            answer: dict[str, Any] = {"found": find_in_table(table, recommendation_id, days, options)}
         except Exception as error:  # whatever it is, the next question is answered
             answer = {"error": f"{type(error).__name__}: {error}"}
         sys.stdout.write(json.dumps(answer) + "\n")

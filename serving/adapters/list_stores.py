@@ -77,7 +77,12 @@ def open_list_stores(
     if isinstance(decisions, MemoryDecisionLog):
         decided = MemoryDecisions(decisions.payloads)
     else:
-        decided = LoggedDecisions(environment.decisions, lakehouse=environment.lakehouse, tenant=tenant)
+        decided = LoggedDecisions(
+            environment.decisions,
+            lakehouse=environment.lakehouse,
+            tenant=tenant,
+            storage_options=environment.storage_options,
+        )
     board = TrendBoard(
         trends,
         refresh_seconds=settings.trend_refresh_ms / 1000,

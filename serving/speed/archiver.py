@@ -68,6 +68,7 @@ class Archiver:
         *,
         lakehouse: str,
         tenant: str,
+        storage_options: dict[str, str] | None = None,
         max_entries: int,
         may_write: Callable[[], bool],
         metrics: ArchiverMetrics | None = None,
@@ -79,7 +80,11 @@ class Archiver:
         self._metrics = metrics or ArchiverMetrics()
         self._tables = {
             name: DeltaArchive(
-                lakehouse, name, tenant=tenant, on_synced=self._metrics.fsync_seconds.labels(name).observe
+                lakehouse,
+                name,
+                tenant=tenant,
+                storage_options=storage_options,
+                on_synced=self._metrics.fsync_seconds.labels(name).observe,
             )
             for name in TABLES
         }
@@ -215,6 +220,7 @@ def main() -> int:
         online,
         lakehouse=environment.lakehouse,
         tenant=environment.tenant,
+        storage_options=environment.storage_options,
         max_entries=settings.archive_events,
         may_write=lease.hold,
         metrics=metrics,
@@ -223,6 +229,7 @@ def main() -> int:
         environment.decisions,
         lakehouse=environment.lakehouse,
         tenant=environment.tenant,
+        storage_options=environment.storage_options,
         may_write=lease.hold,
         metrics=metrics,
     )

@@ -43,6 +43,7 @@ class DecisionArchiver:
         *,
         lakehouse: str,
         tenant: str,
+        storage_options: dict[str, str] | None = None,
         may_write: Callable[[], bool],
         metrics: ArchiverMetrics | None = None,
         max_round_bytes: int = MAX_ROUND_BYTES,
@@ -52,7 +53,9 @@ class DecisionArchiver:
         self._metrics = metrics or ArchiverMetrics()
         self._max_round_bytes = max_round_bytes
         observe = self._metrics.fsync_seconds.labels(DECISIONS_TABLE).observe
-        self._table = DeltaArchive(lakehouse, DECISIONS_TABLE, tenant=tenant, on_synced=observe)
+        self._table = DeltaArchive(
+            lakehouse, DECISIONS_TABLE, tenant=tenant, storage_options=storage_options, on_synced=observe
+        )
 
     def resume(self) -> None:
         """Open the table, create it when it is missing; remove what a worker that died had only begun."""

@@ -14,6 +14,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import DeltaError
 
 from feature_repo.contracts.errors import DependencyError
+from feature_repo.contracts.object_store import is_on_store, store_problem
 from feature_repo.contracts.tables import TABLE_PROPERTIES, table, table_path
 from serving.speed.table_upkeep import keep_up
 from serving.speed.torn_commits import MOST_UNSYNCED_COMMITS, sync, take_back_torn_commits
@@ -34,13 +35,20 @@ class DeltaArchive:
     them; `position` is what makes a repeated append harmless)."""
 
     def __init__(
-        self, lakehouse: str, name: str, *, tenant: str, on_synced: Callable[[float], None] = lambda _: None
+        self,
+        lakehouse: str,
+        name: str,
+        *,
+        tenant: str,
+        storage_options: dict[str, str] | None = None,
+        on_synced: Callable[[float], None] = lambda _: None,
     ) -> None:
         """`on_synced` hears how many seconds each append waited for the disk."""
         spec = table(name)
         self._schema = pa.schema([pa.field(column, _ARROW[kind]) for column, kind in spec.columns.items()])
         self._partition_by = list(spec.partition_by)
         self._path = table_path(lakehouse, name, tenant=tenant)
+        self._storage_options = storage_options
         self._name = name
         self._on_synced = on_synced
         self._delta: DeltaTable | None = None
@@ -54,12 +62,12 @@ class DeltaArchive:
         """
         self._synced_version = -1
         try:
-            if "://" not in self._path:
+            if not is_on_store(self._path):
                 take_back_torn_commits(Path(self._path))
-            if DeltaTable.is_deltatable(self._path):
-                self._delta = DeltaTable(self._path)
+            if DeltaTable.is_deltatable(self._path, storage_options=self._storage_options):
+                self._delta = DeltaTable(self._path, storage_options=self._storage_options)
             else:
-                if "://" not in self._path:
+                if not is_on_store(self._path):
                     Path(self._path).mkdir(parents=True, exist_ok=True)
                 self._delta = DeltaTable.create(
                     self._path,
@@ -67,9 +75,11 @@ class DeltaArchive:
                     mode="ignore",
                     partition_by=self._partition_by,
                     configuration={k: v for k, v in TABLE_PROPERTIES.items() if k not in _UNKNOWN_TO_THIS_WRITER},
+                    storage_options=self._storage_options,
                 )
         except (DeltaError, OSError) as error:
-            raise DependencyError(f"{self._name} at {self._path} cannot be opened: {error}") from error
+            problem = store_problem(self._path, error)
+            raise DependencyError(f"{self._name} at {self._path} cannot be opened: {problem}") from error
         self._sync_commits()
 
     def position(self, app_id: str) -> int:
@@ -93,7 +103,7 @@ class DeltaArchive:
                 commit_properties=CommitProperties(app_transactions=transactions),
             )
         except (DeltaError, OSError) as error:
-            raise DependencyError(f"{self._name} cannot be written: {error}") from error
+            raise DependencyError(f"{self._name} cannot be written: {store_problem(self._path, error)}") from error
         began = perf_counter()
         self._sync_commits()
         self._on_synced(perf_counter() - began)
@@ -121,7 +131,7 @@ class DeltaArchive:
         What is named comes before what names it: data files, their folders, log entries, the log's folder. On an object
         store a finished write is durable by itself.
         """
-        if "://" in self._path:
+        if is_on_store(self._path):
             return
         root = Path(self._path)
         log = root / "_delta_log"

@@ -1,7 +1,7 @@
 """The Delta tables as Spark sees them: read at a pinned version, overwrite whole partitions, append once.
 
 Every write is one commit that replaces the partitions it names, or that the table takes only once: running a job again
-gives the same table.
+gives the same table. On an object store one driver at a time writes a table, and none a table of the light engine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from pyspark.sql.types import StructType
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, nearest
-from feature_repo.contracts.tables import TABLE_PROPERTIES, TableSpec, table, table_path
+from feature_repo.contracts.object_store import is_on_store
+from feature_repo.contracts.tables import LIGHT_WRITERS, TABLE_PROPERTIES, TableSpec, table, table_path
+from spark_jobs.io.writer_lock import commit_lock
 
 Partitions = Mapping[str, Collection[date | str]]
 
@@ -80,15 +82,15 @@ def overwrite_partitions(
     user_metadata  kept with the commit, as JSON.
 
     A table made before a column joined the contract gains that column; its older rows have null there.
-    Raises ContractError when `frame` lacks a column of the contract or has one too many. Each partition becomes one
-    file (rows are brought together by partition column first).
+    Raises ContractError when `frame` lacks a column of the contract or has one too many, DependencyError when another
+    process keeps the table's commits to itself. Each partition becomes one file (rows are brought together by
+    partition column first).
     """
     spec = table(name)
     if isinstance(partitions, Mapping) and not all(partitions.values()):
         return
     rows = _conform(frame, spec)
-    path = table_path(environment.lakehouse, name, tenant=environment.tenant)
-    _create_if_missing(frame.sparkSession, path, spec)
+    path = _path_of_ours(environment, spec)
     if spec.partition_by:
         rows = rows.repartition(*spec.partition_by).sortWithinPartitions(*spec.partition_by)
     # A table that an older version made gains the columns it lacks; the frame has exactly the contract's.
@@ -97,7 +99,9 @@ def overwrite_partitions(
         writer = writer.option("replaceWhere", partitions if isinstance(partitions, str) else _predicate(partitions))
     if user_metadata is not None:
         writer = writer.option("userMetadata", json.dumps(user_metadata, sort_keys=True))
-    writer.save(path)
+    with commit_lock(environment, name):
+        _create_if_missing(frame.sparkSession, path, spec)
+        writer.save(path)
 
 
 def side_by_side(*writes: Callable[[], None]) -> None:
@@ -118,12 +122,13 @@ def append_once(frame: DataFrame, environment: Environment, name: str, *, app_id
     """
     spec = table(name)
     rows = _conform(frame, spec)
-    path = table_path(environment.lakehouse, name, tenant=environment.tenant)
-    _create_if_missing(frame.sparkSession, path, spec)
+    path = _path_of_ours(environment, spec)
     if spec.partition_by:
         rows = rows.repartition(*spec.partition_by)
     writer = rows.write.format("delta").mode("append").option("mergeSchema", "true")
-    writer.option("txnAppId", app_id).option("txnVersion", version).save(path)
+    with commit_lock(environment, name):
+        _create_if_missing(frame.sparkSession, path, spec)
+        writer.option("txnAppId", app_id).option("txnVersion", version).save(path)
     _sync_newest_commit(path)
 
 
@@ -133,7 +138,7 @@ def _sync_newest_commit(path: str) -> None:
     Spark itself never does. Also after an append that the table refused as repeated: who wrote it first may have died
     before this point. On an object store a finished write is durable by itself.
     """
-    if "://" in path:
+    if is_on_store(path):
         return
     root = Path(path)
     log = root / "_delta_log"
@@ -147,6 +152,14 @@ def _sync_newest_commit(path: str) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _path_of_ours(environment: Environment, spec: TableSpec) -> str:
+    """Where Spark writes the table. Raises ContractError for one that the light engine writes on an object store: there
+    the two could replace one another's commits."""
+    if is_on_store(environment.lakehouse) and spec.writer in LIGHT_WRITERS:
+        raise ContractError(f"{spec.name} is written by {spec.writer}, and on an object store never by Spark")
+    return table_path(environment.lakehouse, spec.name, tenant=environment.tenant)
 
 
 def _predicate(partitions: Partitions) -> str:

@@ -13,7 +13,8 @@ from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
 from feature_repo.contracts.environment import Environment
-from feature_repo.contracts.errors import DataError
+from feature_repo.contracts.errors import DataError, DependencyError
+from feature_repo.contracts.object_store import is_on_store, store_problem
 from feature_repo.contracts.tables import table, table_path
 
 _ARROW_TYPES: dict[str, pa.DataType] = {
@@ -36,15 +37,20 @@ def arrow_schema(name: str) -> pa.Schema:
 def open_table(environment: Environment, name: str, version: int | None = None) -> DeltaTable | None:
     """The table at `version` (None: the newest), or None when it does not exist (or `version` is -1).
 
-    Raises DataError when the table exists and the version does not.
+    Raises DataError when the table exists and the version does not, DependencyError when the object store does not
+    let us look.
     """
     if version == -1:
         return None
     path = table_path(environment.lakehouse, name, tenant=environment.tenant)
     try:
-        return DeltaTable(path, version=version)
+        return DeltaTable(path, version=version, storage_options=environment.storage_options)
     except TableNotFoundError:
         return None
+    except OSError as error:
+        if is_on_store(path):
+            raise DependencyError(f"{name} cannot be opened: {store_problem(path, error)}") from error
+        raise DataError(f"{name} cannot be read: {error}", field=name) from error
     except Exception as error:  # deltalake raises its base error for an unknown version
         raise DataError(f"{name} has no version {version} any more, or cannot be read: {error}", field=name) from error
 

@@ -12,6 +12,7 @@ from deltalake.exceptions import DeltaError
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DependencyError
+from feature_repo.contracts.object_store import is_on_store, store_problem
 from feature_repo.contracts.tables import LIGHT_WRITERS, TABLE_PROPERTIES, table, table_path
 from spark_jobs.io.light_delta import arrow_schema
 
@@ -35,10 +36,11 @@ def replace_days(environment: Environment, name: str, rows: pa.Table, days: Coll
     if not days:
         return
     path = table_path(environment.lakehouse, name, tenant=environment.tenant)
+    options = environment.storage_options
     listed = ", ".join(f"'{day.isoformat()}'" for day in sorted(days))
     try:
-        if not DeltaTable.is_deltatable(path):
-            if "://" not in path:
+        if not DeltaTable.is_deltatable(path, storage_options=options):
+            if not is_on_store(path):
                 Path(path).mkdir(parents=True, exist_ok=True)
             DeltaTable.create(
                 path,
@@ -46,8 +48,10 @@ def replace_days(environment: Environment, name: str, rows: pa.Table, days: Coll
                 mode="ignore",
                 partition_by=list(spec.partition_by),
                 configuration={k: v for k, v in TABLE_PROPERTIES.items() if k not in _UNKNOWN_TO_THIS_WRITER},
+                storage_options=options,
             )
-        write_deltalake(path, rows, mode="overwrite", predicate=f"{day_column} IN ({listed})")
-        DeltaTable(path).vacuum(RETENTION_HOURS, dry_run=False)
+        predicate = f"{day_column} IN ({listed})"
+        write_deltalake(path, rows, mode="overwrite", predicate=predicate, storage_options=options)
+        DeltaTable(path, storage_options=options).vacuum(RETENTION_HOURS, dry_run=False)
     except (DeltaError, OSError) as error:
-        raise DependencyError(f"{name} at {path} cannot be written: {error}") from error
+        raise DependencyError(f"{name} at {path} cannot be written: {store_problem(path, error)}") from error

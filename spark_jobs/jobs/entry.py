@@ -21,6 +21,7 @@ from feature_repo.contracts.errors import DependencyError, GateRefusedError, Inp
 from feature_repo.contracts.run import FAILED_FILE, Run
 from spark_jobs.io import tracking
 from spark_jobs.io.run_store import folder_of, read_run, write_report
+from spark_jobs.io.store_check import check_store
 
 EXIT_FAILED = 1
 EXIT_NEVER_RETRY = 2
@@ -74,7 +75,9 @@ def run_command(
     """Run `main(environment, arguments)` for a job with arguments of its own, then exit the process."""
     arguments = parser.parse_args(argv)
     try:
-        main(Environment.from_mapping(os.environ), arguments)
+        environment = Environment.from_mapping(os.environ)
+        check_store(environment)
+        main(environment, arguments)
     except NightjarError as error:
         print(f"error {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         sys.exit(exit_code(error))

@@ -28,6 +28,7 @@ from feature_repo.contracts.run import MAINTENANCE_FILE
 from feature_repo.contracts.tables import OWN_UPKEEP, TABLES, table, table_path
 from spark_jobs.io.light_delta import open_table
 from spark_jobs.io.run_store import write_report
+from spark_jobs.io.writer_lock import commit_lock
 from spark_jobs.jobs.entry import run_command
 from spark_jobs.session import get_session
 
@@ -134,16 +135,16 @@ def maintain_table(
     crowded = crowded_partitions(before, is_clusterable=subject is not None)
     unclustered = unclustered_partitions(before) if subject else []
     path = table_path(environment.lakehouse, name, tenant=environment.tenant)
-    if not dry_run:
-        if crowded:
+    with commit_lock(environment, name):
+        if crowded and not dry_run:
             _optimizer(spark, path, name, crowded).executeCompaction()
-        if unclustered:
+        if unclustered and not dry_run:
             _with_settings(
                 spark,
                 {"spark.databricks.delta.optimize.maxFileSize": str(CLUSTERED_FILE_BYTES)},
                 lambda: _optimizer(spark, path, name, unclustered).executeZOrderBy(str(subject)),
             )
-    deleted = _vacuum(spark, environment, name, path, dry_run=dry_run, retention_days=retention_days)
+        deleted = _vacuum(spark, environment, name, path, dry_run=dry_run, retention_days=retention_days)
     after = before if dry_run else _files(environment, name)
     return {
         "files_before": len(before),

@@ -1,7 +1,7 @@
 """Kafka to bronze: a topic of events becomes rows of bronze.events_kafka, each message exactly once.
 
 Reads   a Kafka topic, one JSON event in each message; bronze.users, bronze.user_changes (who does not allow storing)
-Writes  bronze.events_kafka, bronze.quarantine_kafka; a checkpoint in the lakehouse; a line of JSON per batch on stdout
+Writes  bronze.events_kafka, bronze.quarantine_kafka; a checkpoint beside them; a line of JSON per batch on stdout
 
 A batch is a range of offsets that the checkpoint holds before it is read. Both tables take a batch once (transaction
 version = batch number of this checkpoint), and it is on disk before the checkpoint calls it done: a job killed anywhere
@@ -192,8 +192,8 @@ def _by_partition(offsets: Any) -> dict[str, int]:
 
 
 def checkpoint_folder(environment: Environment, topic: str) -> str:
-    """`<lakehouse>/<tenant>/.kafka/<topic>`: it goes where the tables go."""
-    return "/".join((environment.lakehouse.rstrip("/"), environment.tenant, ".kafka", topic))
+    """`.kafka/<topic>` beside the tables: it goes where they go, and renames, so it lies on a file system."""
+    return f"{environment.beside_tables}/.kafka/{topic}"
 
 
 def source_options(arguments: argparse.Namespace) -> dict[str, str]:

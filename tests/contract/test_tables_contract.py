@@ -77,7 +77,7 @@ def test_run_keys_are_folder_names() -> None:
 
 def test_everything_lies_under_home_unless_moved(tmp_path) -> None:
     env = Environment.from_mapping({"NIGHTJAR_HOME": str(tmp_path), "NIGHTJAR_LAKEHOUSE": "s3://lake"})
-    assert (env.lakehouse, env.runs, env.tenant) == ("s3://lake", f"{tmp_path}/runs", "default")
+    assert (env.lakehouse, env.runs, env.tenant) == ("s3a://lake", f"{tmp_path}/runs", "default")
     assert env.inbox == f"{tmp_path}/inbox"
     assert Environment.from_mapping({"NIGHTJAR_INBOX": "/in"}).inbox == "/in"
     with pytest.raises(ContractError, match="lower-case name"):

@@ -46,7 +46,7 @@ def test_somebodys_own_data_is_left_alone(env: Environment) -> None:
 
 def test_a_lakehouse_elsewhere_is_left_alone(tmp_path: Path) -> None:
     env = Environment.from_mapping({"NIGHTJAR_HOME": str(tmp_path), "NIGHTJAR_LAKEHOUSE": "s3://lake"})
-    with pytest.raises(DataError, match="NIGHTJAR_LAKEHOUSE names s3://lake; unset it"):
+    with pytest.raises(DataError, match="NIGHTJAR_LAKEHOUSE names s3a://lake; unset it"):
         stage.needs_clearing(env, "simulated shop")
 
 

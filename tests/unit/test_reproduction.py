@@ -75,7 +75,7 @@ def test_what_is_gone_is_named(shop: Environment) -> None:
     with pytest.raises(NotReproducibleError, match=r"1 files of bronze\.items version 1 are gone .*30 days.*erasure"):
         _versions_read(shop, the_run(shop))
     with pytest.raises(NotReproducibleError, match="object store"):
-        _versions_read(shop._replace(lakehouse="s3://tables"), the_run(shop))
+        _versions_read(shop._replace(lakehouse="s3a://tables"), the_run(shop))
 
 
 def test_only_a_finished_run_is_made_again(shop: Environment) -> None:
