@@ -19,6 +19,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parents[2] / "serving" / "native"
@@ -52,16 +53,22 @@ def is_current(source: Path, folder: Path = SOURCES) -> bool:
 
 
 def compile_into(folder: Path, *, force: bool = False) -> list[Path]:
-    """Compile what is not up to date; the compiled files and their marks. Raises NotCompiledError."""
-    made = []
-    for source in sources():
-        compiled, mark = folder / compiled_name(source), folder / mark_name(source)
-        if force or not is_current(source, folder):
-            mark.unlink(missing_ok=True)
-            _compile(source, compiled)
-            mark.write_text(_made_of(source))
-        made += [compiled, mark]
-    return made
+    """Compile what is not up to date, or take what lies beside its source and is; the compiled files and their marks.
+    Raises NotCompiledError."""
+    stale = [source for source in sources() if force or not is_current(source, folder)]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        list(pool.map(lambda source: _compile_one(source, folder, force=force), stale))
+    return [folder / name for source in sources() for name in (compiled_name(source), mark_name(source))]
+
+
+def _compile_one(source: Path, folder: Path, *, force: bool) -> None:
+    compiled, mark = folder / compiled_name(source), folder / mark_name(source)
+    mark.unlink(missing_ok=True)
+    if not force and folder != SOURCES and is_current(source):
+        shutil.copyfile(SOURCES / compiled.name, compiled)
+    else:
+        _compile(source, compiled)
+    mark.write_text(_made_of(source))
 
 
 def _made_of(source: Path) -> str:

@@ -12,6 +12,7 @@ from feature_repo.contracts.decisions import DECISION_FORMAT, DETERMINISTIC
 from feature_repo.contracts.events import subject_key
 from feature_repo.contracts.packing import SessionEvent, session_hash
 from serving.adapters.json_bytes import encode_json
+from serving.native import parts
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.values import SlateItem, SlateRequest, Tuning
 from serving.recommender import Answer
@@ -141,6 +142,13 @@ def _payload(
     now_micros: int,
     propensities: Sequence[float] = (),
 ) -> bytes:
+    if parts.writing is not None and not propensities:
+        written: bytes | None = parts.writing.decision(
+            items, catalogue, recommendation_id, kind, placement, subject, session, level, reason, degraded, inputs,
+            now_micros,
+        )  # fmt: skip
+        if written is not None:
+            return written
     numbers, item_ids, scores, _, _, sources, _ = zip(*items, strict=True) if items else ((),) * 7
     return encode_json(
         {

@@ -9,6 +9,7 @@ import orjson
 
 from feature_repo.contracts.packing import Source
 from serving.api.policies import included_attributes
+from serving.native import parts
 from serving.pipeline.catalogue import MAX_REMEMBERED, Catalogue
 from serving.pipeline.rank_given import UNKNOWN_ITEM
 from serving.pipeline.values import Reason, RungReport, SlateItem
@@ -103,6 +104,23 @@ def render_answer(
     """The body of a recommendation."""
     slate = answer.slate
     session_micros = slate.session[-1].micros if slate.session else None
+    if parts.writing is not None and not explain and not include and len(slate.items) >= num_results:
+        written: bytes | None = parts.writing.answer(
+            slate.items,
+            answer.catalogue,
+            recommendation_id,
+            placement,
+            took_micros,
+            slate.fallback_level,
+            slate.fallback_reason,
+            answer.degraded,
+            now_micros,
+            answer.feature_micros if slate.personalized else None,
+            session_micros,
+            answer.changes_micros,
+        )
+        if written is not None:
+            return written
     body = _envelope(
         render_items(slate.items, answer.catalogue, include) if include else item_list(slate.items, answer.catalogue),
         answer.catalogue,

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
+from importlib import import_module
 from typing import Any
 
 from serving.native import why_not
 
 logger = logging.getLogger("nightjar.serving")
 
-slates: Any = None
 
-if why_not is None:
+def _load(name: str) -> Any:
+    if why_not is not None:
+        return None
     try:
-        from serving.native import slates as _slates
-
-        slates = _slates
+        return import_module(f"serving.native.{name}")
     except ImportError:
         logger.exception("native code cannot be loaded; Python answers")
+        return None
+
+
+slates = _load("slates")
+writing = _load("writing")

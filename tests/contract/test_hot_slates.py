@@ -46,6 +46,7 @@ from serving.api.routes import slate_request
 from serving.api.schemas import RecommendationRequest
 from serving.api.slate_protocol import SlateProtocol
 from serving.main import create_app, with_hot_routes
+from serving.native import parts
 from serving.observability import render_metrics
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.placements import Placements
@@ -333,6 +334,7 @@ class TestBothAgree:
             raise ZeroDivisionError("the secret")
 
         async with both(environment) as (hot, plain):
+            monkeypatch.setattr(parts, "writing", None)
             monkeypatch.setattr(rendering, "_envelope", broken)
             said = await hot.ask(user_id="u1")
             assert said == await plain.ask(user_id="u1")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from infra.native import compiling
+from serving.native import PARTS
 from tests.conftest import ROOT
 
 CAN_COMPILE = importlib.util.find_spec("Cython") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
@@ -58,21 +59,6 @@ def test_python_answers_where_nothing_was_compiled(checkout: Path) -> None:
     assert run(checkout, "-c", SAYS) == "Python (not compiled) False\n"
 
 
-@needs_compiler
-def test_compiled_once_used_switched_off_and_never_used_when_old(checkout: Path) -> None:
-    assert run(checkout, "-m", "infra.native.compiling").startswith("compiled: slates.")
-    assert run(checkout, "-c", SAYS) == "native code True\n"
-    assert run(checkout, "-c", SAYS, NIGHTJAR_PURE_PYTHON="1") == "Python (NIGHTJAR_PURE_PYTHON is set) False\n"
-    assert run(checkout, "-c", SAYS, NIGHTJAR_PURE_PYTHON="0") == "native code True\n"
-    (compiled,) = (checkout / "serving" / "native").glob("slates.*.so")
-    made_at = compiled.stat().st_mtime_ns
-    run(checkout, "-m", "infra.native.compiling")
-    assert compiled.stat().st_mtime_ns == made_at
-    with (checkout / "serving" / "native" / "slates.pyx").open("a") as source:
-        source.write("\n# changed\n")
-    assert run(checkout, "-c", SAYS) == "Python (compiled from another source) False\n"
-
-
 def test_without_a_compiler_it_says_so_and_is_content(checkout: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -82,20 +68,40 @@ def test_without_a_compiler_it_says_so_and_is_content(checkout: Path, tmp_path: 
 
 
 @needs_compiler
-def test_a_wheel_has_it_where_there_is_a_compiler_and_is_pure_elsewhere(checkout: Path, tmp_path: Path) -> None:
-    sources = {"__init__.py", "parts.py", "slates.pyi", "slates.pyx"}
+def test_compiled_once_used_put_into_wheels_switched_off_and_never_used_when_old(
+    checkout: Path, tmp_path: Path
+) -> None:
+    native = checkout / "serving" / "native"
+    parts = [Path(f"{name}.pyx") for name in PARTS]
+    compiled = {compiling.compiled_name(part) for part in parts}
+    if compiling.is_current(compiling.SOURCES / "slates.pyx"):  # one is enough to compile in a test
+        for name in (compiling.compiled_name(parts[0]), compiling.mark_name(parts[0])):
+            shutil.copy(compiling.SOURCES / name, native)
+    assert run(checkout, "-m", "infra.native.compiling") == f"compiled: {', '.join(sorted(compiled))}\n"
+    assert run(checkout, "-c", SAYS) == "native code True\n"
+    assert run(checkout, "-c", SAYS, NIGHTJAR_PURE_PYTHON="1") == "Python (NIGHTJAR_PURE_PYTHON is set) False\n"
+    assert run(checkout, "-c", SAYS, NIGHTJAR_PURE_PYTHON="0") == "native code True\n"
+    made_at = [(native / name).stat().st_mtime_ns for name in sorted(compiled)]
+    run(checkout, "-m", "infra.native.compiling")
+    assert [(native / name).stat().st_mtime_ns for name in sorted(compiled)] == made_at
+
     name, found = wheel_of(checkout)
-    compiled = compiling.compiled_name(Path("slates.pyx"))
-    assert found == {*sources, compiled, "slates.compiled"}
+    sources = {"__init__.py", "parts.py"} | {f"{name}.{kind}" for name in PARTS for kind in ("pyi", "pyx")}
+    assert found == sources | compiled | {compiling.mark_name(part) for part in parts}
     assert not name.endswith("-none-any.whl")
     installed = tmp_path / "installed"
     with zipfile.ZipFile(checkout / "dist" / name) as opened:
         opened.extractall(installed)
     assert run(installed, "-c", SAYS) == "native code True\n"
+    name, found = wheel_of(checkout, NIGHTJAR_PURE_PYTHON="1")
+    assert name.endswith("-py3-none-any.whl")
+    assert found == sources
 
+    with (native / "slates.pyx").open("a") as source:
+        source.write("\n# changed\n")
+    assert run(checkout, "-c", SAYS) == "Python (compiled from another source) False\n"
     empty = tmp_path / "empty"
     empty.mkdir()
-    for variables in ({"NIGHTJAR_PURE_PYTHON": "1"}, {"PATH": str(empty)}):
-        name, found = wheel_of(checkout, **variables)
-        assert name.endswith("-py3-none-any.whl")
-        assert found == sources
+    name, found = wheel_of(checkout, PATH=str(empty))
+    assert name.endswith("-py3-none-any.whl")
+    assert found == sources

@@ -1,0 +1,402 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
+"""Answers and their decisions as JSON, in native code. The twins are `api.rendering` and `api.decisions`; they say what
+is right, and the bytes are the same.
+
+What is written of an item, and of a reason, is made once by the twins' own parts and copied from then on, until the
+shop changes the item. Whatever is odd is declined (None), and the twin writes.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF
+from libc.math cimport floor
+from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
+from libc.string cimport memcpy
+
+import orjson
+
+from feature_repo.contracts.packing import Source
+from serving.pipeline.catalogue import MAX_REMEMBERED
+
+
+cdef extern from "Python.h":
+    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
+
+
+cdef enum:
+    REASONS = 32768  # places for reasons; a power of two
+
+cdef object _dumps = orjson.dumps
+cdef dict _SOURCES = {int(source): f',"source":"{source.name.lower()}","reasons":['.encode() for source in Source}
+
+
+cdef class Out:
+    """Bytes that grow."""
+
+    cdef char* data
+    cdef Py_ssize_t size, room
+
+    def __cinit__(self):
+        self.room = 16384
+        self.data = <char*>PyMem_Malloc(self.room)
+        if not self.data:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        PyMem_Free(self.data)
+
+    cdef int need(self, Py_ssize_t more) except -1:
+        cdef Py_ssize_t room = self.room
+        cdef char* data
+        if self.size + more <= room:
+            return 0
+        while room < self.size + more:
+            room *= 2
+        data = <char*>PyMem_Realloc(self.data, room)
+        if not data:
+            raise MemoryError()
+        self.data, self.room = data, room
+        return 0
+
+    cdef int put(self, const char* data, Py_ssize_t size) except -1:
+        self.need(size)
+        memcpy(self.data + self.size, data, size)
+        self.size += size
+        return 0
+
+    cdef int put_bytes(self, bytes data) except -1:
+        return self.put(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+
+    cdef int put_int(self, int64_t number) except -1:
+        cdef char digits[24]
+        cdef int at = 24
+        cdef bint is_negative = number < 0
+        cdef uint64_t left = <uint64_t>0 - <uint64_t>number if is_negative else <uint64_t>number
+        while True:
+            at -= 1
+            digits[at] = <char>(48 + left % 10)
+            left //= 10
+            if not left:
+                break
+        if is_negative:
+            at -= 1
+            digits[at] = 45
+        return self.put(digits + at, 24 - at)
+
+    cdef int put_thousandths(self, int64_t number) except -1:
+        """number / 1000 as orjson writes it; 0 <= number < 10^15."""
+        cdef int64_t rest = number % 1000
+        self.put_int(number // 1000)
+        self.need(4)
+        self.data[self.size] = 46
+        self.data[self.size + 1] = <char>(48 + rest // 100)
+        self.data[self.size + 2] = <char>(48 + rest // 10 % 10)
+        self.data[self.size + 3] = <char>(48 + rest % 10)
+        self.size += 4
+        while self.data[self.size - 1] == 48 and self.data[self.size - 2] != 46:
+            self.size -= 1
+        return 0
+
+    cdef int put_score(self, object value) except -1:
+        """Rounded to six places, as orjson writes it."""
+        cdef double score = value, scaled, whole
+        cdef int64_t number
+        cdef int at
+        if 0.001 <= score < 1.0:
+            scaled = score * 1e6
+            whole = floor(scaled)
+            scaled -= whole
+            if scaled < 0.499 or scaled > 0.501:  # the product's own rounding cannot matter
+                number = <int64_t>whole + (scaled > 0.5)
+                if number == 1000000:
+                    return self.put(b"1.0", 3)
+                self.need(8)
+                self.data[self.size] = 48
+                self.data[self.size + 1] = 46
+                for at in range(7, 1, -1):
+                    self.data[self.size + at] = <char>(48 + number % 10)
+                    number //= 10
+                self.size += 8
+                while self.data[self.size - 1] == 48 and self.data[self.size - 2] != 46:
+                    self.size -= 1
+                return 0
+        return self.put_bytes(_dumps(round(value, 6)))
+
+    cdef int put_text(self, object text) except -1:
+        """A string, or null. Raises UnicodeEncodeError on half a character, TypeError on what is neither."""
+        cdef Py_ssize_t size, at
+        cdef const char* data
+        if text is None:
+            return self.put(b"null", 4)
+        if type(text) is not str:
+            raise TypeError("not a string")
+        data = PyUnicode_AsUTF8AndSize(text, &size)
+        for at in range(size):
+            if <uint8_t>data[at] < 32 or data[at] == 34 or data[at] == 92:
+                return self.put_bytes(_dumps(text))
+        self.need(size + 2)
+        self.data[self.size] = 34
+        memcpy(self.data + self.size + 1, data, size)
+        self.data[self.size + 1 + size] = 34
+        self.size += size + 2
+        return 0
+
+
+cdef class Written:
+    """What is written of an item: `text` up to its score, its id at `id_start`, and what comes behind its reasons."""
+
+    cdef object facts
+    cdef bytes text
+    cdef Py_ssize_t head, id_start, id_end
+
+
+cdef class Items:
+    """`Written` by item number, of one catalogue."""
+
+    cdef list written, attributes, item_ids
+    cdef Py_ssize_t count
+
+    def __init__(self, catalogue):
+        self.attributes = catalogue.attributes
+        self.item_ids = catalogue.item_ids
+        self.written = [None] * len(self.attributes)
+        if len(self.item_ids) != len(self.attributes):
+            raise ValueError("columns of different length")
+
+    cdef Written of(self, Py_ssize_t number):
+        """None for a number that is no item's."""
+        cdef Written found
+        if not 0 <= number < len(self.written) or self.item_ids[number] is None:
+            return None
+        found = self.written[number]
+        facts = self.attributes[number]
+        if found is not None and found.facts is facts:
+            return found
+        if self.count >= MAX_REMEMBERED:
+            self.written, self.count = [None] * len(self.attributes), 0
+        item_id = _dumps(self.item_ids[number])
+        found = Written.__new__(Written)
+        found.facts = facts
+        found.id_start = len(b'{"item_id":')
+        found.id_end = found.id_start + len(item_id)
+        head = b'{"item_id":' + item_id + b',"score":'
+        found.head = len(head)
+        found.text = head + b'],"attributes":' + _dumps(facts) + b"}"
+        self.written[number] = found
+        self.count += 1
+        return found
+
+
+cdef struct Said:
+    PyObject* reason
+    PyObject* text
+
+
+cdef Said _said[REASONS]
+cdef list _free = []
+
+
+cdef int _put_reason(Out out, object reason) except -1:
+    """A `Reason`. It is known by itself, not by its words: those that the pipeline remembers come again and again."""
+    cdef Said* said = &_said[(<uintptr_t><PyObject*>reason >> 4) * <uintptr_t>2654435769 >> 7 & (REASONS - 1)]
+    cdef PyObject* reason_before
+    cdef PyObject* text_before
+    if said.reason != <PyObject*>reason:
+        text = _dumps(reason._asdict())
+        reason_before, text_before = said.reason, said.text
+        Py_INCREF(reason)
+        Py_INCREF(text)
+        said.reason, said.text = <PyObject*>reason, <PyObject*>text
+        Py_XDECREF(reason_before)
+        Py_XDECREF(text_before)
+    return out.put_bytes(<bytes>said.text)
+
+
+cdef Items _items_of(object catalogue):
+    remembered = catalogue.remember("native items")
+    found = remembered.get("items")
+    if found is None or (<Items>found).attributes is not catalogue.attributes:
+        found = remembered["items"] = Items(catalogue)
+    return found
+
+
+cdef int _put_age(Out out, object moment_micros, int64_t now_micros) except -1:
+    """`_age_seconds`."""
+    cdef int64_t age
+    if moment_micros is None:
+        return out.put(b"null", 4)
+    age = now_micros - <int64_t>moment_micros + 500
+    age = 0 if age < 0 else age // 1000
+    if age >= 1000000000000000:
+        raise OverflowError("centuries")
+    return out.put_thousandths(age)
+
+
+cdef int _put_items(Out out, list items, Items prepared) except -1:
+    """The list of items; -1 with ValueError for what the twin has to write."""
+    cdef Py_ssize_t rank = 0
+    cdef Written written
+    cdef bytes source
+    cdef bint is_first
+    cdef char* text
+    out.put(b"[", 1)
+    for item in items:
+        written = prepared.of((<tuple>item)[0])
+        if written is None:
+            raise ValueError("an item without a number")
+        if rank:
+            out.put(b",", 1)
+        rank += 1
+        text = PyBytes_AS_STRING(written.text)
+        out.put(text, written.head)
+        out.put_score((<tuple>item)[2])
+        out.put(b',"rank":', 8)
+        out.put_int(rank)
+        source = _SOURCES[(<tuple>item)[5]]
+        out.put_bytes(source)
+        is_first = True
+        for reason in <tuple>(<tuple>item)[6]:
+            if not is_first:
+                out.put(b",", 1)
+            is_first = False
+            _put_reason(out, reason)
+        out.put(text + written.head, PyBytes_GET_SIZE(written.text) - written.head)
+    return out.put(b"]", 1)
+
+
+def answer(
+    object items,
+    object catalogue,
+    object recommendation_id,
+    object placement,
+    int64_t took_micros,
+    object level,
+    object reason,
+    object degraded,
+    int64_t now_micros,
+    object feature_micros,
+    object session_micros,
+    object changes_micros,
+):
+    """`rendering.render_answer` of a whole slate without explanations; None when the twin has to write."""
+    cdef Out out = _free.pop() if _free else Out()
+    out.size = 0
+    try:
+        if type(items) is not list or not 0 <= took_micros < 1000000000000000:
+            return None
+        out.put(b'{"recommendation_id":', 21)
+        out.put_text(recommendation_id)
+        out.put(b',"placement":', 13)
+        out.put_text(placement)
+        out.put(b',"items":', 9)
+        _put_items(out, items, _items_of(catalogue))
+        out.put(b',"model_version":', 17)
+        out.put_text(catalogue.version)
+        out.put(b',"took_ms":', 11)
+        out.put_thousandths(took_micros)
+        out.put(b',"fallback_level":', 18)
+        out.put_text(level)
+        out.put(b',"fallback_reason":', 19)
+        out.put_text(reason)
+        out.put_bytes(b',"degraded":true' if degraded else b',"degraded":false')
+        out.put_bytes(b',"freshness":{"model":')
+        _put_age(out, catalogue.as_of_micros, now_micros)
+        out.put(b',"data":', 8)
+        _put_age(out, catalogue.last_event_micros, now_micros)
+        out.put(b',"candidates":', 14)
+        _put_age(out, catalogue.published_micros, now_micros)
+        out.put(b',"features":', 12)
+        _put_age(out, feature_micros, now_micros)
+        out.put(b',"session":', 11)
+        _put_age(out, session_micros, now_micros)
+        out.put(b',"catalogue":', 13)
+        _put_age(out, changes_micros, now_micros)
+        out.put(b'},"experiments":[]', 18)
+        if degraded:
+            out.put(b',"degraded_reasons":', 20)
+            out.put_bytes(_dumps(degraded))
+        out.put(b"}", 1)
+        return PyBytes_FromStringAndSize(out.data, out.size)
+    except (KeyError, OverflowError, TypeError, ValueError, AttributeError):
+        return None
+    finally:
+        _free.append(out)
+
+
+def decision(
+    object items,
+    object catalogue,
+    object recommendation_id,
+    object kind,
+    object placement,
+    object subject,
+    object session,
+    object level,
+    object reason,
+    object degraded,
+    object inputs,
+    int64_t now_micros,
+):
+    """`decisions._payload` of a slate of which nothing was left to chance; None when the twin has to write."""
+    cdef Out out = _free.pop() if _free else Out()
+    cdef Items prepared
+    cdef Written written
+    cdef Py_ssize_t count = len(items), at
+    out.size = 0
+    try:
+        if type(items) is not list:
+            return None
+        prepared = _items_of(catalogue)
+        out.put(b'{"v":1,"id":', 12)
+        out.put_text(recommendation_id)
+        out.put(b',"at":', 6)
+        out.put_int(now_micros)
+        out.put(b',"kind":', 8)
+        out.put_text(kind)
+        out.put(b',"placement":', 13)
+        out.put_text(placement)
+        out.put(b',"subject":', 11)
+        out.put_text(subject)
+        out.put(b',"session":', 11)
+        out.put_text(session)
+        out.put(b',"version":', 11)
+        out.put_text(catalogue.version)
+        out.put(b',"level":', 9)
+        out.put_text(level)
+        out.put(b',"reason":', 10)
+        out.put_text(reason)
+        out.put(b',"degraded":', 12)
+        out.put_bytes(_dumps(degraded))
+        out.put(b',"items":[', 10)
+        for at in range(count):
+            written = prepared.of((<tuple>(<list>items)[at])[0])
+            if written is None:
+                return None
+            out.put(PyBytes_AS_STRING(written.text) + written.id_start, written.id_end - written.id_start)
+            out.put(b",", 1)
+        out.size -= count > 0
+        out.put(b'],"numbers":[', 13)
+        for at in range(count):
+            out.put_int((<tuple>(<list>items)[at])[0])
+            out.put(b",", 1)
+        out.size -= count > 0
+        out.put(b'],"scores":', 11)
+        out.put_bytes(_dumps([(<tuple>(<list>items)[at])[2] for at in range(count)]))
+        out.put(b',"sources":[', 12)
+        for at in range(count):
+            out.put_int((<tuple>(<list>items)[at])[5])
+            out.put(b",", 1)
+        out.size -= count > 0
+        out.put(b'],"rules":[],"propensities":[', 29)
+        for at in range(count):
+            out.put(b"1.0,", 4)
+        out.size -= count > 0
+        out.put(b'],"experiments":[],"inputs":', 28)
+        out.put_bytes(_dumps(inputs))
+        out.put(b"}", 1)
+        return PyBytes_FromStringAndSize(out.data, out.size)
+    except (KeyError, OverflowError, TypeError, ValueError, AttributeError):
+        return None
+    finally:
+        _free.append(out)
