@@ -127,10 +127,8 @@ def store_problem(path: str, error: BaseException) -> str:
         return f"{where} does not know our key ({told}): correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     if told == "AuthorizationHeaderMalformed":
         return f"{where} is in another region: set AWS_REGION to that of the bucket {bucket}"
-    if told or ("403 Forbidden" in text and "169.254.169.254" not in text):
-        return (
-            f"{where} refused us the bucket {bucket} ({told or '403'}): the key needs to list, read, write and delete"
-        )
+    if told == "AccessDenied" or ("403 Forbidden" in text and not told and "169.254.169.254" not in text):
+        return f"{where} refused us the bucket {bucket}: its key needs the rights to list, read, write and delete there"
     if any(sign in text for sign in _NO_KEYS):
         return (
             f"no credentials for the bucket {bucket}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give a role"

@@ -40,22 +40,23 @@ def writer_lock(environment: Environment, writer: str) -> Iterator[None]:
 
 
 @contextmanager
-def commit_lock(environment: Environment, name: str, *, wait_seconds: float = COMMIT_SECONDS) -> Iterator[None]:
+def commit_lock(environment: Environment, name: str, *, wait_seconds: float | None = None) -> Iterator[None]:
     """Be the only Spark driver that writes table `name`, where Delta itself cannot see to it.
 
     On an object store, Spark's log store looks whether a log entry is there and then puts it: two drivers could both
     find it missing. In a folder a log entry is renamed into place, which only one can do, and nothing is locked.
-    Raises DependencyError when another process holds it for all of `wait_seconds`.
+    Raises DependencyError when another process holds it for all of `wait_seconds` (None: COMMIT_SECONDS).
     """
     if not is_on_store(environment.lakehouse):
         yield
         return
-    deadline = time.monotonic() + wait_seconds
+    patience = COMMIT_SECONDS if wait_seconds is None else wait_seconds
+    deadline = time.monotonic() + patience
     with _lock_file(environment, name) as file:
         while (holder := _take(file)) is not None:
             if time.monotonic() >= deadline:
                 raise DependencyError(
-                    f"process {holder} has been writing {name} for {wait_seconds:g} s (it holds {file.name})"
+                    f"process {holder} has been writing {name} for {patience:g} s (it holds {file.name})"
                 )
             time.sleep(_POLL_SECONDS)
         yield

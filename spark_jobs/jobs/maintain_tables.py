@@ -129,22 +129,32 @@ def unclustered_partitions(files: Sequence[DataFile]) -> list[tuple[Any, ...]]:
 def maintain_table(
     spark: SparkSession, environment: Environment, name: str, *, dry_run: bool, retention_days: int
 ) -> dict[str, Any]:
-    """Compact, cluster and vacuum one table, by its own writer; what was done (of a dry run: what would be)."""
+    """Compact, cluster and vacuum one table, by its own writer; what was done (of a dry run: what would be).
+
+    Raises DependencyError when another process keeps the table's commits to itself.
+    """
+    with commit_lock(environment, name):
+        return _maintain(spark, environment, name, dry_run=dry_run, retention_days=retention_days)
+
+
+def _maintain(
+    spark: SparkSession, environment: Environment, name: str, *, dry_run: bool, retention_days: int
+) -> dict[str, Any]:
     before = _files(environment, name)
     subject = SUBJECT_COLUMNS.get(name)
     crowded = crowded_partitions(before, is_clusterable=subject is not None)
     unclustered = unclustered_partitions(before) if subject else []
     path = table_path(environment.lakehouse, name, tenant=environment.tenant)
-    with commit_lock(environment, name):
-        if crowded and not dry_run:
+    if not dry_run:
+        if crowded:
             _optimizer(spark, path, name, crowded).executeCompaction()
-        if unclustered and not dry_run:
+        if unclustered:
             _with_settings(
                 spark,
                 {"spark.databricks.delta.optimize.maxFileSize": str(CLUSTERED_FILE_BYTES)},
                 lambda: _optimizer(spark, path, name, unclustered).executeZOrderBy(str(subject)),
             )
-        deleted = _vacuum(spark, environment, name, path, dry_run=dry_run, retention_days=retention_days)
+    deleted = _vacuum(spark, environment, name, path, dry_run=dry_run, retention_days=retention_days)
     after = before if dry_run else _files(environment, name)
     return {
         "files_before": len(before),

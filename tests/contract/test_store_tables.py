@@ -19,6 +19,7 @@ from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.tables import table_path
 from infra.doctor.checks import State, Subject
 from infra.doctor.store import examine_store
+from infra.exporter.lakehouse import Lakehouse
 from infra.importing.tables import append_rows, find_table
 from serving.adapters.decision_reader import find_in_table
 from serving.speed.delta_archive import DeltaArchive
@@ -112,6 +113,8 @@ def test_imports_and_light_tasks_write_there_too(env: Environment) -> None:
         replace_days(env, "silver.impressions", rows, [DAY])
     assert read_table(env, "silver.impressions", columns=["position"])["position"].to_pylist() == [2]
     assert light_delta.days_by_row_count(env, "silver.impressions") == {DAY: 1}
+    measured = {metric.name: metric for metric in Lakehouse(env).metrics()}["nightjar_lakehouse_table_rows"]
+    assert {s.labels["table"]: s.value for s in measured.samples} == {"bronze.items": 1, "silver.impressions": 1}
 
 
 def test_the_reader_of_decisions_is_a_process_that_is_told_the_store(env: Environment) -> None:

@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from feature_repo.contracts import environment as names
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.object_store import ObjectStore
 from infra.exporter.__main__ import AIRFLOW_PASSWORD, AIRFLOW_USER
-from infra.local.jars import JARS
 from infra.local.redis_server import ServerBinary, server_command
 from serving.settings import MULTIPROCESS_FOLDER, PREFIX, ServingSettings
 from tests.conftest import ROOT
@@ -130,11 +131,41 @@ def test_both_roles_keep_what_the_embedded_ones_keep(role: Any, tmp_path: Path) 
         assert "--requirepass" in words
 
 
-def test_spark_gets_exactly_the_pinned_jars() -> None:
+def test_spark_gets_the_jars_that_the_image_fetched_and_what_a_store_needs() -> None:
     lines = (COMPOSE / "spark" / "spark-defaults.conf").read_text(encoding="utf-8").splitlines()
     settings = dict(line.split(" ", 1) for line in lines if line.startswith("spark."))
-    assert [path.rpartition("/")[2] for path in settings["spark.jars"].split(",")] == [jar.file_name for jar in JARS]
-    assert {path.rpartition("/")[0] for path in settings["spark.jars"].split(",")} == {"/opt/nightjar/jars"}
+    image = (COMPOSE / "Dockerfile").read_text(encoding="utf-8")
+    folder = re.findall(r"NIGHTJAR_JARS=(/\S+)", image)
+    assert folder == ["/opt/nightjar/jars"] * 2
+    assert settings["spark.driver.extraClassPath"] == settings["spark.executor.extraClassPath"] == f"{folder[0]}/*"
+    assert "spark.jars" not in settings
+    store = ObjectStore("lakehouse", "http://s3:7070", "us-east-1", virtual_hosts=False)
+    needed = store.spark_settings()
+    assert needed.keys() == {name for name in settings if "s3a" in name}
+    for name, value in needed.items():
+        read = {"http://s3:7070": "${env.AWS_ENDPOINT_URL:-}", "us-east-1": "${env.AWS_REGION:-us-east-1}"}
+        assert settings[name] == read.get(value, value)
+
+
+def test_who_reads_tables_is_told_of_the_store_that_holds_them() -> None:
+    over = yaml.safe_load((COMPOSE / "lakehouse-on-s3.yaml").read_text(encoding="utf-8"))["services"]
+    readers = {name for name, service in SERVICES.items() if names.LAKEHOUSE in service.get("environment", {})}
+    assert len(readers) == 10
+    assert over.keys() == readers | {"s3", "s3-bucket"}
+    for name in readers:
+        told = over[name]["environment"]
+        environment = Environment.from_mapping(told)
+        assert environment.store == ObjectStore("lakehouse", "http://s3:7070", "us-east-1", virtual_hosts=False)
+        assert {told["AWS_ACCESS_KEY_ID"], told["AWS_SECRET_ACCESS_KEY"]} < set(
+            SERVICES["s3-bucket"]["environment"].values()
+        )
+        assert over[name]["build"]["args"]["LAKEHOUSE"].startswith("s3a://lakehouse")
+        assert set(SERVICES[name]["profiles"]) <= set(over["s3-bucket"]["profiles"])
+    assert '"lakehouse"' in SERVICES["s3-bucket"]["command"][-1]
+    assert "--nometa" not in over["s3"]["command"]
+    optional = {"secretRef": {"name": "nightjar-store", "optional": True}}
+    pods = {name for name, _, container in containers() if optional in container.get("envFrom", [])}
+    assert pods == {"api", "consumer", "archiver", "exporter", "spark-worker"}
 
 
 def test_prometheus_scrapes_what_compose_starts() -> None:

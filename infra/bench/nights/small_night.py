@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from feature_repo.contracts import environment as names
 from feature_repo.contracts.environment import Environment
-from feature_repo.contracts.errors import DependencyError
+from feature_repo.contracts.errors import DataError, DependencyError
 from infra.importing.shop import import_shop
 from infra.local.programs import Attempt
 from infra.local.stack import down, up
@@ -70,9 +70,16 @@ def imported_shop(
 
 
 def tenant_of_its_own(base: Mapping[str, str], tenant: str) -> tuple[dict[str, str], Path]:
-    """(variables of its programs, their log), its bronze tables being those of the shop."""
+    """(variables of its programs, their log), its bronze tables being those of the shop.
+
+    Raises DataError when the tables lie on an object store, where folders cannot be copied.
+    """
     variables = {**base, names.TENANT: tenant}
     environment = Environment.from_mapping(variables)
+    if environment.store is not None:
+        raise DataError(
+            f"nights are compared in a folder, but NIGHTJAR_LAKEHOUSE names {environment.lakehouse}; unset it"
+        )
     shutil.copytree(Path(environment.lakehouse) / "default" / "bronze", Path(environment.lakehouse) / tenant / "bronze")
     return variables, Path(environment.home) / "logs" / f"{tenant}.log"
 
