@@ -84,6 +84,9 @@ class ServingSettings:
                                      more personal data kept).
     consumer_batch         500       events the consumer applies at once; up to eight times as many while more waits.
                                      Higher: more throughput, later effect, longer transactions in `online`.
+    backlog_niceness       10        how far a consumer that catches up stands back behind API workers on its machine: 0
+                                     not at all, 19 most (`nice`; Linux only). Higher: quicker answers meanwhile, and it
+                                     takes longer where the processors are busy.
     archive_seconds        2 s       longest time an event waits for its archive commit. Higher: fewer, larger files.
     archive_events         20000     events in one archive commit at most. Higher: fewer files, more memory.
     lease_seconds          5 s       how long a dead consumer or archiver keeps its role. Higher: later takeover.
@@ -123,6 +126,7 @@ class ServingSettings:
     decision_file_seconds: float = 3600.0
     session_ttl_seconds: int = 2_592_000
     consumer_batch: int = 500
+    backlog_niceness: int = 10
     archive_seconds: float = 2.0
     archive_events: int = 20_000
     lease_seconds: float = 5.0
@@ -197,4 +201,4 @@ def _check_origin(origin: str) -> None:
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^/?#@:\s*\[\]]+)(:[0-9]{1,5})?", re.IGNORECASE)
 _WORDS = {int: "a whole number", float: "a number"}
-_MAY_BE_ZERO = frozenset({"access_log_every", "session_weight", "session_weight_alone"})
+_MAY_BE_ZERO = frozenset({"access_log_every", "backlog_niceness", "session_weight", "session_weight_alone"})

@@ -91,9 +91,10 @@ def user_agent_of(context: object) -> str | None:
     """The user agent in an event's `context`, or None."""
     if type(context) is dict or isinstance(context, Mapping):
         for name in AGENT_FIELDS:
-            value = context.get(name)
-            if value and isinstance(value, str):
-                return value
+            if name in context:
+                value = context[name]
+                if value and isinstance(value, str):
+                    return value
     return None
 
 
@@ -136,7 +137,7 @@ class BotCounters:
         if context and not self.is_crawler:
             agent = user_agent_of(context)
             self.is_crawler = agent is not None and is_crawler_agent(agent)
-        if event_type not in _BROWSING:
+        if event_type not in BROWSING_NAMES:
             return
         self.browsing += 1
         second = micros // 1_000_000
@@ -176,7 +177,8 @@ class BotCounters:
 
 
 _VIEWING = VIEWING_TYPE.value
-_BROWSING = frozenset(str(kind) for kind in BROWSING_TYPES)
+BROWSING_NAMES = frozenset(str(kind) for kind in BROWSING_TYPES)
+"""Of an event of any other type the counters note its user agent, and nothing of its lines."""
 
 
 def is_bot(counters: BotCounters) -> bool:

@@ -25,7 +25,6 @@ from feature_repo.contracts.errors import ContractError
 from feature_repo.contracts.keys import session_key, session_key_before, trend_key
 from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED
 from feature_repo.contracts.session_record import SessionState, Votes, pack_session, unpack_session
-from feature_repo.contracts.times import to_micros
 from feature_repo.contracts.trend_record import MICROS, WINDOWS, TrendTable, pack_trend, unpack_trend
 from serving.speed.bot_guard import BotGuard
 from serving.speed.care import GROUP_EVENTS, Care, Watch
@@ -115,6 +114,11 @@ class Applier:
         """Own all partitions, whoever did, and begin at their applied positions; at the beginning in an empty store."""
         self.ownership.seize_all()
         self._take_up()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether more waited at the last read than one batch takes."""
+        return self._growth > 1
 
     def consume(self, *, block_ms: int | None) -> int:
         """Apply what is there, waiting up to `block_ms` (None: not at all) for the first entry; entries handled."""
@@ -243,11 +247,12 @@ class Applier:
         """The events of these entries; letters of those that nobody can read or may read."""
         logged: list[LoggedEvent] = []
         watch = batch.watch
+        is_close = watch.is_close
         with watch.at_work():
             for partition, entries in group.items():
                 for position, events in entries:
                     for number, (raw, nonce) in enumerate(events):
-                        if watch.is_close:
+                        if is_close:
                             place = place_of(position, number)
                             if watch.is_guilty(place):
                                 words = f"its consumer died in each of {MAX_DELIVERIES} deliveries"
@@ -325,30 +330,33 @@ class Applier:
         """
         failures: dict[tuple[str, int], int] = {}
         good = list(logged)
-        watch = batch.watch
+        watch, judge = batch.watch, self._guard.judge  # the record says who is a bot before the event is folded in
+        is_close = watch.is_close
         while good:
             state = self._state(key, record, batch.counts if not failures else Counter())
             before = None
             if not VOTING_TYPES.isdisjoint([one.event["event_type"] for one in good if one.event is not None]):
-                before = {period: dict(votes) for period, votes in state.votes.items()}
+                before = {period: votes.copy() for period, votes in state.votes.items()}
             one, of_bots = good[0], 0
             try:
                 for one in good:
                     assert one.event is not None
-                    if watch.is_close:
+                    assert one.subject is not None
+                    if is_close:
                         watch.before(one.place)
-                    of_bots += self._is_bot(state, one.event, one)
+                    place = position_number(one.position) << 16 | one.number
+                    of_bots += judge(state, one.event, one.subject, micros=one.micros, position=place)
                     fold_event(state, one.event)
                     if failures:
                         pack_session(state)  # who is to blame for a record that cannot be written
                 packed = pack_session(state)
             except Exception as error:  # one event must never hold up the others
-                place = (one.position, one.number)
-                failures[place] = failures.get(place, 0) + 1
-                if failures[place] >= MAX_DELIVERIES:
+                where = (one.position, one.number)
+                failures[where] = failures.get(where, 0) + 1
+                if failures[where] >= MAX_DELIVERIES:
                     good.remove(one)
                     words = f"{type(error).__name__}: {error}"
-                    batch.letters.append(_letter(one, words, failures[place]))
+                    batch.letters.append(_letter(one, words, failures[where]))
                 continue
             batch.counts[APPLIED] += len(good)
             batch.counts[BOT] += of_bots
@@ -357,12 +365,6 @@ class Applier:
                 self._states.popitem(last=False)
             return before, state.votes, packed
         return None, {}, b""
-
-    def _is_bot(self, state: SessionState, event: Mapping[str, Any], one: LoggedEvent) -> bool:
-        """Whether the event's subject behaves like a bot; its record says so before the event is folded in."""
-        assert one.subject is not None
-        micros, position = to_micros(event["timestamp"]), position_number(one.position) << 16 | one.number
-        return self._guard.judge(state, event, one.subject, micros=micros, position=position)
 
     def _state(self, key: str, record: bytes | None, counts: Counter[str]) -> SessionState:
         """What the record says, for the caller to change. A record that cannot be read starts anew, without consent:
@@ -421,6 +423,8 @@ class Applier:
 def _applied_events(live: Iterable[LoggedEvent], letters: Iterable[DeadLetter]) -> list[Mapping[str, Any]]:
     """The events that count: a dead letter says nothing about identity either."""
     dead = {(letter.partition, letter.position, letter.number) for letter in letters}
+    if not dead:
+        return [one.event for one in live if one.event is not None]
     return [
         one.event for one in live if one.event is not None and (one.partition, one.position, one.number) not in dead
     ]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from feature_repo.contracts.bots import BotCounters, is_bot
+from feature_repo.contracts.bots import BROWSING_NAMES, BotCounters, is_bot
 from feature_repo.contracts.packing import FLAG_BOT
 from feature_repo.contracts.session_record import SessionState
 
@@ -50,13 +50,17 @@ class BotGuard:
         """
         day = micros // MICROS_PER_DAY
         seen = self._see(subject, day)
+        counters = seen.counters
         if position > seen.position:
             seen.position = position
             if day == seen.day:  # a late event of a day that is over is counted by the night
                 context, kind = event.get("context"), event["event_type"]
-                for line in event.get("items") or (event,):
-                    seen.counters.add(kind, micros, line.get("item_id"), context=context)
-        flagged = day == seen.day and is_bot(seen.counters)
+                if kind in BROWSING_NAMES and "items" in event:
+                    for line in event["items"] or (event,):
+                        counters.add(kind, micros, line.get("item_id"), context=context)
+                else:
+                    counters.add(kind, micros, event.get("item_id"), context=context)
+        flagged = day == seen.day and is_bot(counters)
         if state.flags & FLAG_BOT:
             flagged = flagged or day <= state.last_micros // MICROS_PER_DAY
             if not flagged:

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 
 import redis
 from redis.exceptions import RedisError
@@ -20,6 +21,7 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import NightjarError
 from serving.settings import ServingSettings
 from serving.speed.applier import Applier
+from serving.speed.giving_way import LowPriority
 from serving.speed.metrics import ConsumerMetrics, StreamPositions, metrics_port, show_metrics
 from serving.speed.ownership import Ownership
 from serving.speed.roles import RETRY_SECONDS
@@ -58,15 +60,16 @@ class Consumer(Applier):
         )
 
 
-def run_consumer(consumer: Applier, metrics: ConsumerMetrics, *, block_ms: int) -> int:
+def run_consumer(consumer: Applier, metrics: ConsumerMetrics, *, block_ms: int, backlog_niceness: int = 0) -> int:
     """Take a share of the partitions and work on it until SIGTERM or SIGINT, then give it back; the exit code.
 
-    A store that does not answer, or a step that fails, is logged and tried again.
+    A store that does not answer, or a step that fails, is logged and tried again. While more waits than a batch takes,
+    the thread that applies it has `backlog_niceness` (`giving_way`).
     """
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    ownership = consumer.ownership
+    backlog, ownership = LowPriority(backlog_niceness), consumer.ownership
     owned: list[int] | None = None
     while not stopping.is_set():
         try:
@@ -81,12 +84,17 @@ def run_consumer(consumer: Applier, metrics: ConsumerMetrics, *, block_ms: int) 
             if not owned:
                 stopping.wait(SHORT_BLOCK_MS / 1000)
                 continue
-            consumer.consume(block_ms=min(block_ms, SHORT_BLOCK_MS) if ownership.is_short else block_ms)
+            longest_ms = min(block_ms, SHORT_BLOCK_MS) if ownership.is_short else block_ms
+            if consumer.is_behind:
+                backlog.call(partial(consumer.consume, block_ms=longest_ms))
+            else:
+                consumer.consume(block_ms=longest_ms)
             metrics.step_done()
         except (RedisError, OSError, NightjarError) as error:
             metrics.failures.inc()
             logger.warning("consumer: %s: %s; trying again", type(error).__name__, error)
             stopping.wait(RETRY_SECONDS)
+    backlog.close()
     try:
         ownership.leave()
     except (RedisError, OSError):
@@ -128,7 +136,8 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 1000)
-    return run_consumer(consumer, metrics, block_ms=max(1, block_ms))
+    niceness = settings.backlog_niceness
+    return run_consumer(consumer, metrics, block_ms=max(1, block_ms), backlog_niceness=niceness)
 
 
 if __name__ == "__main__":

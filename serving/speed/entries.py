@@ -11,9 +11,12 @@ from feature_repo.contracts.common_events import check_common_event
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.events import check_event, subject_key
 from feature_repo.contracts.stream_entry import split_entry
-from feature_repo.contracts.times import MAX_FUTURE_SKEW, from_micros
+from feature_repo.contracts.times import MAX_FUTURE_SKEW, from_micros, to_micros
 from serving.adapters.json_bytes import decode_json
 from serving.speed.positions import receipt_micros
+
+_new = tuple.__new__
+"""What a NamedTuple's own constructor does, without the call."""
 
 
 class Entry(NamedTuple):
@@ -25,7 +28,7 @@ class Entry(NamedTuple):
 
 class LoggedEvent(NamedTuple):
     """One event where it lies: partition, position of its entry, number in the entry. `event` and `subject` are None,
-    and `problem` says why, when it cannot be applied."""
+    and `problem` says why, when it cannot be applied; `micros` is the event's time (us since 1970)."""
 
     partition: int
     position: str
@@ -35,6 +38,7 @@ class LoggedEvent(NamedTuple):
     event: Mapping[str, Any] | None
     subject: str | None
     problem: str | None = None
+    micros: int = 0
 
     @property
     def place(self) -> str:
@@ -49,7 +53,7 @@ def place_of(position: str, number: int) -> str:
 
 def split_rows(rows: Sequence[tuple[str, Mapping[bytes, bytes]]]) -> list[Entry]:
     """Entries as they were read: position and fields."""
-    return [Entry(position, split_entry(fields)) for position, fields in rows]
+    return [_new(Entry, (position, split_entry(fields))) for position, fields in rows]
 
 
 def first_entries(entries: Sequence[Entry], events: int) -> Sequence[Entry]:
@@ -67,7 +71,8 @@ def read_logged(partition: int, position: str, number: int, raw: bytes, nonce: b
     try:
         event = read_event(position, raw)
         subject = subject_key(event.get("user_id"), event.get("anonymous_id"))
-        return LoggedEvent(partition, position, number, raw, nonce, event, subject)
+        micros = to_micros(event["timestamp"])
+        return _new(LoggedEvent, (partition, position, number, raw, nonce, event, subject, None, micros))
     except Exception as error:  # one event must never hold up the others
         words = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
         return LoggedEvent(partition, position, number, raw, nonce, None, None, words)

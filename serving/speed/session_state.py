@@ -12,10 +12,16 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from feature_repo.contracts.events import DISMISSING_TYPES, SESSION_VOTE_WEIGHTS, EventType, expand_items
+from feature_repo.contracts.events import (
+    DISMISSING_TYPES,
+    EVENT_TYPES,
+    SESSION_VOTE_WEIGHTS,
+    EventType,
+    expand_items,
+)
 from feature_repo.contracts.packing import FLAG_BOT, FLAG_PERSONALIZE_DENIED
 from feature_repo.contracts.session_record import (
     MAX_CART_CHANGES,
@@ -53,7 +59,38 @@ SILENT_TYPES = TOUCHING_TYPES | DISMISSING_TYPES | {EventType.IMPRESSION, EventT
 _CART_TYPES = {EventType.ADD_TO_CART: False, EventType.REMOVE_FROM_CART: True}
 VOTING_TYPES = frozenset(str(kind) for kind in SESSION_VOTE_WEIGHTS)
 """Events of other types change no vote."""
-_HALVES = {kind: int(2 * weight) for kind, weight in SESSION_VOTE_WEIGHTS.items()}
+
+
+class _Plan(NamedTuple):
+    """What events of one type change. `is_removal`: from the cart, None: it stays as it is; `halves`: weight x 2."""
+
+    touches: bool
+    is_step: bool
+    is_removal: bool | None
+    buys: bool
+    dismisses: bool
+    sees: bool
+    shows: bool
+    halves: int
+
+
+def _plan_of(kind: str) -> _Plan:
+    return _Plan(
+        touches=kind in TOUCHING_TYPES,
+        is_step=kind not in SILENT_TYPES,
+        is_removal=_CART_TYPES.get(EventType(kind)),
+        buys=kind in BUYING_TYPES,
+        dismisses=kind in DISMISSING_TYPES,
+        sees=kind in TOUCHING_TYPES or kind == _IMPRESSION,
+        shows=kind == _IMPRESSION,
+        halves=int(2 * SESSION_VOTE_WEIGHTS.get(kind, 0)),
+    )
+
+
+_PLANS = {kind: _plan_of(kind) for kind in EVENT_TYPES}
+
+_new = tuple.__new__
+"""What a NamedTuple's own constructor does, without the call."""
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
 
@@ -85,40 +122,48 @@ def fold_event(state: SessionState, event: Mapping[str, Any]) -> None:
     several = event.get("items")
     items = [line["item_id"] for line in several] if several else [event["item_id"]] if "item_id" in event else []
 
-    if kind in TOUCHING_TYPES:
+    touches, is_step, is_removal, buys, dismisses, sees, shows, halves = _PLANS[kind]
+    if touches:
         kept = state.events
-        new = [SessionEvent(micros, kind, session, item, mark) for item in items]
-        if kept and micros <= kept[-1].micros and any(_is_among(kept, one, _event_order) for one in new):
+        new = [_new(SessionEvent, (micros, kind, session, item, mark)) for item in items]
+        if kept and micros <= kept[-1][0] and any(_is_among(kept, one, _event_order) for one in new):
             return
         for one in new:
             _keep(kept, one, _event_order, MAX_EVENTS)
-    elif kind not in SILENT_TYPES:
-        step = SessionEvent(micros, kind, session, "", mark)
-        if _is_among(state.steps, step, _event_order):
+    elif is_step:
+        steps = state.steps
+        step = _new(SessionEvent, (micros, kind, session, "", mark))
+        if steps and micros <= steps[-1][0] and _is_among(steps, step, _event_order):
             return
-        _keep(state.steps, step, _event_order, MAX_STEPS)
-    if kind in _CART_TYPES:
-        for line in expand_items(event) if items else ():
-            _keep(state.cart, _cart_change(line, micros, mark, is_removal=_CART_TYPES[kind]), tuple, MAX_CART_CHANGES)
-    if kind in BUYING_TYPES:
-        _mark_items(state.bought, micros, items, MAX_MARKS)
-    if kind in DISMISSING_TYPES:
-        _mark_items(state.dismissed, micros, items, MAX_MARKS)
-    if kind in TOUCHING_TYPES or kind == _IMPRESSION:
-        _see(state.seen, micros, items)
-    if kind == _IMPRESSION:
-        _add_by_day(state.shown, micros, items, 1, MAX_SHOWINGS)
-    consent = event.get("consent", {})
-    if kind in _HALVES:
-        _add_by_day(state.interests, micros, items, _HALVES[kind], MAX_INTERESTS)
-        if consent.get("train") is not False and not state.flags & FLAG_BOT:
-            _vote(state.votes, micros, items)
+        _keep(steps, step, _event_order, MAX_STEPS)
+    consent = event.get("consent")
+    if items:
+        if is_removal is not None:
+            for line in expand_items(event):
+                _keep(state.cart, _cart_change(line, micros, mark, is_removal=is_removal), tuple, MAX_CART_CHANGES)
+        if buys:
+            _mark_items(state.bought, micros, items, MAX_MARKS)
+        if dismisses:
+            _mark_items(state.dismissed, micros, items, MAX_MARKS)
+        if sees:
+            _see(state.seen, micros, items)
+        if shows:
+            _add_by_day(state.shown, micros, items, 1, MAX_SHOWINGS)
+        if halves:
+            _add_by_day(state.interests, micros, items, halves, MAX_INTERESTS)
+            if not state.flags & FLAG_BOT and (not consent or consent.get("train") is not False):
+                _vote(state.votes, micros, items)
 
-    state.counts[kind] = min(state.counts.get(kind, 0) + 1, MAX_COUNT)
-    state.first_micros = min(state.first_micros or micros, micros)
-    state.last_micros = max(state.last_micros, micros)
-    _hear_consent(state, micros, consent.get("personalize"))
-    _hear_words(state, micros, event)
+    counts = state.counts
+    counts[kind] = min(counts.get(kind, 0) + 1, MAX_COUNT)
+    if not 0 < state.first_micros <= micros:
+        state.first_micros = min(state.first_micros or micros, micros)
+    if micros > state.last_micros:
+        state.last_micros = micros
+    if consent:
+        _hear_consent(state, micros, consent.get("personalize"))
+    if "context" in event or "channel" in event:
+        _hear_words(state, micros, event)
 
 
 def _event_order(event: SessionEvent) -> tuple[int, str, str, int, int]:
@@ -169,7 +214,7 @@ def _see(seen: dict[str, int], micros: int, items: Iterable[str]) -> None:
         if seen.get(item, -1) < micros:
             seen[item] = micros
     while len(seen) > MAX_SEEN:
-        del seen[min(seen, key=lambda item: (seen[item], item))]
+        del seen[min(zip(seen.values(), seen, strict=True))[1]]
 
 
 def _add_by_day(
@@ -224,13 +269,14 @@ def _hear_words(state: SessionState, micros: int, event: Mapping[str, Any]) -> N
     words = _words_of(event)
     if not words:
         return
+    known = state.words
     for name, text in words.items():
-        held = state.words.get(name)
-        if held is None or held < (micros, text):
-            state.words[name] = Word(micros, text)
+        held = known.get(name)
+        if held is None or held[0] < micros or held < (micros, text):
+            known[name] = _new(Word, (micros, text))
     if "referrer" in words:
         word = Word(micros, words["referrer"])
-        state.words["first_referrer"] = min(state.words.get("first_referrer", word), word)
+        known["first_referrer"] = min(known.get("first_referrer", word), word)
 
 
 def _words_of(event: Mapping[str, Any]) -> dict[str, str]:
