@@ -23,12 +23,11 @@ from feature_repo.contracts.keys import (
 )
 from feature_repo.contracts.session_record import SessionState, unpack_session
 from serving.speed.applier import Applier
+from serving.speed.memory_stores import MemoryEventStreams, MemoryStateStore
 from serving.speed.ownership import Ownership
 from serving.speed.stores import (
     Changes,
     EventStreams,
-    MemoryEventStreams,
-    MemoryStateStore,
     RedisEventStreams,
     RedisStateStore,
     StateStore,

@@ -23,16 +23,17 @@ from feature_repo.contracts.times import EARLIEST_EVENT
 MAX_SHAPES = 1024
 """So many lists of fields are remembered; when there are more, all are forgotten."""
 
-_TEXTS = frozenset(
+TEXTS = frozenset(
     {
         "event_id", "user_id", "anonymous_id", "session_id", "item_id", "currency", "recommendation_id", "placement",
         "page_view_id", "channel",
     }
 )  # fmt: skip
-_FLAT = frozenset({"context", "properties"})
-_KNOWN = _TEXTS | _FLAT | {"event_type", "timestamp", "value", "quantity", "price"}
-_TYPES = EVENT_TYPES - {kind.value for kind in TWO_IDS_REQUIRED}
-_TYPES_WITHOUT_ITEM = _TYPES - {kind.value for kind in ITEM_REQUIRED}
+FLAT_FIELDS = frozenset({"context", "properties"})
+_KNOWN = TEXTS | FLAT_FIELDS | {"event_type", "timestamp", "value", "quantity", "price"}
+COMMON_TYPES = EVENT_TYPES - {kind.value for kind in TWO_IDS_REQUIRED}
+COMMON_TYPES_WITHOUT_ITEM = COMMON_TYPES - {kind.value for kind in ITEM_REQUIRED}
+"""Of the types that `check_common_event` knows, those that mean something without an item."""
 _LARGEST = 2**63
 
 
@@ -80,7 +81,7 @@ def check_common_event(event: dict[str, Any], *, latest: datetime) -> dict[str, 
     if type(kind) is not str or kind not in shape.types:
         return None
     for name in shape.numbers:
-        if not _is_good_number(name, event[name]):
+        if not is_good_number(name, event[name]):
             return None
     for name in shape.flat:
         if not _is_flat(event[name]):
@@ -90,7 +91,7 @@ def check_common_event(event: dict[str, Any], *, latest: datetime) -> dict[str, 
     return good
 
 
-def _is_good_number(name: str, value: object) -> bool:
+def is_good_number(name: str, value: object) -> bool:
     if name == "quantity":
         return type(value) is int and 0 < value < 2**31
     if type(value) is float:
@@ -124,8 +125,8 @@ def _shape_of(fields: Sequence[str], is_ordered: bool) -> Shape:
     return Shape(
         fields,
         is_ordered,
-        itemgetter(*(name for name in fields if name in _TEXTS)),
-        frozenset(_TYPES if "item_id" in fields else _TYPES_WITHOUT_ITEM),
+        itemgetter(*(name for name in fields if name in TEXTS)),
+        frozenset(COMMON_TYPES if "item_id" in fields else COMMON_TYPES_WITHOUT_ITEM),
         tuple(name for name in fields if name in ("value", "quantity", "price")),
-        tuple(name for name in fields if name in _FLAT),
+        tuple(name for name in fields if name in FLAT_FIELDS),
     )

@@ -1,4 +1,4 @@
-"""Native code for the request: an optional extra. Each part has a twin in Python that answers the same bytes.
+"""Native code for requests and events: an optional extra. Each part has a twin in Python that gives the same bytes.
 
 `parts` has the compiled modules, or None in the place of each: then the twins answer, and `why_not` says why. So it is
 where nothing was compiled (there was no C compiler), where what was compiled is not the source that lies here, and
@@ -14,7 +14,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 PURE_PYTHON = "NIGHTJAR_PURE_PYTHON"
-PARTS = ("slates", "writing")
+PARTS = ("slates", "subjects", "writing")
 
 
 def _reason(name: str) -> str | None:

@@ -22,4 +22,5 @@ def _load(name: str) -> Any:
 
 
 slates = _load("slates")
+subjects = _load("subjects")
 writing = _load("writing")

@@ -21,11 +21,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from feature_repo.contracts import session_record
 from feature_repo.contracts.errors import ContractError
 from feature_repo.contracts.keys import session_key, session_key_before, trend_key
 from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED
-from feature_repo.contracts.session_record import SessionState, Votes, pack_session, unpack_session
+from feature_repo.contracts.session_record import SessionState, Votes, unpack_session
 from feature_repo.contracts.trend_record import MICROS, WINDOWS, TrendTable, pack_trend, unpack_trend
+from serving.native import parts
+from serving.speed import session_state
 from serving.speed.bot_guard import BotGuard
 from serving.speed.care import GROUP_EVENTS, Care, Watch
 from serving.speed.entries import Entry, LoggedEvent, first_entries, place_of, read_logged, split_rows
@@ -33,7 +36,7 @@ from serving.speed.identity_edges import IdentityEdges
 from serving.speed.metrics import ConsumerMetrics, timed
 from serving.speed.ownership import Ownership
 from serving.speed.positions import START, position_number, receipt_micros
-from serving.speed.session_state import VOTING_TYPES, fold_event
+from serving.speed.session_state import VOTING_TYPES
 from serving.speed.stores import (
     Changes,
     DeadLetter,
@@ -47,6 +50,11 @@ from serving.speed.stores import (
 from serving.speed.trends import VoteChange, buckets_of, vote_changes
 
 logger = logging.getLogger("nightjar.speed")
+
+if parts.subjects is not None:
+    fold_event, pack_session = parts.subjects.fold_event, parts.subjects.pack_session
+else:
+    fold_event, pack_session = session_state.fold_event, session_record.pack_session
 
 MAX_DELIVERIES = 3
 MAX_GROWTH = 8

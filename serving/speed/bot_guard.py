@@ -14,10 +14,16 @@ from typing import Any
 from feature_repo.contracts.bots import BROWSING_NAMES, BotCounters, is_bot
 from feature_repo.contracts.packing import FLAG_BOT
 from feature_repo.contracts.session_record import SessionState
+from serving.native import parts
 
 MICROS_PER_DAY = 86_400_000_000
 MAX_SUBJECTS = 50_000
 """Subjects that one guard counts; beyond it the one heard of longest ago is forgotten. A bot is heard of all along."""
+
+
+def new_counters() -> BotCounters:
+    """Of a new day; in native code where there is any."""
+    return BotCounters() if parts.subjects is None else parts.subjects.BotCounters()
 
 
 @dataclass(slots=True)
@@ -26,7 +32,7 @@ class _Seen:
 
     day: int
     position: int = -1
-    counters: BotCounters = field(default_factory=BotCounters)
+    counters: BotCounters = field(default_factory=new_counters)
 
 
 class BotGuard:
@@ -79,5 +85,5 @@ class BotGuard:
         else:
             self._subjects.move_to_end(subject)
             if seen.day < day:
-                seen.day, seen.counters = day, BotCounters()
+                seen.day, seen.counters = day, new_counters()
         return seen

@@ -7,13 +7,18 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from feature_repo.contracts.common_events import check_common_event
+from feature_repo.contracts import common_events
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.events import check_event, subject_key
 from feature_repo.contracts.stream_entry import split_entry
 from feature_repo.contracts.times import MAX_FUTURE_SKEW, from_micros, to_micros
 from serving.adapters.json_bytes import decode_json
+from serving.native import parts
 from serving.speed.positions import receipt_micros
+
+check_common_event = common_events.check_common_event
+if parts.subjects is not None:
+    check_common_event = parts.subjects.check_common_event
 
 _new = tuple.__new__
 """What a NamedTuple's own constructor does, without the call."""

@@ -61,7 +61,7 @@ VOTING_TYPES = frozenset(str(kind) for kind in SESSION_VOTE_WEIGHTS)
 """Events of other types change no vote."""
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """What events of one type change. `is_removal`: from the cart, None: it stays as it is; `halves`: weight x 2."""
 
     touches: bool
@@ -74,8 +74,8 @@ class _Plan(NamedTuple):
     halves: int
 
 
-def _plan_of(kind: str) -> _Plan:
-    return _Plan(
+def _plan_of(kind: str) -> Plan:
+    return Plan(
         touches=kind in TOUCHING_TYPES,
         is_step=kind not in SILENT_TYPES,
         is_removal=_CART_TYPES.get(EventType(kind)),
@@ -87,7 +87,7 @@ def _plan_of(kind: str) -> _Plan:
     )
 
 
-_PLANS = {kind: _plan_of(kind) for kind in EVENT_TYPES}
+PLANS = {kind: _plan_of(kind) for kind in EVENT_TYPES}
 
 _new = tuple.__new__
 """What a NamedTuple's own constructor does, without the call."""
@@ -122,7 +122,7 @@ def fold_event(state: SessionState, event: Mapping[str, Any]) -> None:
     several = event.get("items")
     items = [line["item_id"] for line in several] if several else [event["item_id"]] if "item_id" in event else []
 
-    touches, is_step, is_removal, buys, dismisses, sees, shows, halves = _PLANS[kind]
+    touches, is_step, is_removal, buys, dismisses, sees, shows, halves = PLANS[kind]
     if touches:
         kept = state.events
         new = [_new(SessionEvent, (micros, kind, session, item, mark)) for item in items]
