@@ -60,16 +60,16 @@ class Consumer(Applier):
         )
 
 
-def run_consumer(consumer: Applier, metrics: ConsumerMetrics, *, block_ms: int, backlog_niceness: int = 0) -> int:
+def run_consumer(consumer: Applier, metrics: ConsumerMetrics, backlog: LowPriority, *, block_ms: int) -> int:
     """Take a share of the partitions and work on it until SIGTERM or SIGINT, then give it back; the exit code.
 
     A store that does not answer, or a step that fails, is logged and tried again. While more waits than a batch takes,
-    the thread that applies it has `backlog_niceness` (`giving_way`).
+    `backlog` applies it.
     """
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    backlog, ownership = LowPriority(backlog_niceness), consumer.ownership
+    ownership = consumer.ownership
     owned: list[int] | None = None
     while not stopping.is_set():
         try:
@@ -136,8 +136,8 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 1000)
-    niceness = settings.backlog_niceness
-    return run_consumer(consumer, metrics, block_ms=max(1, block_ms), backlog_niceness=niceness)
+    backlog = LowPriority(settings.backlog_niceness, longest_seconds=settings.lease_seconds / 4)
+    return run_consumer(consumer, metrics, backlog, block_ms=max(1, block_ms))
 
 
 if __name__ == "__main__":
