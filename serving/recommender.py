@@ -11,6 +11,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
+from feature_repo.contracts import session_record
 from feature_repo.contracts.errors import ContractError, DependencyError, MixedVersionError, NightjarError
 from feature_repo.contracts.events import subject_key
 from feature_repo.contracts.identity import Edge, unpack_edge
@@ -24,6 +25,7 @@ from feature_repo.contracts.packing import (
 from serving.adapters.feast_online import USER_VIEW, read_string_value, read_timestamp_micros
 from serving.adapters.online import OnlineRecords, OnlineStore
 from serving.adapters.shelf import VersionShelf
+from serving.native import parts
 from serving.observability import (
     DEGRADED,
     IDENTITY_READS,
@@ -374,7 +376,7 @@ class Recommender:
         session = UNKNOWN_SESSION
         if records.session is not None:
             try:
-                session = read_session(records.session)
+                session = (parts.records or session_record).read_session(records.session)
             except ContractError:
                 unavailable, consent_unknown = _refuse(DAMAGED_SESSION, degraded), True
         if settled.read is not None and settled.read.identity is not None and records.joined:

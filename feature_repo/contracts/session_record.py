@@ -163,6 +163,9 @@ _WORD = struct.Struct("<BqH")
 _SHOWING = struct.Struct("<HHH")
 _ROWS = (_EVENT, _STEP, _CART, _MARK, _MARK, _MARK, _INTEREST, _VOTE, _COUNT, _WORD, _SHOWING)
 
+ROW_FORMATS = tuple(one.format for one in (_HEADER, *_ROWS))
+"""Of v3, the header's first: whoever reads rows in another way checks that these are the ones it knows."""
+
 _V1_HEADER = struct.Struct("<BBqHHH")
 _V1_EVENT = struct.Struct("<qBQH")
 _V1_MARK = struct.Struct("<qH")
@@ -224,7 +227,7 @@ def unpack_session(record: bytes) -> SessionState:
         raise ContractError(f"a session record of {len(record)} bytes is cut short or damaged") from error
 
 
-class _Opened(SessionState):
+class OpenedSession(SessionState):
     """A v3 record of which only what every request needs was unpacked; the rest comes when it is asked for.
 
     Where the rest turns out damaged, all of it counts as empty.
@@ -269,7 +272,7 @@ def read_session(record: bytes) -> SessionState:
         if len(names) != name_count or len(record) != end:
             return unpack_session(record)  # says what is wrong
         types = EVENT_TYPE_ORDER
-        state = _Opened.__new__(_Opened)
+        state = OpenedSession.__new__(OpenedSession)
         state._record = record
         state.flags, state.consent_micros, state.first_micros, state.last_micros = flags, consent, first, last
         made = tuple.__new__  # what SessionEvent's own constructor does, without the call

@@ -14,7 +14,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 PURE_PYTHON = "NIGHTJAR_PURE_PYTHON"
-PARTS = ("slates", "subjects", "writing")
+PARTS = ("records", "slates", "subjects", "writing")
 
 
 def _reason(name: str) -> str | None:

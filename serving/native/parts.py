@@ -24,3 +24,4 @@ def _load(name: str) -> Any:
 slates = _load("slates")
 subjects = _load("subjects")
 writing = _load("writing")
+records = _load("records")

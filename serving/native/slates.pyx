@@ -34,6 +34,18 @@ from serving.pipeline.values import RungReport, SlateItem
 cdef extern from "Python.h":
     PyObject* PyDict_GetItemWithError(object dictionary, object key) except? NULL
     int PyUnicode_Compare(object left, object right) except? -1
+    PyObject* PyList_GET_ITEM(list of, Py_ssize_t at)
+
+
+cdef extern from *:
+    """
+    #if defined(__GNUC__)
+    #define NIGHTJAR_FETCH(place) __builtin_prefetch(place)
+    #else
+    #define NIGHTJAR_FETCH(place) ((void)(place))
+    #endif
+    """
+    void soon "NIGHTJAR_FETCH"(const void* place) nogil  # it is looked at soon: let the memory begin to bring it
 
 
 cdef enum:
@@ -63,6 +75,7 @@ cdef double _HALF = float("0.5")  # not a constant: pow(0.5, x) may not become a
 cdef double _MICROS = MICROS
 cdef double _ALMOST = 1 - 1e-9
 cdef Py_ssize_t _MAX_REASONS = MAX_REASONS
+assert MAX_REASONS == 2
 cdef object _tuple_of = tuple.__new__
 cdef object _sum = builtins.sum  # not written out by the compiler: Python's own rounds as it does
 cdef object _SESSION = Source.SESSION
@@ -226,6 +239,7 @@ cdef struct Ballot:
     Py_ssize_t count
     double weight
     PyObject* kind       # of its event; the session keeps it alive
+    PyObject* reason     # once it was asked for; `Slates.kept` keeps it alive
 
 
 cdef struct Voice:
@@ -378,6 +392,7 @@ cdef class Slates:
     cdef Py_ssize_t wanted
     cdef Py_ssize_t candidate_count
     cdef double weight
+    cdef list kept
 
     cdef bint admits(self, Entry* entry) except -1:
         """`SlateFilter.admits`, remembered in the entry."""
@@ -438,7 +453,7 @@ cdef class Slates:
         cdef double position_decay = tuning.position_decay, half_life = tuning.half_life_seconds
         cdef double type_weight, weight, age
         cdef int64_t number, micros, newest = 0, latest = -1
-        cdef Py_ssize_t most = tuning.session_events, at, start, end, step = -1
+        cdef Py_ssize_t most = tuning.session_events, at, start, end, near, step = -1
         cdef Py_ssize_t steps = len(columns.reads) if by_index else 0
         cdef bint is_repeat = False
         cdef Ballot* ballot
@@ -497,12 +512,16 @@ cdef class Slates:
                 ballot = &work.ballots[work.ballot_count - 1]
                 if weight > ballot.weight:
                     ballot.kind, ballot.weight = <PyObject*>(<tuple>event)[1], weight
+                    ballot.reason = NULL
                 continue
             if start >= end:
                 continue
             ballot = work.ballot()
             ballot.number, ballot.weight, ballot.kind = <uint32_t>number, weight, <PyObject*>(<tuple>event)[1]
-            ballot.start, ballot.count = start, end - start
+            ballot.start, ballot.count, ballot.reason = start, end - start, NULL
+            for near in range(start, min(end, start + 64), 16):
+                soon(<const uint32_t*>numbers.data + near)
+                soon(<const float*>similarities.data + near)
             if not by_index and work.ballot_count == most:
                 break
         return 0
@@ -731,7 +750,7 @@ cdef class Slates:
                 voices[count].number, voices[count].ballot = ballot.number, place
                 voices[count].total = voices[count].most = loudness
                 count += 1
-        reasons = []
+        first = None
         for chosen in range(min(_MAX_REASONS, count)):
             best, to = voices[chosen], chosen
             for at in range(chosen + 1, count):
@@ -742,8 +761,16 @@ cdef class Slates:
                     best, to = voices[at], at
             voices[to] = voices[chosen]
             voices[chosen] = best
-            reasons.append(self.session_reason(best.number, <object>work.ballots[best.ballot].kind, catalogue))
-        return tuple(reasons)
+            ballot = &work.ballots[best.ballot]
+            if ballot.reason is NULL:
+                reason = self.session_reason(best.number, <object>ballot.kind, catalogue)
+                self.kept.append(reason)
+                ballot.reason = <PyObject*>reason
+            if chosen == 0:
+                first = <object>ballot.reason
+            else:
+                return (first, <object>ballot.reason)
+        return (first,) if count else ()
 
     cdef object session_reason(self, uint32_t number, object kind, object catalogue):
         cdef PyObject* found = PyDict_GetItemWithError(self.columns.of_sessions, (number, kind))
@@ -778,6 +805,8 @@ cdef class Slates:
         cdef Py_ssize_t at
         cdef dict known = {}
         cdef list items = []
+        for at in range(count):
+            soon(PyList_GET_ITEM(self.columns.item_ids, work.entries[work.order[at]].number))
         for at in range(count):
             entry = work.entries[work.order[at]]
             if entry.vote > 0 and (not entry.is_leading or self.weight * entry.vote > entry.base):
@@ -819,7 +848,7 @@ cdef inline double _base_of(double score, double top, double last, bint is_posit
 
 
 def choose(object request, object person, list session, object catalogue, object tuning, object now_micros):
-    """(items, rungs, weight of the session) of `build_slate` for a request that is allowed, has no policy and is not to
+    """(items, rungs, weight of the session, fallback level) of `build_slate` for a request that is allowed, has no policy and is not to
     be explained; None when the twin has to answer."""
     cdef Columns columns = columns_of(catalogue)
     cdef Slates slate
@@ -853,6 +882,7 @@ cdef object _choose(Slates slate, object request, object person, list session, o
     slate.wanted = request.num_results
     slate.has_times = bool(columns.expire) or bool(columns.available)
     slate.weight = 0.0
+    slate.kept = []
     state = person.session
     slate.exclude_all(session, state, request.exclude_item_ids)
     if session:
@@ -898,7 +928,7 @@ cdef object _choose(Slates slate, object request, object person, list session, o
     count = slate.order(False)
     if count < slate.wanted:
         return None
-    return slate.explain(count, catalogue, request, person), rungs, slate.weight
+    return slate.explain(count, catalogue, request, person), rungs, slate.weight, _level(rungs)
 
 
 cdef bint _is_full(
@@ -906,5 +936,13 @@ cdef bint _is_full(
 ) except -1:
     """Takes a rung, and says whether there are candidates enough."""
     cdef Py_ssize_t taken = slate.climb(rows, source, ceiling, has_votes)
-    rungs.append(RungReport(name, len(rows), taken))
+    rungs.append(_tuple_of(RungReport, (name, len(rows), taken)))
     return slate.candidate_count >= slate.wanted
+
+
+cdef object _level(list rungs):
+    """`fallback_level` of a slate that is not empty."""
+    for rung in rungs:
+        if (<tuple>rung)[2]:
+            return (<tuple>rung)[0]
+    return "session"

@@ -7,9 +7,9 @@ shop changes the item. Whatever is odd is declined (None), and the twin writes.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_INCREF, Py_XDECREF
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.math cimport floor
 from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
@@ -22,10 +22,22 @@ from serving.pipeline.catalogue import MAX_REMEMBERED
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
+    PyObject* PyList_GET_ITEM(list of, Py_ssize_t at)
+
+
+cdef extern from *:
+    """
+    #if defined(__GNUC__)
+    #define NIGHTJAR_FETCH(place) __builtin_prefetch(place)
+    #else
+    #define NIGHTJAR_FETCH(place) ((void)(place))
+    #endif
+    """
+    void soon "NIGHTJAR_FETCH"(const void* place) nogil  # it is looked at soon: let the memory begin to bring it
 
 
 cdef enum:
-    REASONS = 32768  # places for reasons; a power of two
+    REASONS = 131072  # places for reasons; a power of two
 
 cdef object _dumps = orjson.dumps
 cdef dict _SOURCES = {int(source): f',"source":"{source.name.lower()}","reasons":['.encode() for source in Source}
@@ -143,49 +155,91 @@ cdef class Out:
         return 0
 
 
-cdef class Written:
-    """What is written of an item: `text` up to its score, its id at `id_start`, and what comes behind its reasons."""
-
-    cdef object facts
-    cdef bytes text
-    cdef Py_ssize_t head, id_start, id_end
+cdef struct Written:
+    PyObject* facts      # the item's attributes, of which this was made; a reference
+    Py_ssize_t size      # of the text
+    Py_ssize_t head      # of the text up to the score
+    Py_ssize_t id_start, id_end
+    char text[1]         # as long as it is: the item up to its score, then what comes behind its reasons
 
 
 cdef class Items:
-    """`Written` by item number, of one catalogue."""
+    """`Written` by item number, of one catalogue. Each lies in one piece: the items of an answer are all over memory,
+    and to wait for that is most of what it costs to write them."""
 
-    cdef list written, attributes, item_ids
-    cdef Py_ssize_t count
+    cdef list attributes, item_ids
+    cdef Written** written
+    cdef Py_ssize_t size, count
 
-    def __init__(self, catalogue):
+    def __cinit__(self, catalogue):
         self.attributes = catalogue.attributes
         self.item_ids = catalogue.item_ids
-        self.written = [None] * len(self.attributes)
         if len(self.item_ids) != len(self.attributes):
             raise ValueError("columns of different length")
+        self.size = len(self.attributes)
+        self.written = <Written**>PyMem_Calloc(self.size + 1, sizeof(Written*))
+        if not self.written:
+            raise MemoryError()
 
-    cdef Written of(self, Py_ssize_t number):
-        """None for a number that is no item's."""
-        cdef Written found
-        if not 0 <= number < len(self.written) or self.item_ids[number] is None:
-            return None
+    def __dealloc__(self):
+        if self.written:
+            self.forget()
+            PyMem_Free(self.written)
+
+    cdef void forget(self) noexcept:
+        cdef Py_ssize_t number
+        for number in range(self.size):
+            if self.written[number]:
+                Py_DECREF(<object>self.written[number].facts)
+                PyMem_Free(self.written[number])
+                self.written[number] = NULL
+        self.count = 0
+
+    cdef Written* of(self, Py_ssize_t number) except NULL:
+        """Raises ValueError for a number that is no item's."""
+        cdef Written* found
+        cdef bytes text
+        if not 0 <= number < self.size or self.item_ids[number] is None:
+            raise ValueError("no item")
         found = self.written[number]
-        facts = self.attributes[number]
-        if found is not None and found.facts is facts:
+        if found and found.facts == PyList_GET_ITEM(self.attributes, number):
             return found
-        if self.count >= MAX_REMEMBERED:
-            self.written, self.count = [None] * len(self.attributes), 0
+        facts = self.attributes[number]
         item_id = _dumps(self.item_ids[number])
-        found = Written.__new__(Written)
-        found.facts = facts
+        head = b'{"item_id":' + item_id + b',"score":'
+        text = head + b'],"attributes":' + _dumps(facts) + b"}"
+        if found:
+            self.written[number] = NULL
+            Py_DECREF(<object>found.facts)
+            PyMem_Free(found)
+        else:
+            if self.count >= MAX_REMEMBERED:
+                self.forget()
+            self.count += 1
+        found = <Written*>PyMem_Malloc(sizeof(Written) + len(text))
+        if not found:
+            raise MemoryError()
+        Py_INCREF(facts)
+        found.facts, found.size, found.head = <PyObject*>facts, len(text), len(head)
         found.id_start = len(b'{"item_id":')
         found.id_end = found.id_start + len(item_id)
-        head = b'{"item_id":' + item_id + b',"score":'
-        found.head = len(head)
-        found.text = head + b'],"attributes":' + _dumps(facts) + b"}"
+        memcpy(found.text, PyBytes_AS_STRING(text), len(text))
         self.written[number] = found
-        self.count += 1
         return found
+
+    cdef int soon_all(self, list items) except -1:
+        """Let the memory begin to bring what is written of all of them."""
+        cdef Py_ssize_t number, at
+        cdef const char* place
+        for item in items:
+            number = (<tuple>item)[0]
+            if 0 <= number < self.size:
+                soon(<const char*>&_said_of((<tuple>(<tuple>item)[6])[0]).text if (<tuple>item)[6] else NULL)
+                place = <const char*>self.written[number]
+                if place:
+                    for at in range(0, 256, 64):
+                        soon(place + at)
+        return 0
 
 
 cdef struct Said:
@@ -197,9 +251,13 @@ cdef Said _said[REASONS]
 cdef list _free = []
 
 
+cdef inline Said* _said_of(object reason) noexcept:
+    return &_said[(<uintptr_t><PyObject*>reason >> 4) * <uintptr_t>2654435769 >> 7 & (REASONS - 1)]
+
+
 cdef int _put_reason(Out out, object reason) except -1:
     """A `Reason`. It is known by itself, not by its words: those that the pipeline remembers come again and again."""
-    cdef Said* said = &_said[(<uintptr_t><PyObject*>reason >> 4) * <uintptr_t>2654435769 >> 7 & (REASONS - 1)]
+    cdef Said* said = _said_of(reason)
     cdef PyObject* reason_before
     cdef PyObject* text_before
     if said.reason != <PyObject*>reason:
@@ -234,22 +292,19 @@ cdef int _put_age(Out out, object moment_micros, int64_t now_micros) except -1:
 
 
 cdef int _put_items(Out out, list items, Items prepared) except -1:
-    """The list of items; -1 with ValueError for what the twin has to write."""
+    """The list of items. Raises ValueError for one that the twin has to write."""
     cdef Py_ssize_t rank = 0
-    cdef Written written
+    cdef Written* written
     cdef bytes source
     cdef bint is_first
-    cdef char* text
+    prepared.soon_all(items)
     out.put(b"[", 1)
     for item in items:
         written = prepared.of((<tuple>item)[0])
-        if written is None:
-            raise ValueError("an item without a number")
         if rank:
             out.put(b",", 1)
         rank += 1
-        text = PyBytes_AS_STRING(written.text)
-        out.put(text, written.head)
+        out.put(written.text, written.head)
         out.put_score((<tuple>item)[2])
         out.put(b',"rank":', 8)
         out.put_int(rank)
@@ -261,7 +316,7 @@ cdef int _put_items(Out out, list items, Items prepared) except -1:
                 out.put(b",", 1)
             is_first = False
             _put_reason(out, reason)
-        out.put(text + written.head, PyBytes_GET_SIZE(written.text) - written.head)
+        out.put(written.text + written.head, written.size - written.head)
     return out.put(b"]", 1)
 
 
@@ -341,7 +396,7 @@ def decision(
     """`decisions._payload` of a slate of which nothing was left to chance; None when the twin has to write."""
     cdef Out out = _free.pop() if _free else Out()
     cdef Items prepared
-    cdef Written written
+    cdef Written* written
     cdef Py_ssize_t count = len(items), at
     out.size = 0
     try:
@@ -371,9 +426,7 @@ def decision(
         out.put(b',"items":[', 10)
         for at in range(count):
             written = prepared.of((<tuple>(<list>items)[at])[0])
-            if written is None:
-                return None
-            out.put(PyBytes_AS_STRING(written.text) + written.id_start, written.id_end - written.id_start)
+            out.put(written.text + written.id_start, written.id_end - written.id_start)
             out.put(b",", 1)
         out.size -= count > 0
         out.put(b'],"numbers":[', 13)

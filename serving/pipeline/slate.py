@@ -70,8 +70,7 @@ def build_slate(
     if parts.slates is not None and request.policy is None and not request.explain:
         chosen = parts.slates.choose(request, person, session, catalogue, tuning, now_micros)
         if chosen is not None:
-            items, rungs, weight = chosen
-            level = fallback_level(rungs, items)
+            items, rungs, weight, level = chosen
             return Slate(
                 items=items,
                 fallback_level=level,

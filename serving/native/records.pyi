@@ -1,0 +1,3 @@
+from feature_repo.contracts.packing import SessionState
+
+def read_session(record: bytes) -> SessionState: ...
