@@ -72,6 +72,7 @@ class Run:
     mlflow_run_id  the parent run
     last_day_is_over  False when the run was started on the day before as_of: that day may still bring events
     params       parameters of the run, as given (test_days, models ...)
+    event_count  deliveries of days before as_of in the pinned tables; 0 in runs of before this was counted
     """
 
     run_key: str
@@ -85,6 +86,7 @@ class Run:
     code_version: str
     params: Mapping[str, Any] = field(default_factory=dict)
     last_day_is_over: bool = True
+    event_count: int = 0
 
     @property
     def as_of_day(self) -> date:

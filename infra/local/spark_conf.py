@@ -54,6 +54,7 @@ def write_spark_conf(
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.driver.memory": driver_memory,
         # A job of the night lives for half a minute: the optimising compiler would cost more than it could win back.
+        # (Tasks of large runs leave this one out: dags/job_operators.py.)
         # Without it the code cache has 48 MB, and once wide queries have filled that, nothing more is compiled.
         # The lineage of an iterative fit is deep: it is cut at checkpoints, and read on stacks that hold it.
         "spark.driver.extraJavaOptions": " ".join(filter(None, [_JAVA_OPTIONS, archive, java_options])),
@@ -71,6 +72,8 @@ def write_spark_conf(
         "spark.sql.shuffle.partitions": "4",
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": "4",
         "spark.databricks.delta.snapshotPartitions": "2",
+        # What is kept is read a few times: finding out how each column packs best takes as long as all else.
+        "spark.sql.inMemoryColumnarStorage.compressed": "false",
     }
     if store is not None:
         settings["spark.jars"] = ",".join(str(path.absolute()) for path in jar_paths(jars_folder, S3A))

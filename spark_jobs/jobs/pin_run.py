@@ -92,6 +92,7 @@ def pin_run(environment: Environment, request: Request) -> Run:
         code_version=environment.code_version,
         params=with_recipes(environment, request.params),
         last_day_is_over=request.today is None or as_of <= request.today,
+        event_count=sum(count for day, count in days.items() if day < as_of),
     )
     write_run(environment, run)
     return run

@@ -84,7 +84,7 @@ def test_a_manual_run_takes_the_day_after_the_last_event(shop: Environment, star
         "gold.user_features": -1, "gold.item_features": -1, "gold.user_category_features": -1,
         "gold.candidates": -1, "gold.item_neighbours": -1, "gold.item_factors": -1,
     }  # fmt: skip
-    assert run.params == {"test_days": 7}
+    assert (run.params, run.event_count) == ({"test_days": 7}, 3)
     [call] = started
     assert (call["run_key"], call["as_of"]) == ("night", "2024-03-06")
     assert call["tags"]["nightjar.delta.bronze.items"] == "-1"
@@ -158,6 +158,7 @@ def test_days_that_changed_since_the_last_finished_night(shop: Environment, star
     second = pin(shop, "--run-key", "second", "--as-of", "2024-03-07")
     # 5 March did not change, but the first night did not reach it; 3 March stands
     assert second.derive_days == ("2024-03-01", "2024-03-05", "2024-03-06")
+    assert (first.event_count, second.event_count) == (2, 5)  # 5 March is not before 4 March
 
     finish(shop, second)
     bring(shop, "2024-03-02T10:00:00", "2024-03-06T11:00:00")
