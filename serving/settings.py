@@ -84,9 +84,9 @@ class ServingSettings:
                                      more personal data kept).
     consumer_batch         500       events the consumer applies at once; up to eight times as many while more waits.
                                      Higher: more throughput, later effect, longer transactions in `online`.
-    backlog_niceness       10        how far a consumer that catches up stands back behind API workers on its machine: 0
-                                     not at all, 19 most (`nice`; Linux only). Higher: quicker answers meanwhile, and it
-                                     takes longer where the processors are busy.
+    backlog_niceness       10        how far a consumer that catches up, and the archiver, stand back behind API workers
+                                     on their machine: 0 not at all, 19 most (`nice`; Linux only). Higher: quicker
+                                     answers meanwhile, and they take longer where the processors are busy.
     archive_seconds        2 s       longest time an event waits for its archive commit. Higher: fewer, larger files.
     archive_events         20000     events in one archive commit at most. Higher: fewer files, more memory.
     lease_seconds          5 s       how long a dead consumer or archiver keeps its role. Higher: later takeover.

@@ -60,6 +60,8 @@ MAX_DELIVERIES = 3
 MAX_GROWTH = 8
 """So many batches go into one while more waits than one takes. More would save little, and `online` serves nobody else
 while it carries out what such a batch writes."""
+FEW_SUBJECTS = 64
+"""Of so many, records of both formats are read in one round trip; of more, the old ones only where there is no new."""
 KEPT_STATES = 4096
 """Session states that stay in memory, unpacked, about 10 kB each: people come in sessions. What the store holds decides
 whether one is still true."""
@@ -318,12 +320,15 @@ class Applier:
 
     def _records(self, transaction: Transaction, keys: Sequence[str], batch: _Batch) -> list[bytes | None]:
         """The stored record of each subject; of a subject without one, that of format 1, which is replaced."""
-        found = transaction.read(keys)
+        is_few = len(keys) <= FEW_SUBJECTS
+        both = transaction.read([*keys, *map(session_key_before, keys)] if is_few else keys)
+        found = both[: len(keys)]
         missing = [at for at, record in enumerate(found) if record is None]
         if not missing:
             return found
         old_keys = [session_key_before(keys[at]) for at in missing]
-        for at, key, record in zip(missing, old_keys, transaction.read(old_keys), strict=True):
+        old = [both[len(keys) + at] for at in missing] if is_few else transaction.read(old_keys)
+        for at, key, record in zip(missing, old_keys, old, strict=True):
             if record is not None:
                 found[at] = record
                 batch.changes.deletes.append(key)

@@ -35,6 +35,7 @@ from serving.speed.archive_rows import Row, change_rows, event_rows, quarantine_
 from serving.speed.change_records import compact_changes
 from serving.speed.decision_archive import DecisionArchiver
 from serving.speed.delta_archive import DeltaArchive
+from serving.speed.giving_way import LowPriority
 from serving.speed.maintenance_requests import answer_request
 from serving.speed.metrics import ArchiverMetrics, StreamPositions, metrics_port, show_metrics, timed
 from serving.speed.positions import START, after, position_number
@@ -241,10 +242,12 @@ def main() -> int:
     def maintain(**options: Any) -> dict[str, Any]:
         return {**archiver.maintain(**options), **decisions.maintain(**options)}
 
+    batch_work = LowPriority(settings.backlog_niceness, longest_seconds=settings.lease_seconds / 4)
+
     def step(stopping: threading.Event) -> None:
         answer_request(log, environment.tenant, maintain)
-        is_calm = archiver.archive() < archiver.stream_share
-        if not decisions.archive() and is_calm:
+        is_calm = batch_work.call(archiver.archive) < archiver.stream_share
+        if not batch_work.call(decisions.archive) and is_calm:
             _rest(stopping, lease, settings.archive_seconds, settings.lease_seconds / 3)
 
     return run_role("archiver", lease, resume=resume, step=step, metrics=metrics)
