@@ -92,7 +92,8 @@ def test_common_events_need_no_twin(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "moment",
     [
-        NOON, datetime(1970, 1, 1, tzinfo=UTC), datetime(2000, 3, 1, tzinfo=UTC), datetime(2000, 2, 29, 23, 59, 59, 999_999, tzinfo=UTC),
+        NOON, datetime(1970, 1, 1, tzinfo=UTC), datetime(2000, 3, 1, tzinfo=UTC),
+        datetime(2000, 2, 29, 23, 59, 59, 999_999, tzinfo=UTC),
         datetime(2100, 3, 1, tzinfo=UTC), datetime(1995, 1, 1, tzinfo=UTC), datetime(2024, 12, 31, 1, tzinfo=UTC),
         datetime(2024, 3, 1, 1, tzinfo=timezone(timedelta(hours=2))),
     ],
