@@ -108,7 +108,7 @@ def main() -> int:
     if first[f"{PREFIX}API_KEYS"] == "on":
         print("requests need an API key: nightjar keys create NAME --scope read", flush=True)
     print(f"serving on http://{arguments.host}:{port} with {arguments.workers} worker(s)", flush=True)
-    print(f"slates come from {native.described()}", flush=True)
+    print(f"it works in {native.described()}", flush=True)
     logs = log_to()
     try:
         return Supervisor(arguments.host, port, arguments.workers, variables).run()

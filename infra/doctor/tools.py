@@ -120,9 +120,9 @@ def examine_settings(subject: Subject) -> Check:
 
 
 def examine_native(_: Subject) -> Check:
-    """Whether slates come from compiled code; without it they are the same, and cost more."""
-    needed = "serving/native compiled, for the same answers in less time"
+    """Whether answers and events are worked in compiled code; without it they are the same, and cost more."""
+    needed = "serving/native compiled: the same in less time"
     is_wanted = native.why_not is not None and native.PURE_PYTHON not in native.why_not
-    seen = f"slates come from {native.described()}"
+    seen = f"serving works in {native.described()}"
     remedy = "apt install gcc libc6-dev python3-dev; make setup" if is_wanted else ""
     return Check("native", State.WARN if is_wanted else State.OK, seen, needed, remedy)

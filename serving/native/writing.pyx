@@ -37,7 +37,7 @@ cdef extern from *:
 
 
 cdef enum:
-    REASONS = 131072  # places for reasons; a power of two
+    REASONS = 65536  # places for reasons; a power of two
 
 cdef object _dumps = orjson.dumps
 cdef dict _SOURCES = {int(source): f',"source":"{source.name.lower()}","reasons":['.encode() for source in Source}
@@ -163,12 +163,18 @@ cdef struct Written:
     char text[1]         # as long as it is: the item up to its score, then what comes behind its reasons
 
 
+cdef struct Said:
+    PyObject* reason     # references, both
+    PyObject* text
+
+
 cdef class Items:
-    """`Written` by item number, of one catalogue. Each lies in one piece: the items of an answer are all over memory,
-    and to wait for that is most of what it costs to write them."""
+    """`Written` by item number, and reasons as they are written, of one catalogue. What is written of an item lies in one
+    piece: the items of an answer are all over memory, and to wait for that is most of what it costs to write them."""
 
     cdef list attributes, item_ids
     cdef Written** written
+    cdef Said* said
     cdef Py_ssize_t size, count
 
     def __cinit__(self, catalogue):
@@ -178,13 +184,20 @@ cdef class Items:
             raise ValueError("columns of different length")
         self.size = len(self.attributes)
         self.written = <Written**>PyMem_Calloc(self.size + 1, sizeof(Written*))
-        if not self.written:
+        self.said = <Said*>PyMem_Calloc(REASONS, sizeof(Said))
+        if not (self.written and self.said):
             raise MemoryError()
 
     def __dealloc__(self):
+        cdef Py_ssize_t at
         if self.written:
             self.forget()
-            PyMem_Free(self.written)
+        if self.said:
+            for at in range(REASONS):
+                Py_XDECREF(self.said[at].reason)
+                Py_XDECREF(self.said[at].text)
+        PyMem_Free(self.written)
+        PyMem_Free(self.said)
 
     cdef void forget(self) noexcept:
         cdef Py_ssize_t number
@@ -227,6 +240,9 @@ cdef class Items:
         self.written[number] = found
         return found
 
+    cdef Said* place_of(self, object reason) noexcept:
+        return &self.said[(<uintptr_t><PyObject*>reason >> 4) * <uintptr_t>2654435769 >> 7 & (REASONS - 1)]
+
     cdef int soon_all(self, list items) except -1:
         """Let the memory begin to bring what is written of all of them."""
         cdef Py_ssize_t number, at
@@ -234,7 +250,8 @@ cdef class Items:
         for item in items:
             number = (<tuple>item)[0]
             if 0 <= number < self.size:
-                soon(<const char*>&_said_of((<tuple>(<tuple>item)[6])[0]).text if (<tuple>item)[6] else NULL)
+                for reason in <tuple>(<tuple>item)[6]:
+                    soon(self.place_of(reason))
                 place = <const char*>self.written[number]
                 if place:
                     for at in range(0, 256, 64):
@@ -242,22 +259,12 @@ cdef class Items:
         return 0
 
 
-cdef struct Said:
-    PyObject* reason
-    PyObject* text
-
-
-cdef Said _said[REASONS]
 cdef list _free = []
 
 
-cdef inline Said* _said_of(object reason) noexcept:
-    return &_said[(<uintptr_t><PyObject*>reason >> 4) * <uintptr_t>2654435769 >> 7 & (REASONS - 1)]
-
-
-cdef int _put_reason(Out out, object reason) except -1:
-    """A `Reason`. It is known by itself, not by its words: those that the pipeline remembers come again and again."""
-    cdef Said* said = _said_of(reason)
+cdef int _put_reason(Out out, Said* said, object reason) except -1:
+    """A `Reason`, whose place is `said`. It is known by itself, not by its words: those that the pipeline remembers come
+    again and again."""
     cdef PyObject* reason_before
     cdef PyObject* text_before
     if said.reason != <PyObject*>reason:
@@ -315,7 +322,7 @@ cdef int _put_items(Out out, list items, Items prepared) except -1:
             if not is_first:
                 out.put(b",", 1)
             is_first = False
-            _put_reason(out, reason)
+            _put_reason(out, prepared.place_of(reason), reason)
         out.put(written.text + written.head, written.size - written.head)
     return out.put(b"]", 1)
 

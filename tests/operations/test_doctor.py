@@ -25,6 +25,7 @@ from infra.local.jars import JARS
 from infra.local.ports import USUAL_PORTS, write_ports
 from infra.local.processes import SERVICE, STACK, PidFolder
 from infra.local.services import NAMES
+from serving import native
 from tests.builders import write_rows
 from tests.conftest import ROOT
 
@@ -105,6 +106,19 @@ def test_the_real_lock_is_read_whole() -> None:
     found = locked_versions(text)
     assert found["pyspark"] == "4.2.0"
     assert len(found) > 150
+
+
+def test_without_native_code_it_warns_unless_that_is_wanted(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "why_not", "not compiled")
+    found = check("native", variables)
+    assert (found.state, found.seen) == (State.WARN, "serving works in Python (not compiled)")
+    assert "gcc" in found.remedy
+    monkeypatch.setattr(native, "why_not", "NIGHTJAR_PURE_PYTHON is set")
+    assert (check("native", variables).state, check("native", variables).remedy) == (State.OK, "")
+    monkeypatch.setattr(native, "why_not", None)
+    assert check("native", variables).seen == "serving works in native code"
 
 
 def test_a_typing_error_in_a_setting(variables: dict[str, str]) -> None:

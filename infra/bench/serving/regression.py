@@ -7,6 +7,7 @@ from the same Redis and the same published version, in turns; processor time per
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -129,6 +130,10 @@ class _Checkout:
     def __enter__(self) -> _Checkout:
         self.commit = _git("rev-parse", "--verify", f"{self._revision}^{{commit}}")
         _git("worktree", "add", "--detach", "--force", str(self.folder), self.commit)
+        if (self.folder / "infra" / "native" / "compiling.py").exists():  # as `make setup` does there
+            command = [sys.executable, "-m", "infra.native.compiling"]
+            here = {**os.environ, "PYTHONPATH": str(self.folder)}
+            subprocess.run(command, cwd=self.folder, env=here, check=True, capture_output=True)
         return self
 
     def __exit__(self, *_: object) -> None:
