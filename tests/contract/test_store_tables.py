@@ -16,7 +16,7 @@ from deltalake import write_deltalake
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError
-from feature_repo.contracts.tables import table_path
+from feature_repo.contracts.tables import TABLES, table_path
 from infra.doctor.checks import State, Subject
 from infra.doctor.store import examine_store
 from infra.exporter.lakehouse import Lakehouse
@@ -24,11 +24,12 @@ from infra.importing.tables import append_rows, find_table
 from serving.adapters.decision_reader import find_in_table
 from serving.speed.delta_archive import DeltaArchive
 from spark_jobs.io import light_delta
-from spark_jobs.io.light_delta import arrow_schema, open_table, read_table
+from spark_jobs.io.light_delta import arrow_schema, open_table, read_table, version
 from spark_jobs.io.light_tables import replace_days
 from spark_jobs.io.store_check import check_store
 from tests.conftest import ROOT
 from tests.object_store import TestStore, test_store
+from tests.waiting import wait_for
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED")
 DAY = date(2025, 6, 30)
@@ -99,6 +100,23 @@ def test_a_commit_never_replaces_another(env: Environment) -> None:
     assert found is not None
     assert found.version() == 3, path
     assert found.to_pyarrow_table().num_rows == 3
+
+
+@pytest.mark.redis
+def test_the_archivers_process_makes_its_tables_there(
+    env: Environment, store: TestStore, redis_url: str, tmp_path: Path
+) -> None:
+    variables = {**os.environ, **variables_of(store, tmp_path), "PYTHONPATH": str(ROOT)}
+    variables |= {"NIGHTJAR_REDIS_LOG_URL": redis_url, "NIGHTJAR_REDIS_ONLINE_URL": redis_url}
+    process = subprocess.Popen([sys.executable, "-m", "serving.speed.archiver"], env=variables, cwd=ROOT)
+    made = {name for name, spec in TABLES.items() if spec.writer == "archiver"}
+    assert len(made) == 5
+    try:
+        wait_for(lambda: {name for name in made if version(env, name) == 0} == made, "tables of the archiver", 60)
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+    assert not (tmp_path / "lakehouse").exists()
 
 
 def test_imports_and_light_tasks_write_there_too(env: Environment) -> None:
