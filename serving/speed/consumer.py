@@ -135,7 +135,7 @@ def main() -> int:
     # A batch makes tens of thousands of objects that all die with it: looking for cycles among them finds none.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 50, 1000)
+    gc.set_threshold(500_000, 50, 1000)
     backlog = LowPriority(settings.backlog_niceness, longest_seconds=settings.lease_seconds / 4)
     return run_consumer(consumer, metrics, backlog, block_ms=max(1, block_ms))
 
