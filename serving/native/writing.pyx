@@ -268,7 +268,8 @@ cdef int _put_reason(Out out, Said* said, object reason) except -1:
     cdef PyObject* reason_before
     cdef PyObject* text_before
     if said.reason != <PyObject*>reason:
-        text = _dumps(reason._asdict())
+        made = _dumps(reason._asdict())
+        text = PyBytes_FromStringAndSize(PyBytes_AS_STRING(made), PyBytes_GET_SIZE(made))  # orjson's has room for 1 kB
         reason_before, text_before = said.reason, said.text
         Py_INCREF(reason)
         Py_INCREF(text)
