@@ -70,21 +70,24 @@ def wall_micros() -> int:
     return time.time_ns() // 1000
 
 
-class _RandomDigits:
-    """Random hex digits, 20 at a time, of many that were drawn at once: the system is asked rarely."""
+class _Ids:
+    """Their random digits are those of many, drawn at once: the system is asked rarely."""
 
     def __init__(self) -> None:
-        self._digits, self._at = "", 0
+        self._millis, self._head = -1, ""
+        self._tails: list[str] = []
 
-    def take(self) -> str:
-        at = self._at
-        if at == len(self._digits):
-            self._digits, at = os.urandom(10 * 512).hex(), 0
-        self._at = at + 20
-        return self._digits[at : at + 20]
+    def new(self) -> str:
+        millis = time.time_ns() // 1_000_000
+        if millis != self._millis:
+            self._millis, self._head = millis, f"{millis:012x}"
+        if not self._tails:
+            digits = os.urandom(10 * 512).hex()
+            self._tails = [digits[at : at + 20] for at in range(0, len(digits), 20)]
+        return self._head + self._tails.pop()
 
 
-_random_digits = _RandomDigits()
+_ids = _Ids()
 
 
 def new_id() -> str:
@@ -92,7 +95,7 @@ def new_id() -> str:
 
     Ids of one time lie together, so statistics tell which file of a table can hold one. For the thread of the loop.
     """
-    return f"{time.time_ns() // 1_000_000:012x}{_random_digits.take()}"
+    return _ids.new()
 
 
 def create_app(

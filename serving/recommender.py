@@ -190,14 +190,12 @@ class Recommender:
         records: OnlineRecords | DependencyError,
     ) -> None:
         if isinstance(records, DependencyError):
-            settled = Settled(catalogue, None, 1, [STORE_DOWN])
+            meet = partial(self._asker, request, Settled(catalogue, None, 1, [STORE_DOWN]))
         elif records.pointer != catalogue.version:
             answered(None)
             return
-        elif asked is None:
-            settled = Settled(catalogue, records, 1, [], PersonRecords(records))
-        elif remembered is None and not records.edges:
-            settled = Settled(catalogue, records, 1, [], PersonRecords(records, stranger(asked)))
+        elif asked is None or (remembered is None and not records.edges and request.user_id != ""):
+            meet = partial(self._lone_asker, request, catalogue, records)
         else:
             expected = remembered or stranger(asked)
             edges, known = self._recognise(asked, expected, joined, records)
@@ -205,9 +203,10 @@ class Recommender:
                 answered(None)
                 return
             self._remember(known)
-            settled = Settled(catalogue, records, 1, [], PersonRecords(records, known, edges))
+            read = PersonRecords(records, known, edges)
+            meet = partial(self._asker, request, Settled(catalogue, records, 1, [], read))
         try:
-            asker = self._asker(request, settled)
+            asker = meet()
             answer = self.answer(asker, self.slate(asker, asker.request))
         except Exception:
             logger.exception("a slate could not be built; it is tried once more")
@@ -232,9 +231,16 @@ class Recommender:
             settled = Settled(catalogue, read.records, read.reads, [], read)
         return self._asker(request, settled)
 
+    def _lone_asker(self, request: SlateRequest, catalogue: Catalogue, records: OnlineRecords) -> Asker:
+        """`_asker` of somebody of whom one name is known, or none."""
+        degraded: list[str] = []
+        person, feature_micros = self._person(records, catalogue, None, degraded)
+        refuses = self._overlay.refuses_storing(request.user_id)
+        return Asker(request, person, catalogue, 1, degraded, feature_micros, refuses)
+
     def _asker(self, request: SlateRequest, settled: Settled) -> Asker:
         degraded = settled.degraded
-        person, feature_micros = self._person(settled, degraded)
+        person, feature_micros = self._person(settled.records, settled.catalogue, settled.read, degraded)
         names: Collection[str | None] = (request.user_id,)
         identity = settled.read.identity if settled.read is not None else None
         if identity is not None and (identity.user_id != request.user_id or len(identity.subjects) > 1):
@@ -358,16 +364,17 @@ class Recommender:
             if len(self._identities) > REMEMBERED_PERSONS:
                 self._identities.popitem(last=False)
 
-    def _person(self, settled: Settled, degraded: list[str]) -> tuple[Person, int | None]:
+    def _person(
+        self, records: OnlineRecords | None, catalogue: Catalogue, read: PersonRecords | None, degraded: list[str]
+    ) -> tuple[Person, int | None]:
         """The records as values. A record that cannot be used is counted, named in `degraded`, and left out."""
-        records = settled.records
         if records is None:
             return Person(unavailable=STORE_DOWN, consent_unknown=True), None
         candidates: Sequence[Row] | None = None
         flags, unavailable, consent_unknown = 0, None, False
         if records.candidates is not None:
             try:
-                candidates, flags = open_candidates(records.candidates, settled.catalogue.version)
+                candidates, flags = open_candidates(records.candidates, catalogue.version)
             except MixedVersionError:
                 flags = read_candidates_header(records.candidates)[1]  # their no is a no in any version
                 unavailable = _refuse(MIXED_VERSION, degraded)
@@ -379,20 +386,14 @@ class Recommender:
                 session = (parts.records or session_record).read_session(records.session)
             except ContractError:
                 unavailable, consent_unknown = _refuse(DAMAGED_SESSION, degraded), True
-        if settled.read is not None and settled.read.identity is not None and records.joined:
-            session = self._joined(settled.read, session, degraded)
+        if read is not None and read.identity is not None and records.joined:
+            session = self._joined(read, session, degraded)
         denies = bool(flags & FLAG_PERSONALIZE_DENIED)
         # Who said no keeps no features: what is left of them grows old, and nobody misses it.
-        segment, feature_micros = (None, None) if denies else self._segment(records, settled.catalogue, degraded)
-        person = Person(
-            candidates=candidates,
-            candidates_deny=denies,
-            session=session,
-            segment=segment,
-            unavailable=unavailable,
-            consent_unknown=consent_unknown,
-        )
-        return person, feature_micros
+        segment = feature_micros = None
+        if records.segment is not None and not denies:
+            segment, feature_micros = self._segment(records, catalogue, degraded)
+        return Person(candidates, denies, session, segment, unavailable, consent_unknown), feature_micros
 
     def _joined(self, read: PersonRecords, own: SessionState, degraded: list[str]) -> SessionState:
         """The person's record with what their devices add. A record that cannot be read may say no, so that it does:

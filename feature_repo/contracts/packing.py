@@ -188,12 +188,12 @@ def open_candidates(record: bytes, version: str) -> tuple[CandidateRows, int]:
     Raises MixedVersionError when it belongs to another one, ContractError when it is not a whole v1 record.
     """
     try:
-        form, flags, count, *belongs_to = _CANDIDATES_HEADER.unpack_from(record)
+        form, flags, count, days, manifest_hash = _CANDIDATES_HEADER.unpack_from(record)
     except struct.error:
-        form, flags, count, belongs_to = -1, 0, 0, []
+        form, flags, count, days, manifest_hash = -1, 0, 0, 0, 0
     if form != FORMAT_V1 or len(record) != CANDIDATES_HEADER_BYTES + count * CANDIDATE_ROW.size:
         read_candidates_header(record)  # says what is wrong
-    if tuple(belongs_to) != _packed(version):
+    if (days, manifest_hash) != _packed(version):
         raise MixedVersionError(f"serving {version}, but the record belongs to {read_candidates_header(record)[0]}")
     return CandidateRows(record, count), flags
 

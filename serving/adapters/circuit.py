@@ -65,7 +65,10 @@ class GuardedStore:
             return
 
         def noted(found: OnlineRecords | DependencyError) -> None:
-            self._note(found)
+            if type(found) is OnlineRecords:
+                self._failures *= 1 - WEIGHT
+            else:
+                self._note(found)
             answered(found)
 
         self._store.submit(noted, version=version, user_id=user_id, anonymous_id=anonymous_id, joined=joined)

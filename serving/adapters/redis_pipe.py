@@ -72,15 +72,16 @@ class RedisPipe(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             self._reader.feed(data)
-            while (reply := self._reader.gets()) is not False:
-                if not self._groups:
+            gets, groups = self._reader.gets, self._groups
+            while (reply := gets()) is not False:
+                if not groups:
                     raise hiredis.ProtocolError("a reply that nobody asked for")
-                group = self._groups[0]
-                group.replies.append(reply)
-                if len(group.replies) == group.expected:
-                    self._groups.popleft()
-                    if not group.done.done():
-                        group.done.set_result(group.replies)
+                replies, expected, done = groups[0]
+                replies.append(reply)
+                if len(replies) == expected:
+                    groups.popleft()
+                    if not done.done():
+                        done.set_result(replies)
         except hiredis.ProtocolError as error:
             self.close(f"not the Redis protocol: {error}")
 

@@ -75,7 +75,15 @@ def recommendation_decision(
             }  # fmt: skip
     else:
         inputs["store"] = False
-    inputs |= more
+    if more:
+        inputs |= more
+    if parts.writing is not None and not slate.propensities:
+        written: bytes | None = parts.writing.decision(
+            slate.items, answer.catalogue, recommendation_id, kind, placement, subject, hashed, slate.fallback_level,
+            slate.fallback_reason, answer.degraded, inputs, now_micros,
+        )  # fmt: skip
+        if written is not None:
+            return written
     return _payload(
         slate.items,
         answer.catalogue,
@@ -142,13 +150,6 @@ def _payload(
     now_micros: int,
     propensities: Sequence[float] = (),
 ) -> bytes:
-    if parts.writing is not None and not propensities:
-        written: bytes | None = parts.writing.decision(
-            items, catalogue, recommendation_id, kind, placement, subject, session, level, reason, degraded, inputs,
-            now_micros,
-        )  # fmt: skip
-        if written is not None:
-            return written
     numbers, item_ids, scores, _, _, sources, _ = zip(*items, strict=True) if items else ((),) * 7
     return encode_json(
         {

@@ -9,6 +9,7 @@ from feature_repo.contracts.packing import FLAG_BOT, FLAG_PERSONALIZE_DENIED
 from serving.pipeline.values import Person, SlateRequest
 
 NOBODY = Person()
+_ANY_NO = FLAG_BOT | FLAG_PERSONALIZE_DENIED
 BOT = "bot"
 """The fallback reason of a subject that behaves like a bot (`contracts.bots`)."""
 
@@ -25,6 +26,13 @@ class Allowed(NamedTuple):
 
 def as_allowed(request: SlateRequest, person: Person) -> Allowed:
     """Without consent, and for a bot, neither the person nor the session exists."""
+    if not (
+        person.session.flags & _ANY_NO
+        or person.candidates_deny
+        or person.consent_unknown
+        or request.personalize is False
+    ):
+        return Allowed(request, person, True, person.unavailable)  # nobody says no: nearly everybody
     consents = allows_personalization(request, person)
     is_bot = consents and bool(person.session.flags & FLAG_BOT)
     unavailable = person.unavailable or (BOT if is_bot else None)

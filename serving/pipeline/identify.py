@@ -53,9 +53,13 @@ def _latest_session(events: Sequence[SessionEvent], *, now_micros: int, gap_micr
 def _newest_session(events: Sequence[SessionEvent], wanted: int, gap_micros: int) -> list[SessionEvent]:
     """The events of one session id (0: without one) behind its last pause of `gap_micros` or longer."""
     found: list[SessionEvent] = []
+    after = None
     for event in reversed(events):
-        if event.session_hash == wanted:
-            if found and found[-1].micros - event.micros >= gap_micros:
+        micros, _, hashed, _, _ = event
+        if hashed == wanted:
+            if after is not None and after - micros >= gap_micros:
                 break
+            after = micros
             found.append(event)
-    return found[::-1]
+    found.reverse()
+    return found

@@ -110,6 +110,8 @@ class CatalogueOverlay:
 
     def refuses_personalization(self, user_id: str | None) -> bool:
         """Whether the newest word of this user, through the API, on personalization or on storing is a no."""
+        if user_id not in self._refusing:
+            return False
         return self._refuses(user_id, PERSONALIZE) or self._refuses(user_id, STORE)
 
     def refuses_storing(self, user_id: str | None) -> bool:

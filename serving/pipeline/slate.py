@@ -48,6 +48,9 @@ class StageClock:
         self._last = now
 
 
+_NO_CLOCK = StageClock(None)
+
+
 def build_slate(
     request: SlateRequest,
     person: Person,
@@ -62,7 +65,7 @@ def build_slate(
     Without consent the person and the session do not exist: not as candidates, not as votes, not as filters. A bot gets
     the same slate as somebody without consent. Equal arguments give equal slates (`stage_micros` aside).
     """
-    clock = StageClock(timer if request.explain else None)
+    clock = StageClock(timer) if request.explain else _NO_CLOCK
     request, person, personalized, unavailable = as_allowed(request, person)
     clock.done("consent")
     session = _session_of(request, person.session, now_micros, tuning)
@@ -71,17 +74,8 @@ def build_slate(
         chosen = parts.slates.choose(request, person, session, catalogue, tuning, now_micros)
         if chosen is not None:
             items, rungs, weight, level = chosen
-            return Slate(
-                items=items,
-                fallback_level=level,
-                fallback_reason=fallback_reason(level, request, person, unavailable, personalized=personalized),
-                filtered={},
-                rungs=rungs,
-                session=session,
-                session_weight=weight,
-                personalized=personalized,
-                stage_micros={},
-            )
+            reason = fallback_reason(level, request, person, unavailable, personalized=personalized)
+            return Slate(items, level, reason, {}, rungs, session, weight, personalized, {})
 
     eligible: SlateFilter | RuledSlate
     ruled = None
