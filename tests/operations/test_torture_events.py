@@ -1,4 +1,4 @@
-"""The ordeal of the event path: its judge, its power cut, and two cycles of it on the real programs."""
+"""The ordeal of the event path: its judge, its power cut, and twenty cycles of it on the real programs."""
 
 from __future__ import annotations
 
@@ -184,22 +184,13 @@ sys.exit(1)
 
 @pytest.mark.redis
 @needs_compiler
-def test_two_cycles_and_both_controls(tmp_path: Path) -> None:
+def test_twenty_cycles_and_both_controls(tmp_path: Path) -> None:
     said: list[str] = []
-    report = torture_events(tmp_path / "home", os.environ, cycles=2, seed=3, say=said.append)
+    report = torture_events(tmp_path / "home", os.environ, cycles=20, seed=7, say=said.append)
     assert report["clean"], said
     assert report["acknowledged"] == report["events"] >= 200
-    assert report["harm"]["power cut"] == 1
+    assert report["harm"]["power cut"] >= 1
     assert {name: control["caught"] for name, control in report["controls"].items()} == {
         "everysec": True,
         "no marks": True,
     }, said
-
-
-@pytest.mark.soak
-@pytest.mark.redis
-@needs_compiler
-def test_twenty_cycles(tmp_path: Path) -> None:
-    said: list[str] = []
-    report = torture_events(tmp_path / "home", os.environ, cycles=20, seed=7, say=said.append)
-    assert report["clean"], said
