@@ -29,7 +29,7 @@ from feature_repo.contracts.packing import (
 from feature_repo.contracts.session_blend import normaliser
 from serving.pipeline.candidates import Rung, fill_candidates
 from serving.pipeline.catalogue import Catalogue
-from serving.pipeline.consent import allows_personalization
+from serving.pipeline.consent import allows_personalization, as_allowed
 from serving.pipeline.identify import session_events
 from serving.pipeline.order import order_candidates
 from serving.pipeline.score import Ballot, count_votes, effective_weight, session_ballots
@@ -438,6 +438,11 @@ class TestScore:
 
 
 class TestConsentInTheSlate:
+    def test_a_no_that_cannot_be_read_may_be_one(self) -> None:
+        person = Person(consent_unknown=True, unavailable="session_damaged")
+        assert as_allowed(SlateRequest(5, "u1"), person)[1:3] == (Person(), False)
+        assert as_allowed(SlateRequest(5, "u1", personalize=True), person)[1:3] == (person, True)
+
     def test_without_consent_person_and_session_do_not_exist(self, catalogue: Catalogue) -> None:
         state = SessionState(events=[event("cup", 5)], bought=[ItemMark(1, "lamp")], flags=FLAG_PERSONALIZE_DENIED)
         person = Person(candidates=night(("pan", 1.0)), session=state, segment=KITCHEN)
