@@ -72,7 +72,7 @@ def write_spark_conf(
         "spark.sql.shuffle.partitions": "4",
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": "4",
         "spark.databricks.delta.snapshotPartitions": "2",
-        # What is kept is read a few times: finding out how each column packs best takes as long as all else.
+        # What is kept is read a few times: finding out how each column packs best takes as long as keeping it.
         "spark.sql.inMemoryColumnarStorage.compressed": "false",
     }
     if store is not None:
