@@ -291,7 +291,7 @@ cdef int _put_age(Out out, object moment_micros, int64_t now_micros) except -1:
     """`_age_seconds`."""
     cdef int64_t age
     if moment_micros is None:
-        return out.put(b"null", 4)
+        return out.put_bytes(b"null")
     age = now_micros - <int64_t>moment_micros + 500
     age = 0 if age < 0 else age // 1000
     if age >= 1000000000000000:
@@ -306,26 +306,26 @@ cdef int _put_items(Out out, list items, Items prepared) except -1:
     cdef bytes source
     cdef bint is_first
     prepared.soon_all(items)
-    out.put(b"[", 1)
+    out.put_bytes(b"[")
     for item in items:
         written = prepared.of((<tuple>item)[0])
         if rank:
-            out.put(b",", 1)
+            out.put_bytes(b",")
         rank += 1
         out.put(written.text, written.head)
         out.put_score((<tuple>item)[2])
-        out.put(b',"rank":', 8)
+        out.put_bytes(b',"rank":')
         out.put_int(rank)
         source = _SOURCES[(<tuple>item)[5]]
         out.put_bytes(source)
         is_first = True
         for reason in <tuple>(<tuple>item)[6]:
             if not is_first:
-                out.put(b",", 1)
+                out.put_bytes(b",")
             is_first = False
             _put_reason(out, prepared.place_of(reason), reason)
         out.put(written.text + written.head, written.size - written.head)
-    return out.put(b"]", 1)
+    return out.put_bytes(b"]")
 
 
 def answer(
@@ -348,38 +348,38 @@ def answer(
     try:
         if type(items) is not list or not 0 <= took_micros < 1000000000000000:
             return None
-        out.put(b'{"recommendation_id":', 21)
+        out.put_bytes(b'{"recommendation_id":')
         out.put_text(recommendation_id)
-        out.put(b',"placement":', 13)
+        out.put_bytes(b',"placement":')
         out.put_text(placement)
-        out.put(b',"items":', 9)
+        out.put_bytes(b',"items":')
         _put_items(out, items, _items_of(catalogue))
-        out.put(b',"model_version":', 17)
+        out.put_bytes(b',"model_version":')
         out.put_text(catalogue.version)
-        out.put(b',"took_ms":', 11)
+        out.put_bytes(b',"took_ms":')
         out.put_thousandths(took_micros)
-        out.put(b',"fallback_level":', 18)
+        out.put_bytes(b',"fallback_level":')
         out.put_text(level)
-        out.put(b',"fallback_reason":', 19)
+        out.put_bytes(b',"fallback_reason":')
         out.put_text(reason)
         out.put_bytes(b',"degraded":true' if degraded else b',"degraded":false')
         out.put_bytes(b',"freshness":{"model":')
         _put_age(out, catalogue.as_of_micros, now_micros)
-        out.put(b',"data":', 8)
+        out.put_bytes(b',"data":')
         _put_age(out, catalogue.last_event_micros, now_micros)
-        out.put(b',"candidates":', 14)
+        out.put_bytes(b',"candidates":')
         _put_age(out, catalogue.published_micros, now_micros)
-        out.put(b',"features":', 12)
+        out.put_bytes(b',"features":')
         _put_age(out, feature_micros, now_micros)
-        out.put(b',"session":', 11)
+        out.put_bytes(b',"session":')
         _put_age(out, session_micros, now_micros)
-        out.put(b',"catalogue":', 13)
+        out.put_bytes(b',"catalogue":')
         _put_age(out, changes_micros, now_micros)
-        out.put(b'},"experiments":[]', 18)
+        out.put_bytes(b'},"experiments":[]')
         if degraded:
-            out.put(b',"degraded_reasons":', 20)
+            out.put_bytes(b',"degraded_reasons":')
             out.put_bytes(_dumps(degraded))
-        out.put(b"}", 1)
+        out.put_bytes(b"}")
         return PyBytes_FromStringAndSize(out.data, out.size)
     except (KeyError, OverflowError, TypeError, ValueError, AttributeError):
         return None
@@ -411,51 +411,51 @@ def decision(
         if type(items) is not list:
             return None
         prepared = _items_of(catalogue)
-        out.put(b'{"v":1,"id":', 12)
+        out.put_bytes(b'{"v":1,"id":')
         out.put_text(recommendation_id)
-        out.put(b',"at":', 6)
+        out.put_bytes(b',"at":')
         out.put_int(now_micros)
-        out.put(b',"kind":', 8)
+        out.put_bytes(b',"kind":')
         out.put_text(kind)
-        out.put(b',"placement":', 13)
+        out.put_bytes(b',"placement":')
         out.put_text(placement)
-        out.put(b',"subject":', 11)
+        out.put_bytes(b',"subject":')
         out.put_text(subject)
-        out.put(b',"session":', 11)
+        out.put_bytes(b',"session":')
         out.put_text(session)
-        out.put(b',"version":', 11)
+        out.put_bytes(b',"version":')
         out.put_text(catalogue.version)
-        out.put(b',"level":', 9)
+        out.put_bytes(b',"level":')
         out.put_text(level)
-        out.put(b',"reason":', 10)
+        out.put_bytes(b',"reason":')
         out.put_text(reason)
-        out.put(b',"degraded":', 12)
+        out.put_bytes(b',"degraded":')
         out.put_bytes(_dumps(degraded))
-        out.put(b',"items":[', 10)
+        out.put_bytes(b',"items":[')
         for at in range(count):
             written = prepared.of((<tuple>(<list>items)[at])[0])
             out.put(written.text + written.id_start, written.id_end - written.id_start)
-            out.put(b",", 1)
+            out.put_bytes(b",")
         out.size -= count > 0
-        out.put(b'],"numbers":[', 13)
+        out.put_bytes(b'],"numbers":[')
         for at in range(count):
             out.put_int((<tuple>(<list>items)[at])[0])
-            out.put(b",", 1)
+            out.put_bytes(b",")
         out.size -= count > 0
-        out.put(b'],"scores":', 11)
+        out.put_bytes(b'],"scores":')
         out.put_bytes(_dumps([(<tuple>(<list>items)[at])[2] for at in range(count)]))
-        out.put(b',"sources":[', 12)
+        out.put_bytes(b',"sources":[')
         for at in range(count):
             out.put_int((<tuple>(<list>items)[at])[5])
-            out.put(b",", 1)
+            out.put_bytes(b",")
         out.size -= count > 0
-        out.put(b'],"rules":[],"propensities":[', 29)
+        out.put_bytes(b'],"rules":[],"propensities":[')
         for at in range(count):
-            out.put(b"1.0,", 4)
+            out.put_bytes(b"1.0,")
         out.size -= count > 0
-        out.put(b'],"experiments":[],"inputs":', 28)
+        out.put_bytes(b'],"experiments":[],"inputs":')
         out.put_bytes(_dumps(inputs))
-        out.put(b"}", 1)
+        out.put_bytes(b"}")
         return PyBytes_FromStringAndSize(out.data, out.size)
     except (KeyError, OverflowError, TypeError, ValueError, AttributeError):
         return None
