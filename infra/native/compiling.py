@@ -73,7 +73,15 @@ def _compile_one(source: Path, folder: Path, *, force: bool) -> None:
 
 def _made_of(source: Path) -> str:
     way = hashlib.sha256(Path(__file__).read_bytes() + sys.version.encode()).hexdigest()
-    return f"{hashlib.sha256(source.read_bytes()).hexdigest()}\n{way}\n"
+    return f"{_digest_of(source)}\n{way}\n"
+
+
+def _digest_of(source: Path) -> str:
+    """As `serving.native.digest_of`, which cannot be imported where a wheel is built."""
+    found = hashlib.sha256(source.read_bytes())
+    for declarations in sorted(source.parent.glob("*.pxd")):
+        found.update(declarations.read_bytes())
+    return found.hexdigest()
 
 
 def _compile(source: Path, to: Path) -> None:

@@ -14,7 +14,16 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 PURE_PYTHON = "NIGHTJAR_PURE_PYTHON"
-PARTS = ("records", "slates", "subjects", "writing")
+PARTS = ("columns", "reasons", "records", "slates", "subjects", "votes", "work", "writing")
+"""All of them work, or none does: some are made of others."""
+
+
+def digest_of(source: Path) -> str:
+    """What stands for a source and for the declarations that it may have used, in hex digits."""
+    found = hashlib.sha256(source.read_bytes())
+    for declarations in sorted(source.parent.glob("*.pxd")):
+        found.update(declarations.read_bytes())
+    return found.hexdigest()
 
 
 def _reason(name: str) -> str | None:
@@ -28,7 +37,7 @@ def _reason(name: str) -> str | None:
     if not compiled.exists() or not mark.exists():
         return "not compiled"
     source = folder / f"{name}.pyx"
-    if source.exists() and mark.read_text().partition("\n")[0] != hashlib.sha256(source.read_bytes()).hexdigest():
+    if source.exists() and mark.read_text().partition("\n")[0] != digest_of(source):
         return "compiled from another source"
     return None
 

@@ -14,6 +14,8 @@ from libc.math cimport floor
 from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
+from serving.native.borrowed cimport PyList_GET_ITEM, soon
+
 import orjson
 
 from feature_repo.contracts.packing import Source
@@ -22,18 +24,6 @@ from serving.pipeline.catalogue import MAX_REMEMBERED
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
-    PyObject* PyList_GET_ITEM(list of, Py_ssize_t at)
-
-
-cdef extern from *:
-    """
-    #if defined(__GNUC__)
-    #define NIGHTJAR_FETCH(place) __builtin_prefetch(place)
-    #else
-    #define NIGHTJAR_FETCH(place) ((void)(place))
-    #endif
-    """
-    void soon "NIGHTJAR_FETCH"(const void* place) nogil  # it is looked at soon: let the memory begin to bring it
 
 
 cdef enum:

@@ -90,7 +90,8 @@ def test_compiled_once_used_put_into_wheels_switched_off_and_never_used_when_old
     assert [(native / name).stat().st_mtime_ns for name in sorted(compiled)] == made_at
 
     name, found = wheel_of(checkout)
-    sources = {"__init__.py", "parts.py"} | {f"{name}.{kind}" for name in PARTS for kind in ("pyi", "pyx")}
+    sources = {path.name for path in native.iterdir() if path.suffix in (".py", ".pyi", ".pyx", ".pxd")}
+    assert sources >= {"parts.py", "work.pxd", "slates.pyi"} | {f"{name}.pyx" for name in PARTS}
     assert found == sources | compiled | {compiling.mark_name(part) for part in parts}
     assert not name.endswith("-none-any.whl")
     installed = tmp_path / "installed"
@@ -101,9 +102,13 @@ def test_compiled_once_used_put_into_wheels_switched_off_and_never_used_when_old
     assert name.endswith("-py3-none-any.whl")
     assert found == sources
 
-    with (native / "slates.pyx").open("a") as source:
-        source.write("\n# changed\n")
-    assert run(checkout, "-c", SAYS) == "Python (compiled from another source) False\n"
+    for changed in ("work.pxd", "slates.pyx"):  # declarations go into what is made of them
+        before = (native / changed).read_text()
+        (native / changed).write_text(f"{before}\n# changed\n")
+        assert run(checkout, "-c", SAYS) == "Python (compiled from another source) False\n"
+        if changed == "work.pxd":
+            (native / changed).write_text(before)
+            assert run(checkout, "-c", SAYS) == "native code True\n"
     empty = tmp_path / "empty"
     empty.mkdir()
     name, found = wheel_of(checkout, PATH=str(empty))

@@ -1,0 +1,21 @@
+"""What the session says. Declarations; `votes.pyx` says what each does."""
+
+from libc.stdint cimport int64_t
+
+from serving.native.columns cimport Columns
+from serving.native.work cimport Entry, Work
+
+
+cdef class Votes:
+    cdef Columns columns
+    cdef Work work
+    cdef int64_t now_micros
+    cdef bint has_times
+    cdef Py_ssize_t wanted
+    cdef double weight
+
+    cdef bint admits(self, Entry* entry) except -1
+    cdef int exclude(self, object item_id, bint is_silenced) except -1
+    cdef int exclude_all(self, list session, object state, object exclude_item_ids) except -1
+    cdef int cast_ballots(self, list session, object tuning) except -1
+    cdef int count_votes(self) except -1
