@@ -19,7 +19,7 @@ from serving.pipeline.new_items import new_slate
 from serving.pipeline.own_items import buy_again_slate, continue_slate
 from serving.pipeline.rank_given import UNKNOWN_ITEM, rank_given
 from serving.pipeline.similar import bought_together, similar_items
-from serving.pipeline.trending import trending_slate
+from serving.pipeline.trending import Votes, trending_slate
 from serving.pipeline.values import Slate, SlateRequest, Tuning
 from serving.recommender import STORE_DOWN, Asker, Recommender
 
@@ -79,15 +79,26 @@ class Lists:
             case "similar" | "bought_together" | "new" | "continue" | "rank":
                 return self.build_at_once(wanted, asker, request)
             case "trending":
-                return await self._trending(wanted, asker, request)
+                votes, stale = await self._board.votes(wanted.window)
+                return self._trending(wanted, asker, request, votes, stale)
             case "buy_again":
                 return await self._buy_again(asker, request)
         return Built(self._recommender.slate(asker, request))
 
-    def build_at_once(self, wanted: ListQuestion, asker: Asker, request: SlateRequest) -> Built:
-        """The same of the kinds that need no further store."""
+    def fresh_votes(self, window: str) -> Votes | None:
+        """The votes of a window where they need not be read; for `build_at_once`."""
+        return self._board.fresh(window)
+
+    def build_at_once(
+        self, wanted: ListQuestion, asker: Asker, request: SlateRequest, votes: Votes | None = None
+    ) -> Built:
+        """The same of the kinds that need no further store: all but `buy_again`; trending of `votes`, which are
+        fresh."""
         catalogue, now = asker.catalogue, self._wall_micros()
         match wanted.kind:
+            case "trending":
+                assert votes is not None
+                return self._trending(wanted, asker, request, votes, None)
             case "similar":
                 return self._similar(wanted, catalogue, request, now)
             case "bought_together":
@@ -136,8 +147,9 @@ class Lists:
         # What we know of somebody's cart is about them: the decision has it only when the request said it.
         return Built(slate, more=more, inputs={"item_ids": list(wanted.item_ids)})
 
-    async def _trending(self, wanted: ListQuestion, asker: Asker, request: SlateRequest) -> Built:
-        votes, stale = await self._board.votes(wanted.window)
+    def _trending(
+        self, wanted: ListQuestion, asker: Asker, request: SlateRequest, votes: Votes, stale: str | None
+    ) -> Built:
         slate = trending_slate(
             votes,
             request,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from feature_repo.contracts import session_record
 from feature_repo.contracts.errors import ContractError, DependencyError, MixedVersionError, NightjarError
@@ -44,6 +44,8 @@ from serving.pipeline.values import Person, Row, Slate, SlateRequest
 from serving.settings import ServingSettings
 
 logger = logging.getLogger("nightjar.serving")
+
+Made = TypeVar("Made")
 
 STORE_DOWN = "online_store_unavailable"
 VERSION_NOT_LOADED = "published_version_not_loaded"
@@ -156,6 +158,15 @@ class Recommender:
         """`recommend` for those who do not wait: `answered` is called in a later turn of the loop, with None when more
         than one read is needed. Then, and when this returns False (nothing was read), `recommend` has to be asked.
         """
+        return self.submit_meeting(request, self._slate_of, answered)
+
+    def _slate_of(self, asker: Asker) -> Answer:
+        return self.answer(asker, self.slate(asker, asker.request))
+
+    def submit_meeting(
+        self, request: SlateRequest, build: Callable[[Asker], Made | None], answered: Callable[[Made | None], None]
+    ) -> bool:
+        """`meet` for those who do not wait, as `submit` does it: `answered` gets what `build` makes of the asker."""
         catalogue = self._shelf.current
         if catalogue is None:
             return False
@@ -171,7 +182,7 @@ class Recommender:
             user_id, anonymous_id = remembered.user_id, None if user_id is not None else anonymous_id
             joined = _joined_by(remembered)
         self._store.submit(
-            partial(self._on_records, request, catalogue, asked, remembered, joined, answered),
+            partial(self._on_records, request, catalogue, asked, remembered, joined, build, answered),
             version=catalogue.version,
             user_id=user_id,
             anonymous_id=anonymous_id,
@@ -186,7 +197,8 @@ class Recommender:
         asked: str | None,
         remembered: Identity | None,
         joined: list[str],
-        answered: Callable[[Answer | None], None],
+        build: Callable[[Asker], Made | None],
+        answered: Callable[[Made | None], None],
         records: OnlineRecords | DependencyError,
     ) -> None:
         if isinstance(records, DependencyError):
@@ -206,13 +218,12 @@ class Recommender:
             read = PersonRecords(records, known, edges)
             meet = partial(self._asker, request, Settled(catalogue, records, 1, [], read))
         try:
-            asker = meet()
-            answer = self.answer(asker, self.slate(asker, asker.request))
+            made = build(meet())
         except Exception:
             logger.exception("a slate could not be built; it is tried once more")
             answered(None)
         else:
-            answered(answer)
+            answered(made)
 
     async def meet(self, request: SlateRequest, *, catalogue: Catalogue | None = None) -> Asker:
         """Read who asks, once: any number of slates can be built from it. Raises NoVersionError as `recommend` does.

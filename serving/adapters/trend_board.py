@@ -39,16 +39,21 @@ class TrendBoard:
         self._copies: dict[str, _Copy] = {}
         self._reading: dict[str, asyncio.Task[Votes]] = {}
 
+    def fresh(self, window: str) -> Votes | None:
+        """The votes of a window when the copy that is here is fresh."""
+        held = self._copies.get(window)
+        return held.votes if held is not None and self._timer() - held.read_at < self._refresh_seconds else None
+
     async def votes(self, window: str) -> tuple[Votes, str | None]:
         """(the votes of a window, why they are not fresh or None).
 
         They are as old as `refresh_seconds` at most. When the store does not answer, the last copy goes on for five
         minutes; without one there are no votes.
         """
-        held = self._copies.get(window)
-        now = self._timer()
-        if held is not None and now - held.read_at < self._refresh_seconds:
-            return held.votes, None
+        fresh = self.fresh(window)
+        if fresh is not None:
+            return fresh, None
+        held, now = self._copies.get(window), self._timer()
         if window not in self._reading or self._reading[window].done():
             self._reading[window] = asyncio.create_task(self._read(window))
         try:

@@ -18,8 +18,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.api.errors import PROBLEM_TYPE
 from serving.api.hot_protocol import HotCycle
+from serving.api.list_protocol import ListProtocol
 from serving.api.middleware import GIVEN_ID
-from serving.api.slate_protocol import SlateProtocol
 from serving.observability import ADMISSION_REFUSALS, count_soon
 
 PEOPLE, EVENTS, BATCHES = "people", "events", "batches"
@@ -78,7 +78,7 @@ class _Refused:
         """Nobody waits."""
 
 
-class FrontProtocol(SlateProtocol):
+class FrontProtocol(ListProtocol):
     """One connection of a worker."""
 
     admission = Admission(2**31)

@@ -120,11 +120,11 @@ def read_question(
     asks: dict[str, Any] = {}
     for name, value in document.items():
         if name == "user_id":
-            if value is not None and not _is_id(value):
+            if value is not None and not is_id(value):
                 return None
             user_id = value
         elif name == "session_id":
-            if value is not None and not _is_id(value):
+            if value is not None and not is_id(value):
                 return None
             session_id = value
         elif name == "num_results":
@@ -132,11 +132,11 @@ def read_question(
                 return None
             num_results = value
         elif name == "anonymous_id":
-            if value is not None and not _is_id(value):
+            if value is not None and not is_id(value):
                 return None
             anonymous_id = value
         elif name == "placement":
-            if not _is_id(value):
+            if not is_id(value):
                 return None
             placement = value
         elif name in _POLICY:
@@ -151,11 +151,11 @@ def read_question(
                 return None
             events = value
         elif name == "session_items":
-            if type(value) is not list or len(value) > MAX_RECENT_EVENTS or not all(map(_is_id, value)):
+            if type(value) is not list or len(value) > MAX_RECENT_EVENTS or not all(map(is_id, value)):
                 return None
             items = value
         elif name == "exclude_item_ids":
-            if type(value) is not list or len(value) > MAX_EXCLUDED_ITEMS or not all(map(_is_id, value)):
+            if type(value) is not list or len(value) > MAX_EXCLUDED_ITEMS or not all(map(is_id, value)):
                 return None
             exclude_item_ids = frozenset(value)
         elif name == "context":
@@ -199,7 +199,8 @@ _EVENT = frozenset({"event_type", "item_id"})
 _TIMED_EVENT = frozenset({"event_type", "item_id", "timestamp"})
 
 
-def _is_id(value: Any) -> bool:
+def is_id(value: Any) -> bool:
+    """Whether `schemas.Id` takes it."""
     return (
         type(value) is str
         and len(value) > 0
@@ -216,7 +217,7 @@ def _asked_of_policy(name: str, value: Any) -> Any:
         except FilterError:
             return None
     if name == "item_ids":
-        fits = type(value) is list and 1 <= len(value) <= MAX_ASKED_ITEMS and all(map(_is_id, value))
+        fits = type(value) is list and 1 <= len(value) <= MAX_ASKED_ITEMS and all(map(is_id, value))
         return tuple(value) if fits else None
     return float(value) if type(value) in (int, float) and 0 <= value <= _SHARES[name] else None
 
@@ -240,7 +241,7 @@ def _recent_events(events: list[Any], items: list[str], hashed: int, now_micros:
         elif names != _EVENT:
             return None
         kind, item_id = event["event_type"], event["item_id"]
-        if type(kind) is not str or not _is_id(item_id):
+        if type(kind) is not str or not is_id(item_id):
             return None
         canonical = kind if kind in EVENT_TYPES else EVENT_TYPE_ALIASES.get(kind)
         if canonical is None:

@@ -15,7 +15,8 @@ from serving.api.errors import UnknownItemError, validated
 from serving.api.openapi import JSON, body, problems
 from serving.api.questions import list_request, query_document, query_parameters
 from serving.api.services import Services
-from serving.lists import BOUGHT_TOGETHER, BUY_AGAIN, CONTINUE, NEW, RANK, TRENDING, ListQuestion
+from serving.lists import BOUGHT_TOGETHER, BUY_AGAIN, CONTINUE, NEW, RANK, TRENDING, Built, ListQuestion
+from serving.recommender import Asker
 
 
 class _ListRoute(NamedTuple):
@@ -30,19 +31,20 @@ class _ListRoute(NamedTuple):
     needs_item: bool = False
 
 
+RANK_ROUTE = _ListRoute(
+    "/v1/rank",
+    list_schemas.RankRequest,
+    list_schemas.RankResponse,
+    "Up to 500 given items, in this person's order",
+    "For search results and hand-picked lists. Items on the person's list of the night come by their score there, "
+    "the others behind them by popularity; then the session votes. Ties keep the given order. Items that may not "
+    "be shown to anybody leave (`filtered`), what the person dismissed goes behind the rest, and ids that the "
+    "served version does not know come last (`unknown_item_ids`, source `given`). Reasons come with `explain`. "
+    "`fallback_level`: personal, session, popular, or given when nothing is known of any of the items.",
+    lambda wanted: ListQuestion(RANK, wanted.item_ids),
+)
 _ROUTES = (
-    _ListRoute(
-        "/v1/rank",
-        list_schemas.RankRequest,
-        list_schemas.RankResponse,
-        "Up to 500 given items, in this person's order",
-        "For search results and hand-picked lists. Items on the person's list of the night come by their score there, "
-        "the others behind them by popularity; then the session votes. Ties keep the given order. Items that may not "
-        "be shown to anybody leave (`filtered`), what the person dismissed goes behind the rest, and ids that the "
-        "served version does not know come last (`unknown_item_ids`, source `given`). Reasons come with `explain`. "
-        "`fallback_level`: personal, session, popular, or given when nothing is known of any of the items.",
-        lambda wanted: ListQuestion(RANK, wanted.item_ids),
-    ),
+    RANK_ROUTE,
     _ListRoute(
         "/v1/trending",
         list_schemas.TrendingRequest,
@@ -153,9 +155,17 @@ async def answer_list(
     item_id = getattr(wanted, "item_id", None)
     if route.needs_item and item_id is not None and item_id not in asker.catalogue.numbers:
         raise UnknownItemError(f"version {asker.catalogue.version} has no item {item_id[:80]!r}", field="item_id")
-    built = await services.lists.build(question, asker, asker.request)
-    answer = services.recommender.answer(asker, built.slate, degraded=built.degraded, reads=built.reads)
-    placement: str = wanted.placement  # type: ignore[attr-defined]
     may_store = wanted.consent.store is not False
-    asked = Question(request, services.new_id(), placement, may_store, now_micros, kind=question.kind)
+    asked = Question(
+        request, services.new_id(), wanted.placement, may_store, now_micros, kind=question.kind  # type: ignore[attr-defined]
+    )  # fmt: skip
+    built = await services.lists.build(question, asker, asker.request)
+    return write_list(services, answers, asked, asker, built, started)
+
+
+def write_list(
+    services: Services, answers: SlateAnswers, asked: Question, asker: Asker, built: Built, started: int
+) -> bytes:
+    """The body of a list that was built."""
+    answer = services.recommender.answer(asker, built.slate, degraded=built.degraded, reads=built.reads)
     return answers.write(answer, asked, started, inputs=built.inputs, more=built.more)

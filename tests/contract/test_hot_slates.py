@@ -41,6 +41,7 @@ from serving.adapters.memory_event_log import MemoryEventLog
 from serving.adapters.online import SEGMENT_FIELD, SEGMENT_TIME_FIELD, MemoryOnlineStore
 from serving.api import hot_slates, rendering
 from serving.api.hot_slates import plain_placements, read_question
+from serving.api.list_protocol import ListProtocol
 from serving.api.rendering import item_list, render_items
 from serving.api.routes import slate_request
 from serving.api.schemas import RecommendationRequest
@@ -75,7 +76,7 @@ class Shopfront:
         )  # fmt: skip
         self.app.state.services.ring.take(keys)
         config = uvicorn.Config(
-            with_hot_routes(self.app) if is_hot else self.app, http=SlateProtocol if is_hot else HttpToolsProtocol,
+            with_hot_routes(self.app) if is_hot else self.app, http=ListProtocol if is_hot else HttpToolsProtocol,
             loop="asyncio", lifespan="off", access_log=False, log_level="critical", server_header=False,
             proxy_headers=False,
         )  # fmt: skip
@@ -128,11 +129,11 @@ class Shopfront:
         self.server.should_exit = True
         await self._task
 
-    async def post(self, body: bytes, **headers: str) -> bytes:
+    async def post(self, body: bytes, *, path: str = "/v1/recommendations", **headers: str) -> bytes:
         """All of the answer but the date."""
         fields = {"host": "api", "content-type": "application/json", **headers, "content-length": str(len(body))}
         head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        self._writer.write(f"POST /v1/recommendations HTTP/1.1\r\n{head}\r\n".encode() + body)
+        self._writer.write(f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
         async with asyncio.timeout(20):
             said = await self._reader.readuntil(b"\r\n\r\n")
             size = re.search(rb"content-length: (\d+)", said)
