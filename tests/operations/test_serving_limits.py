@@ -14,11 +14,11 @@ import pytest
 
 from feature_repo.contracts.errors import DataError, DependencyError
 from feature_repo.contracts.packing import PackedCandidate, Source, pack_candidates
-from infra.bench.serving.limits import sender as generator
+from infra.bench import sender as generator
+from infra.bench.sender import Sender, Sent, Times, http_request, write_requests
 from infra.bench.serving.limits.bench import Sizes, bench_limits
 from infra.bench.serving.limits.flat import report_of
 from infra.bench.serving.limits.open_loop import is_behind, missed, step_of
-from infra.bench.serving.limits.sender import Sender, Sent, Times, http_request, write_requests
 from infra.bench.serving.limits.setting import Cost
 from infra.bench.serving.limits.shop import LargeShop
 from infra.bench.serving.limits.start import is_right

@@ -31,7 +31,7 @@ from feature_repo.contracts.keys import DEFAULT_TENANT, speed_counters_key
 from feature_repo.contracts.times import format_timestamp, from_micros, to_micros
 from infra.bench.disk import judge_disk
 from infra.bench.report import figure, make_report
-from infra.bench.serving.open_loop import Freshness, run_open_loop
+from infra.bench.sender import Sender, Sent, http_request, write_requests
 from infra.bench.small_installation import CONSUMER, SmallInstallation, cpu_seconds
 from infra.bench.small_version import ITEMS
 from serving.adapters.event_log import LogEntry
@@ -40,6 +40,7 @@ from serving.adapters.redis_event_log import RedisEventLog
 Say = Callable[[str], None]
 
 READERS = 2_000
+CONNECTIONS = 64
 QUIET_ROUNDS = 3
 LEAST_EVENTS_PER_SECOND_PER_CORE = 20_000
 MAX_P99_RATIO = 2.0
@@ -93,6 +94,11 @@ def backlog_entries(count: int, *, seed: int, until_micros: int) -> Iterator[Log
         yield LogEntry(subject, event["event_id"], nonce, orjson.dumps(document), "items" not in event)
 
 
+def _question(number: int) -> bytes:
+    name = f"u{number * 7919 % READERS}"
+    return http_request("/v1/recommendations", {"user_id": name, "session_id": f"s{name}", "num_results": 10})
+
+
 def _person(rng: random.Random, session: int) -> dict[str, str]:
     number = rng.randrange(PEOPLE)
     who = {"anonymous_id": f"a{number}"} if rng.random() < 0.3 else {"user_id": f"u{number}"}
@@ -139,18 +145,18 @@ def bench_backlog(
     Figures: `events_per_second_per_core` (of the consumers' processor time), `events_per_second`,
     `answer_p99_ms_quiet`, and `answer_p99_ms_draining` against it; one sample a round of `seconds`, timed from the
     intended send. Further keys: events, applied, dead_letters, errors (of reads), missed_bars, consumers,
-    fsync_median_ms, filesystem, void.
+    fsync_median_ms, filesystem, void. Raises DependencyError without a C compiler.
     """
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     disk = judge_disk(home)
 
-    def read() -> Freshness:
-        return run_open_loop(
-            port, seconds=seconds, events_per_second=0, reads_per_second=reads_per_second, first_person=READERS, run="-"
-        )
+    def read() -> Sent:
+        return sender.send(port, questions, rate=reads_per_second, seconds=seconds, connections=CONNECTIONS)
 
     with SmallInstallation(home, variables, people=READERS) as installation:
+        sender = Sender(home)
+        questions = write_requests(home / "questions", (_question(number) for number in range(READERS)))
         _, port = installation.start_api(workers=2)
         entries = backlog_entries(events, seed=seed, until_micros=to_micros(datetime.now(UTC)))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -158,12 +164,12 @@ def bench_backlog(
         say(f"{written:,} events wait")
         read()  # warm-up
         quiet = [read() for _ in range(QUIET_ROUNDS)]
-        say(f"quiet: p99 {', '.join(f'{one.read_p99_ms:.1f}' for one in quiet)} ms")
+        say(f"quiet: p99 {', '.join(f'{one.ok_due.p99:.1f}' for one in quiet)} ms")
         processes = [installation.start(CONSUMER) for _ in range(consumers)]
         with redis.Redis.from_url(installation.online.url) as online:
             watch = _Watch(online, processes, written)
             watch.start()
-            draining: list[Freshness] = []
+            draining: list[Sent] = []
             watch.has_begun.wait(LONGEST_DRAIN_SECONDS)
             while watch.is_alive():
                 one = read()
@@ -173,14 +179,14 @@ def bench_backlog(
     shutil.rmtree(home, ignore_errors=True)
     say(
         f"drained: {drain.events:,} events in {drain.seconds:.1f} s and {drain.cpu_seconds:.1f} s of processor; p99 "
-        f"{', '.join(f'{one.read_p99_ms:.1f}' for one in draining)} ms"
+        f"{', '.join(f'{one.ok_due.p99:.1f}' for one in draining)} ms"
     )
     figures = {
         "events_per_second_per_core": figure("1/s", [drain.events / max(drain.cpu_seconds, 0.01)]),
         "events_per_second": figure("1/s", [drain.events / drain.seconds]),
-        "answer_p99_ms_quiet": figure("ms", [one.read_p99_ms for one in quiet]),
+        "answer_p99_ms_quiet": figure("ms", [one.ok_due.p99 for one in quiet]),
         "answer_p99_ms_draining": figure(
-            "ms", [one.read_p99_ms for one in draining], baseline=[one.read_p99_ms for one in quiet]
+            "ms", [one.ok_due.p99 for one in draining], baseline=[one.ok_due.p99 for one in quiet]
         ),
     }
     ratio = figures["answer_p99_ms_draining"]["ratio"]

@@ -1,27 +1,64 @@
 """`nightjar bench freshness`: how soon an acknowledged event changes its person's next answer, under load.
 
-Redis `log` and `online`, an API with two workers, the consumer and the archiver, as an installation has them; a client
-of its own (`open_loop`) sends events and asks for recommendations at fixed rates and watches probes.
+Redis `log` and `online`, an API with two workers, the consumer and the archiver, as an installation has them. Events
+and questions come at fixed rates from the compiled generator; among them are people who look when their answer knows
+of what they did (`probes`).
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from feature_repo.contracts import environment as names
+from feature_repo.contracts.times import format_timestamp
 from infra.bench.disk import judge_disk
+from infra.bench.events.probes import Probes, Probing
 from infra.bench.report import figure, make_report
-from infra.bench.serving.open_loop import PROBE_EVERY, Freshness, run_open_loop
+from infra.bench.sender import Sender, Sent, http_request, write_requests
 from infra.bench.small_installation import ARCHIVER, CONSUMER, SmallInstallation
+from infra.bench.small_version import ITEMS
 
 Say = Callable[[str], None]
 
 READERS = 2_000
 """People that background reads ask for; probes come behind them."""
+PROBE_EVERY = 50
+"""One event of so many is a probe's."""
+CONNECTIONS = 64
+"""Of each of the two kinds of requests."""
+BACKGROUND_PEOPLE = 5_000
+MOST_P99_MS = 5.0
+
+
+class Round(NamedTuple):
+    """What one round saw."""
+
+    probes: Probes
+    events: Sent
+    reads: Sent
+
+    @property
+    def errors(self) -> int:
+        """Requests without a 2xx."""
+        return self.probes.errors + self.events.errors + self.reads.errors
+
+    def figures(self) -> dict[str, float]:
+        """Milliseconds and answers a second by name."""
+        return {
+            "event_to_answer_p50_ms": self.probes.event_to_answer_p50_ms,
+            "event_to_answer_p99_ms": self.probes.event_to_answer_p99_ms,
+            "sent_to_answer_p99_ms": self.probes.sent_to_answer_p99_ms,
+            "event_p99_ms": self.events.ok_due.p99,
+            "read_p99_ms": self.reads.ok_due.p99,
+            "generator_lag_p99_ms": max(self.events.lag.p99, self.reads.lag.p99),
+            "events_per_second": self.events.per_second + self.probes.changed / max(self.events.seconds, 0.001),
+            "reads_per_second": self.reads.per_second,
+        }
 
 
 def bench_freshness(
@@ -37,41 +74,79 @@ def bench_freshness(
     """Run it in `home` (made anew) and return the report.
 
     Figures, one sample a round: `event_to_answer_p99_ms` and `event_to_answer_p50_ms` (acknowledgement to changed
-    answer), `sent_to_answer_p99_ms`, `event_p99_ms`, `read_p99_ms` (from the intended send), `events_per_second` and
-    `reads_per_second` (answered). Further keys: probes, unchanged, errors, fsync_median_ms, filesystem, void.
+    answer), `sent_to_answer_p99_ms`, `event_p99_ms`, `read_p99_ms` (from the intended send), `generator_lag_p99_ms`,
+    `events_per_second` and `reads_per_second` (answered in time). Further keys: probes, unchanged, errors,
+    missed_bars, wanted_events_per_second, wanted_reads_per_second, fsync_median_ms, filesystem, void. Raises
+    DependencyError without a C compiler.
     """
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     disk = judge_disk(home)
-    probes = seconds * events_per_second // PROBE_EVERY + 2
+    per_second = events_per_second / PROBE_EVERY
+    probes = int(seconds * per_second) + 2
+    background = events_per_second - per_second
     people = READERS + (rounds + 1) * probes
     with SmallInstallation(home, variables, people=people) as installation:
+        sender = Sender(home)
         _, port = installation.start_api(workers=2)
         installation.start(CONSUMER)
         installation.start(ARCHIVER)
-        found = []
+        reads = write_requests(home / "reads", (_question(number) for number in range(READERS)))
+        found: list[Round] = []
         for number in range(rounds + 1):
-            one = run_open_loop(
-                port, seconds=seconds, events_per_second=events_per_second, reads_per_second=reads_per_second,
-                first_person=READERS + number * probes, run=f"{time.time_ns():x}",
-            )  # fmt: skip
+            run = f"{time.time_ns():x}"
+            events = write_requests(home / "events", _events(run, int(seconds * background) + CONNECTIONS))
+            sending = [
+                sender.start(port, path, rate=rate, seconds=seconds, connections=CONNECTIONS)
+                for path, rate in ((events, background), (reads, reads_per_second))
+            ]
+            probing = Probing(
+                port, seconds=seconds, per_second=per_second, first_person=READERS + number * probes, run=run
+            )
+            one = Round(probing.wait(), *(each.wait() for each in sending))
             if number == 0:
                 continue  # warm-up
             found.append(one)
+            seen = one.figures()
             say(
-                f"round {number}: {one.events_per_second:,.0f} events/s, {one.reads_per_second:,.0f} reads/s, answer "
-                f"changed after {one.event_to_answer_p50_ms:.1f} ms (p50), {one.event_to_answer_p99_ms:.1f} ms (p99)"
+                f"round {number}: {seen['events_per_second']:,.0f} events/s, {seen['reads_per_second']:,.0f} reads/s, "
+                f"answer changed after {seen['event_to_answer_p50_ms']:.1f} ms (p50), "
+                f"{seen['event_to_answer_p99_ms']:.1f} ms (p99)"
             )
     shutil.rmtree(home, ignore_errors=True)
-    units = {name: "ms" if name.endswith("_ms") else "1/s" for name in Freshness._fields[3:]}
+    samples = [one.figures() for one in found]
+    figures = {
+        name: figure("ms" if name.endswith("_ms") else "1/s", [sample[name] for sample in samples])
+        for name in samples[0]
+    }
+    is_late = figures["event_to_answer_p99_ms"]["median"] >= MOST_P99_MS
     return make_report(
         "bench freshness",
-        {name: figure(unit, [getattr(one, name) for one in found]) for name, unit in units.items()},
+        figures,
         str(variables.get(names.CODE_VERSION, "")),
         **disk,
-        probes=sum(one.probes for one in found),
-        unchanged=sum(one.unchanged for one in found),
+        probes=sum(one.probes.probes for one in found),
+        unchanged=sum(one.probes.probes - one.probes.changed for one in found),
         errors=sum(one.errors for one in found),
+        missed_bars=["event_to_answer_p99_ms"] if is_late else [],
         wanted_events_per_second=events_per_second,
         wanted_reads_per_second=reads_per_second,
     )
+
+
+def _question(number: int) -> bytes:
+    name = f"u{number * 7919 % READERS}"
+    return http_request("/v1/recommendations", {"user_id": name, "session_id": f"s{name}", "num_results": 10})
+
+
+def _events(run: str, count: int) -> Iterator[bytes]:
+    moment = format_timestamp(datetime.now(UTC))
+    for number in range(count):
+        person = f"b{number * 7919 % BACKGROUND_PEOPLE}"
+        yield http_request(
+            "/v1/events",
+            {
+                "event_id": f"{run}-{number}", "event_type": "view_item", "user_id": person,
+                "session_id": f"s{person}", "item_id": f"i{number * 104_729 % ITEMS}", "timestamp": moment,
+            },
+        )  # fmt: skip

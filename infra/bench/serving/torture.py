@@ -30,8 +30,8 @@ from feature_repo.contracts.keys import DEFAULT_TENANT, pointer_key
 from infra.api_keys import ApiKeys
 from infra.bench.events.ingest import free_port
 from infra.bench.report import figure, make_report
+from infra.bench.sender import Sender, http_request, write_requests
 from infra.bench.serving.fault_proxy import FAULTS
-from infra.bench.serving.limits.sender import Sender, http_request, write_requests
 from infra.bench.serving.steady_load import BUCKET_SECONDS, FIELDS, LINE, Rules, Seen
 from infra.bench.small_installation import SmallInstallation
 from infra.bench.small_version import publish_small_version

@@ -13,7 +13,7 @@ from typing import Any
 
 from feature_repo.contracts.errors import DependencyError
 from infra.bench.report import Figure, figure
-from infra.bench.serving.limits.sender import Sent
+from infra.bench.sender import Sent
 from infra.bench.serving.limits.setting import Cost, Setting, Shop
 from infra.bench.serving.throughput import BODIES, Served
 

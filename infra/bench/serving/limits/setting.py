@@ -17,7 +17,7 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.keys import DEFAULT_TENANT
 from infra.api_keys import ApiKeys
 from infra.bench.events.ingest import Cores
-from infra.bench.serving.limits.sender import Sender, Sending, Sent, http_request, write_requests
+from infra.bench.sender import Sender, Sending, Sent, http_request, write_requests
 from infra.bench.serving.limits.shop import LargeShop
 from infra.bench.serving.throughput import MIX_FILE, Served, bench_stores, make_requests, our_command
 from infra.local.redis_server import RunningServer
