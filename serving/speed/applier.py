@@ -19,7 +19,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from feature_repo.contracts import session_record
 from feature_repo.contracts.errors import ContractError
@@ -86,6 +86,13 @@ class _Batch:
     counts: Counter[str] = field(default_factory=Counter)
     letters: list[DeadLetter] = field(default_factory=list)
     changes: Changes = field(default_factory=Changes)
+
+
+class _Stored(NamedTuple):
+    """A subject's record, None: there is none; and the key that it leaves, if it lies at another than its own."""
+
+    record: bytes | None
+    replaced: str | None = None
 
 
 class Applier:
@@ -225,15 +232,16 @@ class Applier:
         claims = {partition: self.ownership.claims[partition] for partition in group}
         with timed(self._metrics.apply_seconds.observe):
             logged = self._read(group, batch)
-            live = self._without_duplicates(logged, batch.counts)
-            by_key = self._by_session_key(live)
+            readable = [one for one in logged if one.event is not None]
+            marks = self._streams.ask_marks([(e.partition, e.event["event_id"]) for e in readable if e.event])
             try:
                 with self._store.transaction(claims) as transaction:
-                    records = self._records(transaction, list(by_key), batch)
+                    records = self._records(transaction, list(self._by_session_key(readable)))
+                    live = _without_duplicates(readable, marks(), batch.counts)
                     if not self._is_where_we_are(transaction):
                         return 0
                     with watch.at_work():
-                        votes = self._fold(by_key, records, batch)
+                        votes = self._fold(self._by_session_key(live), records, batch)
                     self._count_votes(transaction, votes, batch)
                     batch.changes.hashes += self._identity.news(_applied_events(live, batch.letters))
                     batch.counts[DEAD] += len(batch.letters)
@@ -274,14 +282,6 @@ class Applier:
         batch.letters += [_letter(one, one.problem, 1) for one in logged if one.problem is not None]
         return logged
 
-    def _without_duplicates(self, logged: Sequence[LoggedEvent], counts: Counter[str]) -> list[LoggedEvent]:
-        """The readable events whose nonce is the mark's. A mark that is gone (24 h) can refuse nobody."""
-        readable = [one for one in logged if one.event is not None]
-        marks = self._streams.marks([(e.partition, e.event["event_id"]) for e in readable if e.event is not None])
-        live = [e for e, mark in zip(readable, marks, strict=True) if mark is None or mark == e.nonce]
-        counts[DUPLICATE] += len(readable) - len(live)
-        return live
-
     def _is_where_we_are(self, transaction: Transaction) -> bool:
         """Whether the store's positions are those that the batch was read behind (they are not after a restore)."""
         stored = {partition: at or START for partition, at in transaction.positions().items()}
@@ -293,15 +293,18 @@ class Applier:
         return not moved
 
     def _fold(
-        self, by_key: Mapping[str, Sequence[LoggedEvent]], records: Sequence[bytes | None], batch: _Batch
+        self, by_key: Mapping[str, Sequence[LoggedEvent]], records: Mapping[str, _Stored], batch: _Batch
     ) -> dict[int, list[VoteChange]]:
         """New records into `batch`; the vote changes of each partition, without those that no reader will look at."""
         votes: dict[int, list[VoteChange]] = {}
-        for (key, logged), record in zip(by_key.items(), records, strict=True):
+        for key, logged in by_key.items():
+            record, replaced = records[key]
             before, after, packed = self._fold_subject(key, record, logged, batch)
             if not packed:
                 continue
             batch.changes.writes.append(Write(key, packed, self._ttl))
+            if replaced is not None:
+                batch.changes.deletes.append(replaced)
             changes = vote_changes(before, after) if before is not None else ()
             if changes:
                 newest = receipt_micros(logged[-1].position) // MICROS
@@ -318,20 +321,19 @@ class Applier:
             found.setdefault(one.subject, []).append(one)
         return {session_key(subject, self._tenant): some for subject, some in found.items()}
 
-    def _records(self, transaction: Transaction, keys: Sequence[str], batch: _Batch) -> list[bytes | None]:
-        """The stored record of each subject; of a subject without one, that of format 1, which is replaced."""
+    def _records(self, transaction: Transaction, keys: Sequence[str]) -> dict[str, _Stored]:
+        """What is stored of each subject; of one without a record, that of format 1, which is to be replaced."""
         is_few = len(keys) <= FEW_SUBJECTS
         both = transaction.read([*keys, *map(session_key_before, keys)] if is_few else keys)
-        found = both[: len(keys)]
-        missing = [at for at, record in enumerate(found) if record is None]
+        found = {key: _Stored(record) for key, record in zip(keys, both, strict=False)}
+        missing = [at for at, key in enumerate(keys) if found[key].record is None]
         if not missing:
             return found
         old_keys = [session_key_before(keys[at]) for at in missing]
         old = [both[len(keys) + at] for at in missing] if is_few else transaction.read(old_keys)
         for at, key, record in zip(missing, old_keys, old, strict=True):
             if record is not None:
-                found[at] = record
-                batch.changes.deletes.append(key)
+                found[keys[at]] = _Stored(record, key)
         return found
 
     def _fold_subject(
@@ -431,6 +433,15 @@ class Applier:
             place = place_of(letter.position, letter.number)
             logger.warning("partition %d: event %s cannot be applied: %s", letter.partition, place, letter.error)
         self._streams.bury(letters)
+
+
+def _without_duplicates(
+    readable: Sequence[LoggedEvent], marks: Sequence[bytes | None], counts: Counter[str]
+) -> list[LoggedEvent]:
+    """The events whose nonce is the mark's. A mark that is gone (24 h) can refuse nobody."""
+    live = [e for e, mark in zip(readable, marks, strict=True) if mark is None or mark == e.nonce]
+    counts[DUPLICATE] += len(readable) - len(live)
+    return live
 
 
 def _applied_events(live: Iterable[LoggedEvent], letters: Iterable[DeadLetter]) -> list[Mapping[str, Any]]:

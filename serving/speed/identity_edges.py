@@ -9,7 +9,7 @@ write other fields of the same device and never meet.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import redis
 from feature_repo.contracts.errors import ContractError
 from feature_repo.contracts.identity import MAX_DEVICE_USERS, Edge, claim_of, merge_edges, pack_edge, unpack_edge
 from feature_repo.contracts.keys import edges_key
+from serving.speed.redis_line import Command
 
 LAST_SEEN_GRAIN_MICROS = 300_000_000
 """`last_micros` of a device's only user may lag by this much: an edge is not written for each of their clicks."""
@@ -137,14 +138,14 @@ def redis_hashes(client: redis.Redis) -> ReadHashes:
     return read
 
 
-def queue_writes(pipe: redis.client.Pipeline, writes: Iterable[HashWrite]) -> None:
-    """Queue the writes on a transaction. Dropping comes first: what has news just now is no longer the oldest."""
+def hash_commands(writes: Iterable[HashWrite]) -> Iterator[Command]:
+    """Redis's commands for the writes. Dropping comes first: what has news just now is no longer the oldest."""
     for write in writes:
         if write.dropped:
-            pipe.hdel(write.key, *write.dropped)  # type: ignore[arg-type]
+            yield "HDEL", write.key, *write.dropped
         if write.fields:
-            pipe.hset(write.key, mapping=write.fields)
-        pipe.expire(write.key, write.seconds)
+            yield "HSET", write.key, *[part for field in write.fields.items() for part in field]
+        yield "EXPIRE", write.key, write.seconds
 
 
 def _oldest(fields: Mapping[bytes, bytes], count: int) -> list[bytes]:

@@ -42,8 +42,8 @@ class MemoryEventStreams:
                 found.append((partition, behind))
         return found
 
-    def marks(self, events: Sequence[tuple[int, str]]) -> list[bytes | None]:
-        return [self.dedup.get(event) for event in events]
+    def ask_marks(self, events: Sequence[tuple[int, str]]) -> Callable[[], list[bytes | None]]:
+        return lambda: [self.dedup.get(event) for event in events]
 
     def bury(self, letters: Sequence[DeadLetter]) -> None:
         known = {letter[:3] for letter in self.letters}

@@ -7,7 +7,7 @@ who owns which partition, and transactions that nobody can write whose fence is 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -28,7 +28,8 @@ from feature_repo.contracts.keys import (
     speed_counters_key,
     stream_key,
 )
-from serving.speed.identity_edges import HashWrite, queue_writes, redis_hashes
+from serving.speed.identity_edges import HashWrite, hash_commands, redis_hashes
+from serving.speed.redis_line import Command, RedisLine, WatchingLine
 
 ROLE = "consumer"
 MAX_DEAD_LETTERS = 10_000
@@ -96,8 +97,11 @@ class EventStreams(Protocol):
     ) -> list[tuple[int, list[tuple[str, Fields]]]]:
         """Entries behind a position, at most `count` of each partition; waits up to `block_ms` (None: not) for one."""
 
-    def marks(self, events: Sequence[tuple[int, str]]) -> list[bytes | None]:
-        """The dedup mark of each (partition, event id), None where there is none (any more)."""
+    def ask_marks(self, events: Sequence[tuple[int, str]]) -> Callable[[], list[bytes | None]]:
+        """Ask for the dedup mark of each (partition, event id), None where there is none (any more).
+
+        The answer is for whom calls what this returns, once, before anything else is asked of the streams.
+        """
 
     def bury(self, letters: Sequence[DeadLetter]) -> None:
         """Keep the letters, each (partition, position, number) once."""
@@ -152,37 +156,43 @@ class RedisEventStreams:
 
     def __init__(self, client: redis.Redis, *, tenant: str) -> None:
         self._redis = client
+        self._line = RedisLine(client)
         self._tenant = tenant
 
     def read(
         self, after: Mapping[int, str], *, count: int, block_ms: int | None
     ) -> list[tuple[int, list[tuple[str, Fields]]]]:
-        streams = {stream_key(partition, self._tenant): partition for partition in after}
-        cursors: Any = {stream: after[partition] for stream, partition in streams.items()}
-        found: Any = self._redis.xread(cursors, count=count, block=block_ms)
+        streams = {stream_key(partition, self._tenant).encode(): partition for partition in after}
+        block = () if block_ms is None else ("BLOCK", block_ms)
+        (found,) = self._line.call([("XREAD", "COUNT", count, *block, "STREAMS", *streams, *after.values())])
+        rows = found.items() if isinstance(found, dict) else found or ()  # a dict in the third protocol
         return [
-            (streams[stream.decode()], [(position.decode(), fields or {}) for position, fields in rows])
-            for stream, rows in found or []
+            (streams[stream], [(position.decode(), _pairs(fields)) for position, fields in some])
+            for stream, some in rows
         ]
 
-    def marks(self, events: Sequence[tuple[int, str]]) -> list[bytes | None]:
-        if not events:
-            return []
-        pipe = self._redis.pipeline(transaction=False)
+    def ask_marks(self, events: Sequence[tuple[int, str]]) -> Callable[[], list[bytes | None]]:
         by_partition: dict[int, list[int]] = {}
         for at, (partition, _) in enumerate(events):
             by_partition.setdefault(partition, []).append(at)
         asked: list[list[int]] = []
+        commands: list[Command] = []
         for partition, places in by_partition.items():  # those of a partition lie in one slot
             prefix = dedup_key(partition, "", self._tenant)
             for some in _pieces(places):
                 asked.append(some)
-                pipe.execute_command("MGET", *[prefix + quoted(events[at][1]) for at in some])
-        found: list[bytes | None] = [None] * len(events)
-        for some, values in zip(asked, pipe.execute(), strict=True):
-            for at, value in zip(some, values, strict=True):
-                found[at] = value
-        return found
+                commands.append(("MGET", *[prefix + quoted(events[at][1]) for at in some]))
+        if commands:
+            self._line.send(commands)
+
+        def answer() -> list[bytes | None]:
+            found: list[bytes | None] = [None] * len(events)
+            for some, values in zip(asked, self._line.replies() if commands else (), strict=True):
+                for at, value in zip(some, values, strict=True):
+                    found[at] = value
+            return found
+
+        return answer
 
     def bury(self, letters: Sequence[DeadLetter]) -> None:
         if not letters:
@@ -209,6 +219,8 @@ class RedisStateStore:
 
     def __init__(self, client: redis.Redis, *, tenant: str) -> None:
         self._redis = client
+        self._lines: list[WatchingLine] = []
+        """Those that no transaction uses."""
         self._tenant = tenant
 
     def beat(self, member: str, *, term_ms: int) -> list[str]:
@@ -287,13 +299,16 @@ class RedisStateStore:
 
     @contextmanager
     def transaction(self, claims: Claims) -> Iterator[Transaction]:
-        with self._redis.pipeline(transaction=True) as pipe:
-            yield _RedisTransaction(pipe, claims, self._tenant)
+        line = self._lines.pop() if self._lines else WatchingLine(self._redis)
+        try:
+            yield _RedisTransaction(line, claims, self._tenant)
+        finally:
+            self._lines.append(line)
 
 
 class _RedisTransaction:
-    def __init__(self, pipe: redis.client.Pipeline, claims: Claims, tenant: str) -> None:
-        self._pipe = pipe
+    def __init__(self, line: WatchingLine, claims: Claims, tenant: str) -> None:
+        self._line = line
         self._claims = claims
         self._tenant = tenant
         self._positions: dict[int, str | None] | None = None
@@ -303,8 +318,7 @@ class _RedisTransaction:
             return self._strings(keys)
         fences = [fence_key(partition, self._tenant) for partition in self._claims]
         positions = [applied_key(partition, self._tenant) for partition in self._claims]
-        self._pipe.watch(*fences, *positions)
-        found: Any = self._pipe.mget([*fences, *positions, *keys[:KEYS_AT_ONCE]])
+        found = self._line.watch([*fences, *positions], keys[:KEYS_AT_ONCE])
         count = len(self._claims)
         lost = [p for (p, ours), now in zip(self._claims.items(), found, strict=False) if now != ours.encode()]
         if lost:
@@ -314,7 +328,7 @@ class _RedisTransaction:
         return [*found[2 * count :], *self._strings(keys[KEYS_AT_ONCE:])]
 
     def _strings(self, keys: Sequence[str]) -> list[bytes | None]:
-        return [value for some in _pieces(keys) for value in self._pipe.mget(some)]  # type: ignore[union-attr]
+        return [value for some in _pieces(keys) for value in self._line.strings(some)]
 
     def positions(self) -> dict[int, str | None]:
         if self._positions is None:
@@ -323,29 +337,30 @@ class _RedisTransaction:
         return self._positions
 
     def commit(self, changes: Changes) -> None:
-        self._pipe.multi()
-        queue = (
-            self._pipe.execute_command
-        )  # `set` of the library takes longer to look at its arguments than Redis to obey
+        if not self._line.execute(self._commands(changes)):
+            raise OvertakenError("a fence or an applied position changed while a batch was applied")
+
+    def _commands(self, changes: Changes) -> Iterator[Command]:
         for key, value, seconds, until in changes.writes:
             if until is not None:
-                queue("SET", key, value, "EXAT", until)
+                yield "SET", key, value, "EXAT", until
             elif seconds is not None:
-                queue("SET", key, value, "EX", seconds)
+                yield "SET", key, value, "EX", seconds
             else:
-                queue("SET", key, value)
-        queue_writes(self._pipe, changes.hashes)
+                yield "SET", key, value
+        yield from hash_commands(changes.hashes)
         if changes.deletes:
-            self._pipe.delete(*changes.deletes)
+            yield "DEL", *changes.deletes
         for partition, position in changes.positions.items():
-            self._pipe.set(applied_key(partition, self._tenant), position)
+            yield "SET", applied_key(partition, self._tenant), position
         for outcome, number in changes.counters.items():
             if number:
-                self._pipe.hincrby(speed_counters_key(self._tenant), outcome, number)
-        try:
-            self._pipe.execute()
-        except WatchError as error:
-            raise OvertakenError("a fence or an applied position changed while a batch was applied") from error
+                yield "HINCRBY", speed_counters_key(self._tenant), outcome, number
+
+
+def _pairs(fields: Any) -> Fields:
+    """The fields of an entry, which come as name, value, name, value ..."""
+    return dict(zip(fields[::2], fields[1::2], strict=True)) if fields else {}
 
 
 def _pieces(keys: Sequence[Key]) -> Iterator[list[Key]]:

@@ -8,16 +8,14 @@ from typing import Any
 
 import pytest
 
-from feature_repo.contracts.keys import (
-    session_key,
-)
+from feature_repo.contracts.keys import session_key, session_key_before
 from feature_repo.contracts.session_record import SessionState, pack_session, unpack_session
 from serving.speed import applier as applier_module
 from serving.speed import care as care_module
 from serving.speed.applier import MAX_DELIVERIES
 from serving.speed.entries import read_logged
 from serving.speed.session_state import fold_event
-from tests.consumer_world import HERE, TENANT, CrashError, Crashing, World, click, drain
+from tests.consumer_world import HERE, NOON, TENANT, CrashError, Crashing, World, click, drain
 
 POISON = {
     "no json": b"{",
@@ -88,6 +86,34 @@ class TestDeadLetters:
         world.deliver(click("e1", "a", 1), click("bad", "wrong", 2), click("e2", "b", 3))
         world.alone().consume(block_ms=None)
         assert (world.items(), world.counters()) == (["a", "b"], {"applied": 2, "dead_lettered": 1})
+
+    def test_a_record_under_its_former_key_stays_when_nothing_of_its_subject_can_be_applied(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One subject's only event is a duplicate, another's only one fails, a third's is applied."""
+        records = {}
+        for number, user in enumerate(("u1", "u3", "u4")):
+            state = SessionState()
+            fold_event(state, {**click("e0", f"old{number}", user_id=user), "timestamp": NOON})
+            records[user] = pack_session(state)
+            world.put(session_key_before(session_key(f"u:{user}", TENANT)), records[user])
+        world.deliver(click("twice", "x", user_id="u1"), click("bad", "wrong", user_id="u3"))
+        world.deliver(click("good", "y", user_id="u4"))
+        world.unmark(HERE, "twice")
+        world.mark(HERE, "twice", b"another")
+
+        def fold(state: SessionState, event: Mapping[str, Any]) -> None:
+            if event["event_id"] == "bad":
+                raise RecursionError("too deep")
+            fold_event(state, event)
+
+        monkeypatch.setattr(applier_module, "fold_event", fold)
+        drain(world.alone())
+        assert world.counters() == {"applied": 1, "duplicate": 1, "dead_lettered": 1}
+        for user in ("u1", "u3"):
+            key = session_key(f"u:{user}", TENANT)
+            assert (world.get(key), world.get(session_key_before(key))) == (None, records[user])
+        assert (world.items("u4"), world.get(session_key_before(session_key("u:u4", TENANT)))) == (["old2", "y"], None)
 
     def test_a_letter_is_written_once_although_the_batch_is_repeated(self, world: World) -> None:
         world.deliver(click("p", "poison"), raw=b"{")

@@ -19,7 +19,7 @@ from serving.adapters.online import RedisOnlineStore
 from serving.main import create_app
 from serving.settings import ServingSettings
 from serving.speed.consumer import Consumer
-from serving.speed.identity_edges import IdentityEdges, queue_writes, redis_hashes
+from serving.speed.identity_edges import IdentityEdges, hash_commands, redis_hashes
 from tests.serving_builders import Shop
 
 ITEMS = [f"i{number:02d}" for number in range(40)]
@@ -260,7 +260,8 @@ async def test_edges_are_written_for_news_only_and_live_as_long_as_sessions(shop
     def hears(*events: dict[str, Any]) -> int:
         writes = recorder.news(events)
         with shop.redis.pipeline(transaction=True) as pipe:
-            queue_writes(pipe, writes)
+            for command in hash_commands(writes):
+                pipe.execute_command(*command)
             pipe.execute()
         return len(writes)
 

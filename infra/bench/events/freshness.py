@@ -20,7 +20,7 @@ from infra.bench.disk import judge_disk
 from infra.bench.events.probes import Probes, Probing
 from infra.bench.report import figure, make_report
 from infra.bench.sender import Sender, Sent, http_request, write_requests
-from infra.bench.small_installation import ARCHIVER, CONSUMER, SmallInstallation
+from infra.bench.small_installation import ARCHIVER, CONSUMER, SmallInstallation, cpu_seconds
 from infra.bench.small_version import ITEMS
 
 Say = Callable[[str], None]
@@ -41,6 +41,8 @@ class Round(NamedTuple):
     probes: Probes
     events: Sent
     reads: Sent
+    cpu_seconds: Mapping[str, float]
+    """Processor time by program."""
 
     @property
     def errors(self) -> int:
@@ -48,7 +50,13 @@ class Round(NamedTuple):
         return self.probes.errors + self.events.errors + self.reads.errors
 
     def figures(self) -> dict[str, float]:
-        """Milliseconds and answers a second by name."""
+        """By name: milliseconds, answers a second, and microseconds of a program's processor time per event, of the
+        API's per request."""
+        events = max(self.events.ok_due.count, 1)
+        requests = {"api": events + self.reads.ok_due.count}
+        cpu = {
+            f"{name}_cpu_us": seconds * 1e6 / requests.get(name, events) for name, seconds in self.cpu_seconds.items()
+        }
         return {
             "event_to_answer_p50_ms": self.probes.event_to_answer_p50_ms,
             "event_to_answer_p99_ms": self.probes.event_to_answer_p99_ms,
@@ -58,6 +66,7 @@ class Round(NamedTuple):
             "generator_lag_p99_ms": max(self.events.lag.p99, self.reads.lag.p99),
             "events_per_second": self.events.per_second + self.probes.changed / max(self.events.seconds, 0.001),
             "reads_per_second": self.reads.per_second,
+            **cpu,
         }
 
 
@@ -75,9 +84,10 @@ def bench_freshness(
 
     Figures, one sample a round: `event_to_answer_p99_ms` and `event_to_answer_p50_ms` (acknowledgement to changed
     answer), `sent_to_answer_p99_ms`, `event_p99_ms`, `read_p99_ms` (from the intended send), `generator_lag_p99_ms`,
-    `events_per_second` and `reads_per_second` (answered in time). Further keys: probes, unchanged, errors,
-    missed_bars, wanted_events_per_second, wanted_reads_per_second, fsync_median_ms, filesystem, void. Raises
-    DependencyError without a C compiler.
+    `events_per_second` and `reads_per_second` (answered in time); processor time: `api_cpu_us` (a request),
+    `consumer_cpu_us` and `archiver_cpu_us` (an event). Further keys: probes, unchanged, errors, missed_bars,
+    wanted_events_per_second, wanted_reads_per_second, fsync_median_ms, filesystem, void. Raises DependencyError
+    without a C compiler.
     """
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
@@ -88,14 +98,18 @@ def bench_freshness(
     people = READERS + (rounds + 1) * probes
     with SmallInstallation(home, variables, people=people) as installation:
         sender = Sender(home)
-        _, port = installation.start_api(workers=2)
-        installation.start(CONSUMER)
-        installation.start(ARCHIVER)
+        api, port = installation.start_api(workers=2)
+        programs = {
+            "api": api.children(),
+            "consumer": [installation.start(CONSUMER)],
+            "archiver": [installation.start(ARCHIVER)],
+        }
         reads = write_requests(home / "reads", (_question(number) for number in range(READERS)))
         found: list[Round] = []
         for number in range(rounds + 1):
             run = f"{time.time_ns():x}"
             events = write_requests(home / "events", _events(run, int(seconds * background) + CONNECTIONS))
+            before = {name: cpu_seconds(processes) for name, processes in programs.items()}
             sending = [
                 sender.start(port, path, rate=rate, seconds=seconds, connections=CONNECTIONS)
                 for path, rate in ((events, background), (reads, reads_per_second))
@@ -103,7 +117,8 @@ def bench_freshness(
             probing = Probing(
                 port, seconds=seconds, per_second=per_second, first_person=READERS + number * probes, run=run
             )
-            one = Round(probing.wait(), *(each.wait() for each in sending))
+            probed, sent, read = probing.wait(), sending[0].wait(), sending[1].wait()
+            one = Round(probed, sent, read, {name: cpu_seconds(some) - before[name] for name, some in programs.items()})
             if number == 0:
                 continue  # warm-up
             found.append(one)
@@ -115,10 +130,7 @@ def bench_freshness(
             )
     shutil.rmtree(home, ignore_errors=True)
     samples = [one.figures() for one in found]
-    figures = {
-        name: figure("ms" if name.endswith("_ms") else "1/s", [sample[name] for sample in samples])
-        for name in samples[0]
-    }
+    figures = {name: figure(_unit(name), [sample[name] for sample in samples]) for name in samples[0]}
     is_late = figures["event_to_answer_p99_ms"]["median"] >= MOST_P99_MS
     return make_report(
         "bench freshness",
@@ -132,6 +144,10 @@ def bench_freshness(
         wanted_events_per_second=events_per_second,
         wanted_reads_per_second=reads_per_second,
     )
+
+
+def _unit(name: str) -> str:
+    return "ms" if name.endswith("_ms") else "us" if name.endswith("_us") else "1/s"
 
 
 def _question(number: int) -> bytes:
