@@ -40,7 +40,8 @@ class Sent(NamedTuple):
     `in_time`: answers of 2xx that came within `seconds`. `ok_due`, `refused_due`: from when a request was due to its
     whole answer, of 2xx and of 503; `ok_sent`, `refused_sent`: from when it left. `lag`: how late the generator was.
     `failed`: other answers, and broken connections; `unanswered`: nothing came within 10 s of the end; `dropped`:
-    connections that could not be opened again; `degraded`: answers that say so of themselves; `bytes`: of all answers.
+    connections that could not be opened again; `degraded`: answers that say so of themselves; `bytes`: of all answers;
+    `priority`: fifo, nice -20 or usual, whichever the machine allowed the generator.
     """
 
     seconds: float
@@ -50,6 +51,7 @@ class Sent(NamedTuple):
     dropped: int
     degraded: int
     bytes: int
+    priority: str
     lag: Times
     ok_due: Times
     ok_sent: Times

@@ -150,7 +150,7 @@ NOTHING = Times(0)
 
 def seen(*, p99: float = 1.0, p50: float = 0.5, lag: float = 0.1, ok: int = 100, refused: int = 0) -> Sent:
     times = Times(ok, p50, p99, p99, p99)
-    return Sent(1.0, ok, 0, 0, 0, 0, 0, Times(ok, lag, lag), times, times, Times(refused), Times(refused))
+    return Sent(1.0, ok, 0, 0, 0, 0, 0, "usual", Times(ok, lag, lag), times, times, Times(refused), Times(refused))
 
 
 def test_a_rate_is_judged_by_what_was_measured_at_it() -> None:

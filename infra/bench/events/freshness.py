@@ -86,8 +86,8 @@ def bench_freshness(
     answer), `sent_to_answer_p99_ms`, `event_p99_ms`, `read_p99_ms` (from the intended send), `generator_lag_p99_ms`,
     `events_per_second` and `reads_per_second` (answered in time); processor time: `api_cpu_us` (a request),
     `consumer_cpu_us` and `archiver_cpu_us` (an event). Further keys: probes, unchanged, errors, missed_bars,
-    wanted_events_per_second, wanted_reads_per_second, fsync_median_ms, filesystem, void. Raises DependencyError
-    without a C compiler.
+    generator_priority, wanted_events_per_second, wanted_reads_per_second, fsync_median_ms, filesystem, void. Raises
+    DependencyError without a C compiler.
     """
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
@@ -140,6 +140,7 @@ def bench_freshness(
         probes=sum(one.probes.probes for one in found),
         unchanged=sum(one.probes.probes - one.probes.changed for one in found),
         errors=sum(one.errors for one in found),
+        generator_priority=found[0].reads.priority,
         missed_bars=["event_to_answer_p99_ms"] if is_late else [],
         wanted_events_per_second=events_per_second,
         wanted_reads_per_second=reads_per_second,

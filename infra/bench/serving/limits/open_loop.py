@@ -80,6 +80,7 @@ def step_of(rate: float, some: Sequence[Sent]) -> dict[str, Any]:
         "p99_ms": figure("ms", [sent.ok_due.p99 for sent in some])["median"],
         "p999_ms": figure("ms", [sent.ok_due.p999 for sent in some])["median"],
         "lag_p99_ms": figure("ms", [sent.lag.p99 for sent in some])["median"],
+        "generator_priority": some[0].priority,
         "void": sum(sent.is_void for sent in some) > len(some) / 2,
     }
 
