@@ -16,7 +16,7 @@ from feature_repo.contracts.packing import SessionEvent, session_hash
 from serving.api.decisions import session_digest, tuning_digest
 from serving.main import new_id
 from serving.pipeline.values import Tuning
-from tests.contract.test_api_http import NOW, Installation, ids, shop
+from tests.http_world import NOW, Installation, ids, shop
 
 
 @pytest.fixture

@@ -1,33 +1,25 @@
-"""The API over HTTP, in process, on stores in memory: answers, consent, errors, degraded answers, events."""
+"""The API over HTTP, in process, on stores in memory: answers, consent, versions, degraded answers."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import pytest
-from fastapi import FastAPI
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError
-from feature_repo.contracts.keys import candidates_key, partition_of, pointer_key, session_key, stream_key
+from feature_repo.contracts.keys import candidates_key, pointer_key, session_key
 from feature_repo.contracts.packing import (
     FLAG_PERSONALIZE_DENIED,
     ItemMark,
     PackedCandidate,
-    SessionEvent,
-    SessionState,
     Source,
     pack_candidates,
-    pack_session,
-    session_hash,
 )
-from serving.adapters.decision_log import MemoryDecisionLog
 from serving.adapters.feast_online import entity_key
 from serving.adapters.memory_event_log import MemoryEventLog
 from serving.adapters.online import SEGMENT_FIELD, SEGMENT_TIME_FIELD, MemoryOnlineStore
@@ -35,81 +27,8 @@ from serving.api import schemas
 from serving.main import create_app
 from serving.recommender import STALE_FEATURE
 from serving.settings import ServingSettings
-from tests.serving_builders import TENANT, Shop
-
-SECOND = 1_000_000
-NOW = 1_709_902_800 * SECOND  # 2024-03-08T13:00:00Z
-SHELVES = ("Home > Kitchen", "Garden", "Toys")
-ITEMS = [f"i{number:02d}" for number in range(60)]
-
-
-def shelf_of(item: str) -> str:
-    return SHELVES[int(item[1:]) // 20]
-
-
-def shop(model: str = "als") -> Shop:
-    """Sixty items on three shelves; an item's neighbours are the ten that follow it on its shelf."""
-    near = {
-        item: [
-            (other, 1.0 / (1 + n)) for n, other in enumerate(ITEMS[i + 1 : i + 11]) if shelf_of(other) == shelf_of(item)
-        ]
-        for i, item in enumerate(ITEMS)
-    }
-    return Shop(
-        {item: {"title": f"Item {item}", "category": shelf_of(item), "price": 2.5} for item in ITEMS},
-        neighbours=near,
-        popular=[(item, 100.0 - n) for n, item in enumerate(ITEMS[::-1])],
-        by_category={name: [(i, 50.0) for i in ITEMS if shelf_of(i) == name] for name in SHELVES},
-        static=[("i00", 1.0)],
-        model=model,
-    )
-
-
-class Installation:
-    """An app on twins, with what the night would have written for user u1: thirty items, all but toys."""
-
-    def __init__(self, environment: Environment) -> None:
-        self.environment = environment
-        self.store = MemoryOnlineStore(tenant=TENANT)
-        self.log = MemoryEventLog(tenant=TENANT)
-        self.decisions = MemoryDecisionLog()
-        self.now = NOW
-        numbers, ticks = itertools.count(1), itertools.count(step=1_000_000)
-        self.app: FastAPI = create_app(
-            environment,
-            ServingSettings(max_events=3, max_body_bytes=5000),
-            store=self.store,
-            log=self.log,
-            decisions=self.decisions,
-            wall_micros=lambda: self.now,
-            timer=lambda: next(ticks),
-            new_id=lambda: f"id{next(numbers)}",
-        )
-        self.client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(self.app, raise_app_exceptions=False), base_url="http://api"
-        )
-
-    def publish(self, published: Shop, **options: int) -> str:
-        """Bundle, candidates and pointer of a version."""
-        version = published.write(self.environment.publications)
-        rows = [PackedCandidate(published.numbers[i], 3.0 - n / 10, Source.ALS, 5) for n, i in enumerate(ITEMS[10:40])]
-        self.store.strings[candidates_key(version, "u1")] = pack_candidates(version, rows, **options)
-        self.store.strings[pointer_key()] = version.encode()
-        return version
-
-    def remember(self, *clicked: str, session_id: str = "s1", subject: str = "u:u1", **state: Any) -> None:
-        """A session record: clicks one minute apart, the last one a minute ago."""
-        ago = [(len(clicked) - n) * 60 for n in range(len(clicked))]
-        events = [
-            SessionEvent(NOW - seconds * SECOND, "view_item", session_hash(session_id), item)
-            for seconds, item in zip(ago, clicked, strict=True)
-        ]
-        self.store.strings[session_key(subject)] = pack_session(SessionState(events=events, **state))
-
-    async def ask(self, **question: Any) -> dict[str, Any]:
-        response = await self.client.post("/v1/recommendations", json=question)
-        assert response.status_code == 200, response.text
-        return dict(response.json())
+from tests.http_world import ITEMS, Installation, click, ids, metric, shop
+from tests.serving_builders import TENANT
 
 
 @pytest.fixture
@@ -123,10 +42,6 @@ async def shop_floor(environment: Environment) -> AsyncIterator[Installation]:
 async def api(shop_floor: Installation) -> Installation:
     shop_floor.publish(shop())
     return shop_floor
-
-
-def ids(answer: dict[str, Any]) -> list[str]:
-    return [item["item_id"] for item in answer["items"]]
 
 
 class TestRecommendations:
@@ -422,220 +337,3 @@ async def test_the_app_ends_although_its_store_loses_cancellations(environment: 
 
     ended, _ = await asyncio.wait([asyncio.create_task(live_and_end())], timeout=20)
     assert len(ended) == 1
-
-
-def problem_of(response: httpx.Response, status: int) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    body = response.json()
-    assert body["request_id"] == response.headers["x-request-id"]
-    assert body["status"] == status
-    schemas.Problem.model_validate(body)
-    return dict(body)
-
-
-class TestErrors:
-    @pytest.mark.parametrize(
-        ("body", "field", "seen", "expected"),
-        [
-            ({"user": "u1"}, "user", "user", "did you mean 'user_id'"),
-            ({"context": {"categry": "x"}}, "context.categry", "categry", "did you mean 'category'"),
-            ({"consent": {"personalise": True}}, "consent.personalise", "personalise", "did you mean 'personalize'"),
-            ({"recent_events": [{"event_type": "view_item", "item": "x", "item_id": "x"}]}, "recent_events.0.item",
-             "item", "did you mean 'item_id'"),
-            ({"num_results": 0}, "num_results", 0, "greater than or equal to 1"),
-            ({"num_results": 101}, "num_results", 101, "less than or equal to 100"),
-            ({"num_results": "10"}, "num_results", "10", "valid integer"),
-            ({"num_results": 10**300}, "num_results", "1" + "0" * 79, "less than or equal to 100"),
-            ({"context": -(2**63) - 1}, "context", "-9223372036854775809", "an object"),
-            ({"user_id": ""}, "user_id", "", "1 to 256 bytes"),
-            ({"user_id": "ü" * 129}, "user_id", "ü" * 80, "1 to 256 bytes"),
-            ({"session_items": "i1"}, "session_items", "i1", "valid array"),
-            ({"consent": {"personalize": "no"}}, "consent.personalize", "no", "valid boolean"),
-            ({"recent_events": [{"event_type": "veiw_item", "item_id": "x"}]}, "recent_events.0.event_type",
-             "veiw_item", "did you mean 'view_item'"),
-            ({"recent_events": [{"event_type": "view_item", "item_id": "x", "timestamp": "noon"}]},
-             "recent_events.0.timestamp", "noon", "RFC 3339"),
-        ],
-    )  # fmt: skip
-    async def test_a_wrong_field_is_named_with_what_was_seen_and_expected(
-        self, api: Installation, body: dict, field: str, seen: object, expected: str
-    ) -> None:
-        found = problem_of(await api.client.post("/v1/recommendations", json=body), 422)
-        assert len(found["errors"]) == 1
-        assert (found["errors"][0]["field"], found["errors"][0]["seen"]) == (field, seen)
-        assert expected in found["errors"][0]["expected"]
-
-    async def test_all_wrong_fields_are_named_at_once(self, api: Installation) -> None:
-        found = problem_of(await api.client.get("/v1/recommendations?num_results=-1&user=u&explain=maybe"), 422)
-        assert sorted(error["field"] for error in found["errors"]) == ["explain", "num_results", "user"]
-        nested = problem_of(await api.client.get("/v1/recommendations?recent_events=[]"), 422)
-        assert nested["errors"][0]["expected"] == "only in the body of the POST form"
-
-    async def test_other_errors_are_problems_too(self, api: Installation) -> None:
-        post = api.client.post
-        problem_of(await post("/v1/recommendations", content=b"{"), 400)
-        problem_of(await post("/v1/recommendations", content=b"x" * 5001), 413)
-        assert "i99" in problem_of(await post("/v1/similar", json={"item_id": "i99"}), 404)["detail"]
-        misspelt = problem_of(await api.client.get("/v1/recomendations"), 404)
-        assert "did you mean '/v1/recommendations'" in misspelt["detail"]
-        problem_of(await api.client.delete("/v1/events"), 405)
-
-    async def test_a_bug_is_a_500_that_gives_nothing_away(self, api: Installation, monkeypatch: Any) -> None:
-        async def broken(**_: Any) -> None:
-            raise ZeroDivisionError("the secret")
-
-        monkeypatch.setattr(api.store, "read", broken)
-        response = await api.client.post("/v1/recommendations", json={}, headers={"X-Request-Id": "mine-1"})
-        assert problem_of(response, 500)["request_id"] == "mine-1"
-        assert "secret" not in response.text
-
-    async def test_a_strange_request_id_is_replaced(self, api: Installation) -> None:
-        response = await api.client.get("/health/live", headers={"X-Request-Id": 'a b"<script>'})
-        assert response.headers["x-request-id"].startswith("id")
-
-
-def click(event_id: str | None, item: str = "i41", **more: Any) -> dict[str, Any]:
-    event = {"event_type": "view_item", "user_id": "u1", "item_id": item, "timestamp": "2024-03-08T12:59:00Z", **more}
-    return event if event_id is None else {"event_id": event_id, **event}
-
-
-async def metric(api: Installation, sample: str) -> float:
-    text = (await api.client.get("/metrics")).text
-    values = [float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(sample)]
-    return sum(values)
-
-
-class TestEvents:
-    async def test_each_event_gets_its_own_status_in_order(self, api: Installation) -> None:
-        bad = {"event_id": "e2", "event_type": "veiw_item", "user_id": "u1"}
-        response = await api.client.post("/v1/events", json={"events": [click("e1"), bad, click("e1", "i42")]})
-        assert response.status_code == 202
-        assert response.json() == {
-            "results": [
-                {"index": 0, "event_id": "e1", "status": "accepted"},
-                {
-                    "index": 1,
-                    "event_id": "e2",
-                    "status": "quarantined",
-                    "reason": "unknown_event_type",
-                    "field": "event_type",
-                    "detail": "unknown event_type 'veiw_item'; did you mean 'view_item'?",
-                },
-                {"index": 2, "event_id": "e1", "status": "duplicate"},
-            ]
-        }
-        schemas.EventsResponse.model_validate(response.json())
-        stream = api.log.streams[stream_key(partition_of("u:u1"))]
-        assert [json.loads(event)["item_id"] for event, _ in stream] == ["i41", "i42"]
-        assert len({nonce for _, nonce in stream}) == 2
-        assert json.loads(stream[0][0])["timestamp"] == "2024-03-08T12:59:00Z"
-        assert [json.loads(event.raw) for event in api.log.quarantined] == [bad]
-
-    @pytest.mark.parametrize("form", ["object", "list", "envelope"])
-    async def test_three_forms_of_a_body(self, api: Installation, form: str) -> None:
-        one = click("e1")
-        body = {"object": one, "list": [one], "envelope": {"events": [one]}}[form]
-        response = await api.client.post("/v1/events", json=body)
-        assert response.json()["results"] == [{"index": 0, "event_id": "e1", "status": "accepted"}]
-
-    async def test_a_missing_id_is_derived_and_a_retry_is_a_duplicate(self, api: Installation) -> None:
-        results = [(await api.client.post("/v1/events", json=click(None))).json()["results"][0] for _ in range(2)]
-        assert [result["status"] for result in results] == ["accepted", "duplicate"]
-        assert results[0]["event_id"] == results[1]["event_id"]
-        assert results[0]["event_id"].startswith("h-")
-
-    async def test_an_event_of_a_known_user_goes_with_the_user(self, api: Installation) -> None:
-        await api.client.post("/v1/events", json=click("e1", anonymous_id="somebody else"))
-        assert list(api.log.streams) == [stream_key(partition_of("u:u1"))]
-
-    async def test_a_single_events_own_bytes_are_quarantined(self, api: Installation) -> None:
-        raw = b'{ "event_type":"veiw_item",\n "event_id":"\\ud800"}'
-        response = await api.client.post("/v1/events", content=raw)
-        assert response.status_code == 202
-        assert response.json()["results"][0]["event_id"] is None  # it has no UTF-8
-        assert [(event.raw, event.reason) for event in api.log.quarantined] == [(raw, "unknown_event_type")]
-
-    async def test_a_time_in_the_future_is_judged_by_the_clock(self, api: Installation) -> None:
-        api.now = NOW - 25 * 3600 * SECOND
-        response = await api.client.post("/v1/events", json=click("e1"))
-        assert response.json()["results"][0]["reason"] == "timestamp_in_future"
-
-    @pytest.mark.parametrize(
-        "body",
-        [
-            b"",
-            b"{",
-            b"17",
-            b'"text"',
-            b"[]",
-            b'{"events": []}',
-            b'{"events": 5}',
-            b'[{"price": NaN}]',
-            b"\xff",
-            b'{"price": 1e400}',
-        ],
-    )
-    async def test_400_only_when_the_body_cannot_be_parsed(self, api: Installation, body: bytes) -> None:
-        problem_of(await api.client.post("/v1/events", content=body), 400)
-        assert (api.log.streams, api.log.quarantined) == ({}, [])
-
-    async def test_what_is_no_object_is_quarantined_beside_its_neighbours(self, api: Installation) -> None:
-        response = await api.client.post("/v1/events", json=[17, click("e1")])
-        assert [result["status"] for result in response.json()["results"]] == ["quarantined", "accepted"]
-        assert [(event.raw, event.reason) for event in api.log.quarantined] == [(b"17", "unreadable")]
-
-    async def test_too_much_at_once(self, api: Installation) -> None:
-        four = [click(f"e{number}") for number in range(4)]
-        assert "at most 3 events" in problem_of(await api.client.post("/v1/events", json=four), 413)["detail"]
-        problem_of(await api.client.post("/v1/events", content=b" " * 5001), 413)
-        assert api.log.streams == {}
-
-    async def test_a_log_that_is_down_promises_nothing(self, api: Installation) -> None:
-        api.log.is_down = True
-        response = await api.client.post("/v1/events", json=click("e1"))
-        problem_of(response, 503)
-        assert response.headers["retry-after"] == "1"
-        # Reading goes on, and the same event can be sent again.
-        assert (await api.ask(user_id="u1"))["degraded"] is False
-        api.log.is_down = False
-        again = await api.client.post("/v1/events", json=click("e1"))
-        assert again.json()["results"][0]["status"] == "accepted"
-
-
-class TestDocs:
-    async def test_the_document_describes_every_route_with_bodies_and_answers(self, api: Installation) -> None:
-        document = (await api.client.get("/openapi.json")).json()
-        assert set(document["paths"]) == {
-            "/v1/recommendations", "/v1/similar", "/v1/events", "/v1/pixel.gif", "/v1/track", "/v1/identify",
-            "/v1/alias", "/v1/page", "/v1/batch", "/mp/collect", "/health/live", "/health/ready", "/metrics",
-            "/v1/items", "/v1/items/{item_id}", "/v1/users", "/v1/users/{user_id}", "/v1/nightjar.js",
-            "/v1/recommendations/batch", "/v1/rank", "/v1/pages/{page}", "/v1/trending", "/v1/bought-together",
-            "/v1/buy-again", "/v1/continue", "/v1/new", "/v1/users/{user_id}/profile",
-            "/v1/decisions/{recommendation_id}",
-        }  # fmt: skip
-        text = json.dumps(document)
-        names = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
-        assert names >= {"RecommendationRequest", "RecommendationResponse", "SimilarRequest", "Problem", "Context"}
-        assert names <= set(document["components"]["schemas"])  # no reference leads nowhere
-
-    async def test_the_examples_work(self, api: Installation) -> None:
-        examples = schemas.RecommendationRequest.model_config["json_schema_extra"]["examples"]
-        assert len(examples) == 2
-        for example in examples:
-            assert (await api.client.post("/v1/recommendations", json=example)).status_code == 200
-
-    async def test_the_page_needs_nothing_from_elsewhere(self, api: Installation) -> None:
-        page = (await api.client.get("/docs")).text
-        assert "openapi.json" in page
-        assert "://" not in page
-
-
-async def test_metrics_tell_what_happened(api: Installation) -> None:
-    names = (
-        'nightjar_api_requests_total{route="/v1/recommendations",status="200"}',
-        'nightjar_api_slates_total{fallback_level="personal"}',
-    )
-    before = [await metric(api, name) for name in names]
-    await api.ask(user_id="u1")
-    assert [await metric(api, name) for name in names] == [value + 1 for value in before]

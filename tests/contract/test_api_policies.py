@@ -15,7 +15,7 @@ from serving.api import schemas
 from serving.main import create_app
 from serving.pipeline.policy import SlatePolicy
 from serving.settings import ServingSettings
-from tests.contract.test_api_http import Installation, ids, shop
+from tests.http_world import Installation, ids, shop
 from tests.serving_builders import Shop
 
 

@@ -53,7 +53,7 @@ from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.placements import Placements
 from serving.pipeline.values import Reason, SlateItem
 from serving.settings import ServingSettings
-from tests.contract.test_api_http import ITEMS, NOW, SECOND, shop
+from tests.http_world import ITEMS, NOW, SECOND, shop
 from tests.serving_builders import TENANT
 
 PLACEMENTS = Placements()
