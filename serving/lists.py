@@ -116,7 +116,9 @@ class Lists:
         slate = rank_given(
             wanted.item_ids, request, asker.person, asker.catalogue, self._tuning, now_micros=now, timer=self._timer
         )
-        unknown = [item.item_id for item in slate.items if item.item_number == UNKNOWN_ITEM]
+        unknown: list[str] = []
+        if slate.items and slate.items[-1].item_number == UNKNOWN_ITEM:  # they come last
+            unknown = [item.item_id for item in slate.items if item.item_number == UNKNOWN_ITEM]
         return Built(slate, more={"unknown_item_ids": unknown}, inputs={"item_ids": list(wanted.item_ids)})
 
     def _similar(self, wanted: ListQuestion, catalogue: Catalogue, request: SlateRequest, now: int) -> Built:

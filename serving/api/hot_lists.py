@@ -25,6 +25,7 @@ from serving.api.services import Services
 from serving.api.tally import RequestTally
 from serving.api.visits import Visit, Visits
 from serving.lists import BUY_AGAIN, RANK, TRENDING, ListQuestion
+from serving.native import parts
 from serving.pipeline.trending import WINDOW_WORDS, Votes
 from serving.recommender import Asker
 
@@ -188,12 +189,8 @@ class HotLists:
 
 def are_ids(values: list[Any]) -> bool:
     """Whether all of them are ids, as `is_id` says of one."""
-    if set(map(type, values)) != {str}:
-        return not values
-    if max(map(len, values)) <= 256 and min(map(len, values)) > 0:
-        joined = "".join(values)
-        if joined.isascii() and "\x00" not in joined:
-            return True
+    if parts.ranking is not None and parts.ranking.are_plain_ids(values):
+        return True
     return all(map(is_id, values))
 
 

@@ -14,7 +14,9 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 PURE_PYTHON = "NIGHTJAR_PURE_PYTHON"
-PARTS = ("columns", "reasons", "records", "slates", "subjects", "votes", "work", "writing")
+PARTS = (
+    "columns", "order", "ranking", "reasons", "records", "slates", "subjects", "votes", "work", "writing",
+)  # fmt: skip
 """All of them work, or none does: some are made of others."""
 
 

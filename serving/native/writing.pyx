@@ -10,7 +10,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
-from libc.math cimport floor
+from libc.math cimport floor, signbit
 from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
@@ -123,6 +123,8 @@ cdef class Out:
                 while self.data[self.size - 1] == 48 and self.data[self.size - 2] != 46:
                     self.size -= 1
                 return 0
+        if score == 0 and not signbit(score):
+            return self.put(b"0.0", 3)
         return self.put_bytes(_dumps(round(value, 6)))
 
     cdef int put_text(self, object text) except -1:

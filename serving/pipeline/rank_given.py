@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from feature_repo.contracts.packing import NO_REASON, Source
 from feature_repo.contracts.session_blend import BELOW, normaliser
+from serving.native import parts
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.consent import as_allowed
 from serving.pipeline.explain import base_reasons, session_reasons
@@ -53,9 +54,28 @@ def rank_given(
     )
     clock.done("session")
     eligible = SlateFilter(catalogue, taken_out={}, now_micros=now_micros)
+    if parts.ranking is not None and not request.explain and type(session) is list:
+        ranked = parts.ranking.rank(item_ids, request, person, session, catalogue, tuning, now_micros)
+        if ranked is not None:
+            items, refused, unknown, personal, popular, weight, has_votes = ranked
+            for number in refused:
+                eligible.admits(number)  # counts it
+            rungs = _reports(person, catalogue, personal, popular)
+            level = _level(rungs, has_votes=has_votes)
+            return Slate(
+                items=_with_unknown(items, unknown, request.num_results),
+                fallback_level=level,
+                fallback_reason=fallback_reason(level, request, person, unavailable, personalized=personalized),
+                filtered=eligible.counts(),
+                rungs=rungs,
+                session=session,
+                session_weight=weight,
+                personalized=personalized,
+                stage_micros=clock.micros,
+            )
     excluded = request.exclude_item_ids
     places: dict[int, int] = {}
-    unknown: list[str] = []
+    unknown = []
     for place, item_id in enumerate(dict.fromkeys(item_ids)):
         if item_id in excluded:
             continue
@@ -93,13 +113,11 @@ def rank_given(
         source = Source.SESSION if by_session else _SOURCES[origin[0]]
         one = (number, item_id_of[number], scores[number], base, vote, source, reasons)
         items.append(tuple.__new__(SlateItem, one))  # what its constructor does, without the call
-    for item_id in unknown[: request.num_results - len(items)]:
-        items.append(SlateItem(UNKNOWN_ITEM, item_id, 0.0, 0.0, 0.0, Source.GIVEN, ()))
     clock.done("order")
 
-    level = "personal" if rungs[0].eligible else "session" if votes else "popular" if rungs[1].eligible else "given"
+    level = _level(rungs, has_votes=bool(votes))
     return Slate(
-        items=items,
+        items=_with_unknown(items, unknown, request.num_results),
         fallback_level=level,
         fallback_reason=fallback_reason(level, request, person, unavailable, personalized=personalized),
         filtered=eligible.counts(),
@@ -132,6 +150,22 @@ def _bases(
         for score, number in popular:
             bases[number] = score * top
             origins[number] = (int(Source.POPULARITY), NO_REASON, NO_REASON)
+    return bases, origins, _reports(person, catalogue, personal, len(popular))
+
+
+def _with_unknown(items: list[SlateItem], unknown: Sequence[str], wanted: int) -> list[SlateItem]:
+    """Behind the items those that the version does not know, as far as there are places."""
+    if unknown:
+        for item_id in unknown[: max(0, wanted - len(items))]:
+            items.append(SlateItem(UNKNOWN_ITEM, item_id, 0.0, 0.0, 0.0, Source.GIVEN, ()))
+    return items
+
+
+def _reports(person: Person, catalogue: Catalogue, personal: int, popular: int) -> list[RungReport]:
+    """Of how many of the items the list and popularity knew something."""
     offered = len(person.candidates or ())
-    rungs = [RungReport("personal", offered, personal), RungReport("popular", len(catalogue.popularity), len(popular))]
-    return bases, origins, rungs
+    return [RungReport("personal", offered, personal), RungReport("popular", len(catalogue.popularity), popular)]
+
+
+def _level(rungs: Sequence[RungReport], *, has_votes: bool) -> str:
+    return "personal" if rungs[0].eligible else "session" if has_votes else "popular" if rungs[1].eligible else "given"
