@@ -77,10 +77,10 @@ def recommendation_decision(
         inputs["store"] = False
     if more:
         inputs |= more
-    if parts.writing is not None and not slate.propensities:
+    if parts.writing is not None:
         written: bytes | None = parts.writing.decision(
             slate.items, answer.catalogue, recommendation_id, kind, placement, subject, hashed, slate.fallback_level,
-            slate.fallback_reason, answer.degraded, inputs, now_micros,
+            slate.fallback_reason, answer.degraded, inputs, now_micros, slate.propensities,
         )  # fmt: skip
         if written is not None:
             return written

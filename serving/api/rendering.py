@@ -104,7 +104,8 @@ def render_answer(
     """The body of a recommendation."""
     slate = answer.slate
     session_micros = slate.session[-1].micros if slate.session else None
-    if parts.writing is not None and not explain and not include and len(slate.items) >= num_results:
+    is_short = len(slate.items) < num_results
+    if parts.writing is not None and not explain and not include:
         written: bytes | None = parts.writing.answer(
             slate.items,
             answer.catalogue,
@@ -118,6 +119,7 @@ def render_answer(
             answer.feature_micros if slate.personalized else None,
             session_micros,
             answer.changes_micros,
+            slate.filtered if is_short else None,
         )
         if written is not None:
             return written
@@ -135,7 +137,7 @@ def render_answer(
         session_micros=session_micros,
         changes_micros=answer.changes_micros,
     )
-    if explain or len(slate.items) < num_results:
+    if explain or is_short:
         body["filtered"] = slate.filtered
     if explain:
         body["trace"] = {

@@ -17,6 +17,7 @@ def answer(
     feature_micros: int | None,
     session_micros: int | None,
     changes_micros: int | None,
+    filtered: Mapping[str, int] | None = None,
 ) -> bytes | None: ...
 def decision(
     items: Sequence[SlateItem],
@@ -31,4 +32,5 @@ def decision(
     degraded: Sequence[str],
     inputs: Mapping[str, Any],
     now_micros: int,
+    propensities: Sequence[float] = (),
 ) -> bytes | None: ...

@@ -333,8 +333,9 @@ def answer(
     object feature_micros,
     object session_micros,
     object changes_micros,
+    object filtered=None,
 ):
-    """`rendering.render_answer` of a whole slate without explanations; None when the twin has to write."""
+    """`rendering.render_answer` without explanations; None when the twin has to write. `filtered`: of a short slate."""
     cdef Out out = _free.pop() if _free else Out()
     out.size = 0
     try:
@@ -371,6 +372,9 @@ def answer(
         if degraded:
             out.put_bytes(b',"degraded_reasons":')
             out.put_bytes(_dumps(degraded))
+        if filtered is not None:
+            out.put_bytes(b',"filtered":')
+            out.put_bytes(_dumps(filtered))
         out.put_bytes(b"}")
         return PyBytes_FromStringAndSize(out.data, out.size)
     except (KeyError, OverflowError, TypeError, ValueError, AttributeError):
@@ -392,8 +396,9 @@ def decision(
     object degraded,
     object inputs,
     int64_t now_micros,
+    object propensities=(),
 ):
-    """`decisions._payload` of a slate of which nothing was left to chance; None when the twin has to write."""
+    """`decisions._payload`; None when the twin has to write."""
     cdef Out out = _free.pop() if _free else Out()
     cdef Items prepared
     cdef Written* written
@@ -441,11 +446,16 @@ def decision(
             out.put_int((<tuple>(<list>items)[at])[5])
             out.put_bytes(b",")
         out.size -= count > 0
-        out.put_bytes(b'],"rules":[],"propensities":[')
-        for at in range(count):
-            out.put_bytes(b"1.0,")
-        out.size -= count > 0
-        out.put_bytes(b'],"experiments":[],"inputs":')
+        out.put_bytes(b'],"rules":[],"propensities":')
+        if propensities:
+            out.put_bytes(_dumps(propensities))
+        else:
+            out.put_bytes(b"[")
+            for at in range(count):
+                out.put_bytes(b"1.0,")
+            out.size -= count > 0
+            out.put_bytes(b"]")
+        out.put_bytes(b',"experiments":[],"inputs":')
         out.put_bytes(_dumps(inputs))
         out.put_bytes(b"}")
         return PyBytes_FromStringAndSize(out.data, out.size)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 KEEP, SESSION, EXCLUDE = "keep", "session", "exclude"
@@ -50,8 +51,14 @@ class SlateRules:
 
     def said(self) -> dict[str, Any]:
         """Only what differs from the defaults."""
-        mine, plain = asdict(self), asdict(NO_RULES)
-        return {name: value for name, value in mine.items() if value != plain[name]}
+        return dict(_said(self))
+
+
+@lru_cache(maxsize=1024)
+def _said(rules: SlateRules) -> Mapping[str, Any]:
+    plain = SlateRules()
+    said = {one.name: (getattr(rules, one.name), getattr(plain, one.name)) for one in fields(SlateRules)}
+    return {name: value for name, (value, usual) in said.items() if value != usual}
 
 
 NO_RULES = SlateRules()

@@ -15,18 +15,19 @@ from feature_repo.contracts.events import subject_key
 from feature_repo.contracts.filter_language import depends_on_request, parse_filter
 from feature_repo.contracts.packing import NO_REASON, SessionEvent, SessionState, Source
 from feature_repo.contracts.session_blend import BELOW, normaliser
-from serving.pipeline.candidates import Rung
+from serving.native import parts
+from serving.pipeline.candidates import Rung, ladder
 from serving.pipeline.caps import SlateCaps
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.diversity import DiverseOrder, discounted
 from serving.pipeline.exploration import EXPLORED_POOL, explore
-from serving.pipeline.fatigue import fatigued, left_alone
+from serving.pipeline.fatigue import Showings, fatigued, left_alone
 from serving.pipeline.item_filters import NOBODY, Admits, filter_items, matching_numbers, named_categories
 from serving.pipeline.order import order_candidates
 from serving.pipeline.personal_rules import person_facts, ruled_exclusions
 from serving.pipeline.policy import SlatePolicy
 from serving.pipeline.rotation import DAY_MICROS, rotated, rotation_seed
-from serving.pipeline.values import Pool, RungReport, SlateRequest
+from serving.pipeline.values import Person, Pool, RungReport, SlateItem, SlateRequest, Tuning
 
 PLACEMENT_FILTER, REQUEST_FILTER = "placement_filter", "filter"
 BELOW_MIN_RELEVANCE, UNKNOWN_ITEM = "below_min_relevance", "unknown_item"
@@ -120,6 +121,32 @@ class RuledSlate:
             or rules.max_per_category or rules.max_per_brand or rules.min_relevance
         )  # fmt: skip
 
+    def arranged(self, person: Person, tuning: Tuning) -> tuple[list[SlateItem], list[RungReport], float] | None:
+        """The whole slate in native code: (items, rungs, weight of the session). None when it has to be made here."""
+        rules, request, catalogue = self._rules, self._request, self._catalogue
+        if parts.ruled is None or request.explain or self._given is not None or not self.arranges:
+            return None
+        found = parts.ruled.arrange(
+            rules,
+            request,
+            person,
+            self._session,
+            catalogue,
+            tuning,
+            self._now_micros,
+            self._taken_out,
+            [passes for _, passes in self._filters],
+            self.rungs(ladder(catalogue, request, person)),
+            self._depth,
+            self._rotation_seed() if rules.rotation > 0 else 0,
+            self._shown() if rules.fatigue > 0 else {},
+            self._policy.seed,
+        )
+        if found is None:
+            return None
+        items, reports, weight, self.propensities = found
+        return items, reports, weight
+
     def candidates(self, rungs: Iterator[Rung]) -> tuple[Pool, list[RungReport]]:
         """Eligible candidates, rung by rung, until there are some more than places: of the person's own list all, of
         the others no more than are wanted (all with explain). Behind the rungs of every answer come the lists of the
@@ -209,12 +236,16 @@ class RuledSlate:
             counted[UNKNOWN_ITEM] = self._unknown
         return dict(sorted(counted.items()))
 
+    @property
+    def _depth(self) -> int:
+        return max(4 * self._request.num_results, LOOKED_AT)
+
     def _ordered(self, scores: Mapping[int, float]) -> tuple[list[int], list[int]]:
         """(the slate, the next best items that may stand beside it)."""
         rules, size, item_ids = self._rules, self._request.num_results, self._catalogue.item_ids
         self._passed_over = {}
         scores = self._relevant(scores)
-        depth = max(4 * size, LOOKED_AT)
+        depth = self._depth
         near = order_candidates(scores, depth, item_ids)
         adjusted = self._adjusted(near, scores)
         if adjusted is not scores:
@@ -248,21 +279,30 @@ class RuledSlate:
 
     def _adjusted(self, near: Sequence[int], scores: Mapping[int, float]) -> Mapping[int, float]:
         """The scores that decide about the order among the best; not those that are answered."""
-        rules, request = self._rules, self._request
+        rules = self._rules
         if rules.rotation == 0 and rules.fatigue == 0:
             return scores
         adjusted = {number: scores[number] for number in near}
         if rules.rotation > 0:
-            names_somebody = request.user_id is not None or request.anonymous_id is not None
-            subject = subject_key(request.user_id, request.anonymous_id) if names_somebody else None
-            adjusted = rotated(adjusted, rotation=rules.rotation, seed=rotation_seed(subject, self._now_micros))
+            adjusted = rotated(adjusted, rotation=rules.rotation, seed=self._rotation_seed())
         if rules.fatigue > 0:
-            numbers = self._catalogue.numbers
             span = rules.fatigue_days * DAY_MICROS
-            left = left_alone(self._state, self._session, since_micros=self._now_micros - span)
-            shown = {numbers[item_id]: showings for item_id, showings in left.items() if item_id in numbers}
-            adjusted = fatigued(adjusted, shown, fatigue=rules.fatigue, span_micros=span, now_micros=self._now_micros)
+            adjusted = fatigued(
+                adjusted, self._shown(), fatigue=rules.fatigue, span_micros=span, now_micros=self._now_micros
+            )  # fmt: skip
         return adjusted
+
+    def _rotation_seed(self) -> int:
+        request = self._request
+        names_somebody = request.user_id is not None or request.anonymous_id is not None
+        subject = subject_key(request.user_id, request.anonymous_id) if names_somebody else None
+        return rotation_seed(subject, self._now_micros)
+
+    def _shown(self) -> dict[int, Showings]:
+        """Item number -> its showings that were left alone."""
+        numbers, since = self._catalogue.numbers, self._now_micros - self._rules.fatigue_days * DAY_MICROS
+        left = left_alone(self._state, self._session, since_micros=since)
+        return {numbers[item_id]: showings for item_id, showings in left.items() if item_id in numbers}
 
     def _take(
         self,

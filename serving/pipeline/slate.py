@@ -83,6 +83,16 @@ def build_slate(
         eligible = ruled = RuledSlate(
             request.policy, request, catalogue, state=person.session, session=session, now_micros=now_micros
         )
+        arranged = ruled.arranged(person, tuning)
+        if arranged is not None:
+            items, rungs, weight = arranged
+            if not request.policy.reasons:
+                items = [item._replace(reasons=()) for item in items]
+            level = fallback_level(rungs, items)
+            reason = fallback_reason(level, request, person, unavailable, personalized=personalized)
+            return Slate(
+                items, level, reason, {}, rungs, session, weight, personalized, {}, ruled.propensities, ruled.trace
+            )
     else:
         exclusions = personal_exclusions(
             catalogue, state=person.session, session=session, exclude_item_ids=request.exclude_item_ids

@@ -100,10 +100,12 @@ def answer_of(catalogue: Catalogue, items: list[SlateItem], **more: Any) -> Answ
     return Answer(Slate(items=items, **{**about, **more}), catalogue, 1, **circumstances)
 
 
-def body(answer: Answer, *, placement: str = "default", took_micros: int = 531) -> bytes:
+def body(
+    answer: Answer, *, placement: str = "default", took_micros: int = 531, wanted: int | None = None
+) -> bytes:  # fmt: skip
     return render_answer(
-        answer, recommendation_id="id1", placement=placement, num_results=len(answer.slate.items), explain=False,
-        now_micros=NOW, took_micros=took_micros,
+        answer, recommendation_id="id1", placement=placement, num_results=wanted or len(answer.slate.items),
+        explain=False, now_micros=NOW, took_micros=took_micros,
     )  # fmt: skip
 
 
@@ -186,6 +188,16 @@ def test_reasons_that_are_gone_are_not_mistaken_for_new_ones(catalogue: Catalogu
     assert catalogue.remember("reasons as JSON") == {}  # that is the twin's
 
 
+def test_chances_and_what_was_taken_out_of_a_short_slate(catalogue: Catalogue, writer: Writer) -> None:
+    drawn = answer_of(catalogue, [item(catalogue, 2, 0.5)], propensities=(0.25,), filtered={"bought": 2, "hidden": 1})
+    assert json.loads(writer.write(lambda: decision(drawn, SlateRequest(1))))["propensities"] == [0.25]
+    short = json.loads(writer.write(lambda: body(drawn, wanted=2)))
+    assert list(short)[-1] == "filtered"
+    assert short["filtered"] == {"bought": 2, "hidden": 1}
+    assert "filtered" not in json.loads(writer.write(lambda: body(drawn)))
+    assert writer.native_texts == 3
+
+
 def test_the_twin_writes_what_is_odd(catalogue: Catalogue, writer: Writer) -> None:
     unknown = SlateItem(-1, "elsewhere", 0.5, 0.0, 0.0, Source.GIVEN, ())
     given = answer_of(catalogue, [item(catalogue, 2, 0.5), unknown])
@@ -194,8 +206,6 @@ def test_the_twin_writes_what_is_odd(catalogue: Catalogue, writer: Writer) -> No
     assert (
         json.loads(writer.write(lambda: decision(given, SlateRequest(2, "half \ud800"))))["subject"] == "u:half \ud800"
     )
-    drawn = answer_of(catalogue, [item(catalogue, 2, 0.5)], propensities=(0.25,))
-    assert json.loads(writer.write(lambda: decision(drawn, SlateRequest(1))))["propensities"] == [0.25]
     ancient = answer_of(catalogue, [], changes_micros=-(10**18))
     assert json.loads(writer.write(lambda: body(ancient)))["freshness"]["catalogue"] > 1e11
     assert writer.native_texts == 0

@@ -1,0 +1,24 @@
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from feature_repo.contracts.packing import SessionEvent
+from serving.pipeline.candidates import Rung
+from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.policy import SlateRules
+from serving.pipeline.values import Person, RungReport, SlateItem, SlateRequest, Tuning
+
+def arrange(
+    rules: SlateRules,
+    request: SlateRequest,
+    person: Person,
+    session: Sequence[SessionEvent],
+    catalogue: Catalogue,
+    tuning: Tuning,
+    now_micros: int,
+    taken_out: Mapping[int, str],
+    filters: Sequence[Callable[[int], bool]],
+    rungs: Iterator[Rung],
+    depth: int,
+    rotation_seed: int,
+    shown: Mapping[int, tuple[int, int]],
+    exploration_seed: str,
+) -> tuple[list[SlateItem], list[RungReport], float, list[float]] | None: ...

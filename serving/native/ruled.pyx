@@ -1,0 +1,572 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
+"""A slate that a policy arranges, in native code. Its twin is `pipeline.ruled_slate` with what it calls; that says what
+is right.
+
+What is odd is declined, as in `slates`, and so is a slate that would be short: that one is filled from the lists that are
+left, and tells what its filters took out.
+"""
+
+import builtins
+
+from libc.math cimport isfinite, pow
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from serving.native.columns cimport Column, Columns, columns_of
+from serving.native.order cimport Room, sort_places
+from serving.native.reasons cimport explain
+from serving.native.shelves cimport EMPTY, NOWHERE, Shelves, shelves_of
+from serving.native.votes cimport Votes
+from serving.native.work cimport MOST, Entry, Work, give_back, take_work
+
+from feature_repo.contracts.events import DISMISSING_TYPES
+from feature_repo.contracts.packing import CANDIDATE_ROW, NO_REASON, CandidateRows
+from feature_repo.contracts.session_blend import BELOW, FLOOR
+from serving.native.columns import Declined
+from serving.pipeline.diversity import SAME_BRAND
+from serving.pipeline.exploration import EXPLORED_POOL, explore
+from serving.pipeline.rotation import DAY_MICROS
+from serving.pipeline.values import RungReport
+
+
+cdef enum:
+    ROW_BYTES = 17  # of a candidate: number u32, score f32, source u8, two reasons u32
+    MOST_PLACES = 512
+
+assert CANDIDATE_ROW.size == ROW_BYTES and CANDIDATE_ROW.format == "<IfBII"
+
+cdef uint32_t NONE = NO_REASON
+cdef double _BELOW = BELOW
+cdef double _FLOOR = FLOOR
+cdef double _SAME_BRAND = SAME_BRAND
+cdef double _UNIT = 2.0**-53
+cdef int64_t _DAY_MICROS = DAY_MICROS
+cdef Py_ssize_t _EXPLORED_POOL = EXPLORED_POOL
+cdef object _DISMISSING = frozenset(DISMISSING_TYPES)
+cdef object _tuple_of = tuple.__new__
+cdef object _sum = builtins.sum  # not written out by the compiler: Python's own rounds as it does
+cdef list _free_rooms = []
+
+
+cdef struct Near:
+    uint32_t place        # of its entry
+    int32_t category      # by its place among the categories of the near ones
+    int32_t brand
+    int32_t group
+    int32_t heard         # the take of which a neighbour was looked at
+    bint is_gone
+    bint has_brand        # that of a place above
+    bint has_group
+    double worth
+    double neighbour      # the largest similarity to a place above
+    double value
+
+
+cdef class Caps:
+    """`caps.SlateCaps`."""
+
+    cdef Shelves shelves
+    cdef int32_t categories[MOST_PLACES]
+    cdef int32_t brands[MOST_PLACES]
+    cdef int32_t groups[MOST_PLACES]
+    cdef Py_ssize_t count, most_category, most_brand, depth
+    cdef bint by_group
+
+    cdef bint refuses(self, uint32_t number) except -1:
+        cdef int32_t mine
+        cdef Py_ssize_t at, same = 0
+        if self.by_group:
+            mine = self.shelves.group(number)
+            if mine > EMPTY:
+                for at in range(self.count):
+                    if self.groups[at] == mine:
+                        return True
+        if self.most_category:
+            mine = self.shelves.category(number)
+            if mine != 0:
+                mine = self.shelves.cut(mine, self.depth)
+                same = 0
+                for at in range(self.count):
+                    same += self.categories[at] == mine
+                if same >= self.most_category:
+                    return True
+        if self.most_brand:
+            mine = self.shelves.brand(number)
+            if mine > EMPTY:
+                same = 0
+                for at in range(self.count):
+                    same += self.brands[at] == mine
+                if same >= self.most_brand:
+                    return True
+        return False
+
+    cdef int take(self, uint32_t number) except -1:
+        cdef int32_t category
+        if self.count == MOST_PLACES:
+            raise Declined
+        self.categories[self.count] = self.brands[self.count] = self.groups[self.count] = -1
+        if self.by_group:
+            self.groups[self.count] = self.shelves.group(number)
+        if self.most_category:
+            category = self.shelves.category(number)
+            if category != 0:
+                self.categories[self.count] = self.shelves.cut(category, self.depth)
+        if self.most_brand:
+            self.brands[self.count] = self.shelves.brand(number)
+        self.count += 1
+        return 0
+
+
+cdef class Ruled(Votes):
+    """One slate under way."""
+
+    cdef list filters
+    cdef Shelves shelves
+    cdef Py_ssize_t candidate_count
+
+    cdef bint admits(self, Entry* entry) except -1:
+        """`RuledSlate.admits`, remembered in the entry."""
+        if entry.is_refused >= 0:
+            return not entry.is_refused
+        if Votes.admits(self, entry) and self.filters:
+            number = entry.number
+            for passes in self.filters:
+                if not passes(number):
+                    entry.is_refused = 1
+                    break
+        return not entry.is_refused
+
+    cdef int exclude_ruled(self, object taken_out, list session, object dismissed) except -1:
+        """What the rules take out, and `silenced_items`."""
+        for number in taken_out:
+            self.work.enter(<uint32_t>number).is_excluded = True
+        for event in session:
+            if (<tuple>event)[1] in _DISMISSING:
+                self.exclude((<tuple>event)[3], True)
+        for mark in dismissed:
+            self.exclude((<tuple>mark)[1], True)
+        return 0
+
+    cdef int vote(self, list session, object tuning, double most) except -1:
+        """`count_votes` of all, with the weight of the session; how many items have votes."""
+        cdef Py_ssize_t at
+        cdef double total
+        self.weight = 0.0
+        if not session:
+            return 0
+        self.cast_ballots(session, tuning)
+        if not self.work.ballot_count or not self.count_votes():  # with no weight nothing is left out
+            return 0
+        total = _sum([self.work.ballots[at].weight for at in range(self.work.ballot_count)])
+        if total == -1:
+            raise Declined
+        self.weight = most * total / (total + 1)
+        if not (isfinite(self.weight) and self.weight >= 0):
+            raise Declined
+        return 1
+
+    cdef Py_ssize_t climb(self, object rows, object source, Py_ssize_t wanted, double* ceiling) except -1:
+        """One rung of `RuledSlate._fill`: takes its candidates; how many."""
+        cdef Py_ssize_t before = self.candidate_count, at, count = len(rows)
+        cdef double lowest = ceiling[0], top, last, base
+        cdef bint is_packed = type(rows) is CandidateRows
+        cdef uint32_t origin = 0, number
+        cdef Column record = None
+        cdef const uint8_t* packed = NULL
+        cdef Entry* entry
+        if is_packed:
+            record = Column(rows.packed, ROW_BYTES)
+            packed = <const uint8_t*>record.data
+            if count > record.size:
+                raise Declined
+            top, last = _score_at(packed, 0), _score_at(packed, count - 1)
+        else:
+            top, last = <object>rows[0][1], <object>rows[count - 1][1]
+        if source is None:
+            if not is_packed:
+                raise Declined
+        else:
+            origin = <object>int(source)
+        if last > 0 and top == 0:
+            raise Declined
+        for at in range(count):
+            if is_packed:
+                memcpy(&number, packed + at * ROW_BYTES, 4)
+                base = _score_at(packed, at)
+            else:
+                row = rows[at]
+                number, base = row[0], row[1]
+            entry = self.work.enter(number)
+            if entry.base > 0 or not self.admits(entry):
+                continue
+            if last > 0:
+                base = base / top
+            elif top - last > 0:
+                base = (base - last) / (top - last)
+            else:
+                base = 1.0
+            if base < _FLOOR:
+                base = _FLOOR
+            base = ceiling[0] * base
+            if not base > 0:
+                continue
+            if not isfinite(base):
+                raise Declined
+            entry.base = lowest = base
+            entry.source, entry.first, entry.second = origin, NONE, NONE
+            if source is None:
+                entry.source = packed[at * ROW_BYTES + 8]
+                memcpy(&entry.first, packed + at * ROW_BYTES + 9, 4)
+                memcpy(&entry.second, packed + at * ROW_BYTES + 13, 4)
+            self.candidate_count += 1
+            if source is not None and self.candidate_count >= wanted:
+                break
+        if self.candidate_count > before:
+            ceiling[0] = lowest * _BELOW
+        return self.candidate_count - before
+
+    cdef Py_ssize_t score(self, bint has_votes, double least, uint32_t* ranked, double* keys) except -1:
+        """`score_candidates` of all, and `min_relevance`: fills `ranked` and `keys`; how many are left."""
+        cdef Work work = self.work
+        cdef double share = 1 + self.weight
+        cdef Py_ssize_t at, count = 0
+        cdef Entry* entry
+        for at in range(work.entry_count):
+            entry = &work.entries[at]
+            if entry.base > 0:
+                entry.score = (entry.base + self.weight * entry.vote) / share if has_votes else entry.base
+            elif entry.vote > 0:
+                entry.score = self.weight * entry.vote / share
+            else:
+                continue
+            if not isfinite(entry.score):
+                raise Declined
+            if least > 0 and entry.score < least:
+                continue
+            keys[at] = entry.score
+            ranked[count] = <uint32_t>at
+            count += 1
+        return count
+
+    cdef int lead(self, Py_ssize_t wanted) except -1:
+        """`leading_candidates`."""
+        cdef Work work = self.work
+        cdef Py_ssize_t at, to, count = 0
+        cdef double base, other
+        cdef list item_ids = self.columns.item_ids
+        for at in range(work.entry_count):
+            base = work.entries[at].base
+            if not base > 0:
+                continue
+            to = count
+            while to > 0:
+                other = work.entries[work.order[to - 1]].base
+                if base < other or base == other and not (
+                    item_ids[work.entries[at].number] < item_ids[work.entries[work.order[to - 1]].number]
+                ):
+                    break
+                if to < wanted:
+                    work.order[to] = work.order[to - 1]
+                to -= 1
+            if to < wanted:
+                work.order[to] = <uint32_t>at
+                count = min(count + 1, wanted)
+        for at in range(count):
+            work.entries[work.order[at]].is_leading = True
+        return 0
+
+
+cdef inline double _score_at(const uint8_t* packed, Py_ssize_t at) noexcept:
+    cdef float score
+    memcpy(&score, packed + at * ROW_BYTES + 4, 4)
+    return <double>score
+
+
+cdef inline double _chance(uint64_t value) noexcept:
+    """`rotation._chance`."""
+    value = (value ^ (value >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
+    value = (value ^ (value >> 27)) * <uint64_t>0x94D049BB133111EB
+    return <double>((value ^ (value >> 31)) >> 11) * _UNIT
+
+
+cdef class Diverse:
+    """`diversity.DiverseOrder` over the near ones. Whose value is the least of all now is handed out next: so it is with
+    the heap of the twin, which values again whoever comes to its top, as values only grow."""
+
+    cdef Ruled ruled
+    cdef Near* near
+    cdef int32_t* near_at       # by place of the entry; -1: not near
+    cdef int32_t* categories    # those of the near ones
+    cdef double* to_category
+    cdef uint8_t* is_taken
+    cdef Py_ssize_t count, category_count
+    cdef int32_t takes
+    cdef double diversity
+
+    cdef int begin(self, const double* keys) except -1:
+        cdef Py_ssize_t at, of
+        cdef double top = 0.0, key
+        cdef int32_t category
+        cdef uint32_t number
+        cdef Near* one
+        cdef Shelves shelves = self.ruled.shelves
+        for at in range(self.count):
+            key = keys[self.near[at].place]
+            top = key if at == 0 or key > top else top
+        for at in range(self.count):
+            one = &self.near[at]
+            number = self.ruled.work.entries[one.place].number
+            category = shelves.category(number)
+            for of in range(self.category_count):
+                if self.categories[of] == category:
+                    break
+            else:
+                of = self.category_count
+                self.categories[of], self.to_category[of] = category, 0.0
+                self.is_taken[of] = category == 0
+                self.category_count += 1
+            one.category = <int32_t>of
+            one.brand, one.group = shelves.brand(number), shelves.group(number)
+            one.heard = -1
+            one.is_gone = one.has_brand = one.has_group = False
+            one.neighbour = 0.0
+            one.worth = (1 - self.diversity) * (keys[one.place] / top if top > 0 else 0.0)
+            one.value = self.diversity * 0.0 - one.worth
+        return 0
+
+    cdef Py_ssize_t next(self) noexcept:
+        """The place among the near ones of the next; -1: none is left."""
+        cdef Py_ssize_t at, best = -1
+        for at in range(self.count):
+            if not self.near[at].is_gone and (best < 0 or self.near[at].value < self.near[best].value):
+                best = at
+        if best >= 0:
+            self.near[best].is_gone = True
+        return best
+
+    cdef int take(self, Py_ssize_t place) except -1:
+        """It has a place now: what is like it is worth less."""
+        cdef Near* mine = &self.near[place]
+        cdef Near* one
+        cdef Columns columns = self.ruled.columns
+        cdef Work work = self.ruled.work
+        cdef const uint32_t* numbers = <const uint32_t*>columns.neighbours.data
+        cdef const float* similarities = <const float*>columns.similarities.data
+        cdef Py_ssize_t at, start = 0, end = 0
+        cdef uint32_t number = work.entries[mine.place].number
+        cdef double likeness, nearest
+        cdef Entry* entry
+        cdef int32_t near_at
+        if not self.is_taken[mine.category]:
+            self.is_taken[mine.category] = True
+            for at in range(self.category_count):
+                likeness = self.ruled.shelves.likeness(self.categories[mine.category], self.categories[at])
+                if likeness > self.to_category[at]:
+                    self.to_category[at] = likeness
+        if <Py_ssize_t>number < columns.offsets.size - 1:
+            start = (<const uint32_t*>columns.offsets.data)[number]
+            end = (<const uint32_t*>columns.offsets.data)[number + 1]
+            end = min(end, min(columns.neighbours.size, columns.similarities.size))
+        for at in range(end - 1, start - 1, -1):  # of a neighbour that is named twice the last one counts
+            entry = work.find(numbers[at])
+            if entry is NULL:
+                continue
+            near_at = self.near_at[entry - work.entries]
+            if near_at < 0 or self.near[near_at].heard == self.takes:
+                continue
+            one = &self.near[near_at]
+            one.heard = self.takes
+            if one.neighbour < similarities[at]:
+                one.neighbour = similarities[at] if similarities[at] < 1.0 else 1.0
+        self.takes += 1
+        for at in range(self.count):
+            one = &self.near[at]
+            if one.is_gone:
+                continue
+            if mine.brand != NOWHERE and one.brand == mine.brand:
+                one.has_brand = True
+            if mine.group != NOWHERE and one.group == mine.group:
+                one.has_group = True
+            if one.has_group:
+                nearest = 1.0
+            else:
+                nearest = self.to_category[one.category]
+                if one.neighbour > nearest:
+                    nearest = one.neighbour
+                if one.has_brand and _SAME_BRAND > nearest:
+                    nearest = _SAME_BRAND
+            one.value = self.diversity * nearest - one.worth
+        return 0
+
+
+def arrange(
+    object rules, object request, object person, list session, object catalogue, object tuning, object now_micros,
+    object taken_out, list filters, object rungs, Py_ssize_t depth, object rotation_seed, object shown,
+    object exploration_seed,
+):
+    """(items, rungs, weight of the session, propensities) of `RuledSlate` for a request that is allowed, names no items
+    and is not to be explained; None when the twin has to answer.
+
+    filters   those of placement and request, by item number
+    depth     how many of the best are put into a new order
+    shown     item number -> `fatigue.Showings`
+    """
+    cdef Columns columns = columns_of(catalogue)
+    cdef Ruled ruled
+    cdef Room room
+    if columns is None or not columns.are_of(catalogue) or not 0 < request.num_results <= MOST_PLACES // 4:
+        return None
+    ruled = Ruled.__new__(Ruled)
+    ruled.columns = columns
+    ruled.work = take_work()
+    room = _free_rooms.pop() if _free_rooms else Room()
+    try:
+        ruled.shelves = shelves_of(catalogue)
+        ruled.filters = filters
+        ruled.now_micros = now_micros
+        ruled.has_times = bool(columns.expire) or bool(columns.available)
+        return _arrange(
+            ruled, room, rules, request, person, session, catalogue, tuning, taken_out, rungs, depth,
+            rotation_seed, shown, exploration_seed,
+        )
+    except (Declined, OverflowError, TypeError):
+        return None
+    finally:
+        give_back(ruled.work)
+        _free_rooms.append(room)
+
+
+cdef object _arrange(
+    Ruled ruled, Room room, object rules, object request, object person, list session, object catalogue,
+    object tuning, object taken_out, object rungs, Py_ssize_t depth, object rotation_seed, object shown,
+    object exploration_seed,
+):
+    cdef Work work = ruled.work
+    cdef Py_ssize_t size = request.num_results, wanted, count, near_count, at, of, chosen = 0
+    cdef double ceiling = 1.0, rotation = rules.rotation, fatigue = rules.fatigue, most, share
+    cdef double* keys
+    cdef int32_t* near_at
+    cdef uint32_t* ranked
+    cdef uint32_t* spare
+    cdef uint32_t* slate
+    cdef bint has_votes
+    cdef uint64_t seed
+    cdef int64_t span, age, micros
+    cdef Entry* entry
+    cdef Caps caps
+    cdef Diverse diverse
+    cdef list reports = [], spares, propensities
+    ruled.wanted = size
+    ruled.exclude_ruled(taken_out, session, person.session.dismissed)
+    most = tuning.session_weight if person.candidates else tuning.session_weight_alone
+    has_votes = ruled.vote(session, tuning, most)
+    wanted = max(3 * size, size + 20)
+    for rung in rungs:
+        name, rows, source = rung
+        of = ruled.climb(rows, source, wanted, &ceiling) if rows else 0
+        reports.append(_tuple_of(RungReport, (name, len(rows), of)))
+        if ruled.candidate_count >= wanted:
+            break
+
+    count = work.entry_count
+    keys = <double*>room.of(
+        count * (2 * sizeof(double) + 5 * sizeof(uint32_t)) + depth * sizeof(Near) + 64
+    )
+    diverse = Diverse.__new__(Diverse)
+    diverse.ruled = ruled
+    diverse.to_category = keys + count
+    diverse.near = <Near*>(keys + 2 * count)
+    ranked = <uint32_t*>(diverse.near + depth)
+    spare = ranked + count
+    slate = spare + count
+    near_at = <int32_t*>(slate + count)
+    diverse.near_at = near_at
+    diverse.categories = near_at + count
+    diverse.is_taken = <uint8_t*>spare  # nothing is sorted any more by then
+    count = ruled.score(has_votes, rules.min_relevance, ranked, keys)
+    sort_places(ranked, count, keys, spare, work, ruled.columns.item_ids)
+    near_count = min(depth, count)
+    memset(near_at, 0xFF, work.entry_count * sizeof(int32_t))
+    for at in range(near_count):
+        near_at[ranked[at]] = <int32_t>at
+    if rotation > 0:
+        seed = rotation_seed
+        for at in range(near_count):
+            entry = &work.entries[ranked[at]]
+            keys[ranked[at]] = entry.score * (1.0 - rotation * _chance(<uint64_t>entry.number ^ seed))
+    if fatigue > 0:
+        span = <int64_t>rules.fatigue_days * _DAY_MICROS
+        for number, showings in shown.items():
+            entry = work.find(<uint32_t>number)
+            if entry is NULL or near_at[entry - work.entries] < 0:
+                continue
+            micros = showings[0]
+            age = ruled.now_micros - micros
+            age = 0 if age < 0 else age
+            if age < span:
+                of = entry - work.entries
+                share = 1.0 - fatigue * (1.0 - <double>age / <double>span)
+                keys[of] = keys[of] * pow(share, <double>showings[1])
+    if rotation > 0 or fatigue > 0:
+        for at in range(near_count):
+            if not isfinite(keys[ranked[at]]):
+                raise Declined
+        sort_places(ranked, near_count, keys, spare, work, ruled.columns.item_ids)
+
+    caps = Caps.__new__(Caps)
+    caps.shelves = ruled.shelves
+    caps.by_group = bool(rules.one_per_group) and ruled.shelves.group_column is not None
+    caps.most_category = 0 if rules.max_per_category is None else rules.max_per_category
+    caps.depth = 0 if rules.category_depth is None else rules.category_depth
+    caps.most_brand = 0 if rules.max_per_brand is None or ruled.shelves.brand_column is None else rules.max_per_brand
+    at = 0
+    if rules.diversity != 0:
+        diverse.diversity = rules.diversity
+        diverse.count = near_count
+        for of in range(near_count):
+            diverse.near[of].place = ranked[of]
+            near_at[ranked[of]] = <int32_t>of
+        diverse.begin(keys)
+        while chosen < size:
+            of = diverse.next()
+            if of < 0:
+                break
+            if caps.refuses(work.entries[ranked[of]].number):
+                continue
+            caps.take(work.entries[ranked[of]].number)
+            slate[chosen] = ranked[of]
+            chosen += 1
+            if chosen < size:
+                diverse.take(of)
+        at = near_count
+    while chosen < size and at < count:
+        if not caps.refuses(work.entries[ranked[at]].number):
+            caps.take(work.entries[ranked[at]].number)
+            slate[chosen] = ranked[at]
+            chosen += 1
+        at += 1
+    if chosen < size:
+        return None
+
+    propensities = [1.0] * size
+    if rules.exploration > 0:
+        for at in range(chosen):
+            near_at[slate[at]] = -2  # it has a place
+        spares = []
+        for at in range(count):
+            if len(spares) == _EXPLORED_POOL:
+                break
+            if near_at[ranked[at]] == -2 or caps.refuses(work.entries[ranked[at]].number):
+                continue
+            caps.take(work.entries[ranked[at]].number)
+            spares.append(ranked[at])
+        found = explore(
+            [slate[at] for at in range(chosen)], spares, share=rules.exploration, seed=exploration_seed
+        )
+        propensities = found.propensities
+        for at in range(chosen):
+            slate[at] = found.slate[at]
+    if has_votes:
+        ruled.lead(size)
+    memcpy(work.order, slate, chosen * sizeof(uint32_t))
+    return explain(ruled, chosen, catalogue, request, person), reports, ruled.weight, propensities
