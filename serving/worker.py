@@ -78,6 +78,7 @@ def run_worker(listener: socket.socket, ready_pipe: int) -> None:
         app_from_environment(),
         loop="uvloop",
         http=FrontProtocol,
+        ws="none",
         lifespan="on",
         access_log=False,
         log_config=None,

@@ -121,6 +121,14 @@ class HotProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
 
+    def _should_upgrade(self) -> bool:
+        """Never: nothing here speaks WebSocket, and a connection that another protocol took over would not tell us of
+        its end, while answers may still be due. The request is answered as it stands."""
+        return False
+
+    def _unsupported_upgrade_warning(self) -> None:
+        self.logger.warning("Unsupported upgrade request.")
+
     def on_response_complete(self) -> None:
         if self._overtaken:
             self._overtaken = [cycle for cycle in self._overtaken if not cycle.response_complete]

@@ -242,6 +242,26 @@ def test_nobody_answers_a_pipeline_that_is_gone(environment: Environment, caplog
     assert caplog.records == []
 
 
+def test_who_asks_for_a_websocket_behind_other_requests_gets_all_answers(
+    environment: Environment, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A protocol that took the connection over would keep its end from those whose answers are due. On uvloop, whose
+    transports refuse what is written after that."""
+
+    async def scenario() -> list[bytes]:
+        async with Served(environment, is_hot=True) as hot, asyncio.timeout(60):
+            write = hot.door.log._write
+            hot.door.log._write = lambda *arguments: asyncio.get_running_loop().call_later(0.3, write, *arguments)  # type: ignore[method-assign, assignment, return-value]
+            upgrade = {"connection": "Upgrade", "upgrade": "websocket"}
+            last = request(b"", upgrade, line=b"GET /health/live HTTP/1.1")
+            return await hot.exchange(one("a") + last, answers=2)
+
+    first, second = uvloop.run(scenario())
+    assert ACCEPTED % b"a" in first
+    assert second.startswith(b"HTTP/1.1 200 ")
+    assert caplog.records == []
+
+
 async def test_a_request_under_way_is_answered_before_the_server_goes(
     environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
