@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from feature_repo.contracts.errors import DependencyError
+from infra.bench.priority import come_first
 from infra.bench.serving.answers import AnswerConnection
 from infra.bench.small_version import favourite_of
 from infra.local.variables import REPOSITORY
@@ -183,8 +182,7 @@ def main() -> None:
     """Run them and print what they saw."""
     import uvloop
 
-    with suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, -20)  # who waits for a processor would charge the answers with it
+    come_first()
     port, seconds, per_second, first_person, run = sys.argv[1:]
     probing = _Run(int(port), per_second=float(per_second), first_person=int(first_person), run=run)
     print(LINE + json.dumps(uvloop.run(probing.run(float(seconds)))._asdict()))

@@ -24,6 +24,8 @@ from typing import cast
 
 import hiredis
 
+from infra.bench.priority import come_first
+
 FAULTS = ("dead", "hung", "slow", "resets", "garbage", "half", "oom", "empty")
 SLOW_SECONDS = 0.2
 _OOM = b"-OOM command not allowed when used memory > 'maxmemory'.\r\n"
@@ -182,4 +184,5 @@ async def _obey(ports: Sequence[int]) -> None:
 if __name__ == "__main__":
     import uvloop
 
+    come_first()
     uvloop.run(_obey([int(word) for word in sys.argv[1:]]))

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from infra.bench.priority import come_first
 from infra.bench.serving.answers import AnswerConnection
 from infra.bench.small_version import ITEMS, favourite_of
 
@@ -241,6 +242,7 @@ def main() -> None:
     """Run it and print what it saw."""
     import uvloop
 
+    come_first()
     port, rate, connections, key, rules = sys.argv[1:]
     load = SteadyLoad(
         int(port), rate=float(rate), connections=int(connections), key=key, rules=Rules(**json.loads(rules))
