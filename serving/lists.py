@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -30,8 +30,7 @@ BOUGHT_TOGETHER, BUY_AGAIN, CONTINUE = "bought_together", "buy_again", "continue
 NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class ListQuestion:
+class ListQuestion(NamedTuple):
     """Which list. `item_ids`: those it goes with (similar: the first; rank: those to be ordered)."""
 
     kind: str

@@ -30,6 +30,8 @@ from serving.pipeline.trending import WINDOW_WORDS, Votes
 from serving.recommender import Asker
 
 RANK_PATH, PAGE_PATH = "/v1/rank", "/v1/pages/{page}"
+MAX_PAGES, MAX_PAGE_BYTES = 1_024, 4_096
+"""So many lists of places, of at most so many bytes, are remembered as they were read."""
 Answered = Callable[[bytes | None], None]
 
 _PAGE = re.compile(rb"/v1/pages/([A-Za-z0-9_.~-]{1,64})")
@@ -75,6 +77,7 @@ class HotLists:
         self.heads: dict[bytes, ListHead] = {}
         self._services = services
         self._plain = plain_placements(services.placements)
+        self._places: dict[bytes, Sequence[Place]] = {}
         self._rank = HotRoute(RANK_PATH, None, RequestTally(RANK_PATH, services.timer))
         self._page_tally = RequestTally(PAGE_PATH, services.timer)
 
@@ -140,11 +143,11 @@ class HotLists:
             return None
         if not (item_id is None or is_id(item_id)) or not (said or said == () or said == []):
             return None
-        places = [_read_place(one) for one in said]
-        if None in places:
+        places = self._read_places(said)
+        if places is None:
             return None
         try:
-            found: Sequence[Place] = places_of(page, places, item_id)  # type: ignore[arg-type]
+            found: Sequence[Place] = places_of(page, places, item_id)
         except InvalidRequestError:
             return None
         if any(place.kind == BUY_AGAIN for place in found):
@@ -154,6 +157,23 @@ class HotLists:
             return None
         asked.slate.num_results = 1
         return PageQuestion(page, asked.slate, item_id, found, asked.may_store, asked.now_micros)
+
+    def _read_places(self, said: Sequence[Any]) -> Sequence[Place] | None:
+        """The places of a page, which are the same in many requests. None when the application has to look at them."""
+        if not said:
+            return ()
+        key = orjson.dumps(said)
+        places = self._places.get(key)
+        if places is None:
+            read = [_read_place(one) for one in said]
+            places = [place for place in read if place is not None]
+            if len(places) < len(read):
+                return None
+            if len(self._places) >= MAX_PAGES:
+                self._places.clear()
+            if len(key) <= MAX_PAGE_BYTES:
+                self._places[key] = places
+        return places
 
     def _asking(self, document: dict[str, Any]) -> Question | None:
         """Who asks: the fields that all lists have. None when the application has to look at them."""

@@ -15,8 +15,8 @@ from pathlib import Path
 
 PURE_PYTHON = "NIGHTJAR_PURE_PYTHON"
 PARTS = (
-    "columns", "order", "ranking", "reasons", "records", "ruled", "shelves", "slates", "subjects", "votes", "work",
-    "writing",
+    "columns", "order", "ranking", "reasons", "records", "ruled", "shelves", "slates", "subjects", "variety", "votes",
+    "work", "writing",
 )  # fmt: skip
 """All of them work, or none does: some are made of others."""
 

@@ -15,15 +15,15 @@ from libc.string cimport memcpy, memset
 from serving.native.columns cimport Column, Columns, columns_of
 from serving.native.order cimport Room, sort_places
 from serving.native.reasons cimport explain
-from serving.native.shelves cimport EMPTY, NOWHERE, Shelves, shelves_of
+from serving.native.shelves cimport Shelves, shelves_of
+from serving.native.variety cimport MOST_PLACES, Caps, Diverse, Near
 from serving.native.votes cimport Votes
-from serving.native.work cimport MOST, Entry, Work, give_back, take_work
+from serving.native.work cimport MOST, Entry, Work, give_back, push, take_work
 
 from feature_repo.contracts.events import DISMISSING_TYPES
 from feature_repo.contracts.packing import CANDIDATE_ROW, NO_REASON, CandidateRows
 from feature_repo.contracts.session_blend import BELOW, FLOOR
 from serving.native.columns import Declined
-from serving.pipeline.diversity import SAME_BRAND
 from serving.pipeline.exploration import EXPLORED_POOL, explore
 from serving.pipeline.rotation import DAY_MICROS
 from serving.pipeline.values import RungReport
@@ -31,14 +31,12 @@ from serving.pipeline.values import RungReport
 
 cdef enum:
     ROW_BYTES = 17  # of a candidate: number u32, score f32, source u8, two reasons u32
-    MOST_PLACES = 512
 
 assert CANDIDATE_ROW.size == ROW_BYTES and CANDIDATE_ROW.format == "<IfBII"
 
 cdef uint32_t NONE = NO_REASON
 cdef double _BELOW = BELOW
 cdef double _FLOOR = FLOOR
-cdef double _SAME_BRAND = SAME_BRAND
 cdef double _UNIT = 2.0**-53
 cdef int64_t _DAY_MICROS = DAY_MICROS
 cdef Py_ssize_t _EXPLORED_POOL = EXPLORED_POOL
@@ -46,75 +44,6 @@ cdef object _DISMISSING = frozenset(DISMISSING_TYPES)
 cdef object _tuple_of = tuple.__new__
 cdef object _sum = builtins.sum  # not written out by the compiler: Python's own rounds as it does
 cdef list _free_rooms = []
-
-
-cdef struct Near:
-    uint32_t place        # of its entry
-    int32_t category      # by its place among the categories of the near ones
-    int32_t brand
-    int32_t group
-    int32_t heard         # the take of which a neighbour was looked at
-    bint is_gone
-    bint has_brand        # that of a place above
-    bint has_group
-    double worth
-    double neighbour      # the largest similarity to a place above
-    double value
-
-
-cdef class Caps:
-    """`caps.SlateCaps`."""
-
-    cdef Shelves shelves
-    cdef int32_t categories[MOST_PLACES]
-    cdef int32_t brands[MOST_PLACES]
-    cdef int32_t groups[MOST_PLACES]
-    cdef Py_ssize_t count, most_category, most_brand, depth
-    cdef bint by_group
-
-    cdef bint refuses(self, uint32_t number) except -1:
-        cdef int32_t mine
-        cdef Py_ssize_t at, same = 0
-        if self.by_group:
-            mine = self.shelves.group(number)
-            if mine > EMPTY:
-                for at in range(self.count):
-                    if self.groups[at] == mine:
-                        return True
-        if self.most_category:
-            mine = self.shelves.category(number)
-            if mine != 0:
-                mine = self.shelves.cut(mine, self.depth)
-                same = 0
-                for at in range(self.count):
-                    same += self.categories[at] == mine
-                if same >= self.most_category:
-                    return True
-        if self.most_brand:
-            mine = self.shelves.brand(number)
-            if mine > EMPTY:
-                same = 0
-                for at in range(self.count):
-                    same += self.brands[at] == mine
-                if same >= self.most_brand:
-                    return True
-        return False
-
-    cdef int take(self, uint32_t number) except -1:
-        cdef int32_t category
-        if self.count == MOST_PLACES:
-            raise Declined
-        self.categories[self.count] = self.brands[self.count] = self.groups[self.count] = -1
-        if self.by_group:
-            self.groups[self.count] = self.shelves.group(number)
-        if self.most_category:
-            category = self.shelves.category(number)
-            if category != 0:
-                self.categories[self.count] = self.shelves.cut(category, self.depth)
-        if self.most_brand:
-            self.brands[self.count] = self.shelves.brand(number)
-        self.count += 1
-        return 0
 
 
 cdef class Ruled(Votes):
@@ -289,114 +218,29 @@ cdef inline double _chance(uint64_t value) noexcept:
     return <double>((value ^ (value >> 31)) >> 11) * _UNIT
 
 
-cdef class Diverse:
-    """`diversity.DiverseOrder` over the near ones. Whose value is the least of all now is handed out next: so it is with
-    the heap of the twin, which values again whoever comes to its top, as values only grow."""
-
-    cdef Ruled ruled
-    cdef Near* near
-    cdef int32_t* near_at       # by place of the entry; -1: not near
-    cdef int32_t* categories    # those of the near ones
-    cdef double* to_category
-    cdef uint8_t* is_taken
-    cdef Py_ssize_t count, category_count
-    cdef int32_t takes
-    cdef double diversity
-
-    cdef int begin(self, const double* keys) except -1:
-        cdef Py_ssize_t at, of
-        cdef double top = 0.0, key
-        cdef int32_t category
-        cdef uint32_t number
-        cdef Near* one
-        cdef Shelves shelves = self.ruled.shelves
-        for at in range(self.count):
-            key = keys[self.near[at].place]
-            top = key if at == 0 or key > top else top
-        for at in range(self.count):
-            one = &self.near[at]
-            number = self.ruled.work.entries[one.place].number
-            category = shelves.category(number)
-            for of in range(self.category_count):
-                if self.categories[of] == category:
-                    break
+cdef Py_ssize_t _best_first(
+    Ruled ruled, uint32_t* ranked, Py_ssize_t count, Py_ssize_t depth, const double* keys, uint32_t* spare
+) except -1:
+    """The best `depth` of the ranked to the front, in order, with all that tie with the last of them; how many."""
+    cdef Work work = ruled.work
+    cdef Py_ssize_t at, kept = 0, front = 0, behind = 0
+    cdef double least
+    if depth <= MOST and count > depth:
+        for at in range(count):
+            push(work.heap, &kept, depth, keys[ranked[at]])
+        least = work.heap[0]
+        for at in range(count):
+            if keys[ranked[at]] >= least:
+                ranked[front] = ranked[at]
+                front += 1
             else:
-                of = self.category_count
-                self.categories[of], self.to_category[of] = category, 0.0
-                self.is_taken[of] = category == 0
-                self.category_count += 1
-            one.category = <int32_t>of
-            one.brand, one.group = shelves.brand(number), shelves.group(number)
-            one.heard = -1
-            one.is_gone = one.has_brand = one.has_group = False
-            one.neighbour = 0.0
-            one.worth = (1 - self.diversity) * (keys[one.place] / top if top > 0 else 0.0)
-            one.value = self.diversity * 0.0 - one.worth
-        return 0
-
-    cdef Py_ssize_t next(self) noexcept:
-        """The place among the near ones of the next; -1: none is left."""
-        cdef Py_ssize_t at, best = -1
-        for at in range(self.count):
-            if not self.near[at].is_gone and (best < 0 or self.near[at].value < self.near[best].value):
-                best = at
-        if best >= 0:
-            self.near[best].is_gone = True
-        return best
-
-    cdef int take(self, Py_ssize_t place) except -1:
-        """It has a place now: what is like it is worth less."""
-        cdef Near* mine = &self.near[place]
-        cdef Near* one
-        cdef Columns columns = self.ruled.columns
-        cdef Work work = self.ruled.work
-        cdef const uint32_t* numbers = <const uint32_t*>columns.neighbours.data
-        cdef const float* similarities = <const float*>columns.similarities.data
-        cdef Py_ssize_t at, start = 0, end = 0
-        cdef uint32_t number = work.entries[mine.place].number
-        cdef double likeness, nearest
-        cdef Entry* entry
-        cdef int32_t near_at
-        if not self.is_taken[mine.category]:
-            self.is_taken[mine.category] = True
-            for at in range(self.category_count):
-                likeness = self.ruled.shelves.likeness(self.categories[mine.category], self.categories[at])
-                if likeness > self.to_category[at]:
-                    self.to_category[at] = likeness
-        if <Py_ssize_t>number < columns.offsets.size - 1:
-            start = (<const uint32_t*>columns.offsets.data)[number]
-            end = (<const uint32_t*>columns.offsets.data)[number + 1]
-            end = min(end, min(columns.neighbours.size, columns.similarities.size))
-        for at in range(end - 1, start - 1, -1):  # of a neighbour that is named twice the last one counts
-            entry = work.find(numbers[at])
-            if entry is NULL:
-                continue
-            near_at = self.near_at[entry - work.entries]
-            if near_at < 0 or self.near[near_at].heard == self.takes:
-                continue
-            one = &self.near[near_at]
-            one.heard = self.takes
-            if one.neighbour < similarities[at]:
-                one.neighbour = similarities[at] if similarities[at] < 1.0 else 1.0
-        self.takes += 1
-        for at in range(self.count):
-            one = &self.near[at]
-            if one.is_gone:
-                continue
-            if mine.brand != NOWHERE and one.brand == mine.brand:
-                one.has_brand = True
-            if mine.group != NOWHERE and one.group == mine.group:
-                one.has_group = True
-            if one.has_group:
-                nearest = 1.0
-            else:
-                nearest = self.to_category[one.category]
-                if one.neighbour > nearest:
-                    nearest = one.neighbour
-                if one.has_brand and _SAME_BRAND > nearest:
-                    nearest = _SAME_BRAND
-            one.value = self.diversity * nearest - one.worth
-        return 0
+                spare[behind] = ranked[at]
+                behind += 1
+        memcpy(ranked + front, spare, behind * sizeof(uint32_t))
+    else:
+        front = count
+    sort_places(ranked, front, keys, spare, work, ruled.columns.item_ids)
+    return front
 
 
 def arrange(
@@ -442,7 +286,7 @@ cdef object _arrange(
     object exploration_seed,
 ):
     cdef Work work = ruled.work
-    cdef Py_ssize_t size = request.num_results, wanted, count, near_count, at, of, chosen = 0
+    cdef Py_ssize_t size = request.num_results, wanted, count, sorted_count, near_count, at, of, chosen = 0
     cdef double ceiling = 1.0, rotation = rules.rotation, fatigue = rules.fatigue, most, share
     cdef double* keys
     cdef int32_t* near_at
@@ -473,7 +317,7 @@ cdef object _arrange(
         count * (2 * sizeof(double) + 5 * sizeof(uint32_t)) + depth * sizeof(Near) + 64
     )
     diverse = Diverse.__new__(Diverse)
-    diverse.ruled = ruled
+    diverse.shelves, diverse.columns, diverse.work = ruled.shelves, ruled.columns, work
     diverse.to_category = keys + count
     diverse.near = <Near*>(keys + 2 * count)
     ranked = <uint32_t*>(diverse.near + depth)
@@ -484,7 +328,7 @@ cdef object _arrange(
     diverse.categories = near_at + count
     diverse.is_taken = <uint8_t*>spare  # nothing is sorted any more by then
     count = ruled.score(has_votes, rules.min_relevance, ranked, keys)
-    sort_places(ranked, count, keys, spare, work, ruled.columns.item_ids)
+    sorted_count = _best_first(ruled, ranked, count, depth, keys, spare)
     near_count = min(depth, count)
     memset(near_at, 0xFF, work.entry_count * sizeof(int32_t))
     for at in range(near_count):
@@ -539,6 +383,8 @@ cdef object _arrange(
             if chosen < size:
                 diverse.take(of)
         at = near_count
+    if chosen < size or rules.exploration > 0:  # somebody behind may get a place: in order of score
+        sort_places(ranked + sorted_count, count - sorted_count, keys, spare, work, ruled.columns.item_ids)
     while chosen < size and at < count:
         if not caps.refuses(work.entries[ranked[at]].number):
             caps.take(work.entries[ranked[at]].number)

@@ -26,14 +26,22 @@ def left_alone(state: SessionState, session: Sequence[SessionEvent], *, since_mi
 
     Of a touch that lies too far back for its instant to be kept only the day is known; it counts for the whole day.
     """
+    seen = state.seen
+    if not seen:
+        return {}
     touched: dict[str, int] = {}
     for day, item_id in state.interests:
-        touched[item_id] = max((day + 1) * DAY_MICROS, touched.get(item_id, 0))
+        if item_id in seen:
+            touched[item_id] = max((day + 1) * DAY_MICROS, touched.get(item_id, 0))
     exact: dict[str, int] = {}
-    for event in (*state.events, *session):
-        exact[event.item_id] = max(event.micros, exact.get(event.item_id, 0))
+    for events in (state.events, session):
+        for micros, _, _, item_id, _ in events:
+            if item_id in seen:
+                exact[item_id] = max(micros, exact.get(item_id, 0))
     touched |= exact
-    last = {item_id: micros for item_id, micros in state.seen.items() if micros > touched.get(item_id, -1)}
+    last = {item_id: micros for item_id, micros in seen.items() if micros > touched.get(item_id, -1)}
+    if not last:
+        return {}
     counts = dict.fromkeys(last, 0)
     first_day = since_micros // DAY_MICROS
     for (day, item_id), count in state.shown.items():

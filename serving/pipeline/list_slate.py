@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from feature_repo.contracts.packing import SessionEvent, Source
 from serving.pipeline.candidates import Rung, fill_candidates
-from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.catalogue import MAX_REMEMBERED, Catalogue
 from serving.pipeline.filters import SlateFilter
 from serving.pipeline.order import order_candidates
 from serving.pipeline.values import Reason, Slate, SlateItem
 
 NOTHING_ELIGIBLE = "no_eligible_candidates"
+_SOURCES = {int(source): source for source in Source}
 
 Tell = Callable[[int, Source], tuple[Reason, ...]]
 
@@ -37,16 +39,18 @@ def list_slate(
     whole    look at every row of a rung, so that all counts are whole; else at what can get in
     """
     pool, reports = fill_candidates(rungs, wanted=wanted, admits=eligible.admits, whole=whole)
-    items = []
-    for number in order_candidates(pool.bases, wanted, catalogue.item_ids):
-        base, source = pool.bases[number], Source(pool.origins[number][0])
-        items.append(SlateItem(number, catalogue.item_id(number), base, base, 0.0, source, tell(number, source)))
+    bases, origins, item_ids = pool.bases, pool.origins, catalogue.item_ids
+    items: list[SlateItem] = []
+    for number in order_candidates(bases, wanted, item_ids):
+        base, source = bases[number], _SOURCES[origins[number][0]]
+        one = (number, item_ids[number], base, base, 0.0, source, tell(number, source))
+        items.append(tuple.__new__(SlateItem, one))  # what its constructor does, without the call
     level = next((report.rung for report in reports if report.eligible), "none")
     return Slate(
         items=items,
         fallback_level=level,
         fallback_reason=None if level == own else why_not or NOTHING_ELIGIBLE,
-        filtered=eligible.counts(),
+        filtered=eligible.counts() if whole or len(items) < wanted else {},
         rungs=reports,
         session=session,
         session_weight=0.0,
@@ -77,12 +81,22 @@ def popular_words(category: str | None = None, region: str | None = None) -> Map
     }
 
 
+@lru_cache(maxsize=4096)
 def in_words(text: str) -> tuple[Reason, ...]:
-    """A reason that names no past item."""
+    """A reason that names no past item; the same one each time, so that it is written once."""
     return (Reason(None, None, text),)
 
 
 def because_of(item_number: int, catalogue: Catalogue, words: str) -> tuple[Reason, ...]:
     """A reason that names one item; `words` has its title at {title}."""
+    remembered, facts = catalogue.remember("reasons of lists"), catalogue.attributes[item_number]
+    found = remembered.get((item_number, words))
+    if found is not None and found[0] is facts:
+        reasons: tuple[Reason, ...] = found[1]
+        return reasons
     title = catalogue.title(item_number)
-    return (Reason(catalogue.item_id(item_number), title, words.format(title=title)),)
+    reasons = (Reason(catalogue.item_id(item_number), title, words.format(title=title)),)
+    if len(remembered) >= MAX_REMEMBERED:
+        remembered.clear()
+    remembered[item_number, words] = (facts, reasons)
+    return reasons

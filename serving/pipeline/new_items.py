@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from feature_repo.contracts.packing import Source
 from feature_repo.contracts.times import from_micros
@@ -39,7 +40,9 @@ def new_slate(
     something (`older`: the newest of those that are older).
     """
     request, person, personalized, _ = as_allowed(request, person)
-    interests = interests_of(person, catalogue, now_micros=now_micros) if personalized else {}
+    # what a person looks at decides about items that say when they were made; where none does, nobody has to know
+    asks_interests = personalized and bool(catalogue.newest)
+    interests = interests_of(person, catalogue, now_micros=now_micros) if asks_interests else {}
     exclusions = personal_exclusions(
         catalogue, state=person.session, session=(), exclude_item_ids=request.exclude_item_ids
     )
@@ -162,6 +165,7 @@ def _interest(category: str | None, interests: Mapping[str, float]) -> float:
     return sum(interests.get(prefix, 0.0) for prefix in prefixes) / len(prefixes)
 
 
-def _prefixes(path: str) -> list[str]:
+@lru_cache(maxsize=16_384)
+def _prefixes(path: str) -> tuple[str, ...]:
     parts = path.split(CATEGORY_SEPARATOR)
-    return [CATEGORY_SEPARATOR.join(parts[: depth + 1]) for depth in range(len(parts))]
+    return tuple(CATEGORY_SEPARATOR.join(parts[: depth + 1]) for depth in range(len(parts)))

@@ -25,6 +25,7 @@ _STEPS: Mapping[str, tuple[int, str]] = {
     EventType.ADD_TO_WISHLIST: (1, "you put it on your wishlist"),
     EventType.LIKE: (1, "you liked it"),
 }
+_PURCHASE, _ADD, _REMOVE = map(str, (EventType.PURCHASE, EventType.ADD_TO_CART, EventType.REMOVE_FROM_CART))
 _LOOKED = (2, "you looked at it")
 _IN_CART = (0, "still in your cart")
 
@@ -136,30 +137,30 @@ def _last_session(request: SlateRequest, state: SessionState, tuning: Tuning, no
 def _begun(state: SessionState, session: Sequence[SessionEvent]) -> dict[str, tuple[int, str, int]]:
     """Item id -> (step, in words, us) of what was begun and not bought since; of several steps the most decided."""
     bought = {mark.item_id: mark.micros for mark in state.bought}
-    for event in session:
-        if event.event_type == EventType.PURCHASE:
-            bought[event.item_id] = max(event.micros, bought.get(event.item_id, -1))
+    for micros, kind, _, item_id, _ in session:
+        if kind == _PURCHASE:
+            bought[item_id] = max(micros, bought.get(item_id, -1))
     begun: dict[str, tuple[int, str, int]] = {}
     removed: dict[str, int] = {}
+    added: list[SessionEvent] = []
     for event in session:
-        if event.event_type in (EventType.PURCHASE, EventType.ADD_TO_CART):
-            continue
-        if event.event_type == EventType.REMOVE_FROM_CART:
-            removed[event.item_id] = event.micros
-            begun.pop(event.item_id, None)
-            continue
-        step, words = _STEPS.get(event.event_type, _LOOKED)
-        held = begun.get(event.item_id)
-        if event.micros > bought.get(event.item_id, -1) and (held is None or step <= held[0]):
-            begun[event.item_id] = (step, words, event.micros)
+        micros, kind, _, item_id, _ = event
+        if kind == _ADD:
+            added.append(event)
+        elif kind == _REMOVE:
+            removed[item_id] = micros
+            begun.pop(item_id, None)
+        elif kind != _PURCHASE:
+            step, words = _STEPS.get(kind, _LOOKED)
+            held = begun.get(item_id)
+            if micros > bought.get(item_id, -1) and (held is None or step <= held[0]):
+                begun[item_id] = (step, words, micros)
     put = {change.item_id: change.micros for change in state.cart if not change.is_removal}
     in_cart = dict.fromkeys(cart_contents(state))
-    for event in session:  # what the request itself brings is in no cart yet
-        if event.event_type == EventType.ADD_TO_CART and event.micros > max(
-            bought.get(event.item_id, -1), removed.get(event.item_id, -1)
-        ):
-            in_cart[event.item_id] = None
-            put[event.item_id] = max(event.micros, put.get(event.item_id, -1))
+    for micros, _, _, item_id, _ in added:  # what the request itself brings is in no cart yet
+        if micros > max(bought.get(item_id, -1), removed.get(item_id, -1)):
+            in_cart[item_id] = None
+            put[item_id] = max(micros, put.get(item_id, -1))
     for item_id in in_cart:
         begun[item_id] = (*_IN_CART, put.get(item_id, 0))
     return begun
