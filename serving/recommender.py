@@ -154,25 +154,26 @@ class Recommender:
             timer=self._timer,
         )
 
-    def submit(self, request: SlateRequest, answered: Callable[[Answer | None], None]) -> bool:
-        """`recommend` for those who do not wait: `answered` is called in a later turn of the loop, with None when more
-        than one read is needed. Then, and when this returns False (nothing was read), `recommend` has to be asked.
-        """
-        return self.submit_meeting(request, self._slate_of, answered)
-
-    def _slate_of(self, asker: Asker) -> Answer:
-        return self.answer(asker, self.slate(asker, asker.request))
-
     def submit_meeting(
-        self, request: SlateRequest, build: Callable[[Asker], Made | None], answered: Callable[[Made | None], None]
+        self,
+        request: SlateRequest,
+        build: Callable[[Asker], Made | None],
+        answered: Callable[[Made | None], None],
+        at_once: Callable[[Catalogue, OnlineRecords], Made | None] | None = None,
     ) -> bool:
-        """`meet` for those who do not wait, as `submit` does it: `answered` gets what `build` makes of the asker."""
+        """`meet` for those who do not wait: `answered` gets, in a later turn of the loop, what `build` makes of the
+        asker, or None when more than one read is needed. Then, and when this returns False (nothing was read), `meet`
+        has to be asked.
+
+        at_once  makes the same from the records of somebody who is known by one name, or by none, and who does not
+                 refuse; where it gives None, `build` is asked
+        """
         catalogue = self._shelf.current
         if catalogue is None:
             return False
         request = self._with_refusal(request, (request.user_id,))
         if request.personalize is False:
-            user_id = anonymous_id = None
+            user_id = anonymous_id = at_once = None
         else:
             user_id, anonymous_id = request.user_id, request.anonymous_id
         asked = None if user_id is None and anonymous_id is None else subject_key(user_id, anonymous_id)
@@ -182,7 +183,7 @@ class Recommender:
             user_id, anonymous_id = remembered.user_id, None if user_id is not None else anonymous_id
             joined = _joined_by(remembered)
         self._store.submit(
-            partial(self._on_records, request, catalogue, asked, remembered, joined, build, answered),
+            partial(self._on_records, request, catalogue, asked, remembered, joined, build, answered, at_once),
             version=catalogue.version,
             user_id=user_id,
             anonymous_id=anonymous_id,
@@ -199,14 +200,24 @@ class Recommender:
         joined: list[str],
         build: Callable[[Asker], Made | None],
         answered: Callable[[Made | None], None],
+        at_once: Callable[[Catalogue, OnlineRecords], Made | None] | None,
         records: OnlineRecords | DependencyError,
     ) -> None:
+        made: Made | None = None
         if isinstance(records, DependencyError):
             meet = partial(self._asker, request, Settled(catalogue, None, 1, [STORE_DOWN]))
         elif records.pointer != catalogue.version:
             answered(None)
             return
         elif asked is None or (remembered is None and not records.edges and request.user_id != ""):
+            if at_once is not None:
+                try:
+                    made = at_once(catalogue, records)
+                except Exception:
+                    logger.exception("an answer could not be written at once; it is made step by step")
+                if made is not None:
+                    answered(made)
+                    return
             meet = partial(self._lone_asker, request, catalogue, records)
         else:
             expected = remembered or stranger(asked)
@@ -419,24 +430,36 @@ class Recommender:
                 sessions[subject] = SessionState(flags=FLAG_PERSONALIZE_DENIED)
         return join_sessions(read.identity, read.edges, sessions)
 
-    def _segment(
-        self, records: OnlineRecords, catalogue: Catalogue, degraded: list[str]
-    ) -> tuple[str | None, int | None]:
-        """(top category, its event time); (None, time) for a null, and for one that lags too far behind the version:
-        that is absent, counted, and named in `degraded`. Feast itself does not apply a ttl online."""
+    def usable_segment(self, records: OnlineRecords, catalogue: Catalogue) -> tuple[str | None, int | None] | None:
+        """(top category, its event time) of records in which nothing is to be counted or complained of; else None."""
         if records.segment is None or records.segment_time is None:
             return None, None
         try:
             category, moment = read_string_value(records.segment), read_timestamp_micros(records.segment_time)
         except ContractError:
+            return None
+        is_stale = (catalogue.as_of_micros - moment) / 1_000_000 > self._settings.feature_lag_seconds
+        return None if is_stale else (category, moment)
+
+    def _segment(
+        self, records: OnlineRecords, catalogue: Catalogue, degraded: list[str]
+    ) -> tuple[str | None, int | None]:
+        """(top category, its event time); (None, time) for a null, and for one that lags too far behind the version:
+        that is absent, counted, and named in `degraded`. Feast itself does not apply a ttl online."""
+        found = self.usable_segment(records, catalogue)
+        if found is not None:
+            return found
+        assert records.segment is not None
+        assert records.segment_time is not None
+        try:
+            read_string_value(records.segment)
+            moment = read_timestamp_micros(records.segment_time)
+        except ContractError:
             _refuse(DAMAGED_FEATURE, degraded)
             return None, None
-        lag_seconds = (catalogue.as_of_micros - moment) / 1_000_000
-        if lag_seconds > self._settings.feature_lag_seconds:
-            STALE_FEATURES.labels(USER_VIEW).inc()
-            degraded.append(STALE_FEATURE)
-            return None, moment
-        return category, moment
+        STALE_FEATURES.labels(USER_VIEW).inc()
+        degraded.append(STALE_FEATURE)
+        return None, moment
 
 
 def _refuse(why: str, degraded: list[str]) -> str:

@@ -46,13 +46,13 @@ def either_way(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every test of the module twice: answered by Python, then by compiled code. For a module's `pytestmark`."""
     from serving.native import described, parts
 
-    compiled = parts.slates
-    if request.param == "native" and compiled is None:
+    compiled = parts.slates, parts.answers
+    if request.param == "native" and None in compiled:
         pytest.skip(f"serving answers from {described()}")
     if request.param == "twin":
-        parts.slates = None
+        parts.slates = parts.answers = None
     yield
-    parts.slates = compiled
+    parts.slates, parts.answers = compiled
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,16 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from serving.adapters.online import OnlineRecords
 from serving.api.decisions import recommendation_decision, tuning_digest
 from serving.api.rendering import render_answer
 from serving.api.services import Services
 from serving.lists import RECOMMENDATIONS
+from serving.native import parts
+from serving.observability import SLATES, count_soon
+from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.values import SlateRequest
-from serving.recommender import Answer
+from serving.recommender import Answer, Asker
 
 logger = logging.getLogger("nightjar.serving")
 
@@ -48,7 +52,12 @@ class SlateAnswers:
         self._recommender = services.recommender
         self._timer = services.timer
         self._decisions = services.decisions
-        self._tuning = tuning_digest(services.settings.tuning())
+        self._overlay = services.overlay
+        self._wall_micros = services.wall_micros
+        tuning = services.settings.tuning()
+        self._tuning = tuning_digest(tuning)
+        self._writer: Any = None
+        self._means = (tuning, self._tuning, services.timer, services.overlay.refuses_storing)
 
     async def answer(self, question: Question, started: int) -> bytes:
         """The body of a 200. `started`: when the request came, of the services' timer."""
@@ -57,18 +66,33 @@ class SlateAnswers:
     def submit(self, question: Question, started: int, answered: Callable[[bytes | None], None]) -> bool:
         """`answer` for those who do not wait: `answered` is called in a later turn of the loop, with None when `answer`
         has to be asked after all; so it has when this returns False."""
-        return self._recommender.submit(question.slate, partial(self._on_answer, question, started, answered))
+        at_once = None if parts.answers is None else partial(self._write_at_once, question, started)
+        return self._recommender.submit_meeting(
+            question.slate, partial(self._build, question, started), answered, at_once
+        )  # fmt: skip
 
-    def _on_answer(
-        self, question: Question, started: int, answered: Callable[[bytes | None], None], answer: Answer | None
-    ) -> None:
-        content: bytes | None = None
-        if answer is not None:
-            try:
-                content = self.write(answer, question, started)
-            except Exception:
-                logger.exception("an answer could not be written; it is tried once more")
-        answered(content)
+    def _build(self, question: Question, started: int, asker: Asker) -> bytes:
+        slate = self._recommender.slate(asker, asker.request)
+        return self.write(self._recommender.answer(asker, slate), question, started)
+
+    def _write_at_once(
+        self, question: Question, started: int, catalogue: Catalogue, records: OnlineRecords
+    ) -> bytes | None:
+        """What `_build` makes, by native code in one call; None when that has to do it."""
+        found = (None, None) if records.segment is None else self._recommender.usable_segment(records, catalogue)
+        if found is None or question.include or question.is_dry_run:
+            return None
+        if self._writer is None:
+            self._writer = parts.answers.AnswerWriter(*self._means)
+        written = self._writer.write(
+            question, started, catalogue, records, *found, self._wall_micros(), self._overlay.heard_micros
+        )
+        if written is None:
+            return None
+        content, payload, level = written
+        count_soon(SLATES, level)
+        self._decisions.append(payload)
+        return bytes(content)
 
     def write(
         self,

@@ -15,9 +15,24 @@ from pathlib import Path
 
 PURE_PYTHON = "NIGHTJAR_PURE_PYTHON"
 PARTS = (
-    "columns", "order", "ranking", "reasons", "records", "ruled", "shelves", "slates", "subjects", "variety", "votes",
-    "work", "writing",
-)  # fmt: skip
+    "answers",
+    "columns",
+    "names",
+    "order",
+    "pieces",
+    "ranking",
+    "reasons",
+    "records",
+    "ruled",
+    "sessions",
+    "shelves",
+    "slates",
+    "subjects",
+    "variety",
+    "votes",
+    "work",
+    "writing",
+)
 """All of them work, or none does: some are made of others."""
 
 

@@ -2,6 +2,8 @@
 
 from libc.stdint cimport int64_t, uint32_t
 
+from serving.native.names cimport Names
+
 
 cdef class Column:
     cdef Py_buffer view
@@ -26,9 +28,12 @@ cdef class Columns:
     cdef list item_ids, attributes
     cdef dict numbers, expire, available, of_sessions, of_interests
     cdef tuple reads, loudness
+    cdef Names names
+    cdef bint is_nameless
 
     cdef int64_t number_of(self, object item_id) except -2
     cdef bint are_of(self, object catalogue)
+    cdef Names by_name(self)
 
 
 cdef Column column(object values, str kind)

@@ -11,6 +11,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t
 
 from serving.native.borrowed cimport PyDict_GetItemWithError
+from serving.native.names cimport Names
 
 from serving.pipeline.catalogue import RankedList
 
@@ -129,6 +130,17 @@ cdef class Columns:
             and self.neighbour_offsets is catalogue.neighbour_offsets
             and self.session_index is catalogue.session_index
         )
+
+    cdef Names by_name(self):
+        """The items by the bytes of their ids, made when it is first asked for."""
+        if self.names is None and not self.is_nameless:
+            try:
+                self.names = Names(self.item_ids, self.numbers)
+            except ValueError:
+                self.is_nameless = True
+        if self.is_nameless:
+            raise Declined
+        return self.names
 
 
 cdef Columns columns_of(object catalogue):

@@ -22,6 +22,7 @@ def _load(name: str) -> Any:
 
 
 slates = _load("slates")
+answers = _load("answers")
 subjects = _load("subjects")
 writing = _load("writing")
 records = _load("records")

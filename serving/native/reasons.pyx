@@ -29,7 +29,7 @@ cdef struct Voice:
     Py_ssize_t ballot
 
 
-cdef tuple _because_of_session(Votes slate, list kept, uint32_t number, object catalogue):
+cdef tuple because_of_session(Votes slate, list kept, uint32_t number, object catalogue):
     """`SessionReasons.of`."""
     cdef Columns columns = slate.columns
     cdef Work work = slate.work
@@ -86,6 +86,11 @@ cdef tuple _because_of_session(Votes slate, list kept, uint32_t number, object c
     return (first,) if count else ()
 
 
+cdef bint is_of_session(Votes slate, Entry* entry) noexcept:
+    """Whether an item is in the slate for the session's sake: it would not be there without, or owes it most."""
+    return entry.vote > 0 and (not entry.is_leading or slate.weight * entry.vote > entry.base)
+
+
 cdef object _session_reason(Columns columns, uint32_t number, object kind, object catalogue):
     cdef PyObject* found = PyDict_GetItemWithError(columns.of_sessions, (number, kind))
     if found is not NULL and (<tuple>found)[0] is columns.attributes[number]:
@@ -128,8 +133,8 @@ cdef list explain(Votes slate, Py_ssize_t count, object catalogue, object reques
         soon(PyList_GET_ITEM(slate.columns.item_ids, work.entries[work.order[at]].number))
     for at in range(count):
         entry = work.entries[work.order[at]]
-        if entry.vote > 0 and (not entry.is_leading or slate.weight * entry.vote > entry.base):
-            source, reasons = _SESSION, _because_of_session(slate, kept, entry.number, catalogue)
+        if is_of_session(slate, &entry):
+            source, reasons = _SESSION, because_of_session(slate, kept, entry.number, catalogue)
         else:
             source = _SOURCES.get(entry.source)
             if source is None:

@@ -30,9 +30,6 @@ from serving.native.columns import Declined
 from serving.pipeline.values import RungReport
 
 
-cdef enum:
-    ROW_BYTES = 17  # of a candidate: number u32, score f32, source u8, two reasons u32
-
 assert CANDIDATE_ROW.size == ROW_BYTES and CANDIDATE_ROW.format == "<IfBII"
 
 cdef uint32_t NONE = NO_REASON
@@ -50,8 +47,6 @@ cdef object _sum = builtins.sum  # not written out by the compiler: Python's own
 
 cdef class Slates(Votes):
     """One slate under way: what it is made of, for the steps below."""
-
-    cdef Py_ssize_t candidate_count
 
     cdef double within_reach(self) noexcept:
         """`_within_reach`."""
@@ -117,25 +112,30 @@ cdef class Slates(Votes):
 
     cdef Py_ssize_t climb(self, object rows, uint32_t source, double* ceiling, bint has_votes) except -1:
         """One rung of `fill_candidates`: takes its candidates; how many."""
+        cdef Column record
+        cdef PopularRows popular
+        if type(rows) is not CandidateRows:
+            popular = popular_rows(rows)
+            return self.climb_rows(NULL, popular.numbers.size, popular, source, ceiling, has_votes)
+        record = Column(rows.packed, ROW_BYTES)
+        if len(rows) > record.size:
+            raise Declined
+        return self.climb_rows(<const uint8_t*>record.data, len(rows), None, source, ceiling, has_votes)
+
+    cdef Py_ssize_t climb_rows(
+        self, const uint8_t* packed, Py_ssize_t count, PopularRows popular, uint32_t source, double* ceiling,
+        bint has_votes
+    ) except -1:
+        """`climb` of packed rows, or of a popular list."""
         cdef Work work = self.work
         cdef double share = 1.0 + self.weight, lowest = ceiling[0], base, top, last, least
-        cdef Py_ssize_t at, place, count, before = self.candidate_count
-        cdef bint is_positive, is_packed = type(rows) is CandidateRows
-        cdef PopularRows popular = None
-        cdef Column record = None
-        cdef const uint8_t* packed = NULL
+        cdef Py_ssize_t at, place, before = self.candidate_count
+        cdef bint is_positive, is_packed = packed is not NULL
         cdef const uint32_t* numbers = NULL
         cdef const double* scores = NULL
         cdef uint32_t number
         cdef Entry* entry
-        if is_packed:
-            record = Column(rows.packed, ROW_BYTES)
-            count, packed = len(rows), <const uint8_t*>record.data
-            if count > record.size:
-                raise Declined
-        else:
-            popular = popular_rows(rows)
-            count = popular.numbers.size
+        if not is_packed:
             numbers, scores = <const uint32_t*>popular.numbers.data, <const double*>popular.scores.data
         if count == 0:
             return 0
@@ -194,6 +194,86 @@ cdef class Slates(Votes):
             memcpy(&entry.second, packed + at * ROW_BYTES + 13, 4)
         return 0
 
+    cdef int begin(self, Columns columns, Py_ssize_t wanted, int64_t now_micros) except -1:
+        self.columns, self.wanted, self.now_micros = columns, wanted, now_micros
+        self.has_times = bool(columns.expire) or bool(columns.available)
+        self.weight = 0.0
+        return 0
+
+    cdef Py_ssize_t fill(
+        self, object candidates, const uint8_t* packed, Py_ssize_t own, object segment, object request,
+        object catalogue, object tuning
+    ) except -1:
+        """From the ballots of what was heard to the order: how many places are filled, at most those that are wanted.
+        One's own list is `candidates`, or the `own` rows of `packed`."""
+        cdef Work work = self.work
+        cdef bint has_votes = False
+        cdef double ceiling = 1.0
+        cdef Py_ssize_t count, at
+        cdef double total, most
+        if work.event_count:
+            self.cast(tuning)
+        if candidates is not None:
+            own = len(candidates)
+        if work.ballot_count:
+            most = tuning.session_weight if own else tuning.session_weight_alone
+            total = _sum([work.ballots[at].weight for at in range(work.ballot_count)])
+            self.weight = most * total / (total + 1)
+            if not (isfinite(self.weight) and self.weight >= 0):
+                raise Declined
+            has_votes = self.count_votes() > 0
+            if not has_votes:
+                self.weight = 0.0
+        self.take_rungs(candidates, packed, own, segment, request, catalogue, &ceiling, has_votes)
+        self.score(has_votes)
+        if has_votes:
+            count = self.order(True)
+            for at in range(count):
+                work.entries[work.order[at]].is_leading = True
+        return self.order(False)
+
+    cdef int take_rungs(
+        self, object candidates, const uint8_t* packed, Py_ssize_t own, object segment, object request,
+        object catalogue, double* ceiling, bint has_votes
+    ) except -1:
+        """`fill_candidates` of the `ladder`: rung by rung until the slate is full."""
+        cdef Py_ssize_t taken
+        if own:
+            if candidates is None:
+                taken = self.climb_rows(packed, own, None, 0, ceiling, has_votes)
+            else:
+                taken = self.climb(candidates, 0, ceiling, has_votes)
+            if self.is_full("personal", own, taken):
+                return 0
+        if segment:
+            found = catalogue.popular_in_category(segment)
+            if found and self.is_full_by("segment", found[1], _SEGMENT, ceiling, has_votes):
+                return 0
+        if request.category:
+            found = catalogue.popular_in_category(request.category)
+            if found and self.is_full_by("category", found[1], _CATEGORY, ceiling, has_votes):
+                return 0
+        if request.region:
+            found = catalogue.popular_by_region.get(request.region)
+            if found is not None and self.is_full_by("region", found, _REGION, ceiling, has_votes):
+                return 0
+        if catalogue.popular and self.is_full_by("popular", catalogue.popular, _POPULARITY, ceiling, has_votes):
+            return 0
+        if catalogue.static:
+            self.is_full_by("static", catalogue.static, _STATIC, ceiling, has_votes)
+        return 0
+
+    cdef bint is_full_by(self, str name, object rows, uint32_t source, double* ceiling, bint has_votes) except -1:
+        return self.is_full(name, len(rows), self.climb(rows, source, ceiling, has_votes))
+
+    cdef bint is_full(self, str name, Py_ssize_t offered, Py_ssize_t taken) except -1:
+        """Notes a rung, and says whether there are candidates enough."""
+        if self.rungs is not None:
+            self.rungs.append(_tuple_of(RungReport, (name, offered, taken)))
+        if taken and self.level is None:
+            self.level = name
+        return self.candidate_count >= self.wanted
+
 
 cdef inline uint32_t _number_at(const uint8_t* packed, Py_ssize_t at) noexcept:
     cdef uint32_t number
@@ -224,91 +304,21 @@ def choose(object request, object person, list session, object catalogue, object
     be explained; None when the twin has to answer."""
     cdef Columns columns = columns_of(catalogue)
     cdef Slates slate
+    cdef Py_ssize_t count
     if columns is None or not columns.are_of(catalogue) or not 0 < request.num_results <= MOST:
         return None
     slate = Slates.__new__(Slates)
-    slate.columns = columns
     slate.work = take_work()
     try:
-        return _choose(slate, request, person, session, catalogue, tuning, now_micros)
+        slate.begin(columns, request.num_results, now_micros)
+        slate.rungs = []
+        slate.exclude_all(session, person.session, request.exclude_item_ids)
+        count = slate.fill(person.candidates, NULL, 0, person.segment, request, catalogue, tuning)
+        if count < slate.wanted:
+            return None
+        items = explain(slate, count, catalogue, request, person)
+        return items, slate.rungs, slate.weight, slate.level or "session"
     except Declined:
         return None
     finally:
         give_back(slate.work)
-
-
-cdef object _choose(Slates slate, object request, object person, list session, object catalogue, object tuning, object now_micros):
-    cdef Work work = slate.work
-    cdef Columns columns = slate.columns
-    cdef bint has_votes = False
-    cdef double ceiling = 1.0
-    cdef Py_ssize_t count, at, own
-    cdef list rungs = []
-    cdef double total, most
-    slate.now_micros = now_micros
-    slate.wanted = request.num_results
-    slate.has_times = bool(columns.expire) or bool(columns.available)
-    slate.weight = 0.0
-    state = person.session
-    slate.exclude_all(session, state, request.exclude_item_ids)
-    if session:
-        slate.cast_ballots(session, tuning)
-    candidates = person.candidates
-    own = 0 if candidates is None else len(candidates)
-    if work.ballot_count:
-        most = tuning.session_weight if own else tuning.session_weight_alone
-        total = _sum([work.ballots[at].weight for at in range(work.ballot_count)])
-        slate.weight = most * total / (total + 1)
-        if not (isfinite(slate.weight) and slate.weight >= 0):
-            return None
-        has_votes = slate.count_votes() > 0
-        if not has_votes:
-            slate.weight = 0.0
-
-    while True:  # one pass; left where the slate is full
-        if own and _is_full(slate, rungs, "personal", candidates, 0, &ceiling, has_votes):
-            break
-        if person.segment:
-            found = catalogue.popular_in_category(person.segment)
-            if found and _is_full(slate, rungs, "segment", found[1], _SEGMENT, &ceiling, has_votes):
-                break
-        if request.category:
-            found = catalogue.popular_in_category(request.category)
-            if found and _is_full(slate, rungs, "category", found[1], _CATEGORY, &ceiling, has_votes):
-                break
-        if request.region:
-            found = catalogue.popular_by_region.get(request.region)
-            if found is not None and _is_full(slate, rungs, "region", found, _REGION, &ceiling, has_votes):
-                break
-        if catalogue.popular and _is_full(slate, rungs, "popular", catalogue.popular, _POPULARITY, &ceiling, has_votes):
-            break
-        if catalogue.static:
-            _is_full(slate, rungs, "static", catalogue.static, _STATIC, &ceiling, has_votes)
-        break
-
-    slate.score(has_votes)
-    if has_votes:
-        count = slate.order(True)
-        for at in range(count):
-            work.entries[work.order[at]].is_leading = True
-    count = slate.order(False)
-    if count < slate.wanted:
-        return None
-    return explain(slate, count, catalogue, request, person), rungs, slate.weight, _level(rungs)
-
-
-cdef bint _is_full(
-    Slates slate, list rungs, str name, object rows, uint32_t source, double* ceiling, bint has_votes
-) except -1:
-    """Takes a rung, and says whether there are candidates enough."""
-    cdef Py_ssize_t taken = slate.climb(rows, source, ceiling, has_votes)
-    rungs.append(_tuple_of(RungReport, (name, len(rows), taken)))
-    return slate.candidate_count >= slate.wanted
-
-
-cdef object _level(list rungs):
-    """`fallback_level` of a slate that is not empty."""
-    for rung in rungs:
-        if (<tuple>rung)[2]:
-            return (<tuple>rung)[0]
-    return "session"

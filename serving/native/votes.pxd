@@ -1,9 +1,10 @@
 """What the session says. Declarations; `votes.pyx` says what each does."""
 
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t
 
 from serving.native.columns cimport Columns
-from serving.native.work cimport Entry, Work
+from serving.native.work cimport Entry, Event, Work
 
 
 cdef class Votes:
@@ -16,6 +17,13 @@ cdef class Votes:
 
     cdef bint admits(self, Entry* entry) except -1
     cdef int exclude(self, object item_id, bint is_silenced) except -1
+    cdef int exclude_number(self, int64_t number, bint is_silenced) except -1
+    cdef int hear(self, list session) except -1
+    cdef int exclude_events(self) except -1
     cdef int exclude_all(self, list session, object state, object exclude_item_ids) except -1
     cdef int cast_ballots(self, list session, object tuning) except -1
+    cdef int cast(self, object tuning) except -1
     cdef int count_votes(self) except -1
+
+
+cdef int know_kind(Event* event, PyObject* kind) except -1

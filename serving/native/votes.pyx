@@ -9,7 +9,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
 from serving.native.borrowed cimport PyDict_GetItemWithError, soon
 from serving.native.columns cimport Column, Columns
-from serving.native.work cimport Ballot, Entry, Work, push
+from serving.native.work cimport Ballot, Entry, Event, Work, push
 
 from feature_repo.contracts.events import DISMISSING_TYPES, SESSION_VOTE_WEIGHTS
 from serving.native.columns import Declined
@@ -21,14 +21,30 @@ cdef enum:
     DISMISSES = 2
     BUYS = 4
 
-cdef dict _VOTE_WEIGHTS = {str(kind): float(weight) for kind, weight in SESSION_VOTE_WEIGHTS.items()}
-cdef dict _DEEDS = {
-    str(kind): (kind in TOUCHING_TYPES) * TOUCHES + (kind in DISMISSING_TYPES) * DISMISSES + (kind in BUYING_TYPES) * BUYS
-    for kind in {*TOUCHING_TYPES, *DISMISSING_TYPES, *BUYING_TYPES}
+cdef dict _KINDS = {
+    str(kind): (
+        (kind in TOUCHING_TYPES) * TOUCHES + (kind in DISMISSING_TYPES) * DISMISSES + (kind in BUYING_TYPES) * BUYS,
+        float(SESSION_VOTE_WEIGHTS.get(kind, 0)),
+    )
+    for kind in {*TOUCHING_TYPES, *DISMISSING_TYPES, *BUYING_TYPES, *SESSION_VOTE_WEIGHTS}
 }
+"""Kind of an event -> its deeds, and what it weighs as a vote."""
+assert all(SESSION_VOTE_WEIGHTS.values())
 cdef double _HALF = float("0.5")  # not a constant: pow(0.5, x) may not become another function
 cdef double _MICROS = MICROS
 cdef double _ALMOST = 1 - 1e-9
+
+
+cdef int know_kind(Event* event, PyObject* kind) except -1:
+    """Fills in what is known of a kind of events."""
+    cdef PyObject* found = PyDict_GetItemWithError(_KINDS, <object>kind)
+    event.kind = kind
+    if found is NULL:
+        event.deeds, event.weight = 0, 0.0
+    else:
+        event.deeds = (<tuple>found)[0]
+        event.weight = (<tuple>found)[1]
+    return 0
 
 
 cdef class Votes:
@@ -57,7 +73,10 @@ cdef class Votes:
         return not entry.is_refused
 
     cdef int exclude(self, object item_id, bint is_silenced) except -1:
-        cdef int64_t number = self.columns.number_of(item_id)
+        return self.exclude_number(self.columns.number_of(item_id), is_silenced)
+
+    cdef int exclude_number(self, int64_t number, bint is_silenced) except -1:
+        """-1 is nobody's."""
         cdef Entry* entry
         if number >= 0:
             entry = self.work.enter(<uint32_t>number)
@@ -65,15 +84,31 @@ cdef class Votes:
             entry.is_silenced = entry.is_silenced or is_silenced
         return 0
 
+    cdef int hear(self, list session) except -1:
+        """The session's events, oldest first, as `Event`; the list keeps their kinds alive."""
+        cdef Event* event
+        self.work.event_count = 0
+        for one in session:
+            event = self.work.event()
+            event.micros = (<tuple>one)[0]
+            know_kind(event, <PyObject*>(<tuple>one)[1])
+            event.number = -1
+            if event.deeds or event.weight:
+                event.number = self.columns.number_of((<tuple>one)[3])
+        return 0
+
+    cdef int exclude_events(self) except -1:
+        """What the session did to items takes them out of its slates."""
+        cdef Py_ssize_t at
+        for at in range(self.work.event_count):
+            if self.work.events[at].deeds:
+                self.exclude_number(self.work.events[at].number, (self.work.events[at].deeds & DISMISSES) != 0)
+        return 0
+
     cdef int exclude_all(self, list session, object state, object exclude_item_ids) except -1:
         """`personal_exclusions` and `silenced_items`."""
-        cdef PyObject* found
-        cdef int deeds
-        for event in session:
-            found = PyDict_GetItemWithError(_DEEDS, (<tuple>event)[1])
-            if found is not NULL:
-                deeds = <object>found
-                self.exclude((<tuple>event)[3], deeds & DISMISSES)
+        self.hear(session)
+        self.exclude_events()
         for mark in state.dismissed:
             self.exclude((<tuple>mark)[1], True)
         for mark in state.bought:
@@ -84,6 +119,12 @@ cdef class Votes:
 
     cdef int cast_ballots(self, list session, object tuning) except -1:
         """`session_ballots`."""
+        if self.work.event_count != len(session):
+            self.hear(session)
+        return self.cast(tuning)
+
+    cdef int cast(self, object tuning) except -1:
+        """`session_ballots` of what was heard."""
         cdef Columns columns = self.columns
         cdef Work work = self.work
         cdef bint by_index = columns.session_index is not None
@@ -98,23 +139,18 @@ cdef class Votes:
         cdef bint is_repeat = False
         cdef Ballot* ballot
         cdef Entry* entry
-        cdef PyObject* found
-        cdef object event
+        cdef Event* event
         if half_life == 0:
             raise Declined
-        for at in range(len(session) - 1, -1, -1):
-            event = session[at]
-            found = PyDict_GetItemWithError(_VOTE_WEIGHTS, (<tuple>event)[1])
-            if found is NULL:
-                continue
-            type_weight = <object>found
-            number = columns.number_of((<tuple>event)[3])
-            if number < 0:
+        for at in range(work.event_count - 1, -1, -1):
+            event = &work.events[at]
+            type_weight, number = event.weight, event.number
+            if type_weight == 0 or number < 0:
                 continue
             entry = work.find(<uint32_t>number)
             if entry is not NULL and entry.is_silenced:
                 continue
-            micros = (<tuple>event)[0]
+            micros = event.micros
             if by_index:
                 newest = newest or micros
                 if number != latest:
@@ -151,13 +187,13 @@ cdef class Votes:
             if by_index and work.ballot_count and work.ballots[work.ballot_count - 1].number == number:
                 ballot = &work.ballots[work.ballot_count - 1]
                 if weight > ballot.weight:
-                    ballot.kind, ballot.weight = <PyObject*>(<tuple>event)[1], weight
+                    ballot.kind, ballot.weight = event.kind, weight
                     ballot.reason = NULL
                 continue
             if start >= end:
                 continue
             ballot = work.ballot()
-            ballot.number, ballot.weight, ballot.kind = <uint32_t>number, weight, <PyObject*>(<tuple>event)[1]
+            ballot.number, ballot.weight, ballot.kind = <uint32_t>number, weight, event.kind
             ballot.start, ballot.count, ballot.reason = start, end - start, NULL
             for near in range(start, min(end, start + 64), 16):
                 soon(<const uint32_t*>numbers.data + near)

@@ -1,7 +1,7 @@
 """The memory of one slate. Declarations; `work.pyx` says what each does."""
 
 from cpython.object cimport PyObject
-from libc.stdint cimport int8_t, int32_t, uint32_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint32_t
 
 cdef enum:
     MOST = 1000  # of items in a slate
@@ -31,19 +31,29 @@ cdef struct Ballot:
     PyObject* reason     # once it was asked for; `Slates.kept` keeps it alive
 
 
+cdef struct Event:
+    int64_t micros
+    int64_t number       # of its item; -1: the version does not know it
+    PyObject* kind       # whoever heard the events keeps it alive
+    double weight        # 0: it is no vote
+    int deeds            # bits of `votes`
+
+
 cdef class Work:
     cdef Entry* entries
     cdef uint32_t* table
     cdef Ballot* ballots
+    cdef Event* events
     cdef double* heap
     cdef uint32_t* order
-    cdef Py_ssize_t entry_count, entry_room, table_size, ballot_count, ballot_room
+    cdef Py_ssize_t entry_count, entry_room, table_size, ballot_count, ballot_room, event_count, event_room
 
     cdef void clear(self) noexcept
     cdef Entry* find(self, uint32_t number) noexcept
     cdef Entry* enter(self, uint32_t number) except NULL
     cdef int grow(self) except -1
     cdef Ballot* ballot(self) except NULL
+    cdef Event* event(self) except NULL
 
 
 cdef Work take_work()

@@ -10,24 +10,26 @@ cdef class Work:
     """The memory of one slate. Entries are found by item number; a table of places into them is filled to a half."""
 
     def __cinit__(self):
-        self.entry_room, self.table_size, self.ballot_room = 512, 1024, 64
+        self.entry_room, self.table_size, self.ballot_room, self.event_room = 512, 1024, 64, 64
         self.entries = <Entry*>PyMem_Malloc(self.entry_room * sizeof(Entry))
         self.table = <uint32_t*>PyMem_Malloc(self.table_size * sizeof(uint32_t))
         self.ballots = <Ballot*>PyMem_Malloc(self.ballot_room * sizeof(Ballot))
+        self.events = <Event*>PyMem_Malloc(self.event_room * sizeof(Event))
         self.heap = <double*>PyMem_Malloc(MOST * sizeof(double))
         self.order = <uint32_t*>PyMem_Malloc(MOST * sizeof(uint32_t))
-        if not (self.entries and self.table and self.ballots and self.heap and self.order):
+        if not (self.entries and self.table and self.ballots and self.events and self.heap and self.order):
             raise MemoryError()
 
     def __dealloc__(self):
         PyMem_Free(self.entries)
         PyMem_Free(self.table)
         PyMem_Free(self.ballots)
+        PyMem_Free(self.events)
         PyMem_Free(self.heap)
         PyMem_Free(self.order)
 
     cdef void clear(self) noexcept:
-        self.entry_count = self.ballot_count = 0
+        self.entry_count = self.ballot_count = self.event_count = 0
         memset(self.table, 0, self.table_size * sizeof(uint32_t))
 
     cdef Entry* find(self, uint32_t number) noexcept:
@@ -98,6 +100,18 @@ cdef class Work:
             self.ballot_room *= 2
         self.ballot_count += 1
         return &self.ballots[self.ballot_count - 1]
+
+    cdef Event* event(self) except NULL:
+        """Room for one more."""
+        cdef Event* events
+        if self.event_count == self.event_room:
+            events = <Event*>PyMem_Realloc(self.events, 2 * self.event_room * sizeof(Event))
+            if not events:
+                raise MemoryError()
+            self.events = events
+            self.event_room *= 2
+        self.event_count += 1
+        return &self.events[self.event_count - 1]
 
 
 cdef list _free = []

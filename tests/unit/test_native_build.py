@@ -20,7 +20,7 @@ CAN_COMPILE = importlib.util.find_spec("Cython") is not None and any(map(shutil.
 needs_compiler = pytest.mark.skipif(not CAN_COMPILE, reason="no C compiler, or no Cython")
 SAYS = (
     "from serving.native import described, parts; "
-    "print(described(), None not in (parts.slates, parts.writing, parts.records, parts.subjects))"
+    "print(described(), None not in (parts.answers, parts.slates, parts.writing, parts.records, parts.subjects))"
 )
 
 

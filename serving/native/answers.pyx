@@ -1,0 +1,269 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
+"""From the records of a person to the answer and its decision, in one call and without objects between. The twin is the way
+through `Recommender`, `build_slate`, `render_answer` and `recommendation_decision`; that says what is right.
+
+Only for one who is known by one name, or by none, whose records are whole, of the served version, and say no to nothing.
+What `slates` declines is declined here too: then the twin answers, and writes the same.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from serving.native.borrowed cimport soon
+from serving.native.columns cimport Columns, columns_of
+from serving.native.pieces cimport Items, Out, Written, give_back, items_of, put_item, put_reason, take_out
+from serving.native.reasons cimport because_of_session, is_of_session
+from serving.native.sessions cimport Heard, hash_of, hear_record
+from serving.native.slates cimport ROW_BYTES, Slates
+from serving.native.work cimport MOST, Entry, Work, take_work
+from serving.native.work cimport give_back as give_back_work
+from serving.native.writing cimport close_answer, close_decision, open_answer, open_decision
+
+import orjson
+
+from feature_repo.contracts.packing import CANDIDATES_HEADER_BYTES, FLAG_PERSONALIZE_DENIED, FORMAT_V1, NO_REASON, Source
+from feature_repo.contracts.publication import pack_version
+from serving.native.columns import Declined
+from serving.pipeline.explain import base_reasons
+from serving.pipeline.values import Person
+
+
+cdef enum:
+    HEADER = 12  # of candidates: format u8, flags u8, rows u16, days i32, hash u32
+
+assert CANDIDATES_HEADER_BYTES == HEADER
+cdef object _dumps = orjson.dumps
+cdef uint32_t NONE = NO_REASON
+cdef uint32_t _SESSION = Source.SESSION
+cdef uint8_t _FORMAT = FORMAT_V1
+cdef uint8_t _DENIED = FLAG_PERSONALIZE_DENIED
+cdef const char* _HEX = b"0123456789abcdef"
+
+
+cdef str _hex_of(uint64_t number, bint is_little):
+    """16 digits: of the number, or of its bytes as they lie in memory."""
+    cdef char digits[16]
+    cdef int at
+    cdef uint8_t byte
+    for at in range(8):
+        byte = <uint8_t>(number >> (8 * at if is_little else 56 - 8 * at))
+        digits[2 * at] = _HEX[byte >> 4]
+        digits[2 * at + 1] = _HEX[byte & 15]
+    return (<bytes>digits[:16]).decode("ascii")
+
+
+cdef class AnswerWriter:
+    """Of one process."""
+
+    cdef object tuning, timer, refuses_storing
+    cdef str digest
+    cdef int64_t gap_micros
+    cdef str version
+    cdef int32_t days
+    cdef uint32_t version_hash
+
+    def __init__(self, tuning, digest, timer, refuses_storing):
+        """`digest` is that of the tuning; `timer` is monotonic, in ns; `refuses_storing` of a user id."""
+        self.tuning, self.digest, self.timer, self.refuses_storing = tuning, digest, timer, refuses_storing
+        self.gap_micros = int(tuning.session_gap_seconds * 1000000)
+
+    def write(self, object question, object started, object catalogue, object read, object segment, object feature_micros,
+              object now_micros, object changes_micros):
+        """(body, payload of the decision, fallback level) for a question (`answering.Question`) of somebody who was read
+        (`OnlineRecords`); None when the twin has to answer.
+
+        segment, feature_micros  what the records say of the person's category; `now_micros`  the instant of the slate
+        """
+        cdef object request = (<tuple>question)[0]
+        cdef Columns columns = columns_of(catalogue)
+        cdef Slates slate
+        cdef Out out
+        if (
+            request.policy is not None or request.explain or request.recent_events or request.personalize is False
+            or columns is None or not columns.are_of(catalogue) or not 0 < request.num_results <= MOST
+        ):
+            return None
+        slate = Slates.__new__(Slates)
+        slate.work = take_work()
+        out = take_out()
+        try:
+            slate.begin(columns, request.num_results, now_micros)
+            return self.written(
+                slate, out, question, request, started, catalogue, (<tuple>read)[1], (<tuple>read)[2], segment, feature_micros,
+                changes_micros,
+            )
+        except (Declined, KeyError, OverflowError, TypeError, ValueError, AttributeError):
+            return None
+        finally:
+            give_back(out)
+            give_back_work(slate.work)
+
+    cdef tuple written(
+        self, Slates slate, Out out, object question, object request, object started, object catalogue,
+        bytes candidates, bytes session, object segment, object feature_micros, object changes_micros
+    ):
+        cdef Work work = slate.work
+        cdef Items prepared
+        cdef Heard heard
+        cdef const uint8_t* packed = NULL
+        cdef Py_ssize_t own = 0, count, at
+        cdef uint32_t numbers[MOST]
+        cdef uint32_t sources[MOST]
+        cdef list scores = []
+        cdef bint may_store
+        cdef object subject = None, hashed = None, session_micros = None, level, reason = None
+        cdef bytes body
+        if candidates is not None:
+            own = self.rows_of(candidates, catalogue)
+            packed = <const uint8_t*>PyBytes_AS_STRING(candidates) + HEADER
+        heard.count = 0
+        if session is not None:
+            heard = hear_record(slate, session, request.session_id, self.gap_micros)
+        for item_id in request.exclude_item_ids:
+            slate.exclude(item_id, False)
+        count = slate.fill(None, packed, own, segment, request, catalogue, self.tuning)
+        if count < slate.wanted:
+            return None
+        level = slate.level or "session"
+        if level != "personal":
+            if request.user_id is None:
+                reason = "no_user"
+            else:
+                reason = "unknown_user" if candidates is None else "no_eligible_candidates"
+        if heard.count:
+            session_micros = heard.newest
+
+        prepared = items_of(catalogue)
+        open_answer(out, (<tuple>question)[1], (<tuple>question)[2])
+        put_slate(slate, out, prepared, count, catalogue, request, segment, numbers, sources, scores)
+        close_answer(
+            out, catalogue, (self.timer() - started) // 1000, level, reason, None, (<tuple>question)[4], feature_micros,
+            session_micros, changes_micros
+        )
+        out.put_bytes(b"}")
+        body = PyBytes_FromStringAndSize(out.data, out.size)
+
+        may_store = (<tuple>question)[3] and not self.refuses_storing(request.user_id)
+        if may_store and (request.user_id is not None or request.anonymous_id is not None):
+            subject = "u:" + request.user_id if request.user_id is not None else "a:" + request.anonymous_id
+            if request.session_id is not None:
+                hashed = _hex_of(hash_of(request.session_id), False)
+        out.size = 0
+        open_decision(
+            out, catalogue, (<tuple>question)[1], (<tuple>question)[7], (<tuple>question)[2], subject, hashed, level, reason, None, (<tuple>question)[4]
+        )
+        close_decision(out, prepared, numbers, sources, scores, None)
+        self.put_inputs(out, request, may_store, &heard)
+        return body, PyBytes_FromStringAndSize(out.data, out.size), level
+
+    cdef Py_ssize_t rows_of(self, bytes candidates, object catalogue) except -1:
+        """How many rows a record has. Raises Declined where it is of another version, damaged, or a no."""
+        cdef const char* data = PyBytes_AS_STRING(candidates)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(candidates)
+        cdef uint16_t count
+        cdef int32_t days
+        cdef uint32_t version_hash
+        if self.version is None or catalogue.version != self.version:
+            self.days, self.version_hash = pack_version(catalogue.version)
+            self.version = catalogue.version
+        if size < HEADER or <uint8_t>data[0] != _FORMAT or <uint8_t>data[1] & _DENIED:
+            raise Declined
+        memcpy(&count, data + 2, 2)
+        memcpy(&days, data + 4, 4)
+        memcpy(&version_hash, data + 8, 4)
+        if size != HEADER + <Py_ssize_t>count * ROW_BYTES or days != self.days or version_hash != self.version_hash:
+            raise Declined
+        return count
+
+    cdef int put_inputs(self, Out out, object request, bint may_store, Heard* heard) except -1:
+        """The decision's inputs, and its end."""
+        out.put_bytes(b'{"num_results":')
+        out.put_int(request.num_results)
+        out.put_bytes(b',"tuning":')
+        out.put_text(self.digest)
+        out.put_bytes(b',"personalized":true')
+        if request.category is not None:
+            out.put_bytes(b',"category":')
+            out.put_text(request.category)
+        if request.region is not None:
+            out.put_bytes(b',"region":')
+            out.put_text(request.region)
+        if request.personalize is not None:
+            out.put_bytes(b',"personalize":true')
+        if not may_store:
+            return out.put_bytes(b',"store":false}}')
+        if request.exclude_item_ids:
+            out.put_bytes(b',"exclude_item_ids":')
+            out.put_bytes(_dumps(sorted(request.exclude_item_ids)))
+        if heard.count:
+            out.put_bytes(b',"session":{"events":')
+            out.put_int(heard.count)
+            out.put_bytes(b',"newest":')
+            out.put_int(heard.newest)
+            out.put_bytes(b',"digest":')
+            out.put_text(_hex_of(heard.digest, True))
+            out.put_bytes(b"}")
+        return out.put_bytes(b"}}")
+
+
+cdef int put_slate(
+    Slates slate, Out out, Items prepared, Py_ssize_t count, object catalogue, object request, object segment,
+    uint32_t* numbers, uint32_t* sources, list scores
+) except -1:
+    """`explain_slate` as it is written, with number, source and score of each item."""
+    cdef Work work = slate.work
+    cdef Entry entry
+    cdef Written* written
+    cdef Py_ssize_t at, named
+    cdef dict known = {}
+    cdef list kept = []
+    cdef bint is_first, is_session
+    for at in range(count):
+        entry = work.entries[work.order[at]]
+        prepared.soon_item(entry.number)
+        prepared.soon_interest(entry.first)
+        prepared.soon_interest(entry.second)
+    for at in range(count):
+        entry = work.entries[work.order[at]]
+        numbers[at] = entry.number
+        is_session = is_of_session(slate, &entry)
+        sources[at] = _SESSION if is_session else entry.source
+        scores.append(entry.score)
+        put_item(out, prepared.of(entry.number), entry.score, at + 1, sources[at])
+        said = None
+        named = 0
+        if is_session:
+            said = because_of_session(slate, kept, entry.number, catalogue)
+        else:
+            named = put_interest(out, prepared, entry.first, 0, catalogue)
+            named += put_interest(out, prepared, entry.second, named, catalogue)
+            if not named:
+                said = known.get(entry.source)
+                if said is None:
+                    said = known[entry.source] = base_reasons(
+                        (entry.source, NONE, NONE), catalogue, request, Person(segment=segment)
+                    )
+        if said is not None:
+            is_first = True
+            for reason in <tuple>said:
+                if not is_first:
+                    out.put_bytes(b",")
+                is_first = False
+                put_reason(out, prepared.place_of(reason), reason)
+        written = prepared.of(entry.number)  # once more: what was remembered may have been forgotten
+        out.put(written.text + written.head, written.size - written.head)
+    return 0
+
+
+cdef Py_ssize_t put_interest(Out out, Items prepared, uint32_t number, Py_ssize_t named, object catalogue) except -1:
+    """1 when the past item is still there, and named as a reason."""
+    cdef Written* written
+    if number >= prepared.size or prepared.item_ids[number] is None:
+        return 0
+    written = prepared.interest(number, catalogue)
+    if named:
+        out.put_bytes(b",")
+    out.put(written.text, written.size)
+    return 1
