@@ -107,6 +107,18 @@ def test_sorted_by_subject_item_time_and_type() -> None:
     assert keys == sorted(keys)
 
 
+@pytest.mark.parametrize("swapped", range(4))
+def test_rows_in_order_but_for_one_column_are_sorted(swapped: int) -> None:
+    first = ["u:a", 1, 10, "click"]
+    second = [*first]
+    second[swapped] = ["u:b", 2, 11, "view_item"][swapped]
+    rows = [("u:", 5, 5, "a"), second, first, ("u:c", 0, 0, "a")]
+    columns = ("subject_key", "item_number", "micros", "event_type")
+    found = sort_interactions(pa.table({name: [row[n] for row in rows] for n, name in enumerate(columns)}))
+    keys = list(zip(*(found[name].to_pylist() for name in columns), strict=True))
+    assert keys == [rows[0], tuple(first), tuple(second), rows[3]]
+
+
 def test_nothing_gives_an_empty_matrix() -> None:
     matrix = build([])
     assert matrix.preference.shape == (0, 5)
