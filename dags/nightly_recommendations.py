@@ -77,6 +77,13 @@ PARAMS = {
         maximum=50,
         description="Recipes that each model family tries around its default before the comparison. 0: none. Empty: 3.",
     ),
+    "trial_events": Param(
+        None,
+        type=["null", "integer"],
+        minimum=10_000,
+        description="Interactions that a trial learns from at most; of a larger shop those of a sample of its people. "
+        "Empty: 1,000,000.",
+    ),
     "models": Param(
         None,
         type=["null", "string"],

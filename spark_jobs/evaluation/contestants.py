@@ -40,6 +40,7 @@ def choose_contestants(
     content: ItemContent,
     *,
     trials: int,
+    trial_events: int,
     test_days: int,
     policy: str,
 ) -> dict[str, Choice]:
@@ -52,7 +53,9 @@ def choose_contestants(
     is_wanted = program.may_blend and program.blend is None
     validation, data = None, None
     if count > 0 or is_wanted:
-        validation = validation_split(split, item_count=item_count, days=test_days, exclude_seen=policy)
+        validation = validation_split(
+            split, item_count=item_count, days=test_days, exclude_seen=policy, most_events=trial_events
+        )
     if validation is not None:
         data = validation_data(validation, item_count=item_count, content=content)
     choices = {

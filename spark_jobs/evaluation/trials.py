@@ -6,12 +6,14 @@ test window, which the gate judges on, is never seen here.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from scipy import sparse
 
 from spark_jobs.evaluation.full_ranking import evaluate, is_relevant, rank_unseen
@@ -29,6 +31,9 @@ DEFAULT = "default"
 MIN_VALIDATION_USERS = 20
 MAX_VALIDATION_USERS = 2_000
 """A sample is enough to rank recipes; the gate measures the chosen one on everybody."""
+TRIAL_EVENTS = 1_000_000
+"""A trial learns from so many interactions at most: most fits of a night are trials, and the comparison is on all."""
+_SAMPLE_SALT = b"trials"
 CURVE_USERS = 400
 """Persons that the curve over sweeps is drawn from: the first of the validation persons."""
 _K = 20
@@ -72,13 +77,14 @@ class Choice:
 
 
 def validation_split(
-    split: TimeSplit, *, item_count: int, days: int, exclude_seen: str = INTERACTED
+    split: TimeSplit, *, item_count: int, days: int, exclude_seen: str = INTERACTED, most_events: int = TRIAL_EVENTS
 ) -> TimeSplit | None:
-    """The training part of `split`, split again by time; None when it is empty or nothing can be held back."""
+    """The training part of `split`, split again by time; None when it is empty or nothing can be held back. Of more
+    than `most_events` interactions a sample of the people is taken (`some_people`)."""
     if split.test_days == 0 or split.train.num_rows == 0:
         return None
     found = split_by_time(
-        split.train,
+        some_people(split.train, most_events),
         cut_off=split.test_start,
         item_count=item_count,
         test_days=days,
@@ -86,6 +92,25 @@ def validation_split(
         exclude_seen=exclude_seen,
     )
     return found if len(found.subjects) >= MIN_VALIDATION_USERS else None
+
+
+def some_people(interactions: pa.Table, most_events: int) -> pa.Table:
+    """All of `interactions` (sorted), or those of as many people as have no more than `most_events` together.
+
+    Nobody is cut: a recipe that suits histories of some length suits them whatever the number of people. Who is taken
+    is decided by a digest of the subject key, so neither order nor other people decide who comes first.
+    """
+    if interactions.num_rows <= most_events:
+        return interactions
+    subjects = interactions["subject_key"].combine_chunks()
+    codes = np.asarray(subjects.indices)
+    keys = subjects.dictionary.to_pylist()
+    digests = [hashlib.blake2b(key.encode(), digest_size=8, salt=_SAMPLE_SALT).digest() for key in keys]
+    order = np.argsort(np.array(digests, dtype="S8"), kind="stable")
+    together = np.cumsum(np.bincount(codes, minlength=len(keys))[order])
+    is_taken = np.zeros(len(keys), bool)
+    is_taken[order[together <= most_events]] = True
+    return interactions.filter(pa.array(is_taken[codes]))
 
 
 def choose_recipe(
@@ -123,7 +148,10 @@ def choose_recipe(
         chosen = len(tried)
         tried.append(trial)
     best, first = tried[chosen], tried[0]
-    persons = f"{len(validation.subjects):,} persons, {validation.test_days} days from {validation.test_start:%Y-%m-%d}"
+    persons = (
+        f"{len(validation.subjects):,} persons, {validation.test_days} days from {validation.test_start:%Y-%m-%d}, "
+        f"learned from {validation.train.num_rows:,} interactions"
+    )
     if len(tried) == 1:
         why = f"the recipe as it is, no other was tried: validation NDCG@20 {first.quality:.4f} ({persons})"
     elif chosen == 0:

@@ -16,6 +16,8 @@ Run params
     trials           how many recipes around each family's default are tried on a validation window, the last days
                      before the test window; default 3. The best enters the comparison. 0: the defaults, untried.
                      Mode and weights of the blend are chosen there too
+    trial_events     how many interactions a trial learns from at most, default a million: of a larger shop those of a
+                     sample of its people, always the same ones. Models are compared on all
 
 `with_session` stands below them, of no recipe: what answers would be that blend the best model's lists with the session
 that asks (`evaluation.with_session`). It is measured on the same persons, and is never judged or published.
@@ -69,6 +71,7 @@ from spark_jobs.evaluation.split import (
     seen_policy,
     split_by_time,
 )
+from spark_jobs.evaluation.trials import TRIAL_EVENTS
 from spark_jobs.evaluation.with_session import (
     WITH_SESSION,
     SessionAnswers,
@@ -121,6 +124,7 @@ class TrainOptions:
     test_days: int = TEST_DAYS
     max_test_users: int = MAX_TEST_USERS
     trials: int = 3
+    trial_events: int = TRIAL_EVENTS
 
 
 def main(environment: Environment, run: Run) -> None:
@@ -179,8 +183,9 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
             program, live_recipe = with_categories(program, live_recipe, why_no_categories(split, run, features))
     with measured() as trials_usage:
         choices = choose_contestants(
-            program, split, content, trials=options.trials, test_days=options.test_days, policy=policy
-        )
+            program, split, content, trials=options.trials, trial_events=options.trial_events,
+            test_days=options.test_days, policy=policy,
+        )  # fmt: skip
     print(f"trials took {trials_usage.wall_seconds:.1f} s", flush=True)
     chosen = {name: one.recipe for name, one in choices.items() if one.recipe}
     recipes, champion_name = with_champion(chosen, live_recipe)

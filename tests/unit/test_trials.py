@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from spark_jobs.evaluation.metrics import CURVE_DEPTH, gini, lorenz
 from spark_jobs.evaluation.model_card import model_card
 from spark_jobs.evaluation.pictures import draw_pictures
 from spark_jobs.evaluation.split import TimeSplit, split_by_time
-from spark_jobs.evaluation.trials import choose_recipe, validation_split
+from spark_jobs.evaluation.trials import choose_recipe, some_people, validation_split
 from spark_jobs.models.factory import fit_recipe
 from spark_jobs.models.matrix import sort_interactions
 from spark_jobs.models.neighbourhood import FACTORS, neighbours
@@ -59,6 +60,29 @@ def interactions(rows: list[tuple[str, int, str, int]]) -> pa.Table:
 @pytest.fixture(scope="module")
 def split() -> TimeSplit:
     return split_by_time(planted(), cut_off=CUT_OFF, item_count=ITEMS)
+
+
+def test_a_large_shop_tries_recipes_on_some_of_its_people() -> None:
+    names = [f"u:{n}" for n in range(200)]
+    rows = [(name, item, "view_item", 1000 * item) for n, name in enumerate(names) for item in range(1 + n % 7)]
+    columns = ("subject_key", "item_number", "event_type", "micros")
+    events = sort_interactions(pa.table({c: [row[n] for row in rows] for n, c in enumerate(columns)}))
+    assert some_people(events, len(rows)) is events
+
+    few = some_people(events, 300).to_pydict()
+
+    left, expected = 300, set()
+    for name in sorted(names, key=lambda k: hashlib.blake2b(k.encode(), digest_size=8, salt=b"trials").digest()):
+        left -= 1 + names.index(name) % 7
+        if left < 0:
+            break
+        expected.add(name)
+    assert 60 < len(expected) < 100
+    assert set(few["subject_key"]) == expected
+    assert len(few["subject_key"]) == sum(1 + names.index(name) % 7 for name in expected)  # nobody is cut
+    grown = [*rows, *((f"u:new{n}", 0, "view_item", 5) for n in range(5))]
+    again = some_people(sort_interactions(pa.table({c: [r[n] for r in grown] for n, c in enumerate(columns)})), 300)
+    assert len(expected & set(again["subject_key"].to_pylist())) >= len(expected) - 10
 
 
 def test_neighbours_are_near_distinct_and_the_same_every_time() -> None:
