@@ -26,6 +26,7 @@ PARTS = (
     "ruled",
     "sessions",
     "shelves",
+    "shelving",
     "slates",
     "subjects",
     "variety",

@@ -28,8 +28,8 @@ class SlateFilter:
         self._refusals = catalogue.refusals
         self._expire_micros = catalogue.expire_micros
         self._available_micros = catalogue.available_micros
-        self._taken_out = taken_out
-        self._now_micros = now_micros
+        self.taken_out = taken_out
+        self.now_micros = now_micros
         self._refused: dict[int, str] = {}
 
     def admits(self, item_number: int) -> bool:
@@ -37,12 +37,12 @@ class SlateFilter:
         if (
             item_number < len(self._refusals)
             and self._refusals[item_number] is None
-            and item_number not in self._taken_out
+            and item_number not in self.taken_out
             and item_number not in self._expire_micros
             and item_number not in self._available_micros
         ):
             return True
-        refusal = self._taken_out.get(item_number) or self._catalogue.refusal(item_number, self._now_micros)
+        refusal = self.taken_out.get(item_number) or self._catalogue.refusal(item_number, self.now_micros)
         if refusal is None:
             return True
         self._refused[item_number] = refusal
@@ -50,7 +50,7 @@ class SlateFilter:
 
     def refused(self, numbers: Mapping[int, Any]) -> list[int]:
         """Those of the items (all >= 0) that `admits` does not admit."""
-        taken_out, refusals, size = self._taken_out, self._refusals, len(self._refusals)
+        taken_out, refusals, size = self.taken_out, self._refusals, len(self._refusals)
         if self._expire_micros or self._available_micros or not isinstance(refusals, Refusals):
             return [n for n in numbers if not self.admits(n)]
         found = {*(numbers.keys() & taken_out.keys()), *(numbers.keys() & refusals.numbers)}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 
 from feature_repo.contracts.packing import SessionEvent, Source
+from serving.native import parts
 from serving.pipeline.candidates import Rung, fill_candidates
 from serving.pipeline.catalogue import MAX_REMEMBERED, Catalogue
 from serving.pipeline.filters import SlateFilter
 from serving.pipeline.order import order_candidates
-from serving.pipeline.values import Reason, Slate, SlateItem
+from serving.pipeline.values import Reason, RungReport, Slate, SlateItem
 
 NOTHING_ELIGIBLE = "no_eligible_candidates"
 _SOURCES = {int(source): source for source in Source}
@@ -38,13 +40,19 @@ def list_slate(
     why_not  the fallback reason when it gave nothing; without one: nothing on it was eligible
     whole    look at every row of a rung, so that all counts are whole; else at what can get in
     """
-    pool, reports = fill_candidates(rungs, wanted=wanted, admits=eligible.admits, whole=whole)
-    bases, origins, item_ids = pool.bases, pool.origins, catalogue.item_ids
-    items: list[SlateItem] = []
-    for number in order_candidates(bases, wanted, item_ids):
-        base, source = bases[number], _SOURCES[origins[number][0]]
-        one = (number, item_ids[number], base, base, 0.0, source, tell(number, source))
-        items.append(tuple.__new__(SlateItem, one))  # what its constructor does, without the call
+    kept: list[Rung] = []
+    shelved = None
+    if parts.shelving is not None:
+        shelved = parts.shelving.shelve(
+            rungs, kept, wanted, eligible.taken_out, catalogue, eligible.now_micros, whole, tell
+        )  # fmt: skip
+    if shelved is None:
+        items, reports = _shelved(chain(kept, rungs), wanted, eligible, catalogue, tell, whole)
+    else:
+        items, reports, refused = shelved
+        if whole or len(items) < wanted:
+            for number in refused:
+                eligible.admits(number)  # counts it
     level = next((report.rung for report in reports if report.eligible), "none")
     return Slate(
         items=items,
@@ -57,6 +65,20 @@ def list_slate(
         personalized=personalized,
         stage_micros={},
     )
+
+
+def _shelved(
+    rungs: Iterator[Rung], wanted: int, eligible: SlateFilter, catalogue: Catalogue, tell: Tell, whole: bool
+) -> tuple[list[SlateItem], list[RungReport]]:
+    """The twin of native `shelving`."""
+    pool, reports = fill_candidates(rungs, wanted=wanted, admits=eligible.admits, whole=whole)
+    bases, origins, item_ids = pool.bases, pool.origins, catalogue.item_ids
+    items: list[SlateItem] = []
+    for number in order_candidates(bases, wanted, item_ids):
+        base, source = bases[number], _SOURCES[origins[number][0]]
+        one = (number, item_ids[number], base, base, 0.0, source, tell(number, source))
+        items.append(tuple.__new__(SlateItem, one))  # what its constructor does, without the call
+    return items, reports
 
 
 def popular_rungs(catalogue: Catalogue, category: str | None, region: str | None = None) -> Iterator[Rung]:
