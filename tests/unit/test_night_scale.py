@@ -82,3 +82,22 @@ def test_memory_is_that_of_all_processes_of_the_installation(tmp_path: Path) -> 
         for process in (mine, other):
             process.communicate()
     assert memory_of(str(tmp_path)) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how many processes share a page")
+def test_what_processes_share_counts_once(tmp_path: Path) -> None:
+    forks = (
+        "import os, sys; x = bytearray(b'1') * 60_000_000; r, w = os.pipe(); p = os.fork(); "
+        "p or (os.close(w), os.read(r, 1), os._exit(0)); print('there', flush=True); sys.stdin.read(); os.close(w); "
+        "os.waitpid(p, 0)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", forks],
+        env={**os.environ, STACK: str(tmp_path)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"there\n"
+        assert 60_000_000 < memory_of(str(tmp_path)) < 100_000_000
+    finally:
+        process.communicate()

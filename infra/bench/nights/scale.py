@@ -46,8 +46,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The night of one size. `peak_bytes`: the most memory (RSS) that all processes of the installation held at once,
-    Airflow, MLflow and both Redis among them."""
+    """The night of one size. `peak_bytes`: the most memory (`memory_of`) that all processes of the installation held at
+    once, Airflow, MLflow and both Redis among them."""
 
     event_count: int
     night: Night
@@ -148,12 +148,17 @@ class MemoryWatch:
 
 
 def memory_of(home: str) -> int:
-    """Bytes (RSS) of all processes of the installation in `home`; those that end meanwhile count 0."""
+    """Bytes of all processes of the installation in `home`; those that end meanwhile count 0.
+
+    Pages that processes share are divided among them where the system can tell (Linux): a Java that starts a program
+    is for a moment two processes with the same gigabytes.
+    """
     total = 0
     for process in psutil.process_iter():
         if belongs_to(process, home, None):
             with contextlib.suppress(psutil.Error):
-                total += process.memory_info().rss
+                memory = process.memory_full_info()
+                total += getattr(memory, "pss", memory.rss)
     return total
 
 
