@@ -23,6 +23,8 @@ from serving.api.schemas import MAX_ASKED_ITEMS, MAX_EXCLUDED_ITEMS, MAX_RECENT_
 from serving.api.services import Services
 from serving.api.tally import RequestTally
 from serving.api.visits import NOBODY, Visit, Visits
+from serving.lists import RECOMMENDATIONS
+from serving.native import parts
 from serving.pipeline.placements import DEFAULT, Placements
 from serving.pipeline.policy import MAX_EXPLORATION
 from serving.pipeline.values import SlateRequest
@@ -57,6 +59,11 @@ class HotSlates:
         self._placements = services.placements
         self._plain = plain_placements(services.placements)
         self._max_body_bytes = services.settings.max_body_bytes
+        self._reader: Any = None
+        if parts.questions is not None:
+            self._reader = parts.questions.QuestionReader(
+                Question, RECOMMENDATIONS, self._plain, DEFAULT, self.new_id, MAX_RESULTS, MAX_EXCLUDED_ITEMS
+            )
 
     def remember_head(self, said: bytes, head: Head, visit: Visit) -> None:
         """A head that came whole, of a request that is answered here. One with an id or a trace of its own does not
@@ -70,13 +77,18 @@ class HotSlates:
         """The question in a body; None when the application has to look at it."""
         if len(body) > self._max_body_bytes:
             return None
+        now_micros = self._wall_micros()
+        if self._reader is not None:
+            question: Question | None = self._reader.read(body, now_micros)
+            if question is not None:
+                return question
         try:
             document: Any = orjson.loads(body)
         except orjson.JSONDecodeError:
             return None
         if type(document) is not dict:
             return None
-        return read_question(document, self._wall_micros(), self._placements, self._plain, self.new_id)
+        return read_question(document, now_micros, self._placements, self._plain, self.new_id)
 
 
 def read_head(headers: Sequence[tuple[bytes, bytes]]) -> Head | None:

@@ -20,6 +20,7 @@ PARTS = (
     "names",
     "order",
     "pieces",
+    "questions",
     "ranking",
     "reasons",
     "records",

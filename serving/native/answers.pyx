@@ -142,7 +142,7 @@ cdef class AnswerWriter:
             out, catalogue, (self.timer() - started) // 1000, level, reason, None, (<tuple>question)[4], feature_micros,
             session_micros, changes_micros
         )
-        out.put_bytes(b"}")
+        out.put_one(125)
         body = PyBytes_FromStringAndSize(out.data, out.size)
 
         may_store = (<tuple>question)[3] and not self.refuses_storing(request.user_id)
@@ -204,7 +204,7 @@ cdef class AnswerWriter:
             out.put_int(heard.newest)
             out.put_bytes(b',"digest":')
             out.put_text(_hex_of(heard.digest, True))
-            out.put_bytes(b"}")
+            out.put_one(125)
         return out.put_bytes(b"}}")
 
 
@@ -249,7 +249,7 @@ cdef int put_slate(
             is_first = True
             for reason in <tuple>said:
                 if not is_first:
-                    out.put_bytes(b",")
+                    out.put_one(44)
                 is_first = False
                 put_reason(out, prepared.place_of(reason), reason)
         written = prepared.of(entry.number)  # once more: what was remembered may have been forgotten
@@ -259,11 +259,10 @@ cdef int put_slate(
 
 cdef Py_ssize_t put_interest(Out out, Items prepared, uint32_t number, Py_ssize_t named, object catalogue) except -1:
     """1 when the past item is still there, and named as a reason."""
-    cdef Written* written
-    if number >= prepared.size or prepared.item_ids[number] is None:
+    cdef Written* written = prepared.interest(number, catalogue)
+    if written is NULL:
         return 0
-    written = prepared.interest(number, catalogue)
     if named:
-        out.put_bytes(b",")
+        out.put_one(44)
     out.put(written.text, written.size)
     return 1

@@ -14,3 +14,4 @@ cdef class Names:
     cdef list item_ids
 
     cdef int64_t find(self, const char* name, Py_ssize_t size) except -2
+    cdef void soon_name(self, const char* name, Py_ssize_t size) noexcept

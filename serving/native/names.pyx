@@ -5,6 +5,8 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
+from serving.native.borrowed cimport soon
+
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
@@ -51,6 +53,10 @@ cdef class Names:
 
     def __dealloc__(self):
         PyMem_Free(self.places)
+
+    cdef void soon_name(self, const char* name, Py_ssize_t size) noexcept:
+        """Let the memory begin to bring the place of an id."""
+        soon(&self.places[_hash(name, size) & self.mask])
 
     cdef int64_t find(self, const char* name, Py_ssize_t size) except -2:
         """The number of an id; -1: nobody has it."""

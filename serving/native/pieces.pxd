@@ -1,20 +1,42 @@
 """What answers and decisions are written of. Declarations; `pieces.pyx` says what each does."""
 
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t
+from libc.string cimport memcpy
 
 
 cdef enum:
     REASONS = 65536  # places for reasons; a power of two
 
 
+@cython.final
 cdef class Out:
     cdef char* data
     cdef Py_ssize_t size, room
 
-    cdef int need(self, Py_ssize_t more) except -1
-    cdef int put(self, const char* data, Py_ssize_t size) except -1
-    cdef int put_bytes(self, bytes data) except -1
+    cdef int grow(self, Py_ssize_t more) except -1
+
+    cdef inline int need(self, Py_ssize_t more) except -1:
+        """Room for so many bytes more."""
+        return 0 if self.size + more <= self.room else self.grow(more)
+
+    cdef inline int put(self, const char* data, Py_ssize_t size) except -1:
+        self.need(size)
+        memcpy(self.data + self.size, data, size)
+        self.size += size
+        return 0
+
+    cdef inline int put_bytes(self, bytes data) except -1:
+        return self.put(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+
+    cdef inline int put_one(self, char character) except -1:
+        self.need(1)
+        self.data[self.size] = character
+        self.size += 1
+        return 0
+
     cdef int put_int(self, int64_t number) except -1
     cdef int put_thousandths(self, int64_t number) except -1
     cdef int put_score(self, double score) except -1
@@ -34,6 +56,7 @@ cdef struct Said:
     PyObject* text
 
 
+@cython.final
 cdef class Items:
     cdef list attributes, item_ids
     cdef Written** written
@@ -44,7 +67,7 @@ cdef class Items:
     cdef void forget(self) noexcept
     cdef int learn(self, Written** place, object facts, bytes text) except -1
     cdef Written* of(self, Py_ssize_t number) except NULL
-    cdef Written* interest(self, Py_ssize_t number, object catalogue) except NULL
+    cdef Written* interest(self, Py_ssize_t number, object catalogue) except? NULL
     cdef Said* place_of(self, object reason) noexcept
     cdef void soon_item(self, Py_ssize_t number) noexcept
     cdef void soon_interest(self, Py_ssize_t number) noexcept

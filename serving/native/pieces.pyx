@@ -25,6 +25,13 @@ from serving.pipeline.explain import interest_reason
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
 
+
+cdef extern from *:
+    """
+    #define NIGHTJAR_ITEMS(list) (((PyListObject *)(list))->ob_item)
+    """
+    PyObject** items_in "NIGHTJAR_ITEMS"(list of) noexcept
+
 cdef object _dumps = orjson.dumps
 cdef list _SOURCES = [None] * 256
 for _source in Source:
@@ -43,11 +50,9 @@ cdef class Out:
     def __dealloc__(self):
         PyMem_Free(self.data)
 
-    cdef int need(self, Py_ssize_t more) except -1:
+    cdef int grow(self, Py_ssize_t more) except -1:
         cdef Py_ssize_t room = self.room
         cdef char* data
-        if self.size + more <= room:
-            return 0
         while room < self.size + more:
             room *= 2
         data = <char*>PyMem_Realloc(self.data, room)
@@ -55,15 +60,6 @@ cdef class Out:
             raise MemoryError()
         self.data, self.room = data, room
         return 0
-
-    cdef int put(self, const char* data, Py_ssize_t size) except -1:
-        self.need(size)
-        memcpy(self.data + self.size, data, size)
-        self.size += size
-        return 0
-
-    cdef int put_bytes(self, bytes data) except -1:
-        return self.put(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
 
     cdef int put_int(self, int64_t number) except -1:
         cdef char digits[24]
@@ -198,11 +194,13 @@ cdef class Items:
     cdef Written* of(self, Py_ssize_t number) except NULL:
         """Raises ValueError for a number that is no item's."""
         cdef Written* found
-        if not 0 <= number < self.size or self.item_ids[number] is None:
+        if not 0 <= number < self.size:
             raise ValueError("no item")
         found = self.written[number]
         if found and found.facts == PyList_GET_ITEM(self.attributes, number):
             return found
+        if self.item_ids[number] is None:
+            raise ValueError("no item")
         facts = self.attributes[number]
         item_id = _dumps(self.item_ids[number])
         head = b'{"item_id":' + item_id + b',"score":'
@@ -213,14 +211,16 @@ cdef class Items:
         found.id_end = found.id_start + len(item_id)
         return found
 
-    cdef Written* interest(self, Py_ssize_t number, object catalogue) except NULL:
-        """`interest_reason`, as it is written. Raises ValueError for a number that is no item's."""
+    cdef Written* interest(self, Py_ssize_t number, object catalogue) except? NULL:
+        """`interest_reason`, as it is written; NULL for a number that is no item's."""
         cdef Written* found
-        if not 0 <= number < self.size or self.item_ids[number] is None:
-            raise ValueError("no item")
+        if not 0 <= number < self.size:
+            return NULL
         found = self.interests[number]
         if found and found.facts == PyList_GET_ITEM(self.attributes, number):
             return found
+        if self.item_ids[number] is None:
+            return NULL
         facts = self.attributes[number]
         self.learn(&self.interests[number], facts, _dumps(interest_reason(number, catalogue)._asdict()))
         return self.interests[number]
@@ -233,6 +233,7 @@ cdef class Items:
         cdef Py_ssize_t at
         cdef const char* place
         if 0 <= number < self.size:
+            soon(_place_in(self.attributes, number))
             place = <const char*>self.written[number]
             if place:
                 for at in range(0, 256, 64):
@@ -242,10 +243,15 @@ cdef class Items:
         """The same of one's interest in it."""
         cdef const char* place
         if 0 <= number < self.size:
+            soon(_place_in(self.attributes, number))
             place = <const char*>self.interests[number]
             if place:
                 soon(place)
                 soon(place + 64)
+
+
+cdef inline const void* _place_in(list values, Py_ssize_t at) noexcept:
+    return <const void*>(items_in(values) + at)
 
 
 cdef void _forget(Written** place) noexcept:
@@ -310,7 +316,7 @@ cdef int put_age(Out out, object moment_micros, int64_t now_micros) except -1:
 cdef int put_item(Out out, Written* written, double score, Py_ssize_t rank, uint32_t source) except -1:
     """An item up to its reasons. Raises ValueError for a source without a name."""
     if rank > 1:
-        out.put_bytes(b",")
+        out.put_one(44)
     out.put(written.text, written.head)
     out.put_score(score)
     out.put_bytes(b',"rank":')

@@ -147,6 +147,9 @@ cdef Heard hear_record(Votes slate, bytes record, object session_id, int64_t gap
         places[picked] = at
         picked += 1
 
+    for place in range(picked):
+        name = _two(rows + places[place] * EVENT + 21)
+        by_name.soon_name(names[name], sizes[name])
     part = 0
     for place in range(picked - 1, -1, -1):
         at = places[place]

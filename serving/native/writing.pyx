@@ -90,7 +90,7 @@ def answer(
         if filtered is not None:
             out.put_bytes(b',"filtered":')
             out.put_bytes(_dumps(filtered))
-        out.put_bytes(b"}")
+        out.put_one(125)
         return PyBytes_FromStringAndSize(out.data, out.size)
     except (KeyError, OverflowError, TypeError, ValueError, AttributeError):
         return None
@@ -116,7 +116,7 @@ cdef int _put_items(Out out, list items, Items prepared) except -1:
         is_first = True
         for reason in <tuple>(<tuple>item)[6]:
             if not is_first:
-                out.put_bytes(b",")
+                out.put_one(44)
             is_first = False
             put_reason(out, prepared.place_of(reason), reason)
         out.put(written.text + written.head, written.size - written.head)
@@ -161,29 +161,29 @@ cdef int close_decision(
     for at in range(count):
         written = prepared.of(numbers[at])
         out.put(written.text + written.id_start, written.id_end - written.id_start)
-        out.put_bytes(b",")
+        out.put_one(44)
     out.size -= count > 0
     out.put_bytes(b'],"numbers":[')
     for at in range(count):
         out.put_int(numbers[at])
-        out.put_bytes(b",")
+        out.put_one(44)
     out.size -= count > 0
     out.put_bytes(b'],"scores":')
     out.put_bytes(_dumps(scores))
     out.put_bytes(b',"sources":[')
     for at in range(count):
         out.put_int(sources[at])
-        out.put_bytes(b",")
+        out.put_one(44)
     out.size -= count > 0
     out.put_bytes(b'],"rules":[],"propensities":')
     if propensities:
         out.put_bytes(_dumps(propensities))
     else:
-        out.put_bytes(b"[")
+        out.put_one(91)
         for at in range(count):
             out.put_bytes(b"1.0,")
         out.size -= count > 0
-        out.put_bytes(b"]")
+        out.put_one(93)
     return out.put_bytes(b',"experiments":[],"inputs":')
 
 
@@ -221,7 +221,7 @@ def decision(
         scores = [(<tuple>(<list>items)[at])[2] for at in range(count)]
         close_decision(out, items_of(catalogue), numbers, numbers + count, scores, propensities)
         out.put_bytes(_dumps(inputs))
-        out.put_bytes(b"}")
+        out.put_one(125)
         return PyBytes_FromStringAndSize(out.data, out.size)
     except (KeyError, OverflowError, TypeError, ValueError, AttributeError):
         return None
