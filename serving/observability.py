@@ -59,12 +59,17 @@ class _Soon:
 
     def __init__(self) -> None:
         self.counted: dict[tuple[Counter, str], int] = {}
+        self.children: dict[tuple[Counter, str], Counter] = {}
+        """What `labels` returned: it takes a lock and a tuple each time. Labels come from fixed lists."""
         self.loop: asyncio.AbstractEventLoop | None = None
 
     def write(self) -> None:
         counted, self.counted = self.counted, {}
-        for (counter, label), count in counted.items():
-            counter.labels(label).inc(count)
+        for key, count in counted.items():
+            child = self.children.get(key)
+            if child is None:
+                child = self.children[key] = key[0].labels(key[1])
+            child.inc(count)
 
 
 _soon = _Soon()

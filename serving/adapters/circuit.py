@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from feature_repo.contracts.errors import DependencyError
 from serving.adapters.online import Answered, OnlineRecords, OnlineStore
@@ -64,14 +65,18 @@ class GuardedStore:
             asyncio.get_running_loop().call_soon(answered, _given_up())
             return
 
-        def noted(found: OnlineRecords | DependencyError) -> None:
-            if type(found) is OnlineRecords:
-                self._failures *= 1 - WEIGHT
-            else:
-                self._note(found)
-            answered(found)
+        self._store.submit(
+            partial(self._on_read, answered),
+            version=version,
+            user_id=user_id,
+            anonymous_id=anonymous_id,
+            joined=joined,
+        )
 
-        self._store.submit(noted, version=version, user_id=user_id, anonymous_id=anonymous_id, joined=joined)
+    def _on_read(self, answered: Answered, found: OnlineRecords | DependencyError) -> None:
+        if self._failures or type(found) is not OnlineRecords:
+            self._note(found)
+        answered(found)
 
     async def close(self) -> None:
         if self._probing is not None:

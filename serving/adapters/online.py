@@ -25,6 +25,7 @@ from serving.adapters.feast_online import (
 )
 from serving.adapters.redis_pipe import pack
 from serving.adapters.tagged_reads import READ_ERRORS, TaggedReads
+from serving.native import parts
 
 SEGMENT_FIELD = feature_field(USER_VIEW, SEGMENT_FEATURE)
 SEGMENT_TIME_FIELD = timestamp_field(USER_VIEW)
@@ -33,6 +34,7 @@ SEGMENT_TIME_FIELD = timestamp_field(USER_VIEW)
 Hashes = Mapping[str, Mapping[bytes, bytes]]
 Strings = Mapping[str, bytes]
 NO_HASHES: Hashes = MappingProxyType({})
+_NO_STRINGS: Strings = MappingProxyType({})
 
 
 class OnlineRecords(NamedTuple):
@@ -48,8 +50,10 @@ class OnlineRecords(NamedTuple):
     segment: bytes | None = None
     segment_time: bytes | None = None
     edges: Hashes = NO_HASHES
-    joined: Strings = MappingProxyType({})
+    joined: Strings = _NO_STRINGS
 
+
+_records_of = tuple.__new__  # what the constructor does, without the call
 
 Answered = Callable[[OnlineRecords | DependencyError], None]
 """Gets what `read` would return or raise."""
@@ -134,20 +138,31 @@ class RedisOnlineStore:
         anonymous_id: str | None,
         joined: Sequence[str] = (),
     ) -> None:
-        def failed(error: Exception) -> None:
-            if isinstance(error, TimeoutError):
-                answered(_no_answer(error))
-            else:
-                self._start(self._read_late(answered, version, user_id, anonymous_id, joined))
-
         commands, count = self._commands.of(version, user_id, anonymous_id, joined)
         if not self._reads.ask(
-            commands, count, partial(self._take, user_id, anonymous_id, joined, answered), failed
-        ):  # fmt: skip
+            commands,
+            count,
+            partial(self._take, user_id, anonymous_id, joined, answered),
+            partial(self._on_failure, answered, version, user_id, anonymous_id, joined),
+        ):
             self._start(self._read_late(answered, version, user_id, anonymous_id, joined))
 
     async def close(self) -> None:
         await self._reads.close()
+
+    def _on_failure(
+        self,
+        answered: Answered,
+        version: str | None,
+        user_id: str | None,
+        anonymous_id: str | None,
+        joined: Sequence[str],
+        error: Exception,
+    ) -> None:
+        if isinstance(error, TimeoutError):
+            answered(_no_answer(error))
+        else:
+            self._start(self._read_late(answered, version, user_id, anonymous_id, joined))
 
     def _start(self, reading: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(reading)
@@ -209,7 +224,9 @@ class RedisOnlineStore:
             segment, segment_time = replies[2]
             at = 3
         if not joined:
-            answered(OnlineRecords(version, candidates, session, segment, segment_time, edges))
+            answered(
+                _records_of(OnlineRecords, (version, candidates, session, segment, segment_time, edges, _NO_STRINGS))
+            )
             return
         edges = dict(edges)
         others: dict[str, bytes] = {}
@@ -236,20 +253,35 @@ class ReadCommands:
         fields = b"".join(b"$%d\r\n%b\r\n" % (len(name), name) for name in (SEGMENT_FIELD, SEGMENT_TIME_FIELD))
         self._fields = fields
         self._candidates: tuple[str, bytes] = ("", b"")
+        self._writer: Any = None
+        if parts.reads is not None:
+            of_kinds = [(self._sessions[kind], self._older[kind], self._edges[kind]) for kind in "ua"]
+            self._writer = parts.reads.CommandWriter(*of_kinds, *self._entity, fields)
 
     def of(
         self, version: str | None, user_id: str | None, anonymous_id: str | None, joined: Sequence[str]
     ) -> tuple[bytes, int]:
         """(packed commands, how many)."""
+        written: bytes | None = None
         if user_id is not None:
-            commands, count = self._of_user(user_id, version), 3
+            if self._writer is not None and version is not None:
+                written = self._writer.of_user(user_id, self._own_list(version))
+            commands, count = written or self._of_user(user_id, version), 3
         elif anonymous_id is not None:
-            commands, count = self._of_subject("a", anonymous_id), 2
+            if self._writer is not None:
+                written = self._writer.of_device(anonymous_id)
+            commands, count = written or self._of_subject("a", anonymous_id), 2
         else:
             return b"", 0
         for subject in joined:
             commands += self._of_subject(subject[0], subject[2:])
         return commands, count + 2 * len(joined)
+
+    def _own_list(self, version: str) -> bytes:
+        """The key of a list of that version, up to the id."""
+        if version != self._candidates[0]:
+            self._candidates = (version, _opened(candidates_key(version, "", self._tenant)))
+        return self._candidates[1]
 
     def _of_user(self, user_id: str, version: str | None) -> bytes:
         name = _quoted(user_id).encode("ascii")
@@ -261,9 +293,7 @@ class ReadCommands:
         if version is None:
             mget = _MGET % (3, len(newer) + size + 1, newer, name, len(older) + size + 1, older, name)
         else:
-            if version != self._candidates[0]:
-                self._candidates = (version, _opened(candidates_key(version, "", self._tenant)))
-            own = self._candidates[1]
+            own = self._own_list(version)
             mget = _MGET_3 % (
                 len(newer) + size + 1, newer, name, len(older) + size + 1, older, name, len(own) + size + 1, own, name,
             )  # fmt: skip

@@ -73,15 +73,18 @@ class RedisPipe(asyncio.Protocol):
         try:
             self._reader.feed(data)
             gets, groups = self._reader.gets, self._groups
-            while (reply := gets()) is not False:
-                if not groups:
-                    raise hiredis.ProtocolError("a reply that nobody asked for")
+            while groups:
                 replies, expected, done = groups[0]
-                replies.append(reply)
-                if len(replies) == expected:
-                    groups.popleft()
-                    if not done.done():
-                        done.set_result(replies)
+                append = replies.append
+                for _ in range(expected - len(replies)):
+                    if (reply := gets()) is False:
+                        return
+                    append(reply)
+                groups.popleft()
+                if not done.done():
+                    done.set_result(replies)
+            if gets() is not False:
+                raise hiredis.ProtocolError("a reply that nobody asked for")
         except hiredis.ProtocolError as error:
             self.close(f"not the Redis protocol: {error}")
 

@@ -22,12 +22,14 @@ from serving.api.errors import answer_domain_error, internal_error
 from serving.api.hot_protocol import HotCycle, HotProtocol
 from serving.api.hot_routes import HotRoutes
 from serving.api.hot_slates import PATH, Head, read_head
-from serving.api.visits import Visit
+from serving.api.visits import NOBODY, Visit
 
 logger = logging.getLogger("nightjar.serving")
 
 _PATH = PATH.encode("ascii")
 _ANSWERED = STATUS_LINE[200] + b"%bcontent-length: %d\r\ncontent-type: application/json\r\n%b\r\n%b"
+_ANSWERED_ANYBODY = _ANSWERED.replace(b"%b\r\n%b", b"x-request-id: %b\r\n\r\n%b")
+"""Where no key is needed and no trace was brought."""
 _END = b"\r\n\r\n"
 
 
@@ -138,7 +140,10 @@ class SlateProtocol(HotProtocol):
         assert self._slates is not None
         self._slates.tally.count(cycle.started)
         lines = self.hot.lines_of(self.server_state.default_headers)
-        self._send(cycle, _ANSWERED % (lines, len(content), cycle.visit.last_lines(request_id), content))
+        if cycle.visit is NOBODY:
+            self._send(cycle, _ANSWERED_ANYBODY % (lines, len(content), request_id.encode("ascii"), content))
+        else:
+            self._send(cycle, _ANSWERED % (lines, len(content), cycle.visit.last_lines(request_id), content))
         self._slates.visits.end(cycle.visit, "POST", PATH, 200, cycle.started, request_id)
 
     def _fail_question(self, cycle: SlateCycle, response: Response, request_id: str) -> None:

@@ -22,6 +22,7 @@ PARTS = (
     "pieces",
     "questions",
     "ranking",
+    "reads",
     "reasons",
     "records",
     "ruled",

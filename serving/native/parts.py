@@ -24,6 +24,7 @@ def _load(name: str) -> Any:
 slates = _load("slates")
 answers = _load("answers")
 questions = _load("questions")
+reads = _load("reads")
 subjects = _load("subjects")
 writing = _load("writing")
 records = _load("records")

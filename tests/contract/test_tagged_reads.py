@@ -19,6 +19,7 @@ from feature_repo.contracts.keys import candidates_key, edges_key, session_key, 
 from serving.adapters.feast_online import entity_key
 from serving.adapters.online import SEGMENT_FIELD, SEGMENT_TIME_FIELD, OnlineRecords, ReadCommands, RedisOnlineStore
 from serving.adapters.redis_pipe import pack
+from serving.native import described, parts
 
 VERSION = "2024-03-08-00000001"
 
@@ -216,4 +217,19 @@ def test_commands_are_what_the_contracts_keys_say(
     if expected:
         for subject in joined:
             expected += of(subject)
-    assert ReadCommands("shop").of(version, user, device, joined) == (b"".join(expected), len(expected))
+    for reads in (parts.reads, None):  # by native code, and by its twin
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parts, "reads", reads)
+            assert ReadCommands("shop").of(version, user, device, joined) == (b"".join(expected), len(expected))
+
+
+@pytest.mark.skipif(parts.reads is None, reason=f"serving answers from {described()}")
+@pytest.mark.parametrize(
+    ("name", "is_plain"), [("u1", True), ("A-b_c.d~9", True), ("ü", False), ("a/b", False), ("\ud800", False)]
+)
+def test_native_code_packs_for_an_id_that_needs_no_quoting(name: str, is_plain: bool) -> None:
+    writer = parts.reads.CommandWriter(
+        [b"n{u:", b"o{u:", b"e{u:"], [b"n{a:", b"o{a:", b"e{a:"], b"f", b"p", b"$1\r\nx\r\n"
+    )
+    assert (writer.of_user(name, b"c{u:") is not None) is is_plain
+    assert (writer.of_device(name) is not None) is is_plain
