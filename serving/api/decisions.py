@@ -32,6 +32,13 @@ def session_digest(session: Sequence[SessionEvent]) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
+@lru_cache(maxsize=64)
+def _names_of(user_id: str | None, anonymous_id: str | None, session_id: str | None) -> tuple[str, str | None]:
+    """Subject and session as a decision names them. The decisions of a page are made one after another."""
+    hashed = None if session_id is None else f"{session_hash(session_id):016x}"
+    return subject_key(user_id, anonymous_id), hashed
+
+
 def recommendation_decision(
     answer: Answer,
     request: SlateRequest,
@@ -59,9 +66,7 @@ def recommendation_decision(
         inputs["policy"] = request.policy.inputs()
     if may_store:
         if request.user_id is not None or request.anonymous_id is not None:
-            subject = subject_key(request.user_id, request.anonymous_id)
-            if request.session_id is not None:
-                hashed = f"{session_hash(request.session_id):016x}"
+            subject, hashed = _names_of(request.user_id, request.anonymous_id, request.session_id)
         if request.recent_events:
             inputs["recent_events"] = [[e.micros, e.event_type, e.item_id] for e in request.recent_events]
         if request.exclude_item_ids:

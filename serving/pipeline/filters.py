@@ -100,7 +100,12 @@ def personal_exclusions(
         for event in session:
             if event[1] in types and (number := number_of(event[3])) is not None:
                 exclusions[number] = name
-    for item_id in exclude_item_ids:
-        if (number := number_of(item_id)) is not None:
-            exclusions[number] = "excluded"
+    exclusions |= excluded_numbers(exclude_item_ids, catalogue)
     return exclusions
+
+
+def excluded_numbers(item_ids: Iterable[str], catalogue: Catalogue) -> dict[int, str]:
+    """Item number -> `excluded`, of the ids that the version knows."""
+    found: dict[int | None, str] = dict.fromkeys(map(catalogue.numbers.get, item_ids), "excluded")
+    found.pop(None, None)
+    return found  # type: ignore[return-value]

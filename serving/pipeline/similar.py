@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from feature_repo.contracts.packing import Source
 from serving.pipeline.candidates import Rung
 from serving.pipeline.catalogue import Catalogue
-from serving.pipeline.filters import SlateFilter
+from serving.pipeline.filters import SlateFilter, excluded_numbers
 from serving.pipeline.list_slate import because_of, in_words, list_slate, popular_rungs, popular_words
 from serving.pipeline.values import Reason, Slate
 
@@ -33,11 +33,12 @@ def similar_items(
     asked = [] if item_number is None else [item_number]
     category = catalogue.category(item_number) if item_number is not None else None
     words = popular_words(category)
+    like = () if item_number is None else because_of(item_number, catalogue, "similar to {title}")
 
     def tell(_: int, source: Source) -> tuple[Reason, ...]:
         if source in words or item_number is None:
             return in_words(words[source])
-        return because_of(item_number, catalogue, "similar to {title}")
+        return like
 
     return list_slate(
         _with_own("similar", Source.ITEM_KNN, catalogue.neighbours(asked[0]) if asked else (), catalogue, category),
@@ -106,7 +107,7 @@ def _others(
     asked: Sequence[int], catalogue: Catalogue, exclude_item_ids: Collection[str], now_micros: int
 ) -> SlateFilter:
     taken_out: Mapping[int, str] = {
-        **{catalogue.numbers[i]: "excluded" for i in exclude_item_ids if i in catalogue.numbers},
+        **excluded_numbers(exclude_item_ids, catalogue),
         **dict.fromkeys(asked, ASKED),
     }
     return SlateFilter(catalogue, taken_out=taken_out, now_micros=now_micros, uncounted=ASKED)

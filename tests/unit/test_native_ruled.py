@@ -12,6 +12,7 @@ import pytest
 from feature_repo.contracts.packing import Source
 from serving.api import decisions
 from serving.native import parts
+from serving.pipeline import ruled_slate
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.item_facts import ItemFacts
 from serving.pipeline.placements import PRESETS
@@ -106,6 +107,7 @@ def test_random_policies_get_the_same_slates(tmp_path: Path, monkeypatch: pytest
             request.num_results = drawn.choice([1, 2, 4, 8, 20])
             request.policy = _policy(drawn)
             _showings(drawn, person, [*sold.numbers, "unknown"])
+            monkeypatch.setattr(ruled_slate, "LOOKED_AT", drawn.choice([2, 8, 96]))  # some are behind those looked at
             monkeypatch.setattr(parts, "ruled", None)
             plain = _outcome(request, person, catalogue, tuning, now)
             monkeypatch.setattr(parts, "ruled", Counted())
