@@ -6,9 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-COLUMNS_PER_CHUNK = 64
+COLUMNS_PER_GROUP = 64
 MOST_CANDIDATES = 32
 """Times the wanted count: a row with more than that many candidates is full of ties, and is ranked the plain way."""
+
+_ROW_AND_COLUMN_BITS = 32
+"""What a score of 32 bits leaves of a number that stands for a place and its score."""
 
 
 def top_items(scores: NDArray[np.float32], count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
@@ -17,45 +20,64 @@ def top_items(scores: NDArray[np.float32], count: int) -> tuple[NDArray[np.int32
     Exact also at the boundary: of equal scores the lower numbers enter. A column to leave out scores -inf: it comes
     last, and the caller drops what is not finite. NaN counts as -inf.
 
-    The `count`-th largest maximum of chunks of columns bounds the `count`-th largest score from below, so most columns
+    The `count`-th largest maximum of groups of columns bounds the `count`-th largest score from below, so most columns
     are looked at twice and never sorted.
     """
     rows, columns = scores.shape
     count = min(count, columns)
     if count <= 0 or rows == 0:
         return np.empty((rows, max(count, 0)), np.int32), np.empty((rows, max(count, 0)), np.float32)
-    chunks = columns // COLUMNS_PER_CHUNK
-    if chunks < 2 * count:
+    most_rows = 1 << (_ROW_AND_COLUMN_BITS - columns.bit_length())
+    if rows > most_rows:
+        parts = [top_items(scores[first : first + most_rows], count) for first in range(0, rows, most_rows)]
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+    groups = columns // COLUMNS_PER_GROUP
+    if groups < 2 * count or scores.dtype != np.float32:
         return _top_of_all(scores, count)
     scores = np.ascontiguousarray(scores)
-    bound = _bounds(scores, chunks, count)
-    if bound is None:  # NaN hides what else is in its chunk
-        scores = np.where(np.isnan(scores), -np.inf, scores)
-        bound = _bounds(scores, chunks, count)
+    bound = _bounds(scores, groups, count)
+    if bound is None:  # NaN hides what else is in its group
+        scores = np.where(np.isnan(scores), np.float32(-np.inf), scores)
+        bound = _bounds(scores, groups, count)
     assert bound is not None
-    candidates = scores >= bound[:, None]
-    many = np.count_nonzero(candidates, axis=1) > MOST_CANDIDATES * count
+    flat = np.flatnonzero((scores >= bound[:, None]).ravel())  # in two dimensions it takes ten times as long
+    row, column = np.divmod(flat, columns)
+    found = np.bincount(row, minlength=rows)
+    is_few = found <= MOST_CANDIDATES * count
+    if not is_few.all():
+        kept = is_few[row]
+        row, column, found = row[kept], column[kept], np.where(is_few, found, 0)
+    places = (np.cumsum(found) - found)[is_few, None] + np.arange(count)
     numbers, values = np.empty((rows, count), np.int32), np.empty((rows, count), np.float32)
-    if many.any():
-        numbers[many], values[many] = _top_of_all(scores[many], count)
-        candidates[many] = False
-    few = np.flatnonzero(~many)
-    row, column = np.nonzero(candidates)
-    value = scores[row, column]
-    order = np.lexsort((column, -value, row))
-    first = np.searchsorted(row, few)  # the order leaves each row where it was
-    place = order[first[:, None] + np.arange(count)]
-    numbers[few], values[few] = column[place], value[place]
+    numbers[is_few] = _best_columns_first(row, column, scores[row, column], columns.bit_length())[places]
+    values[is_few] = scores[np.flatnonzero(is_few)[:, None], numbers[is_few]]
+    if not is_few.all():
+        numbers[~is_few], values[~is_few] = _top_of_all(scores[~is_few], count)
     return numbers, values
 
 
-def _bounds(scores: NDArray[np.float32], chunks: int, count: int) -> NDArray[np.float32] | None:
-    """For each row a value that at least `count` columns reach; None where there is a NaN."""
-    step, item = scores.strides
-    shape, strides = (len(scores), chunks, COLUMNS_PER_CHUNK), (step, COLUMNS_PER_CHUNK * item, item)
-    maxima = np.lib.stride_tricks.as_strided(scores, shape, strides, writeable=False).max(axis=2)
-    rest = scores[:, chunks * COLUMNS_PER_CHUNK :]
-    if np.isnan(maxima).any() or np.isnan(rest).any():
+def _best_columns_first(
+    rows: NDArray[np.int64], columns: NDArray[np.int64], values: NDArray[np.float32], column_bits: int
+) -> NDArray[np.int64]:
+    """The columns in the order of row, value downwards, column; no value is NaN.
+
+    All three stand in one number, which sorts several times as fast as an order of three keys is found: the bits of a
+    float above zero rise with it, those of one below fall.
+    """
+    bits = (values + np.float32(0)).view(np.uint32)  # -0.0 is no less than 0.0
+    falling = np.where(bits >> 31, bits, bits ^ 0x7FFFFFFF).astype(np.uint64)
+    keys = rows.astype(np.uint64) << np.uint64(32 + column_bits) | falling << np.uint64(column_bits)
+    keys |= columns.astype(np.uint64)
+    keys.sort()
+    return (keys & np.uint64((1 << column_bits) - 1)).astype(np.int64)
+
+
+def _bounds(scores: NDArray[np.float32], groups: int, count: int) -> NDArray[np.float32] | None:
+    """For each row a value that at least `count` columns reach; None where there is a NaN. A group is every
+    `groups`-th column: maxima of neighbours would be found one by one."""
+    whole = groups * COLUMNS_PER_GROUP
+    maxima = scores[:, :whole].reshape(len(scores), COLUMNS_PER_GROUP, groups).max(axis=1)
+    if np.isnan(maxima).any() or np.isnan(scores[:, whole:]).any():
         return None
     found: NDArray[np.float32] = -np.partition(-maxima, count - 1, axis=1)[:, count - 1]
     return found

@@ -74,10 +74,11 @@ def test_top_items_against_a_full_sort() -> None:
 
 
 def test_top_items_of_many_columns_against_a_full_sort(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spark_jobs.models.ranking.COLUMNS_PER_CHUNK", 4)
+    monkeypatch.setattr("spark_jobs.models.ranking.COLUMNS_PER_GROUP", 4)
     monkeypatch.setattr("spark_jobs.models.ranking.MOST_CANDIDATES", 3)
+    monkeypatch.setattr("spark_jobs.models.ranking._ROW_AND_COLUMN_BITS", 12)  # 32 rows of 103 columns at once
     rng = np.random.default_rng(2)
-    scores = rng.standard_normal((40, 103)).astype(np.float32)  # the last three columns fill no chunk
+    scores = rng.standard_normal((40, 103)).astype(np.float32)  # the last three columns fill no group
     scores[:10] = rng.integers(0, 3, size=(10, 103))  # ties without end
     scores[10:20][rng.random((10, 103)) < 0.9] = 0.0
     scores[20, :] = -np.inf
@@ -85,6 +86,10 @@ def test_top_items_of_many_columns_against_a_full_sort(monkeypatch: pytest.Monke
     scores[22, ::2] = np.nan
     scores[23, 102] = np.nan
     scores[24, 100:] = 50.0
+    scores[25] = -np.abs(scores[25]) - 1
+    scores[25, [5, 99]] = 1.0, 3.0
+    scores[26] = -1.0
+    scores[26, [3, 30, 60]], scores[26, [2, 31, 59, 61]] = -0.0, 0.0  # equal, though their bits are not
     cleaned = np.where(np.isnan(scores), -np.inf, scores)
     for count in (1, 3, 12, 13):
         numbers, values = top_items(scores[:, ::1] if count % 2 else np.asfortranarray(scores), count)
