@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError, NightjarError
-from serving.adapters.bundle import load_catalogue
+from serving.adapters.bundle import load_catalogue, newest_bundle
 from serving.adapters.change_feed import CatalogueTail, ChangeFeed, MemoryChangeFeed, RedisChangeFeed
 from serving.adapters.circuit import GuardedStore
 from serving.adapters.decision_log import DecisionLog, FileDecisionLog
@@ -182,7 +182,11 @@ def create_app(
         await _settle(recommender)
         stopping = asyncio.Event()
         decisions.start()
-        watcher = asyncio.create_task(_watch_pointer(recommender, settings.pointer_poll_ms / 1000, stopping))
+        watched_every = settings.pointer_poll_ms / 1000
+        watchers = [
+            asyncio.create_task(_watch_pointer(recommender, watched_every, stopping)),
+            asyncio.create_task(_expect_versions(shelf, environment, watched_every, stopping)),
+        ]
         # Everything loaded so far lives as long as the process: out of the collector's sight.
         gc.collect()
         gc.freeze()
@@ -190,7 +194,7 @@ def create_app(
         gc.enable()  # `serving.worker` starts without it
         yield
         stopping.set()
-        await watcher
+        await asyncio.gather(*watchers)
         for follower in followers:
             follower.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -281,6 +285,26 @@ async def _watch_pointer(recommender: Recommender, seconds: float, stopping: asy
                 return
         with contextlib.suppress(DependencyError):
             await recommender.settle()
+
+
+async def _expect_versions(
+    shelf: VersionShelf, environment: Environment, seconds: float, stopping: asyncio.Event
+) -> None:
+    """Load a new version while the night still writes its lists, so that nobody waits when it is flipped to."""
+    broken: str | None = None
+    while not stopping.is_set():
+        newest = await asyncio.to_thread(newest_bundle, environment.publications, tenant=environment.tenant)
+        stops = asyncio.create_task(stopping.wait())
+        if newest != broken:
+            expecting = asyncio.create_task(shelf.expect(newest))
+            await asyncio.wait({expecting, stops}, return_when=asyncio.FIRST_COMPLETED)
+            shelf.hurry()  # we stop, or nothing is under way
+            try:
+                await expecting
+            except NightjarError:
+                broken = newest  # whoever needs it will say so
+        await asyncio.wait({stops}, timeout=seconds)
+        stops.cancel()
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -29,17 +30,34 @@ from feature_repo.contracts.publication import (
 )
 from feature_repo.contracts.times import parse_timestamp, start_of_day, to_micros
 from serving.adapters.item_facts import read_item_facts
+from serving.adapters.pace import HURRIED, Pace
 from serving.pipeline.catalogue import Catalogue, PopularList, RankedList, Refusals, Stock
 from serving.pipeline.session_index import read_session_index
 
 _CHUNK = 1 << 20
 
 
-def load_catalogue(publications: str, version: str, *, tenant: str) -> Catalogue:
+def newest_bundle(publications: str, *, tenant: str) -> str | None:
+    """The version whose bundle came last, which is there before its lists are and long before it is served; None: there
+    is none, or the folder cannot be read. Blocking."""
+    found = []
+    try:
+        with os.scandir(Path(publications) / check_tenant(tenant)) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    parse_version(entry.name)
+                    found.append((entry.stat().st_mtime_ns, entry.name))
+    except (OSError, ContractError):
+        return None
+    return max(found)[1] if found else None
+
+
+def load_catalogue(publications: str, version: str, pace: Pace = HURRIED, *, tenant: str) -> Catalogue:
     """The catalogue of `<publications>/<tenant>/<version>/`.
 
     Raises DependencyError when the folder cannot be read, ContractError when a file is damaged or the manifest belongs
-    to another version. Blocking and slow (reads and hashes every byte): call it off the event loop.
+    to another version. Blocking and slow (reads and hashes every byte): call it off the event loop,
+    and at leisure when nobody waits for it yet.
     """
     as_of, _ = parse_version(version)
     folder = Path(publications) / check_tenant(tenant) / version
@@ -48,7 +66,7 @@ def load_catalogue(publications: str, version: str, *, tenant: str) -> Catalogue
         if manifest.version() != version:
             raise ContractError(f"the manifest in {folder} describes {manifest.version()}")
         for name in bundle_names(manifest):
-            _check_hash(folder / name, manifest.files.get(name))
+            _check_hash(folder / name, manifest.files.get(name), pace)
         columns = orjson.loads((folder / ITEMS_FILE).read_bytes())
         popular = orjson.loads((folder / POPULAR_FILE).read_bytes())
         memory = _memory_map(folder / NEIGHBOURS_FILE)
@@ -63,7 +81,7 @@ def load_catalogue(publications: str, version: str, *, tenant: str) -> Catalogue
     offsets, numbers, similarities = unpack_neighbours(memory)
     together_offsets, together_numbers, together_scores = unpack_neighbours(together)
     try:
-        items = _item_columns(columns)
+        items = _item_columns(columns, pace)
         return Catalogue(
             version=version,
             manifest=manifest,
@@ -80,9 +98,9 @@ def load_catalogue(publications: str, version: str, *, tenant: str) -> Catalogue
             published_micros=_micros(manifest.volatile.get("published_at")),
             last_event_micros=_micros(manifest.last_event_at),
             changes_position=int(manifest.volatile.get("item_changes_position", -1)),
-            facts=read_item_facts(columns, len(items["item_ids"])),
-            popularity=_popularity(popular),
-            newest=_newest(columns),
+            facts=read_item_facts(columns, len(items["item_ids"]), pace),
+            popularity=_popularity(popular, pace),
+            newest=_newest(columns, pace),
             together_offsets=together_offsets,
             together_numbers=together_numbers,
             together_scores=together_scores,
@@ -92,11 +110,12 @@ def load_catalogue(publications: str, version: str, *, tenant: str) -> Catalogue
         raise ContractError(f"the bundle {folder} does not follow its format: {error!r}") from error
 
 
-def _check_hash(path: Path, expected: str | None) -> None:
+def _check_hash(path: Path, expected: str | None, pace: Pace) -> None:
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
+            pace.breathe()
     if digest.hexdigest() != expected:
         raise ContractError(f"{path} has SHA-256 {digest.hexdigest()[:12]}, its manifest says {str(expected)[:12]}")
 
@@ -108,7 +127,7 @@ def _memory_map(path: Path) -> memoryview:
         return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _item_columns(columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+def _item_columns(columns: Mapping[str, Sequence[Any]], pace: Pace) -> dict[str, Any]:
     """Columns of items.json as lists indexed by item number."""
     size = max(columns["item_number"], default=-1) + 1
     item_ids: list[str | None] = [None] * size
@@ -119,7 +138,7 @@ def _item_columns(columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     expire_micros: dict[int, int] = {}
     names = ("item_number", "item_id", "title", "category", "price", "availability", "available_quantity", "is_hidden")
     expire_times = columns.get("expire_time") or [None] * len(columns["item_number"])
-    for row in zip(*(columns[name] for name in names), expire_times, strict=True):
+    for row in pace.over(zip(*(columns[name] for name in names), expire_times, strict=True)):
         number, item_id, title, category, price, availability, quantity, is_hidden, expire_time = row
         item_ids[number] = item_id
         attributes[number] = {"title": title, "category": category, "price": price}
@@ -130,9 +149,9 @@ def _item_columns(columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
             expire_micros[number] = to_micros(parse_timestamp(expire_time))
     return {
         "item_ids": item_ids,
-        "numbers": {item_id: number for number, item_id in enumerate(item_ids) if item_id is not None},
+        "numbers": {item_id: number for number, item_id in enumerate(pace.over(item_ids)) if item_id is not None},
         "attributes": attributes,
-        "refusals": Refusals(refusals),
+        "refusals": Refusals(pace.over(refusals)),
         "stocks": stocks,
         "expire_micros": expire_micros,
     }
@@ -142,17 +161,17 @@ def _popular(rows: Sequence[Sequence[Any]]) -> PopularList:
     return RankedList((int(number), float(score)) for number, score in rows)
 
 
-def _popularity(lists: Mapping[str, Any]) -> dict[int, float]:
+def _popularity(lists: Mapping[str, Any], pace: Pace) -> dict[int, float]:
     """Item number -> score, of all lists that are scored alike (those of regions are not); of what has a score."""
     rows = chain(lists["static"], *lists["by_category"].values(), lists["all"])
-    return {int(number): float(score) for number, score in rows if score > 0}
+    return {int(number): float(score) for number, score in pace.over(rows) if score > 0}
 
 
-def _newest(columns: Mapping[str, Sequence[Any]]) -> list[tuple[int, int]]:
+def _newest(columns: Mapping[str, Sequence[Any]], pace: Pace) -> list[tuple[int, int]]:
     created = columns.get("created_at") or []
     known = [
         (number, to_micros(parse_timestamp(text)))
-        for number, text in zip(columns["item_number"], created, strict=False)
+        for number, text in pace.over(zip(columns["item_number"], created, strict=False))
         if text is not None
     ]
     return sorted(known, key=lambda row: (-row[1], row[0]))

@@ -7,10 +7,11 @@ from sys import intern
 from typing import Any
 
 from feature_repo.contracts.times import parse_timestamp, to_micros
+from serving.adapters.pace import HURRIED, Pace
 from serving.pipeline.item_facts import ItemFacts, TextColumn, members_by_value
 
 
-def read_item_facts(columns: Mapping[str, Sequence[Any]], size: int) -> ItemFacts:
+def read_item_facts(columns: Mapping[str, Sequence[Any]], size: int, pace: Pace = HURRIED) -> ItemFacts:
     """The facts by item number, `size` of them; a column that the file does not have is one of absent values.
 
     Raises DataError on a time that is none.
@@ -19,15 +20,15 @@ def read_item_facts(columns: Mapping[str, Sequence[Any]], size: int) -> ItemFact
 
     def by_number(name: str, default: Any = None) -> list[Any]:
         spread = [default] * size
-        for number, value in zip(numbers, columns.get(name) or [default] * len(numbers), strict=True):
+        for number, value in pace.over(zip(numbers, columns.get(name) or [default] * len(numbers), strict=True)):
             spread[number] = default if value is None else value
         return spread
 
     def words(name: str) -> list[str | None]:
-        return [value and intern(value) for value in by_number(name)]
+        return [value and intern(value) for value in pace.over(by_number(name))]
 
     each: dict[tuple[str, ...], tuple[str, ...]] = {}
-    tags = [each.setdefault(one, one) for one in map(tuple, by_number("tags", ()))]
+    tags = [each.setdefault(one, one) for one in map(tuple, pace.over(by_number("tags", ())))]
     brand, group_id = words("brand"), words("group_id")
     return ItemFacts(
         brand=brand,
@@ -35,9 +36,9 @@ def read_item_facts(columns: Mapping[str, Sequence[Any]], size: int) -> ItemFact
         language=words("language"),
         currency=words("currency"),
         tags=tags,
-        created_micros=[value and to_micros(parse_timestamp(value)) for value in by_number("created_at")],
-        url=TextColumn(by_number("url")),
-        image_url=TextColumn(by_number("image_url")),
-        attributes=TextColumn(by_number("attributes")),
-        members=members_by_value(by_number("category"), brand, tags, group_id),
+        created_micros=[value and to_micros(parse_timestamp(value)) for value in pace.over(by_number("created_at"))],
+        url=TextColumn(pace.over(by_number("url"))),
+        image_url=TextColumn(pace.over(by_number("image_url"))),
+        attributes=TextColumn(pace.over(by_number("attributes"))),
+        members=members_by_value(*map(pace.over, (by_number("category"), brand, tags, group_id))),
     )

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 
 from feature_repo.contracts.errors import NightjarError
 from feature_repo.contracts.publication import WARM_VERSIONS
+from serving.adapters.pace import HURRIED, Pace
 from serving.pipeline.catalogue import Catalogue
 
 
@@ -27,7 +28,7 @@ class VersionShelf:
 
     def __init__(
         self,
-        load: Callable[[str], Catalogue],
+        load: Callable[[str, Pace], Catalogue],
         *,
         keep: int = WARM_VERSIONS,
         timer: Callable[[], float] = time.monotonic,
@@ -41,7 +42,8 @@ class VersionShelf:
         self._keep = keep
         self._timer = timer
         self._shelf: OrderedDict[str, Catalogue] = OrderedDict()
-        self._loading: dict[str, asyncio.Task[Catalogue]] = {}
+        self._loading: dict[str, tuple[asyncio.Task[Catalogue], Pace]] = {}
+        self._expected: Catalogue | None = None
         self._failed: dict[str, tuple[float, NightjarError]] = {}
         self.current: Catalogue | None = None
 
@@ -54,9 +56,11 @@ class VersionShelf:
 
         A caller that is cancelled does not stop the loading: the next one finds it done.
         """
-        catalogue = self._shelf.get(version)
+        catalogue = self._held(version)
         if catalogue is None:
             catalogue = await self._loaded(version)
+        if self._expected is catalogue:
+            self._expected = None
         self._shelf[version] = catalogue
         self._shelf.move_to_end(version)
         while len(self._shelf) > self._keep:
@@ -64,13 +68,38 @@ class VersionShelf:
         self.current = catalogue
         return catalogue
 
+    async def expect(self, version: str | None) -> None:
+        """Load a version that may be served soon, at leisure, so that the switch to it waits for nothing. One such is
+        kept beside the others; None: nothing is expected. Raises what loading it raised.
+
+        When it is asked for meanwhile, it is loaded with all speed.
+        """
+        if self._expected is not None and self._expected.version != version:
+            self._release(self._expected)
+            self._expected = None
+        if version is None or self._held(version) is not None:
+            return
+        catalogue = await self._loaded(version, pace=Pace())
+        if self._held(version) is None:  # nobody has switched to it meanwhile
+            self._expected = catalogue
+
+    def hurry(self) -> None:
+        """Whatever is loaded at leisure: with all speed now."""
+        for _, pace in self._loading.values():
+            pace.hurry()
+
+    def _held(self, version: str) -> Catalogue | None:
+        if self._expected is not None and self._expected.version == version:
+            return self._expected
+        return self._shelf.get(version)
+
     @asynccontextmanager
     async def borrowed(self, version: str) -> AsyncIterator[Catalogue]:
         """A version for as long as the block lasts, whatever is served; one that is not held is loaded for it alone.
 
         Raises what loading it raised.
         """
-        held = self._shelf.get(version)
+        held = self._held(version)
         if held is not None:
             yield held
             return
@@ -78,29 +107,32 @@ class VersionShelf:
         try:
             yield catalogue
         finally:
-            if self._shelf.get(version) is not catalogue:
+            if self._held(version) is not catalogue:
                 self._release(catalogue)
 
-    async def _loaded(self, version: str) -> Catalogue:
+    async def _loaded(self, version: str, *, pace: Pace = HURRIED) -> Catalogue:
         if version in self._failed:
             tried_at, error = self._failed[version]
             if self._timer() - tried_at < RETRY_SECONDS:
                 raise error
         if version not in self._loading:
-            self._loading[version] = asyncio.create_task(self._load_whole(version))
+            self._loading[version] = asyncio.create_task(self._load_whole(version, pace)), pace
+        loading, its_pace = self._loading[version]
+        if pace is HURRIED:
+            its_pace.hurry()
         try:
-            catalogue = await asyncio.shield(self._loading[version])
+            catalogue = await asyncio.shield(loading)
         except NightjarError as error:
             self._failed[version] = (self._timer(), error)
             raise
         finally:
-            if version in self._loading and self._loading[version].done():
+            if version in self._loading and self._loading[version][0].done():
                 del self._loading[version]
         self._failed.pop(version, None)
         gc.freeze()
         return catalogue
 
-    async def _load_whole(self, version: str) -> Catalogue:
-        catalogue = await asyncio.to_thread(self._load, version)
+    async def _load_whole(self, version: str, pace: Pace) -> Catalogue:
+        catalogue = await asyncio.to_thread(self._load, version, pace)
         await self._prepare(catalogue)
         return catalogue

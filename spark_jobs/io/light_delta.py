@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from typing import Any
 
@@ -82,6 +82,16 @@ def read_table(
         return wanted.empty_table()
     rows = found.to_pyarrow_table(columns=stored_columns(found, names), filters=filters)
     return with_missing(rows, wanted)
+
+
+def stream_rows(
+    found: DeltaTable, wanted: pa.Schema, filters: pc.Expression, *, rows_at_once: int = 131_072
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a table, a batch at a time, with the columns and types of `wanted`; what it lacks is null. Row order
+    is not defined."""
+    columns = stored_columns(found, wanted.names)
+    for batch in found.to_pyarrow_dataset().to_batches(columns=columns, filter=filters, batch_size=rows_at_once):
+        yield from with_missing(pa.Table.from_batches([batch]), wanted).to_batches()
 
 
 def stored_columns(found: DeltaTable, names: Sequence[str]) -> list[str]:

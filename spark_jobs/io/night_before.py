@@ -18,7 +18,7 @@ from pyspark.sql import functions as F  # noqa: N812
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.run import Run
 from spark_jobs.io.delta import read_table
-from spark_jobs.io.light_delta import arrow_schema, open_table, stored_columns, with_missing
+from spark_jobs.io.light_delta import arrow_schema, open_table, stream_rows
 from spark_jobs.transforms.candidates import Scoring
 from spark_jobs.transforms.touched import Digests, MadeBy, Untouched, untouched
 
@@ -37,8 +37,7 @@ def stored_rows(environment: Environment, run: Run, name: str, columns: Sequence
         return
     wanted = pa.schema([arrow_schema(name).field(column) for column in columns])
     of_day = pc.field("as_of") == pa.scalar(day_before(run), pa.date32())
-    for batch in found.to_pyarrow_dataset().to_batches(columns=stored_columns(found, columns), filter=of_day):
-        yield from with_missing(pa.Table.from_batches([batch]), wanted).to_batches()
+    yield from stream_rows(found, wanted, of_day)
 
 
 def differences(environment: Environment, run: Run, tonight: MadeBy, numbers: pa.Table) -> list[str] | None:

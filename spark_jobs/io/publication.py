@@ -55,7 +55,7 @@ from feature_repo.contracts.times import format_timestamp
 PIPELINE_RECORDS = 500
 """Records in one write to the socket: more saves round trips and delays the requests of others behind it."""
 
-_NO_VERSION = "1970-01-01-00000000"
+NO_VERSION = "1970-01-01-00000000"
 """Stands in the header of records that are only digested: a digest does not cover it."""
 
 _SCAN_COUNT = 1_000
@@ -111,7 +111,7 @@ def purchases_digest(user_id: str, record: bytes) -> int:
 
 def purchases_part(purchases: Iterable[tuple[str, Sequence[Purchase]]], params: Mapping[str, Any]) -> dict[str, Any]:
     """What the manifest says of the users' purchases: `user_count`, `checksum`, and the `params` of their model."""
-    digests = [purchases_digest(user_id, pack_purchases(_NO_VERSION, rows)) for user_id, rows in purchases]
+    digests = [purchases_digest(user_id, pack_purchases(NO_VERSION, rows)) for user_id, rows in purchases]
     return {"user_count": len(digests), "checksum": candidates_checksum(digests), "params": dict(params)}
 
 

@@ -2,6 +2,8 @@
 
 Exit codes: 0 done; 2 bad data or a gate that refuses (never worth a retry); 1 anything else (worth one).
 
+A job gives way to those who answer people on the same machine (`spark_jobs.giving_way`).
+
 A job that fails closes the night's run in MLflow as FAILED, says there which job and why, and leaves `failed.json` in
 the run folder; the next job of that run, or its retry, finds the file and opens the run again.
 """
@@ -19,6 +21,7 @@ from typing import NoReturn
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError, GateRefusedError, InputError, NightjarError
 from feature_repo.contracts.run import FAILED_FILE, Run
+from spark_jobs.giving_way import give_way
 from spark_jobs.io import tracking
 from spark_jobs.io.run_store import folder_of, read_run, write_report
 from spark_jobs.io.store_check import check_store
@@ -74,6 +77,7 @@ def run_command(
 ) -> NoReturn:
     """Run `main(environment, arguments)` for a job with arguments of its own, then exit the process."""
     arguments = parser.parse_args(argv)
+    give_way()
     try:
         environment = Environment.from_mapping(os.environ)
         check_store(environment)

@@ -45,12 +45,13 @@ from threadpoolctl import threadpool_limits
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError, DependencyError
-from feature_repo.contracts.publication import PURCHASES_PART, Manifest, candidates_checksum
+from feature_repo.contracts.publication import PURCHASES_PART, Manifest
 from feature_repo.contracts.purchase_record import Purchase
 from feature_repo.contracts.run import GATE_FILE, PUBLICATION_FILE, Run
 from feature_repo.contracts.times import format_timestamp, from_micros
 from spark_jobs.evaluation.session_choice import Choice, choose_session_recipe
 from spark_jobs.evaluation.split import seen_policy
+from spark_jobs.giving_way import give_way
 from spark_jobs.io.bundle import file_hashes, write_bundle
 from spark_jobs.io.catalogue import changes_position, in_run, read_items, read_users
 from spark_jobs.io.delta import overwrite_partitions, read_table, side_by_side
@@ -59,8 +60,9 @@ from spark_jobs.io.interactions import known_numbers, read_interactions, read_nu
 from spark_jobs.io.item_content import load_content
 from spark_jobs.io.item_vectors import Starts, read_starts, write_vectors
 from spark_jobs.io.night_before import day_before, differences, kept_lists, stored_neighbours, untouched_users
-from spark_jobs.io.publication import Publication, candidates_digest, purchases_part
+from spark_jobs.io.publication import Publication, purchases_part
 from spark_jobs.io.run_store import read_report, write_report
+from spark_jobs.io.stored_lists import StoredLists
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.models.base import InteractionMatrix, Model
 from spark_jobs.models.factory import fit
@@ -82,7 +84,6 @@ from spark_jobs.transforms.candidates import (
     Scoring,
     denied_candidates,
     denied_users,
-    pack_batch,
     score_block,
     seen_items,
 )
@@ -110,8 +111,6 @@ SCORING_PARTITIONS = 8
 BUY_AGAIN = {**SEQUENCE_RECIPES["repurchase"]["params"], "due_power": 0.5}
 """Of what a user may buy again, and its order. The default recipe ignores the interval; a list of things to buy again
 is about when, so here it counts, at the half of its power."""
-_NO_VERSION = "1970-01-01-00000000"
-"""Stands in the header of records that are only digested: a digest does not cover it."""
 
 
 def main(environment: Environment, run: Run) -> None:
@@ -173,7 +172,7 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
     scoring = replace(scoring, made_by=made.to_json(), digests=histories.of(_subjects(scoring.user_ids)))
     kept = untouched_users(environment, run, scoring) if keeps else Untouched(scoring.user_ids[:0], {})
     scoring = scoring.without(kept.keys)
-    candidates = write_candidates(spark, environment, run, scoring, denied, kept.keys)
+    write_candidates(spark, environment, run, scoring, denied, kept.keys)
     tell(
         f"ranked {int(eligible.sum()):,} eligible of {item_count:,} items for {len(scoring.rows):,} users, "
         f"kept {len(kept.keys):,} lists"
@@ -201,7 +200,7 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
         published_recipe = {**recipe, "exclude_seen": policy, "candidates_per_user": CANDIDATES_PER_USER}
         last_event_at = format_timestamp(from_micros(pc.max(interactions["micros"]).as_py()))
         report = publish(
-            candidates, environment, run, files, purchases,
+            environment, run, files, purchases,
             recipe=published_recipe, item_count=items.num_rows, last_event_at=last_event_at,
         )  # fmt: skip
         report["session_model"] = {**choice.recipe, "manner": choice.manner, "reached": choice.reached}
@@ -225,9 +224,8 @@ def write_candidates(
     scoring: Scoring,
     denied: list[str],
     kept: NDArray[np.str_] | None = None,
-) -> DataFrame:
-    """Score by blocks in the executors into gold.candidates, beside the lists of the night before that are `kept`;
-    returns this as_of's rows as they now lie in Delta."""
+) -> None:
+    """Score by blocks in the executors into gold.candidates, beside the lists of the night before that are `kept`."""
     shared = spark.sparkContext.broadcast(scoring)
     blocks = spark.range(0, scoring.block_count, 1, min(SCORING_PARTITIONS, max(1, scoring.block_count)))
     schema = read_table(spark, environment, "gold.candidates", -1).schema
@@ -238,7 +236,6 @@ def write_candidates(
         rows = rows.unionByName(kept_lists(spark, environment, run, kept, str(scoring.made_by)))
     overwrite_partitions(rows, environment, "gold.candidates", {"as_of": [run.as_of_day]})
     shared.destroy()
-    return read_table(spark, environment, "gold.candidates").where(F.col("as_of") == F.lit(run.as_of_day))
 
 
 def write_neighbours_and_vectors(
@@ -289,7 +286,6 @@ def build_session_index(
 
 
 def publish(
-    candidates: DataFrame,
     environment: Environment,
     run: Run,
     files: Mapping[str, bytes],
@@ -299,15 +295,17 @@ def publish(
     item_count: int,
     last_event_at: str,
 ) -> dict[str, Any]:
-    """Digest the rows, name the version after the manifest, then bundle, manifest and rows. Nothing becomes live."""
-    digested = candidates.mapInArrow(_digest_rows, "user_count bigint, row_count bigint, digest_sum string").collect()
+    """Digest the lists in gold.candidates, name the version after the manifest, then bundle, manifest and lists.
+    Nothing becomes live."""
+    lists = StoredLists(environment, run.as_of_day)
+    digested = lists.digest()
     manifest = Manifest(
         as_of=run.as_of,
         model=recipe["model"],
         recipe=recipe,
-        user_count=sum(part.user_count for part in digested),
+        user_count=digested.user_count,
         item_count=item_count,
-        candidates_checksum=candidates_checksum([int(part.digest_sum) for part in digested]),
+        candidates_checksum=digested.checksum,
         last_event_at=last_event_at,
         files=file_hashes(files),
         parts={PURCHASES_PART: purchases_part(purchases, BUY_AGAIN)},
@@ -323,12 +321,10 @@ def publish(
     served_before = publication.served_version()
     version = publication.announce(manifest)
     folder = write_bundle(environment.publications, manifest, files, tenant=environment.tenant)
-    put = candidates.mapInArrow(
-        _put_rows(environment.redis_online_url, environment.tenant, version), "user_count bigint, error string"
-    ).collect()
-    errors = [part.error for part in put if part.error]
-    if errors:
-        raise DependencyError(f"version {version} is published in part only, and nothing serves it: {errors[0]}")
+    try:
+        lists.put(publication, version)
+    except DependencyError as error:
+        raise DependencyError(f"version {version} is published in part only, and nothing serves it: {error}") from error
     publication.put_purchases(version, purchases)
     return {
         "published": True,
@@ -338,7 +334,7 @@ def publish(
         "as_of": run.as_of,
         "model": manifest.model,
         "user_count": manifest.user_count,
-        "row_count": sum(part.row_count for part in digested),
+        "row_count": digested.row_count,
         "buyer_count": len(purchases),
         "item_count": item_count,
         "candidates_checksum": manifest.candidates_checksum,
@@ -380,35 +376,13 @@ Batches = Iterator[pa.RecordBatch]
 
 def _score_blocks(shared: Broadcast[Scoring]) -> Callable[[Batches], Batches]:
     def score(batches: Batches) -> Batches:
+        give_way()
         with threadpool_limits(1, "blas"):  # two were slower, and one gives the same bits everywhere
             for batch in batches:
                 for block in batch["id"].to_pylist():
                     yield score_block(shared.value, block)
 
     return score
-
-
-def _digest_rows(batches: Batches) -> Batches:
-    for batch in batches:
-        total = sum(candidates_digest(user_id, record) for user_id, record in pack_batch(_NO_VERSION, batch))
-        rows = len(batch["scores"].flatten())
-        yield pa.RecordBatch.from_pydict(
-            {"user_count": [batch.num_rows], "row_count": [rows], "digest_sum": [str(total % 2**64)]}
-        )
-
-
-def _put_rows(redis_url: str, tenant: str, version: str) -> Callable[[Batches], Batches]:
-    def put(batches: Batches) -> Batches:
-        publication = Publication(redis_url, tenant)
-        for batch in batches:
-            count, error = 0, None
-            try:
-                count = publication.put_records(version, pack_batch(version, batch))
-            except DependencyError as refused:  # told by the driver in one line, not in a stack of two languages
-                error = str(refused)
-            yield pa.RecordBatch.from_pydict({"user_count": pa.array([count]), "error": pa.array([error], pa.string())})
-
-    return put
 
 
 class _Clock:

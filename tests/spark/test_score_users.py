@@ -29,6 +29,7 @@ from spark_jobs.io.bundle import check_bundle
 from spark_jobs.io.light_delta import read_table
 from spark_jobs.io.publication import Publication
 from spark_jobs.io.run_store import read_report, write_report
+from spark_jobs.io.stored_lists import StoredLists
 from spark_jobs.io.table_hash import hash_tables
 from spark_jobs.jobs import score_users as job
 from spark_jobs.jobs import verify_publication
@@ -348,13 +349,13 @@ def test_redis_lost_while_rows_are_written_is_one_message(
 ) -> None:
     run = build_shop(shop, POPULARITY)
 
-    def full(url: str, tenant: str, version: str) -> Any:
-        with redis.Redis.from_url(url) as client:
+    def full(self: StoredLists, publication: Publication, version: str) -> int:
+        with redis.Redis.from_url(shop.redis_online_url) as client:
             client.config_set("maxmemory", "1")
-        return put_rows(url, tenant, version)
+        return put(self, publication, version)
 
-    put_rows = job._put_rows
-    monkeypatch.setattr(job, "_put_rows", full)
+    put = StoredLists.put
+    monkeypatch.setattr(StoredLists, "put", full)
     try:
         with pytest.raises(DependencyError, match=r"in part only, and nothing serves it: Redis .* refused"):
             job.score_users(spark, shop, run)

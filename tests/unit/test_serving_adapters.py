@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import struct
 import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from feature_repo.contracts.errors import ContractError, DataError, DependencyError
 from feature_repo.contracts.publication import ITEMS_FILE, MANIFEST_FILE, NEIGHBOURS_FILE
-from serving.adapters.bundle import load_catalogue
+from serving.adapters.bundle import load_catalogue, newest_bundle
 from serving.adapters.feast_online import (
     entity_key,
     feature_field,
@@ -20,6 +24,7 @@ from serving.adapters.feast_online import (
     read_timestamp_micros,
 )
 from serving.adapters.json_bytes import decode_json, encode_json
+from serving.adapters.pace import REST_SECONDS, WORK_SECONDS, Pace
 from serving.adapters.shelf import RETRY_SECONDS, VersionShelf
 from serving.pipeline.catalogue import Catalogue
 from serving.settings import ServingSettings
@@ -83,7 +88,7 @@ class TestShelf:
         loads: list[str] = []
         made = SHOP.catalogue(tmp_path)
 
-        def load(version: str) -> Catalogue:
+        def load(version: str, _: Pace) -> Catalogue:
             loads.append(version)
             if version.startswith("bad"):
                 raise ContractError(version)
@@ -104,7 +109,7 @@ class TestShelf:
         release = threading.Event()
         made = SHOP.catalogue(tmp_path)
 
-        def load(_: str) -> Catalogue:
+        def load(_: str, __: Pace) -> Catalogue:
             threads.append(threading.get_ident())
             assert release.wait(5)
             return made
@@ -128,6 +133,73 @@ class TestShelf:
                 await shelf.switch_to("bad")
         assert loads == ["v1", "bad", "bad"]  # the second try was refused without loading
         assert shelf.current is current
+
+    async def test_what_is_expected_is_there_when_it_is_served(self, tmp_path: Path) -> None:
+        made = {version: replace(SHOP.catalogue(tmp_path / version), version=version) for version in ("v1", "v2", "v3")}
+        loads: list[str] = []
+        released: list[str] = []
+
+        def load(version: str, _: Pace) -> Catalogue:
+            loads.append(version)
+            return made[version]
+
+        shelf = VersionShelf(load, keep=2, release=lambda gone: released.append(gone.version))
+        await shelf.switch_to("v1")
+        for expected in ("v1", "v2", "v2", "v3"):
+            await shelf.expect(expected)
+            assert shelf.current is made["v1"]
+        assert (loads, released) == (["v1", "v2", "v3"], ["v2"])  # v2 never came to be served
+        async with shelf.borrowed("v3") as borrowed:
+            assert borrowed is made["v3"]
+        assert await shelf.switch_to("v3") is made["v3"]
+        await shelf.expect(None)
+        assert (loads, released, shelf.versions()) == (["v1", "v2", "v3"], ["v2"], ["v1", "v3"])
+
+    async def test_what_is_loaded_at_leisure_is_hurried_when_somebody_waits(self, tmp_path: Path) -> None:
+        made = SHOP.catalogue(tmp_path)
+        paces: list[Pace] = []
+        hurried = threading.Event()
+
+        def load(_: str, pace: Pace) -> Catalogue:
+            paces.append(pace)
+            deadline = time.monotonic() + 5
+            while isinstance(pace.over(()), Iterator) and time.monotonic() < deadline:  # it would rest
+                time.sleep(0.001)
+            hurried.set()
+            return made
+
+        released: list[Catalogue] = []
+        shelf = VersionShelf(load, release=released.append)
+        expecting = asyncio.create_task(shelf.expect(made.version))
+        while not paces:
+            await asyncio.sleep(0.001)
+        assert not hurried.is_set()
+        assert await shelf.switch_to(made.version) is made
+        await expecting
+        await shelf.expect(None)
+        assert (len(paces), released) == (1, [])  # it is served, and not expected any more
+
+
+def test_a_pace_rests_after_each_piece_of_work_until_it_is_hurried() -> None:
+    now, rests = [0.0], list[float]()
+    pace = Pace(seconds=lambda: now[0], sleep=rests.append)
+    for row in pace.over(range(64)):
+        now[0] += WORK_SECONDS / 16
+        assert len(rests) == row // 16
+    assert rests == [REST_SECONDS] * 3
+    pace.hurry()
+    now[0] += 1
+    pace.breathe()
+    assert list(pace.over([3, 1])) == [3, 1]
+    assert len(rests) == 3
+
+
+def test_the_newest_bundle_is_the_one_that_came_last(tmp_path: Path) -> None:
+    assert newest_bundle(str(tmp_path), tenant=TENANT) is None
+    for at, name in enumerate(("2024-03-09-00000001", "2024-03-08-00000002", ".2024-03-10-00000003.tmp")):
+        (tmp_path / TENANT / name).mkdir(parents=True)
+        os.utime(tmp_path / TENANT / name, (at, at))
+    assert newest_bundle(str(tmp_path), tenant=TENANT) == "2024-03-08-00000002"
 
 
 class TestFeastBytes:

@@ -134,9 +134,9 @@ def publish_ours(spark: SparkSession, environment: Environment, train: Path, red
     _warm(spark, environment)
     began = time.perf_counter()
     run = _run(environment)
-    candidates = write_candidates(spark, environment, run, scoring, [])
+    write_candidates(spark, environment, run, scoring, [])
     made = publish(
-        candidates, environment, run, dict.fromkeys(BUNDLE_FILES, b""), [],
+        environment, run, dict.fromkeys(BUNDLE_FILES, b""), [],
         recipe={"model": "als"}, item_count=matrix.item_count, last_event_at="2024-03-07T23:59:59Z",
     )  # fmt: skip
     seconds = time.perf_counter() - began

@@ -1,7 +1,7 @@
 """Publication: rows that a core packs and writes in a second, and what a publication does to answers meanwhile.
 
-`python -m infra.bench.serving.limits.publishing MANIFEST PEOPLE ITEMS` publishes one version whose bundle lies
-there already, as a night does, in a process of its own.
+`python -m infra.bench.serving.limits.publishing BUNDLE PEOPLE ITEMS` publishes one version as a night does, in a
+process of its own; the bundle lies ready beside its place.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from infra.bench.serving.limits.shop import AS_OF, LargeShop
 from infra.bench.serving.throughput import MIX_FILE
 from infra.bench.small_installation import cpu_seconds
 from infra.local.variables import REPOSITORY
+from spark_jobs.giving_way import give_way
 from spark_jobs.io.publication import Publication
 from spark_jobs.transforms.candidates import pack_batch
 
@@ -59,9 +60,9 @@ def measure_publication(
         setting.measure(served, requests, seconds=1)
         quiet, busy = [], []
         for turn in range(rounds):
-            version_file = _bundle(shop, turn)
+            bundle = _bundle(shop, turn)
             quiet.append(setting.measure(served, requests, rate=rate).sent)
-            publisher = _Publisher(shop, version_file)
+            publisher = _Publisher(shop, bundle)
             sending = setting.start(served, requests, rate=rate, seconds=_PUBLISH_SECONDS)
             took = publisher.publish()
             busy.append(sending.end())
@@ -106,8 +107,8 @@ def put_again(shop: Shop, turn: int) -> Put:
 class _Publisher:
     """A process that waits for the word to publish."""
 
-    def __init__(self, shop: Shop, manifest_file: Path) -> None:
-        words = [str(manifest_file), str(shop.shop.people), str(shop.shop.items)]
+    def __init__(self, shop: Shop, bundle: Path) -> None:
+        words = [str(bundle), str(shop.shop.people), str(shop.shop.items)]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "infra.bench.serving.limits.publishing", *words],
             cwd=REPOSITORY, env=shop.variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -133,20 +134,25 @@ class _Publisher:
 
 
 def _bundle(shop: Shop, turn: int) -> Path:
-    """The next day's bundle on disk; its manifest."""
+    """The next day's bundle on disk, under a name that no server looks for."""
     environment = shop.environment
     day = (date.fromisoformat(AS_OF) + timedelta(days=turn + 1)).isoformat()
     manifest = shop.shop.write_bundle(environment, as_of=day)
-    return Path(environment.publications) / environment.tenant / manifest.version() / MANIFEST_FILE
+    folder = Path(environment.publications) / environment.tenant / manifest.version()
+    return folder.rename(folder.with_name(f".{folder.name}.tmp"))
 
 
 def main() -> None:
-    """When a line comes, publish and flip."""
+    """When a line comes, put the bundle in its place, publish and flip."""
+    bundle = Path(sys.argv[1])
     shop = LargeShop(json.loads(MIX_FILE.read_text()), people=int(sys.argv[2]), items=int(sys.argv[3]))
-    manifest = Manifest.from_json(Path(sys.argv[1]).read_bytes())
+    manifest = Manifest.from_json((bundle / MANIFEST_FILE).read_bytes())
+    batches = list(shop.batches())  # a night reads them in native code; to think of them is none of its work
+    give_way()
     print(_READY, flush=True)
     sys.stdin.readline()
-    shop.put_version(Environment.from_mapping(os.environ), manifest)
+    bundle.rename(bundle.with_name(manifest.version()))
+    shop.put_version(Environment.from_mapping(os.environ), manifest, batches)
     print(_DONE, flush=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -90,11 +90,14 @@ class LargeShop(BenchShop):
         """Its bundle and its lists; the version."""
         return self.put_version(environment, self.write_bundle(environment, as_of=AS_OF))
 
-    def put_version(self, environment: Environment, manifest: Manifest) -> str:
-        """Announce, put, mark and flip as a night does, without reading everything back; the version."""
+    def put_version(
+        self, environment: Environment, manifest: Manifest, batches: Iterable[pa.RecordBatch] | None = None
+    ) -> str:
+        """Announce, put, mark and flip as a night does, without reading everything back; the version. `batches`: those
+        of `batches()`, where they are at hand."""
         publication = Publication(environment.redis_online_url, environment.tenant)
         version = publication.announce(manifest)
-        for batch in self.batches():
+        for batch in batches if batches is not None else self.batches():
             publication.put_records(version, pack_batch(version, batch))
         publication.mark_verified(version, at=datetime.now(UTC))
         publication.flip(version)
