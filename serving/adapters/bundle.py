@@ -11,8 +11,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from feature_repo.contracts.errors import ContractError, DataError, DependencyError
 from feature_repo.contracts.keys import check_tenant
 from feature_repo.contracts.publication import (
@@ -30,6 +28,7 @@ from feature_repo.contracts.publication import (
 )
 from feature_repo.contracts.times import parse_timestamp, start_of_day, to_micros
 from serving.adapters.item_facts import read_item_facts
+from serving.adapters.json_columns import read_columns
 from serving.adapters.pace import HURRIED, Pace
 from serving.pipeline.catalogue import Catalogue, PopularList, RankedList, Refusals, Stock
 from serving.pipeline.session_index import read_session_index
@@ -67,8 +66,8 @@ def load_catalogue(publications: str, version: str, pace: Pace = HURRIED, *, ten
             raise ContractError(f"the manifest in {folder} describes {manifest.version()}")
         for name in bundle_names(manifest):
             _check_hash(folder / name, manifest.files.get(name), pace)
-        columns = orjson.loads((folder / ITEMS_FILE).read_bytes())
-        popular = orjson.loads((folder / POPULAR_FILE).read_bytes())
+        columns = read_columns((folder / ITEMS_FILE).read_bytes(), pace)
+        popular = read_columns((folder / POPULAR_FILE).read_bytes(), pace)
         memory = _memory_map(folder / NEIGHBOURS_FILE)
         has_index = SESSION_INDEX_FILE in manifest.files
         session_index = read_session_index(_memory_map(folder / SESSION_INDEX_FILE)) if has_index else None

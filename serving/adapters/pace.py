@@ -27,23 +27,23 @@ class Pace:
         seconds: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._is_hurried = is_hurried
+        self.is_hurried = is_hurried
         self._seconds, self._sleep = seconds, sleep
         self._began = seconds()
 
     def hurry(self) -> None:
         """Somebody waits for it. May be called from any thread."""
-        self._is_hurried = True
+        self.is_hurried = True
 
     def breathe(self) -> None:
         """Rest, if it is time to."""
-        if not self._is_hurried and self._seconds() - self._began >= WORK_SECONDS:
+        if not self.is_hurried and self._seconds() - self._began >= WORK_SECONDS:
             self._sleep(REST_SECONDS)
             self._began = self._seconds()
 
     def over(self, rows: Iterable[T]) -> Iterable[T]:
         """The same rows, with rests between them."""
-        return rows if self._is_hurried else self._unhurried(rows)
+        return rows if self.is_hurried else self._unhurried(rows)
 
     def _unhurried(self, rows: Iterable[T]) -> Iterator[T]:
         for at, row in enumerate(rows):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import struct
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 
 from feature_repo.contracts.errors import ContractError, DataError, DependencyError
@@ -24,6 +28,7 @@ from serving.adapters.feast_online import (
     read_timestamp_micros,
 )
 from serving.adapters.json_bytes import decode_json, encode_json
+from serving.adapters.json_columns import read_columns
 from serving.adapters.pace import REST_SECONDS, WORK_SECONDS, Pace
 from serving.adapters.shelf import RETRY_SECONDS, VersionShelf
 from serving.pipeline.catalogue import Catalogue
@@ -192,6 +197,33 @@ def test_a_pace_rests_after_each_piece_of_work_until_it_is_hurried() -> None:
     pace.breathe()
     assert list(pace.over([3, 1])) == [3, 1]
     assert len(rests) == 3
+
+
+COLUMNS = {
+    "number": list(range(1_000)),
+    "title": ['a,"b"', "c]", "\\", 'e\\"', "ü{", "\n", None, True, -1.5e-7] * 100,
+    "tags": [["x,]", 'y"'], [], [1, None]] * 200,
+    "none": [],
+    "one": [0],
+    "by": {"A > B": [[3, 0.5]] * 300, "[": [], "empty": {}},
+}
+
+
+@pytest.mark.parametrize("dumps", [json.dumps, orjson.dumps, partial(json.dumps, indent=1)])
+def test_columns_read_in_pieces_are_what_the_parser_reads(dumps: Any) -> None:
+    rests: list[float] = []
+    text = dumps(COLUMNS)
+    data = text if isinstance(text, bytes) else text.encode()
+    assert read_columns(data, Pace(seconds=lambda: len(rests) * 1.0, sleep=rests.append)) == COLUMNS
+    now = iter(range(1_000))
+    assert read_columns(data, Pace(seconds=lambda: float(next(now)), sleep=rests.append)) == COLUMNS
+    assert len(rests) >= 1_000 // 256 + 900 // 256 + 600 // 256 + 300 // 256  # after each piece
+    for other in (b"[1]", b'{"a": [[[1]]]}', b'{"a": 1, "b": [2]}', b"{}", b' {"a": [{"b": 1}, 2]} '):
+        assert read_columns(other, Pace()) == json.loads(other)
+    for broken in (data[:-1], data + b"x", data.replace(b"-1.5e-07", b"-1.5e-", 1), b"", b'{"a": [1,]}'):
+        if broken != data:
+            with pytest.raises(orjson.JSONDecodeError):
+                read_columns(broken, Pace())
 
 
 def test_the_newest_bundle_is_the_one_that_came_last(tmp_path: Path) -> None:
