@@ -8,7 +8,6 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import orjson
 import pytest
 
+from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DataError, DependencyError
 from feature_repo.contracts.publication import ITEMS_FILE, MANIFEST_FILE, NEIGHBOURS_FILE
 from serving.adapters.bundle import load_catalogue, newest_bundle
@@ -31,6 +31,7 @@ from serving.adapters.json_bytes import decode_json, encode_json
 from serving.adapters.json_columns import read_columns
 from serving.adapters.pace import REST_SECONDS, WORK_SECONDS, Pace
 from serving.adapters.shelf import RETRY_SECONDS, VersionShelf
+from serving.main import _expect_versions
 from serving.pipeline.catalogue import Catalogue
 from serving.settings import ServingSettings
 from tests.serving_builders import TENANT, Shop
@@ -163,14 +164,13 @@ class TestShelf:
     async def test_what_is_loaded_at_leisure_is_hurried_when_somebody_waits(self, tmp_path: Path) -> None:
         made = SHOP.catalogue(tmp_path)
         paces: list[Pace] = []
-        hurried = threading.Event()
 
         def load(_: str, pace: Pace) -> Catalogue:
             paces.append(pace)
             deadline = time.monotonic() + 5
-            while isinstance(pace.over(()), Iterator) and time.monotonic() < deadline:  # it would rest
+            while not pace.is_hurried and time.monotonic() < deadline:
                 time.sleep(0.001)
-            hurried.set()
+            assert pace.is_hurried
             return made
 
         released: list[Catalogue] = []
@@ -178,19 +178,49 @@ class TestShelf:
         expecting = asyncio.create_task(shelf.expect(made.version))
         while not paces:
             await asyncio.sleep(0.001)
-        assert not hurried.is_set()
         assert await shelf.switch_to(made.version) is made
         await expecting
         await shelf.expect(None)
         assert (len(paces), released) == (1, [])  # it is served, and not expected any more
 
+    async def test_a_worker_loads_the_newest_bundle_once_before_it_is_served(self, environment: Environment) -> None:
+        loads: list[str] = []
+        leisurely = threading.Event()
+
+        def load(version: str, pace: Pace) -> Catalogue:
+            loads.append(version)
+            while version.endswith("2") and not pace.is_hurried:
+                leisurely.set()
+                time.sleep(0.001)
+            raise ContractError(version)
+
+        async def until(count: int) -> None:
+            async with asyncio.timeout(5):
+                while len(loads) < count:
+                    await asyncio.sleep(0.001)
+
+        folder = Path(environment.publications, environment.tenant)
+        stopping = asyncio.Event()
+        shelf = VersionShelf(load, timer=iter(range(0, 1_000_000, 10)).__next__)  # it may be tried again at once
+        watching = asyncio.create_task(_expect_versions(shelf, environment, 0.005, stopping))
+        (folder / "2024-03-08-00000001").mkdir(parents=True)
+        await until(1)
+        await asyncio.sleep(0.05)
+        assert loads == ["2024-03-08-00000001"]  # it is broken, and somebody else will say so
+        (folder / "2024-03-09-00000002").mkdir()
+        await until(2)
+        assert await asyncio.to_thread(leisurely.wait, 5)
+        stopping.set()
+        await asyncio.wait_for(watching, 5)  # what is under way is hurried
+        assert loads == ["2024-03-08-00000001", "2024-03-09-00000002"]
+
 
 def test_a_pace_rests_after_each_piece_of_work_until_it_is_hurried() -> None:
     now, rests = [0.0], list[float]()
     pace = Pace(seconds=lambda: now[0], sleep=rests.append)
-    for row in pace.over(range(64)):
-        now[0] += WORK_SECONDS / 16
-        assert len(rests) == row // 16
+    for row in pace.over(range(128)):
+        now[0] += WORK_SECONDS / 32
+        assert len(rests) == row // 32
     assert rests == [REST_SECONDS] * 3
     pace.hurry()
     now[0] += 1
