@@ -52,6 +52,7 @@ from serving.api.routes import build_router
 from serving.api.schemas import Problem, SimilarRequest
 from serving.api.services import Services
 from serving.api.snippet import build_snippet_router
+from serving.ids import new_id
 from serving.lists import Lists
 from serving.pipeline.overlay import CatalogueOverlay
 from serving.recommender import Recommender
@@ -68,34 +69,6 @@ DESCRIPTION = (
 def wall_micros() -> int:
     """UTC now, in microseconds since 1970."""
     return time.time_ns() // 1000
-
-
-class _Ids:
-    """Their random digits are those of many, drawn at once: the system is asked rarely."""
-
-    def __init__(self) -> None:
-        self._millis, self._head = -1, ""
-        self._tails: list[str] = []
-
-    def new(self) -> str:
-        millis = time.time_ns() // 1_000_000
-        if millis != self._millis:
-            self._millis, self._head = millis, f"{millis:012x}"
-        if not self._tails:
-            digits = os.urandom(10 * 512).hex()
-            self._tails = [digits[at : at + 20] for at in range(0, len(digits), 20)]
-        return self._head + self._tails.pop()
-
-
-_ids = _Ids()
-
-
-def new_id() -> str:
-    """32 hex digits that nobody has seen before: 12 of the milliseconds since 1970, 20 random ones.
-
-    Ids of one time lie together, so statistics tell which file of a table can hold one. For the thread of the loop.
-    """
-    return _ids.new()
 
 
 def create_app(

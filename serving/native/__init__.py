@@ -17,6 +17,7 @@ PURE_PYTHON = "NIGHTJAR_PURE_PYTHON"
 PARTS = (
     "answers",
     "columns",
+    "ids",
     "names",
     "order",
     "pieces",

@@ -11,7 +11,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from serving.native.borrowed cimport soon
+from serving.native.borrowed cimport PyDict_GetItemWithError
 from serving.native.columns cimport Columns, columns_of
 from serving.native.pieces cimport Items, Out, Written, give_back, items_of, put_item, put_reason, take_out
 from serving.native.reasons cimport because_of_session, is_of_session
@@ -39,6 +39,9 @@ cdef uint32_t NONE = NO_REASON
 cdef uint32_t _SESSION = Source.SESSION
 cdef uint8_t _FORMAT = FORMAT_V1
 cdef uint8_t _DENIED = FLAG_PERSONALIZE_DENIED
+cdef frozenset _OF_THE_REQUEST = frozenset({int(Source.SEGMENT), int(Source.CATEGORY), int(Source.REGION)})
+"""Sources whose words depend on who asks, and for what."""
+cdef dict _written = {}
 cdef const char* _HEX = b"0123456789abcdef"
 
 
@@ -239,12 +242,14 @@ cdef int put_slate(
         else:
             named = put_interest(out, prepared, entry.first, 0, catalogue)
             named += put_interest(out, prepared, entry.second, named, catalogue)
-            if not named:
+            if not named and entry.source in _OF_THE_REQUEST:
                 said = known.get(entry.source)
                 if said is None:
                     said = known[entry.source] = base_reasons(
                         (entry.source, NONE, NONE), catalogue, request, Person(segment=segment)
                     )
+            elif not named:
+                out.put_bytes(of_everybody(entry.source, catalogue, request))
         if said is not None:
             is_first = True
             for reason in <tuple>said:
@@ -255,6 +260,18 @@ cdef int put_slate(
         written = prepared.of(entry.number)  # once more: what was remembered may have been forgotten
         out.put(written.text + written.head, written.size - written.head)
     return 0
+
+
+cdef bytes of_everybody(uint32_t source, object catalogue, object request):
+    """The reasons of a source that says the same to everybody, as they are written."""
+    cdef PyObject* found = PyDict_GetItemWithError(_written, source)
+    if found is not NULL:
+        return <bytes>found
+    said = base_reasons((source, NONE, NONE), catalogue, request, Person())
+    text = _dumps([reason._asdict() for reason in said])[1:-1]
+    if len(_written) < 256:
+        _written[source] = text
+    return text
 
 
 cdef Py_ssize_t put_interest(Out out, Items prepared, uint32_t number, Py_ssize_t named, object catalogue) except -1:

@@ -114,6 +114,8 @@ cdef class Out:
                 while self.data[self.size - 1] == 48 and self.data[self.size - 2] != 46:
                     self.size -= 1
                 return 0
+        if score == 1.0:
+            return self.put(b"1.0", 3)
         if score == 0 and not signbit(score):
             return self.put(b"0.0", 3)
         return self.put_bytes(_dumps(round(<object>score, 6)))
