@@ -25,11 +25,11 @@ cdef class Names:
     """Of one catalogue. The table is filled to a half at most; what is found is compared with the id itself."""
 
     def __cinit__(self, list item_ids, dict numbers):
-        """Raises ValueError where `numbers` says otherwise than `item_ids`. An id that is no UTF-8 is in no record."""
-        cdef Py_ssize_t room = 16, size, at
+        """Raises ValueError where an id has two numbers. An id that is no UTF-8 is in no record."""
+        cdef Py_ssize_t room = 16, size, at, number, known = 0
         cdef const char* name
         cdef uint64_t hashed
-        cdef int64_t number
+        cdef object item_id
         self.item_ids = item_ids
         while room < 2 * len(numbers):
             room *= 2
@@ -37,11 +37,15 @@ cdef class Names:
         self.places = <Name*>PyMem_Calloc(room, sizeof(Name))
         if not self.places:
             raise MemoryError()
-        for item_id, number in numbers.items():
-            if not 0 <= number < len(item_ids) or item_ids[number] != item_id:
-                raise ValueError("an item has two numbers")
+        for number in range(len(item_ids)):
+            item_id = item_ids[number]
+            if item_id is None:
+                continue
+            known += 1
+            if known > len(numbers):
+                break
             try:
-                name = PyUnicode_AsUTF8AndSize(item_ids[number], &size)
+                name = PyUnicode_AsUTF8AndSize(item_id, &size)
             except UnicodeEncodeError:
                 continue
             hashed = _hash(name, size)
@@ -50,6 +54,8 @@ cdef class Names:
                 at = (at + 1) & self.mask
             self.places[at].mark = <uint32_t>(hashed >> 32)
             self.places[at].number = <uint32_t>(number + 1)
+        if known != len(numbers):
+            raise ValueError("an id has two numbers")
 
     def __dealloc__(self):
         PyMem_Free(self.places)
