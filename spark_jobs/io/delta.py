@@ -104,6 +104,13 @@ def overwrite_partitions(
         writer.save(path)
 
 
+def create_if_missing(spark: SparkSession, environment: Environment, name: str) -> None:
+    """The empty table, with the properties that tables of Spark have. Raises as `overwrite_partitions`."""
+    spec = table(name)
+    with commit_lock(environment, name):
+        _create_if_missing(spark, _path_of_ours(environment, spec), spec)
+
+
 def side_by_side(*writes: Callable[[], None]) -> None:
     """Make writes that do not need one another at the same time: planning one takes a core, and there are several.
 

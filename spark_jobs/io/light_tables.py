@@ -1,12 +1,14 @@
-"""Writes without a JVM, for the tables whose only writer is a light task (`tables.LIGHT_WRITERS`)."""
+"""Writes without a JVM: for tables whose only writer is a light task (`tables.LIGHT_WRITERS`), and for rows of others
+that are Arrow's already, and many. To make rows of Java of lists of numbers takes longer than to find the numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
 
@@ -15,6 +17,7 @@ from feature_repo.contracts.errors import ContractError, DependencyError
 from feature_repo.contracts.object_store import is_on_store, store_problem
 from feature_repo.contracts.tables import LIGHT_WRITERS, TABLE_PROPERTIES, table, table_path
 from spark_jobs.io.light_delta import arrow_schema
+from spark_jobs.io.writer_lock import commit_lock
 
 RETENTION_HOURS = 30 * 24
 _UNKNOWN_TO_THIS_WRITER = frozenset({"delta.enableRowTracking"})
@@ -55,3 +58,38 @@ def replace_days(environment: Environment, name: str, rows: pa.Table, days: Coll
         DeltaTable(path, storage_options=options).vacuum(RETENTION_HOURS, dry_run=False)
     except (DeltaError, OSError) as error:
         raise DependencyError(f"{name} at {path} cannot be written: {store_problem(path, error)}") from error
+
+
+def replace_day(environment: Environment, name: str, batches: Iterable[pa.RecordBatch], day: date) -> None:
+    """Put the rows of `batches`, which are made while they are written, in the place of what a table of Spark's has of
+    `day` (its one partition column), in one commit. Columns that the stored table lacks are added.
+
+    The table must be there (`delta.create_if_missing`): its properties are Spark's. Raises what making a batch raises,
+    ContractError on a row of another day, DependencyError when the table cannot be written or another process keeps
+    its commits to itself; then the table stays as it was.
+    """
+    (day_column,) = table(name).partition_by
+    path = table_path(environment.lakehouse, name, tenant=environment.tenant)
+    failed: list[BaseException] = []
+
+    def checked() -> Iterator[pa.RecordBatch]:
+        try:
+            for batch in batches:
+                if strays := set(pc.unique(batch[day_column]).to_pylist()) - {day}:
+                    raise ContractError(f"{name}: rows of {', '.join(sorted(map(str, strays)))} among those of {day}")
+                yield batch
+        except BaseException as error:  # the writer would tell no more than its words
+            failed.append(error)
+            raise
+
+    rows = pa.RecordBatchReader.from_batches(arrow_schema(name), checked())
+    with commit_lock(environment, name):
+        try:
+            write_deltalake(
+                path, rows, mode="overwrite", predicate=f"{day_column} = '{day.isoformat()}'", schema_mode="merge",
+                storage_options=environment.storage_options,
+            )  # fmt: skip
+        except Exception as error:
+            if failed:
+                raise failed[0] from None
+            raise DependencyError(f"{name} at {path} cannot be written: {store_problem(path, error)}") from error

@@ -12,24 +12,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F  # noqa: N812
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.run import Run
-from spark_jobs.io.delta import read_table
 from spark_jobs.io.light_delta import arrow_schema, open_table, stream_rows
 from spark_jobs.transforms.candidates import Scoring
 from spark_jobs.transforms.touched import Digests, MadeBy, Untouched, untouched
 
 LISTS, NEIGHBOURS = "gold.candidates", "gold.item_neighbours"
+_LISTS_AT_ONCE = 32_768
 
 
 def day_before(run: Run) -> date:
     return run.as_of_day - timedelta(days=1)
 
 
-def stored_rows(environment: Environment, run: Run, name: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def stored_rows(
+    environment: Environment, run: Run, name: str, columns: Sequence[str], *, rows_at_once: int = 131_072
+) -> Iterator[pa.RecordBatch]:
     """The rows of the day before, batch by batch; none where the run pinned no such table. Columns that the stored
     table does not have yet are null."""
     found = open_table(environment, name, run.pins.get(name, -1))
@@ -37,7 +37,7 @@ def stored_rows(environment: Environment, run: Run, name: str, columns: Sequence
         return
     wanted = pa.schema([arrow_schema(name).field(column) for column in columns])
     of_day = pc.field("as_of") == pa.scalar(day_before(run), pa.date32())
-    yield from stream_rows(found, wanted, of_day)
+    yield from stream_rows(found, wanted, of_day, rows_at_once=rows_at_once)
 
 
 def differences(environment: Environment, run: Run, tonight: MadeBy, numbers: pa.Table) -> list[str] | None:
@@ -65,16 +65,17 @@ def untouched_users(environment: Environment, run: Run, scoring: Scoring) -> Unt
     return untouched(stored, tonight, scoring.eligible, key="user_id", listed="item_numbers", as_of=run.as_of_day)
 
 
-def kept_lists(
-    spark: SparkSession, environment: Environment, run: Run, users: NDArray[np.str_], made: str
-) -> DataFrame:
+def kept_lists(environment: Environment, run: Run, users: NDArray[np.str_], made: str) -> Iterator[pa.RecordBatch]:
     """The rows of these users of the day before, as rows of the run: as_of and made_by are its own."""
-    rows = read_table(spark, environment, LISTS, run.pins.get(LISTS, -1)).where(
-        F.col("as_of") == F.lit(day_before(run))
-    )
-    names = spark.createDataFrame(pa.table({"user_id": pa.array(users.tolist(), pa.string())}), "user_id string")
-    kept = rows.join(F.broadcast(names), on="user_id", how="left_semi")
-    return kept.withColumn("as_of", F.lit(run.as_of_day)).withColumn("made_by", F.lit(made)).select(rows.columns)
+    schema, names = arrow_schema(LISTS), pa.array(users.tolist(), pa.string())
+    for batch in stored_rows(environment, run, LISTS, schema.names, rows_at_once=_LISTS_AT_ONCE):
+        kept = batch.filter(pc.is_in(batch["user_id"], value_set=names))
+        own = {"as_of": [run.as_of_day], "made_by": [made]}
+        columns = [
+            pa.array(own[field.name] * kept.num_rows, field.type) if field.name in own else kept[field.name]
+            for field in schema
+        ]
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def stored_neighbours(environment: Environment, run: Run, tonight: MadeBy, numbers: pa.Table) -> pa.Table:

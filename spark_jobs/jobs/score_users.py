@@ -27,7 +27,9 @@ Killed at any point and run again it makes the same lists, the same version, the
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -54,11 +56,12 @@ from spark_jobs.evaluation.split import seen_policy
 from spark_jobs.giving_way import give_way
 from spark_jobs.io.bundle import file_hashes, write_bundle
 from spark_jobs.io.catalogue import changes_position, in_run, read_items, read_users
-from spark_jobs.io.delta import overwrite_partitions, read_table, side_by_side
+from spark_jobs.io.delta import create_if_missing, overwrite_partitions, read_table, side_by_side
 from spark_jobs.io.entity_features import load_entity_features
 from spark_jobs.io.interactions import known_numbers, read_interactions, read_numbers
 from spark_jobs.io.item_content import load_content
 from spark_jobs.io.item_vectors import Starts, read_starts, write_vectors
+from spark_jobs.io.light_tables import replace_day
 from spark_jobs.io.night_before import day_before, differences, kept_lists, stored_neighbours, untouched_users
 from spark_jobs.io.publication import Publication, purchases_part
 from spark_jobs.io.run_store import read_report, write_report
@@ -108,6 +111,9 @@ from spark_jobs.transforms.touched import (
 )
 
 SCORING_PARTITIONS = 8
+BLOCKS_AT_ONCE, JOBS_AT_ONCE = 256, 2
+"""Blocks whose lists are brought to the driver together (half a megabyte each at most), and how many times so many are
+under way. More: fewer pauses between them, and more memory of the driver."""
 BUY_AGAIN = {**SEQUENCE_RECIPES["repurchase"]["params"], "due_power": 0.5}
 """Of what a user may buy again, and its order. The default recipe ignores the interval; a list of things to buy again
 is about when, so here it counts, at the half of its power."""
@@ -225,16 +231,21 @@ def write_candidates(
     denied: list[str],
     kept: NDArray[np.str_] | None = None,
 ) -> None:
-    """Score by blocks in the executors into gold.candidates, beside the lists of the night before that are `kept`."""
+    """Score by blocks in the executors into gold.candidates, beside the lists of the night before that are `kept`.
+
+    Lists come from the executors as Arrow's bytes and are written as they come, some thousands at a time: as rows of
+    Spark they would be made, brought together and written element by element.
+    """
     shared = spark.sparkContext.broadcast(scoring)
-    blocks = spark.range(0, scoring.block_count, 1, min(SCORING_PARTITIONS, max(1, scoring.block_count)))
-    schema = read_table(spark, environment, "gold.candidates", -1).schema
-    scored = blocks.mapInArrow(_score_blocks(shared), schema)
-    refused = spark.createDataFrame(denied_candidates(denied, run.as_of_day), schema)
-    rows = scored.unionByName(refused)
-    if kept is not None and len(kept):
-        rows = rows.unionByName(kept_lists(spark, environment, run, kept, str(scoring.made_by)))
-    overwrite_partitions(rows, environment, "gold.candidates", {"as_of": [run.as_of_day]})
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        yield from _scored_lists(spark, shared, scoring.block_count)
+        yield from denied_candidates(denied, run.as_of_day).to_batches()
+        if kept is not None and len(kept):
+            yield from kept_lists(environment, run, kept, str(scoring.made_by))
+
+    create_if_missing(spark, environment, "gold.candidates")
+    replace_day(environment, "gold.candidates", batches(), run.as_of_day)
     shared.destroy()
 
 
@@ -371,6 +382,33 @@ def _regions(users: DataFrame) -> dict[str, str]:
     return {f"u:{user}": region for user, region in zip(*(c.to_pylist() for c in found.columns), strict=True)}
 
 
+def _scored_lists(spark: SparkSession, shared: Broadcast[Scoring], block_count: int) -> Batches:
+    """The lists of all blocks, in their order. While some are written, the next are scored."""
+
+    def scored(first: int) -> list[Any]:
+        count = min(BLOCKS_AT_ONCE, block_count - first)
+        blocks = spark.range(first, first + count, 1, min(SCORING_PARTITIONS, count))
+        return blocks.mapInArrow(_score_blocks(shared), "lists binary").collect()
+
+    with ThreadPoolExecutor(JOBS_AT_ONCE) as pool:
+        jobs = deque[Future[list[Any]]]()
+        try:
+            for first in range(0, block_count, BLOCKS_AT_ONCE):
+                jobs.append(pool.submit(scored, first))
+                if len(jobs) > JOBS_AT_ONCE:
+                    yield from _lists_of(jobs.popleft().result())
+            while jobs:
+                yield from _lists_of(jobs.popleft().result())
+        finally:
+            for job in jobs:
+                job.cancel()
+
+
+def _lists_of(blocks: Sequence[Any]) -> Batches:
+    for block in blocks:
+        yield from pa.ipc.open_stream(block.lists)
+
+
 Batches = Iterator[pa.RecordBatch]
 
 
@@ -380,7 +418,10 @@ def _score_blocks(shared: Broadcast[Scoring]) -> Callable[[Batches], Batches]:
         with threadpool_limits(1, "blas"):  # two were slower, and one gives the same bits everywhere
             for batch in batches:
                 for block in batch["id"].to_pylist():
-                    yield score_block(shared.value, block)
+                    lists, sink = score_block(shared.value, block), pa.BufferOutputStream()
+                    with pa.ipc.new_stream(sink, lists.schema) as stream:
+                        stream.write_batch(lists)
+                    yield pa.RecordBatch.from_pydict({"lists": pa.array([sink.getvalue().to_pybytes()], pa.binary())})
 
     return score
 

@@ -21,9 +21,11 @@ from feature_repo.contracts.errors import ContractError, DataError, DependencyEr
 from feature_repo.contracts.tables import table_path
 from spark_jobs.io import light_delta
 from spark_jobs.io.delta import side_by_side
+from spark_jobs.io.light_tables import replace_day
 from spark_jobs.io.run_store import folder_of, has_run, read_report, read_run, write_report, write_run
 from spark_jobs.io.table_hash import hash_table, hash_tables
 from spark_jobs.jobs.entry import run_command, run_job
+from spark_jobs.transforms.candidates import denied_candidates
 from tests.builders import make_run, utc, write_bronze_events, write_rows
 
 D1, D2 = date(2024, 3, 1), date(2024, 3, 2)
@@ -239,6 +241,37 @@ def test_the_last_commit_that_carries_a_key_is_found(environment: Environment) -
         )
     assert light_delta.last_user_metadata(environment, "silver.events", "refined") == {"refined": 2}
     assert light_delta.last_user_metadata(environment, "silver.events", "nothing") is None
+
+
+def lists(users: str, day: date) -> pa.RecordBatch:
+    """One list for each letter."""
+    return denied_candidates(list(users), day).to_batches()[0]
+
+
+def test_the_rows_of_a_day_are_replaced_as_they_come_or_not_at_all(environment: Environment) -> None:
+    path = table_path(environment.lakehouse, "gold.candidates")
+    older = pa.table({"user_id": ["a", "b", "c"], "as_of": [D1, D1, D2]})  # made before most columns joined it
+    write_deltalake(path, older, partition_by=["as_of"])
+
+    def users(day: date) -> list[str]:
+        found = light_delta.read_table(environment, "gold.candidates", filters=[("as_of", "=", day)])
+        assert found.schema.names == light_delta.arrow_schema("gold.candidates").names
+        return sorted(found["user_id"].to_pylist())
+
+    replace_day(environment, "gold.candidates", iter([lists("xy", D2), lists("z", D2)]), D2)
+    assert (users(D1), users(D2)) == (["a", "b"], ["x", "y", "z"])
+
+    def dies() -> Any:
+        yield lists("p", D2)
+        raise DataError("the model is gone")
+
+    with pytest.raises(DataError, match="the model is gone"):
+        replace_day(environment, "gold.candidates", dies(), D2)
+    with pytest.raises(ContractError, match="2024-03-01"):
+        replace_day(environment, "gold.candidates", iter([lists("p", D2), lists("q", D1)]), D2)
+    assert (users(D1), users(D2)) == (["a", "b"], ["x", "y", "z"])
+    replace_day(environment, "gold.candidates", iter(()), D2)
+    assert (users(D1), users(D2)) == (["a", "b"], [])
 
 
 def test_writes_side_by_side_all_end_before_the_first_failure_is_raised() -> None:
