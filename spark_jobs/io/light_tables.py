@@ -4,6 +4,7 @@ that are Arrow's already, and many. To make rows of Java of lists of numbers tak
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -73,8 +74,10 @@ def replace_day(environment: Environment, name: str, batches: Iterable[pa.Record
     failed: list[BaseException] = []
 
     def checked() -> Iterator[pa.RecordBatch]:
+        made = iter(batches)
         try:
-            for batch in batches:
+            # The writer asks in a thread of its own in which no other table can be read.
+            while (batch := elsewhere.submit(next, made, None).result()) is not None:
                 if strays := set(pc.unique(batch[day_column]).to_pylist()) - {day}:
                     raise ContractError(f"{name}: rows of {', '.join(sorted(map(str, strays)))} among those of {day}")
                 yield batch
@@ -83,7 +86,7 @@ def replace_day(environment: Environment, name: str, batches: Iterable[pa.Record
             raise
 
     rows = pa.RecordBatchReader.from_batches(arrow_schema(name), checked())
-    with commit_lock(environment, name):
+    with commit_lock(environment, name), ThreadPoolExecutor(1) as elsewhere:
         try:
             write_deltalake(
                 path, rows, mode="overwrite", predicate=f"{day_column} = '{day.isoformat()}'", schema_mode="merge",

@@ -258,7 +258,12 @@ def test_the_rows_of_a_day_are_replaced_as_they_come_or_not_at_all(environment: 
         assert found.schema.names == light_delta.arrow_schema("gold.candidates").names
         return sorted(found["user_id"].to_pylist())
 
-    replace_day(environment, "gold.candidates", iter([lists("xy", D2), lists("z", D2)]), D2)
+    def made() -> Any:
+        yield lists("xy", D2)
+        assert users(D2) == ["c"]  # another table may be read meanwhile, as kept lists are
+        yield lists("z", D2)
+
+    replace_day(environment, "gold.candidates", made(), D2)
     assert (users(D1), users(D2)) == (["a", "b"], ["x", "y", "z"])
 
     def dies() -> Any:
