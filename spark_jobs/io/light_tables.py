@@ -71,7 +71,7 @@ def replace_day(environment: Environment, name: str, batches: Iterable[pa.Record
     """
     (day_column,) = table(name).partition_by
     path = table_path(environment.lakehouse, name, tenant=environment.tenant)
-    failed: list[BaseException] = []
+    failed: list[Exception] = []
 
     def checked() -> Iterator[pa.RecordBatch]:
         made = iter(batches)
@@ -81,7 +81,7 @@ def replace_day(environment: Environment, name: str, batches: Iterable[pa.Record
                 if strays := set(pc.unique(batch[day_column]).to_pylist()) - {day}:
                     raise ContractError(f"{name}: rows of {', '.join(sorted(map(str, strays)))} among those of {day}")
                 yield batch
-        except BaseException as error:  # the writer would tell no more than its words
+        except Exception as error:  # the writer would tell no more than its words
             failed.append(error)
             raise
 
