@@ -42,7 +42,7 @@ def test_random_lists_get_the_same_order(tmp_path: Path, monkeypatch: pytest.Mon
             answered += found is not None
             return found
 
-    for at in range(16):
+    for at in range(10):
         sold = shop(drawn)
         catalogue = sold.catalogue(tmp_path / str(at))
         names = [*sold.numbers, "unknown", "ü"]
@@ -61,11 +61,11 @@ def test_random_lists_get_the_same_order(tmp_path: Path, monkeypatch: pytest.Mon
                 sources |= {item.source for item in fast.items}
                 unknown += any(item.item_number == UNKNOWN_ITEM for item in fast.items)
                 filtered += bool(fast.filtered)
-    assert asked == 800
-    assert answered > 600  # the others are odd
+    assert asked == 500
+    assert answered > 350  # the others are odd
     assert levels == {"personal", "session", "popular", "given"}
     assert sources >= {Source.GIVEN, Source.SESSION, Source.ALS, Source.POPULARITY}
-    assert min(unknown, filtered) > 50
+    assert min(unknown, filtered) > 30
 
 
 def test_what_was_dismissed_goes_behind_and_ties_keep_the_given_order(tmp_path: Path) -> None:

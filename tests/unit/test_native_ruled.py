@@ -96,7 +96,7 @@ def test_random_policies_get_the_same_slates(tmp_path: Path, monkeypatch: pytest
             answered += found is not None
             return found
 
-    for at in range(20):
+    for at in range(12):
         sold = shop(drawn)
         catalogue = sold.catalogue(tmp_path / str(at))
         catalogue = replace(
@@ -118,10 +118,10 @@ def test_random_policies_get_the_same_slates(tmp_path: Path, monkeypatch: pytest
                 sources |= {item.source for item in fast.items}
                 explored += any(chance < 0.5 for chance in fast.propensities)
                 assert _decision(fast, request, catalogue) == _decision(fast, request, catalogue, monkeypatch)
-    assert asked == 1200
-    assert answered > 350  # the others are short, or odd
+    assert asked == 720
+    assert answered > 200  # the others are short, or odd
     assert sources >= {Source.SESSION, Source.ALS, Source.SEGMENT, Source.CATEGORY, Source.POPULARITY}
-    assert explored > 30
+    assert explored > 15
 
 
 def _decision(

@@ -67,7 +67,7 @@ def test_random_lists_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             answered += found is not None
             return found
 
-    for at in range(16):
+    for at in range(10):
         catalogue = shop(drawn).catalogue(tmp_path / str(at))
         size = len(catalogue.item_ids)
         for _ in range(60):
@@ -83,6 +83,6 @@ def test_random_lists_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             if isinstance(fast, Slate):
                 short += len(fast.items) < wanted
                 told += bool(fast.filtered)
-    assert asked == 960
-    assert answered > 600  # the others are odd
-    assert min(short, told) > 100
+    assert asked == 600
+    assert answered > 350  # the others are odd
+    assert min(short, told) > 60
