@@ -72,6 +72,8 @@ def write_spark_conf(
         "spark.sql.shuffle.partitions": "4",
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": "4",
         "spark.databricks.delta.snapshotPartitions": "2",
+        # Rows that are written as they lie: a file of each partition is open, and nothing is sorted.
+        "spark.sql.maxConcurrentOutputFileWriters": "200",
         # What is kept is read a few times: finding out how each column packs best takes as long as keeping it.
         "spark.sql.inMemoryColumnarStorage.compressed": "false",
     }

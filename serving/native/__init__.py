@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -43,14 +42,10 @@ PARTS = (
 
 def digest_of(source: Path) -> str:
     """What stands for a source and for the declarations that it may have used, in hex digits."""
-    return hashlib.sha256(source.read_bytes() + _declarations(str(source.parent))).hexdigest()
-
-
-@cache
-def _declarations(folder: str) -> bytes:
-    """All of them, in order of name; read once in a process."""
-    names = sorted(name for name in os.listdir(folder) if name.endswith(".pxd"))
-    return b"".join([Path(folder, name).read_bytes() for name in names])
+    found = hashlib.sha256(source.read_bytes())
+    for declarations in sorted(source.parent.glob("*.pxd")):
+        found.update(declarations.read_bytes())
+    return found.hexdigest()
 
 
 def _reason(name: str) -> str | None:

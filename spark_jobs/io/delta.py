@@ -27,6 +27,7 @@ from feature_repo.contracts.tables import LIGHT_WRITERS, TABLE_PROPERTIES, Table
 from spark_jobs.io.writer_lock import commit_lock
 
 Partitions = Mapping[str, Collection[date | str]]
+_LEAVES_OUT_EMPTY_COMMITS = "spark.databricks.delta.skipRecordingEmptyCommits"
 
 
 def spark_schema(name: str) -> StructType:
@@ -73,6 +74,7 @@ def overwrite_partitions(
     partitions: Partitions | str | None,
     *,
     user_metadata: Mapping[str, object] | None = None,
+    as_it_lies: bool = False,
 ) -> None:
     """Replace partitions of a table by `frame`, in one commit; the table is created when missing.
 
@@ -80,18 +82,20 @@ def overwrite_partitions(
                    the whole table. No values: nothing is written. A row of `frame` outside of them is an error and
                    nothing is written.
     user_metadata  kept with the commit, as JSON.
+    as_it_lies     each task writes the rows that it has: nothing is moved or sorted, and a partition is as many files
+                   as tasks had rows of it.
 
     A table made before a column joined the contract gains that column; its older rows have null there.
     Raises ContractError when `frame` lacks a column of the contract or has one too many, DependencyError when another
     process keeps the table's commits to itself. Each partition becomes one file (rows are brought together by
-    partition column first).
+    partition column first), unless they are taken as they lie.
     """
     spec = table(name)
     if isinstance(partitions, Mapping) and not all(partitions.values()):
         return
     rows = _conform(frame, spec)
     path = _path_of_ours(environment, spec)
-    if spec.partition_by:
+    if spec.partition_by and not as_it_lies:
         rows = rows.repartition(*spec.partition_by).sortWithinPartitions(*spec.partition_by)
     # A table that an older version made gains the columns it lacks; the frame has exactly the contract's.
     writer = rows.write.format("delta").mode("overwrite").option("mergeSchema", "true")
@@ -109,6 +113,21 @@ def create_if_missing(spark: SparkSession, environment: Environment, name: str) 
     spec = table(name)
     with commit_lock(environment, name):
         _create_if_missing(spark, _path_of_ours(environment, spec), spec)
+
+
+def note_on_table(
+    spark: SparkSession, environment: Environment, name: str, user_metadata: Mapping[str, object]
+) -> None:
+    """A commit that changes no row, for what is to be kept with it, as JSON. The table exists."""
+    empty = spark.createDataFrame([], spark_schema(name))
+    writer = empty.write.format("delta").mode("append")
+    path = _path_of_ours(environment, table(name))
+    spark.conf.set(_LEAVES_OUT_EMPTY_COMMITS, "false")
+    try:
+        with commit_lock(environment, name):
+            writer.option("userMetadata", json.dumps(user_metadata, sort_keys=True)).save(path)
+    finally:
+        spark.conf.unset(_LEAVES_OUT_EMPTY_COMMITS)
 
 
 def side_by_side(*writes: Callable[[], None]) -> None:

@@ -4,7 +4,9 @@ Reads   run.json; the bronze tables at their pinned versions; silver as it stand
 Writes  quality.json and quality.html (and both to MLflow);
         silver.quarantine, silver.quality_flags, silver.sessions, silver.interactions (side by side), then
         silver.identity_edges, then silver.events; refine.json
-        (in this order: the last commit carries the state, so a run killed in between is simply derived again)
+        (in this order: the last commit carries the state, so a run killed in between is simply derived again. A large
+        history is too wide to be kept: then silver.events comes first, what follows from it is made from what was
+        written, and a last commit to it carries the state)
 
 A run derives the event days that changed since the last one, or every day. Both ways give the same tables.
 Raises DataError, with silver untouched, when the data breaks a limit of the quality gate or nothing is left.
@@ -30,7 +32,7 @@ from feature_repo.contracts.sequences import NOT_LEARNED_FROM
 from feature_repo.contracts.tables import table
 from spark_jobs.io import tracking
 from spark_jobs.io.catalogue import in_run, read_items, read_users
-from spark_jobs.io.delta import overwrite_partitions, read_table, side_by_side, spark_schema
+from spark_jobs.io.delta import note_on_table, overwrite_partitions, read_table, side_by_side, spark_schema
 from spark_jobs.io.light_delta import NO_DAY, days_by_row_count
 from spark_jobs.io.refine_state import EVENT_TABLES, read_state, state_after
 from spark_jobs.io.run_store import write_report
@@ -40,14 +42,8 @@ from spark_jobs.session import get_session
 from spark_jobs.transforms.bots import find_bots, flag_bots
 from spark_jobs.transforms.computed import computed
 from spark_jobs.transforms.consent import users_denying, users_who_changed
-from spark_jobs.transforms.events import (
-    check_deliveries,
-    first_deliveries,
-    quarantine_rows,
-    rejection_reason,
-    repeated_ids,
-    subject_key,
-)
+from spark_jobs.transforms.deliveries import Outcome, by_exception, mark, of_marked
+from spark_jobs.transforms.events import check_deliveries, quarantine_rows, repeated_ids, subject_key
 from spark_jobs.transforms.identity import (
     SIGHTING_COLUMNS,
     connected,
@@ -138,27 +134,30 @@ def _refine(
     spark: SparkSession, environment: Environment, run: Run, tell: Callable[[QualityReport], None] | None
 ) -> dict[str, Any]:
     state = read_state(environment)
+    is_large = _may_be_derived(environment, run) > MOST_COMPUTED
+    keep = _persisted if is_large else computed
+    by_exceptions = is_large and run.derive_days is None
     deliveries = _read_deliveries(spark, environment, run)
-    keep = computed if _may_be_derived(environment, run) <= MOST_COMPUTED else _persisted
     users = keep(read_users(spark, environment, in_run(run.pins)))
-    if run.derive_days is None:
-        scope = Scope(None, None)
-    else:
+    scope = Scope(None, None)
+    if run.derive_days is not None:
         before = users
         if state is not None and any(in_run(state.pins)[name] != in_run(run.pins)[name] for name in USER_TABLES):
             before = read_users(spark, environment, in_run(state.pins))
         scope, deliveries = _narrow(run, deliveries, before, users, keep)
         deliveries = keep(deliveries)
-    repeated = keep(repeated_ids(deliveries))
-    marked = keep(_mark(deliveries, repeated, users_denying(users, "store")))
-    in_scope = marked if scope.days is None else marked.filter(_day().isin(sorted(scope.days)))
-    report = _count(environment, run, scope, in_scope)
+    if by_exceptions:
+        sorted_out = by_exception(deliveries, users_denying(users, "store"))
+    else:
+        marked = keep(mark(deliveries, keep(repeated_ids(deliveries)), users_denying(users, "store")))
+        sorted_out = of_marked(marked, marked if scope.days is None else marked.filter(_day().isin(sorted(scope.days))))
+    report = _count(environment, run, scope, sorted_out.outcomes)
     write_report(environment, run.run_key, REFINE_FILE, report)
 
     def between(first: date, end: date) -> DataFrame:
         in_window = (F.col(_EVENT_DATE) >= F.lit(first)) & (F.col(_EVENT_DATE) < F.lit(end))
         if scope.days is None:
-            return marked.filter(in_window)
+            return sorted_out.checked.filter(in_window)
         return keep(check_deliveries(_read_deliveries(spark, environment, run).filter(in_window)))
 
     quality = check_quality(
@@ -171,41 +170,55 @@ def _refine(
         raise DataError(quality.breach, field=quality.verdict.stopping[0].limit)
     _refuse_if_empty(run, report)
 
-    kept = in_scope.filter(F.col("is_first") & ~F.col("is_withheld"))
-    bots = _local(find_bots(kept))
-    events = flag_bots(kept, bots).select(*table("silver.events").columns)
+    before_as_of = f"`{_EVENT_DATE}` < DATE'{run.as_of}'" if scope.days is None else {_EVENT_DATE: scope.days}
+    bots = _local(find_bots(sorted_out.kept))
+    events = flag_bots(sorted_out.kept, bots).select(*table("silver.events").columns)
+    if by_exceptions:
+        # Written first and read again, a few columns at a time. Without the state: this run is not over.
+        overwrite_partitions(events, environment, "silver.events", before_as_of, as_it_lies=True)
+        written = read_table(spark, environment, "silver.events")
+        events = written.filter(F.col(_EVENT_DATE) < F.lit(run.as_of_day))
     edges_before = read_table(spark, environment, "silver.identity_edges")
     edges = keep(identity_edges(_sightings(spark, environment, run, scope, events)))
     scope = _with_persons(scope, edges_before, edges)
-    history = _unchanged_events(spark, environment, run, scope).unionByName(events.select(*_HISTORY_COLUMNS))
+    if by_exceptions:
+        history = written.select(*_HISTORY_COLUMNS)
+    else:
+        history = _unchanged_events(spark, environment, run, scope).unionByName(events.select(*_HISTORY_COLUMNS))
     if scope.days is not None:
         history = keep(history)
-    assigned = keep(assign_sessions(resolve_events(history.select(*_SESSION_COLUMNS), edges)))
-    breaks, break_counts = _sequence_breaks(history.select(*_DEED_COLUMNS), edges, keep)
+    assigned = assign_sessions(resolve_events(history.select(*_SESSION_COLUMNS), edges))
+    if not by_exceptions:
+        assigned = keep(assigned)
+    breaks, break_counts = _sequence_breaks(history.select(*_DEED_COLUMNS), edges, keep, keeps_deeds=not by_exceptions)
 
-    before_as_of = f"`{_EVENT_DATE}` < DATE'{run.as_of}'" if scope.days is None else {_EVENT_DATE: scope.days}
     interactions = select_interactions(assigned, under_current_names(users_denying(users, "train"), edges))
     if breaks is not None:
         untold = breaks.filter(F.col("rule").isin([rule.value for rule in NOT_LEARNED_FROM]))
         interactions = interactions.join(untold.select("event_id"), on="event_id", how="left_anti").select(
             *table("silver.interactions").columns
         )
+    replace_subjects = partial(_replace_subjects, environment, scope=scope, as_it_lies=by_exceptions)
     writes = [
-        partial(_replace_subjects, environment, "silver.sessions", summarise_sessions(assigned), scope),
-        partial(_replace_subjects, environment, "silver.interactions", interactions, scope),
+        partial(replace_subjects, "silver.sessions", summarise_sessions(assigned)),
+        partial(replace_subjects, "silver.interactions", interactions),
     ]
     if report["total"]["quarantined"] or _rows_before(environment, "silver.quarantine", run):
-        rejected = in_scope.filter(F.col("broken_rule").isNotNull())
-        quarantine = quarantine_rows(rejected, columns=list(table("bronze.events").columns), no_day=NO_DAY)
+        columns = list(table("bronze.events").columns)
+        quarantine = quarantine_rows(sorted_out.rejected, columns=columns, no_day=NO_DAY)
         writes.append(partial(overwrite_partitions, quarantine, environment, "silver.quarantine", before_as_of))
     if breaks is not None or any(days_by_row_count(environment, "silver.quality_flags").values()):
-        flags = _no_breaks(spark) if breaks is None else breaks
-        writes.append(partial(_replace_subjects, environment, "silver.quality_flags", flags, scope))
+        writes.append(
+            partial(replace_subjects, "silver.quality_flags", _no_breaks(spark) if breaks is None else breaks)
+        )
     side_by_side(*writes)
     # After what follows from them: a run killed before this still sees which edges changed.
     if _days_that_differ(edges_before, edges, _EVENT_DATE):
         overwrite_partitions(edges, environment, "silver.identity_edges", None)
-    overwrite_partitions(events, environment, "silver.events", before_as_of, user_metadata=state_after(state, run))
+    if by_exceptions:
+        note_on_table(spark, environment, "silver.events", state_after(state, run))
+    else:
+        overwrite_partitions(events, environment, "silver.events", before_as_of, user_metadata=state_after(state, run))
 
     report |= {
         "bots": bots.count(),
@@ -283,21 +296,6 @@ def _narrow(
     return Scope(frozenset(days), keep(subjects.distinct())), inside.unionByName(elsewhere)
 
 
-def _mark(deliveries: DataFrame, repeated: DataFrame, denying: DataFrame) -> DataFrame:
-    """Each delivery with broken_rule, is_first, is_withheld (its user does not allow storing) and subject_key.
-
-    Only ids with several deliveries (`repeated`) are sorted out by a window; the rest needs no shuffle. Nothing may be
-    filtered here: the optimizer would drag the rules through the filter, and take minutes.
-    """
-    single = check_deliveries(deliveries.join(repeated, on="event_id", how="left_anti"))
-    several = check_deliveries(deliveries.join(repeated, on="event_id", how="left_semi"))
-    checked = single.withColumn("is_first", F.col("broken_rule").isNull()).unionByName(first_deliveries(several))
-    withheld = denying.withColumn("is_withheld", F.lit(True))
-    joined = checked.join(F.broadcast(withheld), on="user_id", how="left")
-    is_withheld = F.coalesce(F.col("is_withheld"), F.lit(False))
-    return joined.withColumn("is_withheld", is_withheld).withColumn("subject_key", subject_key())
-
-
 def _local(frame: DataFrame) -> DataFrame:
     """The same rows, computed once and kept by the driver: for a few rows that many queries join."""
     return frame.sparkSession.createDataFrame(frame.collect(), frame.schema)
@@ -307,7 +305,7 @@ def _days_of(deliveries: DataFrame) -> set[date]:
     return {row[0] for row in deliveries.select(_day()).distinct().collect()}
 
 
-def _count(environment: Environment, run: Run, scope: Scope, marked: DataFrame) -> dict[str, Any]:
+def _count(environment: Environment, run: Run, scope: Scope, outcomes: Collection[Outcome]) -> dict[str, Any]:
     """Where every delivery went: read = kept + duplicates + quarantined + withheld + outside, by table and in total.
 
     `read` comes from the Delta log alone, so the sum is a check. Of an incremental run only its days are counted.
@@ -321,17 +319,11 @@ def _count(environment: Environment, run: Run, scope: Scope, marked: DataFrame) 
         )
         counts = dict.fromkeys(("kept", "duplicates", "quarantined", "withheld"), 0)
         sources[name] = {"read": inside + outside, **counts, "outside": outside}
-    outcome = (
-        F.when(F.col("broken_rule").isNotNull(), "quarantined")
-        .when(~F.col("is_first"), "duplicates")
-        .when(F.col("is_withheld"), "withheld")
-        .otherwise("kept")
-    )
     reasons: dict[str, int] = {}
-    for row in marked.groupBy("table", outcome.alias("outcome"), rejection_reason().alias("reason")).count().collect():
-        sources[row["table"]][row["outcome"]] += row["count"]
-        if row["reason"] is not None:
-            reasons[row["reason"]] = reasons.get(row["reason"], 0) + row["count"]
+    for one in outcomes:
+        sources[one.table][one.outcome] += one.deliveries
+        if one.reason is not None:
+            reasons[one.reason] = reasons.get(one.reason, 0) + one.deliveries
     total = {key: sum(counts[key] for counts in sources.values()) for key in next(iter(sources.values()))}
     for name, counts in (*sources.items(), ("total", total)):
         if counts["read"] != sum(count for key, count in counts.items() if key != "read"):
@@ -378,7 +370,9 @@ def _with_persons(scope: Scope, before: DataFrame, after: DataFrame) -> Scope:
     return Scope(scope.days, connected(touched, links(before).union(links(after)).persist()))
 
 
-def _sequence_breaks(deeds: DataFrame, edges: DataFrame, keep: Keep) -> tuple[DataFrame | None, dict[str, int]]:
+def _sequence_breaks(
+    deeds: DataFrame, edges: DataFrame, keep: Keep, *, keeps_deeds: bool
+) -> tuple[DataFrame | None, dict[str, int]]:
     """(the rules on sequences that these events break, how often each); (None, {}) when no event breaks any.
 
     Sequences are a person's: by `edges` it is known whose the events are.
@@ -386,7 +380,8 @@ def _sequence_breaks(deeds: DataFrame, edges: DataFrame, keep: Keep) -> tuple[Da
     possible = may_break(deeds)
     if not possible:
         return None, {}
-    breaks = keep(find_breaks(keep(resolve_events(deeds, edges)), possible))  # every rule goes through the history
+    resolved = resolve_events(deeds, edges)
+    breaks = keep(find_breaks(keep(resolved) if keeps_deeds else resolved, possible))  # every rule reads the history
     counts = _count_words(breaks, "rule")
     if not counts:
         return None, {}
@@ -411,10 +406,12 @@ def _unchanged_events(spark: SparkSession, environment: Environment, run: Run, s
     return others.join(scope.subjects, on="subject_key", how="left_semi").select(*_HISTORY_COLUMNS)
 
 
-def _replace_subjects(environment: Environment, name: str, rows: DataFrame, scope: Scope) -> None:
+def _replace_subjects(
+    environment: Environment, name: str, rows: DataFrame, *, scope: Scope, as_it_lies: bool = False
+) -> None:
     """Make `rows` all that a table says about the subjects in scope; days on which nothing changes are not written."""
     if scope.subjects is None:
-        overwrite_partitions(rows, environment, name, None)
+        overwrite_partitions(rows, environment, name, None, as_it_lies=as_it_lies)
         return
     (day_column,) = table(name).partition_by
     rows = rows.select(*table(name).columns)

@@ -10,6 +10,7 @@ from pyspark.sql import functions as F  # noqa: N812
 
 from feature_repo.contracts import bots as rules
 from feature_repo.contracts.bots import BotRule
+from spark_jobs.transforms.computed import computed
 
 _DAY = ("subject_key", "event_date")
 _NO_AGENT = ""
@@ -69,8 +70,9 @@ def count_day(events: DataFrame) -> DataFrame:
     """
     browsing = events.filter(is_browsing())
     counts = browsing.groupBy(*_DAY).agg(F.count(F.lit(1)).alias("browsing"))
-    busy = counts.filter(F.col("browsing") > rules.LEAST_BUSY).select(*_DAY)
-    rows = browsing.join(busy, on=list(_DAY), how="left_semi").select(
+    busy = computed(counts.filter(F.col("browsing") > rules.LEAST_BUSY).select(*_DAY))  # else counted for each use
+    # Brought together by subject and day, as all that follows wants it.
+    rows = browsing.join(busy.hint("shuffle_hash"), on=list(_DAY), how="left_semi").select(
         *_DAY,
         F.unix_micros("event_timestamp").alias("micros"),
         (F.col("event_type") == rules.VIEWING_TYPE.value).alias("is_view"),

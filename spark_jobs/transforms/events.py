@@ -73,6 +73,21 @@ def repeated_ids(deliveries: DataFrame) -> DataFrame:
     return counts.filter(F.col("event_id").isNotNull() & (F.col("delivery_count") > 1)).select("event_id")
 
 
+def id_hash() -> Column:
+    """Eight bytes for an event_id: two ids may share them."""
+    return F.xxhash64("event_id")
+
+
+def repeated_hashes(deliveries: DataFrame) -> DataFrame:
+    """`repeated_ids` by hash, which is counted sooner: every id that several deliveries have, and hardly another.
+
+    Returns: id_hash bigint (`id_hash`), distinct.
+    """
+    named = deliveries.filter(F.col("event_id").isNotNull()).select(id_hash().alias("id_hash"))
+    counts = named.groupBy("id_hash").agg(F.count(F.lit(1)).alias("delivery_count"))
+    return counts.filter(F.col("delivery_count") > 1).select("id_hash")
+
+
 def first_deliveries(checked: DataFrame) -> DataFrame:
     """Which delivery of each event counts, among those that break no rule (`check_deliveries`).
 

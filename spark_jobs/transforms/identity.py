@@ -14,6 +14,9 @@ from feature_repo.contracts.identity import ALWAYS, MAX_ALIAS_HOPS, MAX_DEVICE_U
 from feature_repo.contracts.tables import table
 from spark_jobs.transforms.computed import computed
 
+MOST_BROADCAST = 500_000
+"""Stretches up to which every reader of events gets all of them."""
+
 SIGHTING_COLUMNS = ("anonymous_id", "user_id", "event_type", "event_timestamp")
 
 
@@ -137,7 +140,10 @@ def resolve_events(events: DataFrame, edges: DataFrame) -> DataFrame:
     if edges.isEmpty():
         return events
     names = None if edges.filter("is_alias").isEmpty() else current_names(edges)
-    return resolve_subjects(events, device_stretches(edges), names)
+    stretches = computed(device_stretches(edges))  # else planned, and made, for each that reads the events
+    if stretches.count() <= MOST_BROADCAST:
+        stretches = F.broadcast(stretches)
+    return resolve_subjects(events, stretches, names)
 
 
 def under_current_names(users: DataFrame, edges: DataFrame) -> DataFrame:

@@ -11,7 +11,7 @@ import pytest
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError
 from spark_jobs.io import writer_lock
-from spark_jobs.io.delta import append_once, overwrite_partitions, spark_schema
+from spark_jobs.io.delta import append_once, note_on_table, overwrite_partitions, spark_schema
 from spark_jobs.jobs.maintain_tables import maintain_table
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ NAME = "gold.item_ids"
 WRITES: dict[str, Callable[[SparkSession, Environment, DataFrame], object]] = {
     "overwrite": lambda _, env, frame: overwrite_partitions(frame, env, NAME, None),
     "append": lambda _, env, frame: append_once(frame, env, NAME, app_id="a", version=1),
+    "note": lambda spark, env, _: note_on_table(spark, env, NAME, {"said": 1}),
     "maintain": lambda spark, env, _: maintain_table(spark, env, NAME, dry_run=False, retention_days=7),
 }
 

@@ -237,6 +237,49 @@ def test_a_night_killed_at_every_table_ends_as_a_full_one(spark, shop, monkeypat
     assert hash_tables(shop) == full_night(spark, shop, run, tmp_path / "at-once")
 
 
+@pytest.mark.soak  # three nights; what is sorted out is held to the small way in test_deliveries
+def test_a_history_too_large_to_be_kept_makes_the_same_tables(spark, shop, monkeypatch, tmp_path) -> None:
+    """Its deliveries are sorted out by exception, silver.events is written first, and read for what follows."""
+    bring_later(shop)
+    run = pinned(shop, "2024-03-04")
+    usual = full_night(spark, shop, run, tmp_path / "usual")
+    counts = read_report(shop, run.run_key, REFINE_FILE)
+
+    monkeypatch.setattr(job, "MOST_COMPUTED", 0)
+    assert full_night(spark, shop, run, tmp_path / "large") == usual
+    assert [counts["total"][name] for name in ("kept", "duplicates", "quarantined", "withheld")] == [16, 5, 1, 1]
+    assert read_report(shop, run.run_key, REFINE_FILE) == counts
+
+    large = shop._replace(lakehouse=str(tmp_path / "large"))
+    assert (read_state(large).as_of, read_state(large).pins) == ("2024-03-04", run.pins)
+    job.refine_events(spark, large, replace(run, derive_days=None))
+    assert hash_tables(large) == usual
+
+
+@pytest.mark.soak  # three nights; what is sorted out is held to the small way in test_deliveries
+def test_a_large_night_killed_after_its_events_ends_as_a_full_one(spark, shop, monkeypatch, tmp_path) -> None:
+    bring_later(shop)
+    run = replace(pinned(shop, "2024-03-04"), derive_days=None)
+    monkeypatch.setattr(job, "MOST_COMPUTED", 0)
+    write = job.overwrite_partitions
+
+    def dies(frame: Any, place: Environment, name: str, *given: Any, **named: Any) -> None:
+        if name == "silver.interactions":
+            raise KeyboardInterrupt
+        write(frame, place, name, *given, **named)
+
+    monkeypatch.setattr(job, "overwrite_partitions", dies)
+    with pytest.raises(KeyboardInterrupt):
+        job.refine_events(spark, shop, run)
+    monkeypatch.undo()
+    assert read_state(shop).as_of == "2024-03-03"
+
+    job.refine_events(spark, shop, pinned(shop, "2024-03-04"))  # an incremental one takes over
+
+    assert read_state(shop).as_of == "2024-03-04"
+    assert hash_tables(shop) == full_night(spark, shop, run, tmp_path / "at-once")
+
+
 def test_consent_to_storing_moves_days_that_gained_no_event(spark, shop) -> None:
     """u6 withdraws: 2 March, where e14 lies, is derived again although no delivery came."""
     write_rows(shop, "bronze.users", [*USERS, {"user_id": "u6", "consent_store": False}], mode="overwrite")
