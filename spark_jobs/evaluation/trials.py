@@ -77,14 +77,14 @@ class Choice:
 
 
 def validation_split(
-    split: TimeSplit, *, item_count: int, days: int, exclude_seen: str = INTERACTED, most_events: int = TRIAL_EVENTS
+    split: TimeSplit, *, item_count: int, days: int, exclude_seen: str = INTERACTED, most_events: int | None = None
 ) -> TimeSplit | None:
     """The training part of `split`, split again by time; None when it is empty or nothing can be held back. Of more
-    than `most_events` interactions a sample of the people is taken (`some_people`)."""
+    than `most_events` interactions (None: any number will do) a sample of the people is taken (`some_people`)."""
     if split.test_days == 0 or split.train.num_rows == 0:
         return None
     found = split_by_time(
-        some_people(split.train, most_events),
+        split.train if most_events is None else some_people(split.train, most_events),
         cut_off=split.test_start,
         item_count=item_count,
         test_days=days,
