@@ -2,7 +2,7 @@
 
 `python -m infra.bench.events.probes PORT SECONDS PROBES_PER_SECOND FIRST_PERSON RUN` prints `Probes` as JSON. A probe
 begins when it is due, whatever became of earlier ones: a person views the item at the top of their list; once that is
-acknowledged, they ask, and ask again, until the item has left their answer.
+acknowledged, they ask, and ask again, with pauses that grow, until the item has left their answer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from feature_repo.contracts.errors import DependencyError
-from infra.bench.priority import come_first
 from infra.bench.serving.answers import AnswerConnection
 from infra.bench.small_version import favourite_of
 from infra.local.variables import REPOSITORY
@@ -27,6 +26,9 @@ LINE = "NIGHTJAR "
 CONNECTIONS = 16
 _TICK_SECONDS = 0.0005
 _LONGEST_SECONDS = 10.0
+_LEAST_PAUSE_SECONDS, _PAUSE_SHARE = 0.0005, 0.1
+"""Before somebody asks again: at least so long, and this share of the time since the 202. Who asked at once would be
+most of the load as soon as the server falls behind."""
 
 Answered = Callable[[int, bytes], None]
 
@@ -98,7 +100,9 @@ class _Run:
         self._port, self._per_second, self._first_person, self._run = port, per_second, first_person, run
         self.free: deque[_Connection] = deque()
         self._queue: deque[tuple[bytes, Answered]] = deque()
-        self._probes = self._open = self._errors = 0
+        self._probes = self._errors = 0
+        self._open = 0
+        """Requests under way, and people who pause."""
         self._acknowledged_ms: list[float] = []
         self._sent_ms: list[float] = []
 
@@ -154,6 +158,7 @@ class _Run:
         )
         question = f'{{"user_id":"{name}","session_id":"s{name}","num_results":10}}'.encode()
         self._probes += 1
+        loop = asyncio.get_running_loop()
 
         def acknowledged(status: int, _: bytes) -> None:
             if status != 202:
@@ -166,7 +171,13 @@ class _Run:
                     self._acknowledged_ms.append((now - acknowledged_at) * 1000)
                     self._sent_ms.append((now - due) * 1000)
                 elif status and now - acknowledged_at < _LONGEST_SECONDS:
-                    self._ask(b"/v1/recommendations", question, look)
+                    pause = max(_LEAST_PAUSE_SECONDS, _PAUSE_SHARE * (now - acknowledged_at))
+                    self._open += 1
+                    loop.call_later(pause, again)
+
+            def again() -> None:
+                self._open -= 1
+                self._ask(b"/v1/recommendations", question, look)
 
             self._ask(b"/v1/recommendations", question, look)
 
@@ -182,7 +193,6 @@ def main() -> None:
     """Run them and print what they saw."""
     import uvloop
 
-    come_first()
     port, seconds, per_second, first_person, run = sys.argv[1:]
     probing = _Run(int(port), per_second=float(per_second), first_person=int(first_person), run=run)
     print(LINE + json.dumps(uvloop.run(probing.run(float(seconds)))._asdict()))
