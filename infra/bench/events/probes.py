@@ -24,9 +24,10 @@ from infra.local.variables import REPOSITORY
 
 LINE = "NIGHTJAR "
 CONNECTIONS = 16
-_TICK_SECONDS = 0.0005
+_TICK_SECONDS = 0.001
+"""uvloop counts whole milliseconds: less would be nothing, and the loop would take a processor."""
 _LONGEST_SECONDS = 10.0
-_LEAST_PAUSE_SECONDS, _PAUSE_SHARE = 0.0005, 0.1
+_LEAST_PAUSE_SECONDS, _PAUSE_SHARE = 0.001, 0.1
 """Before somebody asks again: at least so long, and this share of the time since the 202. Who asked at once would be
 most of the load as soon as the server falls behind."""
 

@@ -26,7 +26,8 @@ LINE = "NIGHTJAR "
 BUCKET_SECONDS = 0.02
 IN_TIME_SECONDS = 0.05
 RESULTS = 10
-_TICK_SECONDS = 0.0005
+_TICK_SECONDS = 0.001
+"""uvloop counts whole milliseconds: less would be nothing, and the loop would take a processor."""
 _LONGEST_SECONDS = 3.0
 FIELDS = ("sent", "good", "late", "refused", "unclean", "failed", "personal", "not_personal", "unsent")
 
