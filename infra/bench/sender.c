@@ -5,9 +5,10 @@
    FILE holds whole HTTP/1.1 requests, each after its length (unsigned, 32 bits, this machine's order); they are sent in
    order, again and again. RATE 0 is a closed loop: each connection sends its next request when it has the answer.
    A request that is due while no connection is free waits in a queue, and the time is counted from when it was due. The
-   lag is how much later than due this program looked at a request: what is its own fault. With a rate it asks to be run
-   before everybody else (SCHED_FIFO, or a niceness of -20) and does without where that is not allowed; `priority` says
-   which. SIGTERM ends it early. One line of JSON at the end; times in milliseconds. Answers need a Content-Length. */
+   lag is how much later than due this program looked at a request: what is its own fault. With a rate and few
+   connections it asks to be run before everybody else (SCHED_FIFO, or a niceness of -20) and does without where that is
+   not allowed; `priority` says which. SIGTERM ends it early. One line of JSON at the end; times in milliseconds. Answers
+   need a Content-Length. */
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -34,6 +35,7 @@
 #define SECOND 1000000000LL
 #define GRACE (10 * SECOND)    /* so long after the end answers are waited for */
 #define BUFFER (4 << 20)       /* the longest answer */
+#define FEW 256                /* connections; to look through more takes a processor, which is then the server's too */
 #define DEGRADED "\"degraded\":true"
 
 typedef struct { const char *data; uint32_t size; } request;
@@ -333,7 +335,7 @@ int main(int count, char **words) {
   idle = must(calloc(connection_count, sizeof *idle));
   for (int number = 0; number < connection_count; number++)
     if (!open_connection(number)) { perror("connect"); return 3; }
-  const char *priority = rate > 0 ? come_first() : "usual";
+  const char *priority = rate > 0 && connection_count <= FEW ? come_first() : "usual";
   int64_t moment;
   due = began = now();
   end = began + (int64_t)(seconds * SECOND);
