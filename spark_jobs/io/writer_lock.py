@@ -16,7 +16,6 @@ from typing import TextIO
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError
-from feature_repo.contracts.object_store import is_on_store
 
 COMMIT_SECONDS = 900.0
 """How long a commit waits for another process that is writing the same table."""
@@ -41,15 +40,13 @@ def writer_lock(environment: Environment, writer: str) -> Iterator[None]:
 
 @contextmanager
 def commit_lock(environment: Environment, name: str, *, wait_seconds: float | None = None) -> Iterator[None]:
-    """Be the only Spark driver that writes table `name`, where Delta itself cannot see to it.
+    """Be the only one who commits to table `name`, where Delta itself cannot see to it.
 
     On an object store, Spark's log store looks whether a log entry is there and then puts it: two drivers could both
-    find it missing. In a folder a log entry is renamed into place, which only one can do, and nothing is locked.
+    find it missing. In a folder two Spark drivers see each other, but Spark and the light engine, which both write
+    gold.candidates, do not (infra/adr/0024).
     Raises DependencyError when another process holds it for all of `wait_seconds` (None: COMMIT_SECONDS).
     """
-    if not is_on_store(environment.lakehouse):
-        yield
-        return
     patience = COMMIT_SECONDS if wait_seconds is None else wait_seconds
     deadline = time.monotonic() + patience
     with _lock_file(environment, name) as file:

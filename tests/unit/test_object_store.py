@@ -191,8 +191,9 @@ def _hold(env: Environment, seconds: float, ready) -> None:
         Path(env.home, "committed").touch()
 
 
-def test_a_commit_on_a_store_waits_for_the_driver_before_it(tmp_path: Path) -> None:
-    env = installation(tmp_path)
+@pytest.mark.parametrize("lake", [None, "lake"], ids=["store", "folder"])
+def test_a_commit_waits_for_the_one_before_it(tmp_path: Path, lake: str | None) -> None:
+    env = installation(tmp_path) if lake is None else installation(tmp_path, str(tmp_path / lake))
     ready = multiprocessing.get_context("fork").Event()
     other = multiprocessing.get_context("fork").Process(target=_hold, args=(env, 0.6, ready))
     other.start()
@@ -210,10 +211,8 @@ def test_a_commit_on_a_store_waits_for_the_driver_before_it(tmp_path: Path) -> N
     assert other.exitcode == 0
 
 
-def test_in_a_folder_nothing_is_locked_and_a_writer_still_is_one(tmp_path: Path) -> None:
+def test_a_writer_is_one_in_a_folder_and_on_a_store(tmp_path: Path) -> None:
     here = installation(tmp_path, str(tmp_path / "lake"))
-    with commit_lock(here, "gold.item_ids"), commit_lock(here, "gold.item_ids", wait_seconds=0.0):
-        assert not (tmp_path / "lake").exists()
     for env in (here, installation(tmp_path)):
         with writer_lock(env, "stream_kafka"):
             held = Path(env.beside_tables, ".locks", "stream_kafka.lock")
