@@ -29,13 +29,15 @@
 #include <time.h>
 #include <unistd.h>
 #ifdef __linux__
+#include <sys/epoll.h>
 #include <sys/prctl.h>
 #endif
 
 #define SECOND 1000000000LL
 #define GRACE (10 * SECOND)    /* so long after the end answers are waited for */
 #define BUFFER (4 << 20)       /* the longest answer */
-#define FEW 256                /* connections; to look through more takes a processor, which is then the server's too */
+#define FEW 256                /* connections; a generator with more, run before everybody else, would starve the server */
+#define AT_ONCE 256            /* connections looked at before the clock is */
 #define DEGRADED "\"degraded\":true"
 
 typedef struct { const char *data; uint32_t size; } request;
@@ -43,7 +45,7 @@ typedef struct { int64_t due; uint32_t number; } waiting;
 typedef struct { float *at; size_t count, room; } times;
 
 typedef struct {
-  int fd, is_busy, must_close;
+  int fd, is_busy, must_close, wants_room;
   const char *rest;            /* what of the request is still to be written */
   size_t left;
   int64_t due, sent;
@@ -54,7 +56,6 @@ typedef struct {
 static request *requests;
 static uint32_t request_count;
 static connection *connections;
-static struct pollfd *polled;
 static int connection_count, busy;
 static int *idle;              /* a ring of connections that are free, used longest ago first */
 static size_t idle_first, idle_count;
@@ -92,6 +93,46 @@ static void add(times *some, int64_t nanoseconds) {
   some->at[some->count++] = (float)nanoseconds / 1e6f;
 }
 
+/* Who is ready is asked of the system, which costs the same for ten connections and for thousands; where there is no
+   epoll, all are looked through. */
+#ifdef __linux__
+static int watcher;
+static struct epoll_event ready[AT_ONCE];
+#else
+static struct pollfd *polled;
+#endif
+
+static void prepare_watch(void) {
+#ifdef __linux__
+  watcher = epoll_create1(0);
+  if (watcher < 0) { perror("epoll_create1"); exit(1); }
+#else
+  polled = must(calloc(connection_count, sizeof *polled));
+  for (int number = 0; number < connection_count; number++) polled[number].fd = -1;
+#endif
+}
+
+static void watch(int number, int is_new, int for_room) {
+  connection *c = &connections[number];
+#ifdef __linux__
+  if (!is_new && c->wants_room == for_room) return;
+  struct epoll_event event = {.events = EPOLLIN | (for_room ? EPOLLOUT : 0), .data.u32 = (uint32_t)number};
+  if (epoll_ctl(watcher, is_new ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, c->fd, &event) < 0) { perror("epoll_ctl"); exit(1); }
+#else
+  (void)is_new;
+  polled[number] = (struct pollfd){.fd = c->fd, .events = POLLIN | (for_room ? POLLOUT : 0)};
+#endif
+  c->wants_room = for_room;
+}
+
+static void close_connection(int number) {
+  close(connections[number].fd);     /* nobody watches it any more */
+  connections[number].fd = -1;
+#ifndef __linux__
+  polled[number].fd = -1;
+#endif
+}
+
 static void rest(int number) {
   idle[(idle_first + idle_count++) % connection_count] = number;
 }
@@ -102,15 +143,14 @@ static int open_connection(int number) {
   c->fd = socket(AF_INET, SOCK_STREAM, 0);
   if (c->fd < 0 || connect(c->fd, (struct sockaddr *)&address, sizeof address) < 0) {
     if (c->fd >= 0) close(c->fd);
-    c->fd = polled[number].fd = -1;
+    c->fd = -1;
     return 0;
   }
   setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
   fcntl(c->fd, F_SETFL, fcntl(c->fd, F_GETFL) | O_NONBLOCK);
   c->left = c->held = 0;
   c->must_close = 0;
-  polled[number].fd = c->fd;
-  polled[number].events = POLLIN;
+  watch(number, 1, 0);
   return 1;
 }
 
@@ -120,12 +160,12 @@ static void write_rest(int number) {
     ssize_t done = send(c->fd, c->rest, c->left, MSG_NOSIGNAL);
     if (done < 0) {
       if (errno == EINTR) continue;
-      break;                   /* full: poll says when; broken: the read finds out */
+      break;                   /* full: it is said when there is room; broken: the read finds out */
     }
     c->rest += done;
     c->left -= done;
   }
-  polled[number].events = c->left ? POLLIN | POLLOUT : POLLIN;
+  watch(number, 0, c->left > 0);
 }
 
 static void ask(int number, int64_t due, uint32_t which) {
@@ -175,7 +215,7 @@ static void wait_in_queue(int64_t due, uint32_t which) {
 
 static void lost(int number) {
   connection *c = &connections[number];
-  close(c->fd);
+  close_connection(number);
   if (c->is_busy) {
     c->is_busy = 0;
     busy--;
@@ -202,7 +242,7 @@ static void answered(int number, int status) {
     failed++;
   }
   if (c->must_close) {
-    close(c->fd);
+    close_connection(number);
     if (!open_connection(number)) { dropped++; return; }
   }
   go_on(number);
@@ -245,17 +285,6 @@ static void read_answer(int number) {
   }
 }
 
-static void wait_until(int64_t moment) {
-  int64_t left = moment - now();
-  if (left < 0) left = 0;
-#ifdef __linux__
-  struct timespec time = {left / SECOND, left % SECOND};
-  ppoll(polled, connection_count, &time, NULL);
-#else
-  poll(polled, connection_count, (int)(left / 1000000));   /* below a millisecond it asks again and again */
-#endif
-}
-
 /* What is due leaves. */
 static void send_due(void) {
   int64_t moment;
@@ -271,6 +300,31 @@ static void send_due(void) {
     if (free_one >= 0) ask(free_one, due, which); else wait_in_queue(due, which);
     due = began + (int64_t)(++due_number * (SECOND / rate));
   }
+}
+
+static void look_at(int number, int is_room, int is_answer) {
+  send_due();
+  if (is_room && connections[number].fd >= 0) write_rest(number);
+  if (is_answer && connections[number].fd >= 0) read_answer(number);
+}
+
+/* Wait until the moment, or until a connection is ready; look at those that are. */
+static void wait_until(int64_t moment) {
+  int64_t left = moment - now();
+  if (left < 0) left = 0;
+#ifdef __linux__
+  struct pollfd whole = {.fd = watcher, .events = POLLIN};    /* epoll_wait alone counts milliseconds */
+  struct timespec time = {left / SECOND, left % SECOND};
+  if (left && ppoll(&whole, 1, &time, NULL) <= 0) return;
+  int found = epoll_wait(watcher, ready, AT_ONCE, 0);
+  for (int each = 0; each < found; each++)
+    look_at((int)ready[each].data.u32, ready[each].events & EPOLLOUT, ready[each].events & ~(uint32_t)EPOLLOUT);
+#else
+  poll(polled, connection_count, (int)(left / 1000000));   /* below a millisecond it asks again and again */
+  for (int each = 0; each < connection_count; each++)
+    if (polled[each].fd >= 0 && polled[each].revents)
+      look_at(each, polled[each].revents & POLLOUT, polled[each].revents & ~POLLOUT);
+#endif
 }
 
 /* A generator that waits for a processor would charge the server with it. */
@@ -331,8 +385,8 @@ int main(int count, char **words) {
   prctl(PR_SET_TIMERSLACK, 1UL, 0, 0, 0);
 #endif
   connections = must(calloc(connection_count, sizeof *connections));
-  polled = must(calloc(connection_count, sizeof *polled));
   idle = must(calloc(connection_count, sizeof *idle));
+  prepare_watch();
   for (int number = 0; number < connection_count; number++)
     if (!open_connection(number)) { perror("connect"); return 3; }
   const char *priority = rate > 0 && connection_count <= FEW ? come_first() : "usual";
@@ -344,13 +398,6 @@ int main(int count, char **words) {
     if (is_asked_to_end && end > moment) end = moment;
     send_due();
     wait_until(moment >= end ? moment + SECOND / 100 : rate > 0 && due < end ? due : end);
-    for (int each = 0; each < connection_count; each++) {
-      short what = polled[each].revents;
-      if (polled[each].fd < 0 || !what) continue;
-      send_due();
-      if (what & POLLOUT) write_rest(each);
-      if (what & (POLLIN | POLLHUP | POLLERR)) read_answer(each);
-    }
   }
   printf("{\"seconds\": %.6f, \"in_time\": %lld, \"failed\": %lld, \"unanswered\": %lld, \"dropped\": %lld, \"degraded\": %lld, "
          "\"bytes\": %lld, \"priority\": \"%s\"",
