@@ -57,6 +57,7 @@ class SlateAnswers:
         tuning = services.settings.tuning()
         self._tuning = tuning_digest(tuning)
         self._writer: Any = None
+        self._given: Any = None
         self._means = (tuning, self._tuning, services.timer, services.overlay.refuses_storing)
 
     async def answer(self, question: Question, started: int) -> bytes:
@@ -79,20 +80,44 @@ class SlateAnswers:
         self, question: Question, started: int, catalogue: Catalogue, records: OnlineRecords
     ) -> bytes | None:
         """What `_build` makes, by native code in one call; None when that has to do it."""
-        found = (None, None) if records.segment is None else self._recommender.usable_segment(records, catalogue)
+        found = self._segment(records, catalogue)
         if found is None or question.include or question.is_dry_run:
             return None
         if self._writer is None:
             self._writer = parts.answers.AnswerWriter(*self._means)
-        written = self._writer.write(
-            question, started, catalogue, records, *found, self._wall_micros(), self._overlay.heard_micros
+        return self._logged(
+            self._writer.write(
+                question, started, catalogue, records, *found, self._wall_micros(), self._overlay.heard_micros
+            )
         )
+
+    def rank_at_once(
+        self, question: Question, item_ids: list[str], started: int, catalogue: Catalogue, records: OnlineRecords
+    ) -> bytes | None:
+        """The same of given items."""
+        found = self._segment(records, catalogue)
+        if found is None:
+            return None
+        if self._given is None:
+            self._given = parts.given.GivenWriter(*self._means)
+        return self._logged(
+            self._given.rank(
+                question, item_ids, started, catalogue, records, found[1], self._wall_micros(),
+                self._overlay.heard_micros,
+            )
+        )  # fmt: skip
+
+    def _segment(self, records: OnlineRecords, catalogue: Catalogue) -> tuple[str | None, int | None] | None:
+        """The person's category and its time; None when something has to be told of them."""
+        return (None, None) if records.segment is None else self._recommender.usable_segment(records, catalogue)
+
+    def _logged(self, written: tuple[bytes, bytes, str] | None) -> bytes | None:
         if written is None:
             return None
         content, payload, level = written
         count_soon(SLATES, level)
         self._decisions.append(payload)
-        return bytes(content)
+        return content
 
     def write(
         self,

@@ -109,9 +109,11 @@ class HotLists:
         recommender = self._services.recommender
         if route.page is None:
             ranked = self._rank_question(document)
-            return ranked is not None and recommender.submit_meeting(
-                ranked.asked.slate, partial(self._ranked, ranked, started), answered
-            )
+            if ranked is None:
+                return False
+            asked, item_ids = ranked.asked, list(ranked.wanted.item_ids)
+            at_once = None if parts.given is None else partial(self.answers.rank_at_once, asked, item_ids, started)
+            return recommender.submit_meeting(asked.slate, partial(self._ranked, ranked, started), answered, at_once)
         page = self._page_question(route.page, document)
         return page is not None and recommender.submit_meeting(
             page.request, partial(self._page, page, started), answered

@@ -16,6 +16,7 @@ from pathlib import Path
 PURE_PYTHON = "NIGHTJAR_PURE_PYTHON"
 PARTS = (
     "answers",
+    "given",
     "columns",
     "ids",
     "names",

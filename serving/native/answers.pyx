@@ -30,9 +30,6 @@ from serving.pipeline.explain import base_reasons
 from serving.pipeline.values import Person
 
 
-cdef enum:
-    HEADER = 12  # of candidates: format u8, flags u8, rows u16, days i32, hash u32
-
 assert CANDIDATES_HEADER_BYTES == HEADER
 cdef object _dumps = orjson.dumps
 cdef uint32_t NONE = NO_REASON
@@ -59,13 +56,6 @@ cdef str _hex_of(uint64_t number, bint is_little):
 
 cdef class AnswerWriter:
     """Of one process."""
-
-    cdef object tuning, timer, refuses_storing
-    cdef str digest
-    cdef int64_t gap_micros
-    cdef str version
-    cdef int32_t days
-    cdef uint32_t version_hash
 
     def __init__(self, tuning, digest, timer, refuses_storing):
         """`digest` is that of the tuning; `timer` is monotonic, in ns; `refuses_storing` of a user id."""
@@ -115,8 +105,8 @@ cdef class AnswerWriter:
         cdef uint32_t numbers[MOST]
         cdef uint32_t sources[MOST]
         cdef list scores = []
-        cdef bint may_store
-        cdef object subject = None, hashed = None, session_micros = None, level, reason = None
+        cdef object session_micros = None, reason
+        cdef str level
         cdef bytes body
         if candidates is not None:
             own = self.rows_of(candidates, catalogue)
@@ -130,11 +120,7 @@ cdef class AnswerWriter:
         if count < slate.wanted:
             return None
         level = slate.level or "session"
-        if level != "personal":
-            if request.user_id is None:
-                reason = "no_user"
-            else:
-                reason = "unknown_user" if candidates is None else "no_eligible_candidates"
+        reason = why_not_personal(level, request, candidates)
         if heard.count:
             session_micros = heard.newest
 
@@ -148,7 +134,18 @@ cdef class AnswerWriter:
         out.put_one(125)
         body = PyBytes_FromStringAndSize(out.data, out.size)
 
-        may_store = (<tuple>question)[3] and not self.refuses_storing(request.user_id)
+        self.decide(out, question, catalogue, level, reason, prepared, numbers, sources, scores, &heard)
+        out.put_bytes(b"}}")
+        return body, PyBytes_FromStringAndSize(out.data, out.size), level
+
+    cdef int decide(
+        self, Out out, object question, object catalogue, object level, object reason, Items prepared,
+        const uint32_t* numbers, const uint32_t* sources, list scores, const Heard* heard
+    ) except -1:
+        """The decision in place of what was written, but for its last two braces: those of the inputs and its own."""
+        cdef object request = (<tuple>question)[0]
+        cdef object subject = None, hashed = None
+        cdef bint may_store = (<tuple>question)[3] and not self.refuses_storing(request.user_id)
         if may_store and (request.user_id is not None or request.anonymous_id is not None):
             subject = "u:" + request.user_id if request.user_id is not None else "a:" + request.anonymous_id
             if request.session_id is not None:
@@ -158,8 +155,7 @@ cdef class AnswerWriter:
             out, catalogue, (<tuple>question)[1], (<tuple>question)[7], (<tuple>question)[2], subject, hashed, level, reason, None, (<tuple>question)[4]
         )
         close_decision(out, prepared, numbers, sources, scores, None)
-        self.put_inputs(out, request, may_store, &heard)
-        return body, PyBytes_FromStringAndSize(out.data, out.size), level
+        return self.put_inputs(out, request, may_store, heard)
 
     cdef Py_ssize_t rows_of(self, bytes candidates, object catalogue) except -1:
         """How many rows a record has. Raises Declined where it is of another version, damaged, or a no."""
@@ -180,8 +176,8 @@ cdef class AnswerWriter:
             raise Declined
         return count
 
-    cdef int put_inputs(self, Out out, object request, bint may_store, Heard* heard) except -1:
-        """The decision's inputs, and its end."""
+    cdef int put_inputs(self, Out out, object request, bint may_store, const Heard* heard) except -1:
+        """The decision's inputs, but for their brace."""
         out.put_bytes(b'{"num_results":')
         out.put_int(request.num_results)
         out.put_bytes(b',"tuning":')
@@ -196,7 +192,7 @@ cdef class AnswerWriter:
         if request.personalize is not None:
             out.put_bytes(b',"personalize":true')
         if not may_store:
-            return out.put_bytes(b',"store":false}}')
+            return out.put_bytes(b',"store":false')
         if request.exclude_item_ids:
             out.put_bytes(b',"exclude_item_ids":')
             out.put_bytes(_dumps(sorted(request.exclude_item_ids)))
@@ -208,7 +204,16 @@ cdef class AnswerWriter:
             out.put_bytes(b',"digest":')
             out.put_text(_hex_of(heard.digest, True))
             out.put_one(125)
-        return out.put_bytes(b"}}")
+        return 0
+
+
+cdef object why_not_personal(str level, object request, bytes candidates):
+    """`fallback_reason`."""
+    if level == "personal":
+        return None
+    if request.user_id is None:
+        return "no_user"
+    return "unknown_user" if candidates is None else "no_eligible_candidates"
 
 
 cdef int put_slate(

@@ -14,6 +14,7 @@ from libc.string cimport memchr, memcpy
 
 from serving.native.borrowed cimport PyDict_GetItemWithError, PyList_GET_ITEM, soon
 from serving.native.columns cimport Column, Columns, columns_of
+from serving.native.names cimport Names
 from serving.native.order cimport Room, sort_places
 from serving.native.votes cimport Votes
 from serving.native.work cimport MOST, Entry, Work, give_back, take_work
@@ -26,15 +27,10 @@ from serving.pipeline.values import SlateItem
 
 
 cdef extern from "Python.h":
+    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
     bint PyUnicode_IS_ASCII(object text)
     void* PyUnicode_1BYTE_DATA(object text)
 
-
-cdef enum:
-    ROW_BYTES = 17  # of a candidate: number u32, score f32, source u8, two reasons u32
-    NOTHING = 0     # what is known of a given item
-    LISTED = 1
-    POPULAR = 2
 
 assert CANDIDATE_ROW.size == ROW_BYTES and CANDIDATE_ROW.format == "<IfBII"
 
@@ -58,17 +54,30 @@ cdef class Ranking(Votes):
         """Only what is given gets votes."""
         return entry.is_leading
 
+    cdef int begin(self, int64_t now_micros) except -1:
+        self.now_micros = now_micros
+        self.has_times = bool(self.columns.expire) or bool(self.columns.available)
+        self.weight = 0.0
+        self.wanted = MOST
+        return 0
+
     cdef Py_ssize_t enter_given(self, object item_ids, object excluded, list refused, dict unknown) except -1:
         """Fills `work.order`; how many of the items are there and may be shown to anybody."""
         cdef Work work = self.work
         cdef Entry* entry
-        cdef Py_ssize_t count = 0
+        cdef Py_ssize_t count = 0, at, size
         cdef bint has_excluded = bool(excluded)
         cdef int64_t number
+        cdef const char* name
+        cdef Names by_name = self.columns.by_name()
+        for item_id in item_ids:
+            name = PyUnicode_AsUTF8AndSize(item_id, &size)
+            by_name.soon_name(name, size)
         for item_id in item_ids:
             if has_excluded and item_id in excluded:
                 continue
-            number = self.columns.number_of(item_id)
+            name = PyUnicode_AsUTF8AndSize(item_id, &size)
+            number = by_name.find(name, size)
             if number < 0:
                 unknown[item_id] = None
                 continue
@@ -100,21 +109,23 @@ cdef class Ranking(Votes):
 
     cdef Py_ssize_t look_up_list(self, object candidates, double* lowest) except -1:
         """What the night's list says of the given items; of how many."""
-        cdef Work work = self.work
         cdef Column record
-        cdef const uint8_t* packed
-        cdef Py_ssize_t at, count, found = 0
-        cdef double top, last, base
-        cdef uint32_t number
-        cdef Entry* entry
         if candidates is None:
             return 0
         if type(candidates) is not CandidateRows:
             raise Declined
         record = Column(candidates.packed, ROW_BYTES)
-        count, packed = len(candidates), <const uint8_t*>record.data
-        if count > record.size:
+        if len(candidates) > record.size:
             raise Declined
+        return self.look_up_rows(<const uint8_t*>record.data, len(candidates), lowest)
+
+    cdef Py_ssize_t look_up_rows(self, const uint8_t* packed, Py_ssize_t count, double* lowest) except -1:
+        """The same of its rows."""
+        cdef Work work = self.work
+        cdef Py_ssize_t at, found = 0
+        cdef double top, last, base
+        cdef uint32_t number
+        cdef Entry* entry
         if count == 0:
             return 0
         top, last = _score_at(packed, 0), _score_at(packed, count - 1)
@@ -175,6 +186,26 @@ cdef class Ranking(Votes):
                 entry.base = entry.base * top
         return found
 
+    cdef bint weigh(self, object tuning) except -1:
+        """The votes of what was cast; whether there are any."""
+        cdef Work work = self.work
+        cdef Py_ssize_t at
+        cdef double most, total
+        if not work.ballot_count or not self.count_votes():
+            return False
+        most = tuning.session_weight
+        total = _sum([work.ballots[at].weight for at in range(work.ballot_count)])
+        if total == -1:
+            raise Declined
+        self.weight = most * total / (total + 1)
+        if not (isfinite(self.weight) and self.weight >= 0):
+            raise Declined
+        return True
+
+    cdef bint is_of_session(self, Entry* entry, bint has_votes) noexcept:
+        """Whether the session says more for an item than all else."""
+        return has_votes and entry.vote > 0 and self.weight * entry.vote > entry.base
+
     cdef int arrange(self, Py_ssize_t count, bint has_votes, bint has_silenced) except -1:
         """Scores, and the places in order of them; what was dismissed behind the rest."""
         cdef Work work = self.work
@@ -202,7 +233,7 @@ cdef class Ranking(Votes):
             memcpy(work.order, spare, count * sizeof(uint32_t))
         return 0
 
-    cdef list items(self, Py_ssize_t count, bint has_votes) except *:
+    cdef list items(self, Py_ssize_t count, bint has_votes):
         cdef Work work = self.work
         cdef list item_ids = self.columns.item_ids, items = []
         cdef Py_ssize_t at
@@ -211,7 +242,7 @@ cdef class Ranking(Votes):
         for at in range(count):
             entry = &work.entries[work.order[at]]
             vote = entry.vote if has_votes else 0.0
-            if vote > 0 and self.weight * vote > entry.base:
+            if self.is_of_session(entry, has_votes):
                 source = _SESSION
             else:
                 source = _SOURCES.get(entry.source)
@@ -269,28 +300,16 @@ cdef object _rank(
     cdef list refused = []
     cdef dict unknown = {}
     cdef Py_ssize_t count, personal, popular, shown, at
-    cdef double lowest = 1.0, total, most
+    cdef double lowest = 1.0
     cdef bint has_votes = False, has_silenced
-    ranking.now_micros = now_micros
-    ranking.has_times = bool(ranking.columns.expire) or bool(ranking.columns.available)
-    ranking.weight = 0.0
+    ranking.begin(now_micros)
     count = ranking.enter_given(item_ids, request.exclude_item_ids, refused, unknown)
-    ranking.wanted = MOST
     personal = ranking.look_up_list(person.candidates, &lowest)
     popular = ranking.look_up_popularity(count, catalogue.popularity, lowest)
     has_silenced = ranking.silence(session, person.session.dismissed)
     if session and count:
         ranking.cast_ballots(session, tuning)
-        if work.ballot_count:
-            has_votes = ranking.count_votes() > 0
-    if has_votes:
-        most = tuning.session_weight
-        total = _sum([work.ballots[at].weight for at in range(work.ballot_count)])
-        if total == -1:
-            return None
-        ranking.weight = most * total / (total + 1)
-        if not (isfinite(ranking.weight) and ranking.weight >= 0):
-            return None
+        has_votes = ranking.weigh(tuning)
     ranking.arrange(count, has_votes, has_silenced)
     shown = min(count, <Py_ssize_t>request.num_results)
     for at in range(shown):

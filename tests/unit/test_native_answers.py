@@ -54,9 +54,10 @@ class BothWays:
             log=MemoryEventLog(tenant=TENANT), decisions=self.decisions, wall_micros=lambda: NOW, timer=lambda: 7_000,
             new_id=lambda: "id1",
         )  # fmt: skip
-        self.overlay = app.state.services.overlay
-        self.answers = SlateAnswers(app.state.services)
-        self.recommender = app.state.services.recommender
+        self.services = app.state.services
+        self.overlay = self.services.overlay
+        self.answers = SlateAnswers(self.services)
+        self.recommender = self.services.recommender
         self.at_once = 0
 
     def ask(self, asked: Question, catalogue: Catalogue, records: OnlineRecords) -> bytes | None:

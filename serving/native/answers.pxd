@@ -1,0 +1,34 @@
+"""Answers and decisions in one call. Declarations; `answers.pyx` says what each does."""
+
+from libc.stdint cimport int32_t, int64_t, uint32_t
+
+from serving.native.pieces cimport Items, Out
+from serving.native.sessions cimport Heard
+from serving.native.slates cimport Slates
+
+
+cdef enum:
+    HEADER = 12  # of candidates: format u8, flags u8, rows u16, days i32, hash u32
+
+
+cdef class AnswerWriter:
+    cdef object tuning, timer, refuses_storing
+    cdef str digest
+    cdef int64_t gap_micros
+    cdef str version
+    cdef int32_t days
+    cdef uint32_t version_hash
+
+    cdef tuple written(
+        self, Slates slate, Out out, object question, object request, object started, object catalogue,
+        bytes candidates, bytes session, object segment, object feature_micros, object changes_micros
+    )
+    cdef int decide(
+        self, Out out, object question, object catalogue, object level, object reason, Items prepared,
+        const uint32_t* numbers, const uint32_t* sources, list scores, const Heard* heard
+    ) except -1
+    cdef Py_ssize_t rows_of(self, bytes candidates, object catalogue) except -1
+    cdef int put_inputs(self, Out out, object request, bint may_store, const Heard* heard) except -1
+
+
+cdef object why_not_personal(str level, object request, bytes candidates)
