@@ -21,7 +21,7 @@ from scipy import sparse
 from feature_repo.contracts.errors import DataError, nearest
 from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
-from spark_jobs.models.base import InteractionMatrix
+from spark_jobs.models.base import InteractionMatrix, Terms
 from spark_jobs.models.factors import FactorScores, sweeps
 
 ENGINES = ("native", "mllib")
@@ -106,10 +106,20 @@ class Als(FactorScores):
 
     def contributions(self, history: sparse.csr_matrix, item_numbers: Sequence[int]) -> NDArray[np.float64]:
         """The terms of the scores, shape (items asked, items of the history); each row sums to its score."""
-        if history.nnz == 0:
+        return self._contributions(history, 0, np.asarray(item_numbers, dtype=np.int64))
+
+    def terms_in_block(self, histories: sparse.csr_matrix, place: int, item_numbers: NDArray[np.int32]) -> Terms:
+        """`terms` of the history in row `place`."""
+        indices = histories.indices[histories.indptr[place] : histories.indptr[place + 1]]
+        return Terms(indices, self._contributions(histories, place, item_numbers))
+
+    def _contributions(
+        self, histories: sparse.csr_matrix, place: int, item_numbers: NDArray[np.integer]
+    ) -> NDArray[np.float64]:
+        if histories.indptr[place] == histories.indptr[place + 1]:
             return np.zeros((len(item_numbers), 0))
-        system, liked, confidence = self._equation(history, 0)
-        asked = self.item_factors[np.asarray(item_numbers, dtype=np.int64)].astype(np.float64)
+        system, liked, confidence = self._equation(histories, place)
+        asked = self.item_factors[item_numbers].astype(np.float64)
         return asked @ np.linalg.solve(system, liked.T * confidence)
 
     def _equation(

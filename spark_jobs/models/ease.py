@@ -20,7 +20,7 @@ from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
 from spark_jobs.models.base import InteractionMatrix, Terms
-from spark_jobs.models.linear import LinearScores, strength
+from spark_jobs.models.linear import LinearScores, strength, strengths
 
 MOST_ITEMS = 20_000
 """Beyond it the dense item-to-item matrix (4 bytes a cell, twice while fitting) is too much for a night's machine."""
@@ -85,6 +85,16 @@ class Ease(LinearScores):
         strong = strength(history)
         links = self.weights[np.ix_(strong.indices, np.asarray(item_numbers, dtype=np.int64))].T
         return Terms(strong.indices, links * strong.data.astype(np.float64))
+
+    def pair_terms(
+        self,
+        past: NDArray[np.int32],
+        preference: NDArray[np.float32],
+        places: NDArray[np.int64],
+        asked: NDArray[np.int32],
+    ) -> NDArray[np.float64]:
+        """As `block_reasons.PairTerms`."""
+        return self.weights[past[places], asked] * strengths(preference).astype(np.float64)[places]
 
     def save(self, folder: Path) -> None:
         save_arrays(folder, model=self.name, params=self.params, arrays={"weights": self.weights})

@@ -14,7 +14,7 @@ from feature_repo.contracts.errors import DataError, nearest
 from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
 from spark_jobs.models.base import InteractionMatrix, Terms
-from spark_jobs.models.matrix import dense_part
+from spark_jobs.models.matrix import dense_part, link_values
 from spark_jobs.models.ranking import two_best
 
 ITEMS_PER_BLOCK = 256
@@ -110,6 +110,17 @@ class ItemKnn:
         strength = _strength(history)
         links = dense_part(self.similarity, np.asarray(item_numbers, dtype=np.int64), strength.indices)
         return Terms(strength.indices, links * strength.data.astype(np.float64))
+
+    def pair_terms(
+        self,
+        past: NDArray[np.int32],
+        preference: NDArray[np.float32],
+        places: NDArray[np.int64],
+        asked: NDArray[np.int32],
+    ) -> NDArray[np.float64]:
+        """As `block_reasons.PairTerms`."""
+        links = link_values(self.similarity, asked, past[places])
+        return links * np.log1p(preference).astype(np.float64)[places]
 
     def save(self, folder: Path) -> None:
         arrays = {

@@ -69,5 +69,11 @@ def linear_terms(score: ScoreRows, history: sparse.csr_matrix, item_numbers: Seq
 def strength(preference: sparse.csr_matrix) -> sparse.csr_matrix:
     """log2(1 + preference): 1 for a preference of 1, and the tenth view says less than the first."""
     found = preference.astype(np.float32, copy=True)
-    found.data = (np.log1p(found.data) / np.log(2.0)).astype(np.float32)
+    found.data = strengths(found.data)
+    return found
+
+
+def strengths(preference: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`strength` of single preferences."""
+    found: NDArray[np.float32] = (np.log1p(preference) / np.log(2.0)).astype(np.float32)
     return found

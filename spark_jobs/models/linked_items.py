@@ -13,8 +13,8 @@ from scipy import sparse
 from spark_jobs.models.artifacts import load_arrays, save_arrays
 from spark_jobs.models.base import Terms
 from spark_jobs.models.item_knn import ITEMS_PER_BLOCK, keep_best
-from spark_jobs.models.linear import LinearScores, strength
-from spark_jobs.models.matrix import dense_part
+from spark_jobs.models.linear import LinearScores, strength, strengths
+from spark_jobs.models.matrix import dense_part, link_values
 
 
 class LinkedItems(LinearScores):
@@ -48,6 +48,17 @@ class LinkedItems(LinearScores):
         strong = strength(history)
         links = dense_part(self.links, strong.indices, np.asarray(item_numbers, dtype=np.int64)).T
         return Terms(strong.indices, links * strong.data.astype(np.float64))
+
+    def pair_terms(
+        self,
+        past: NDArray[np.int32],
+        preference: NDArray[np.float32],
+        places: NDArray[np.int64],
+        asked: NDArray[np.int32],
+    ) -> NDArray[np.float64]:
+        """As `block_reasons.PairTerms`."""
+        links = link_values(self.links, past[places], asked)
+        return links * strengths(preference).astype(np.float64)[places]
 
     def save(self, folder: Path) -> None:
         parts = {"data": self.links.data, "indices": self.links.indices, "indptr": self.links.indptr}

@@ -182,6 +182,13 @@ def dense_part(
     return part[:, own]
 
 
+def link_values(
+    found: sparse.csr_matrix, rows: NDArray[np.integer], columns: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """found[rows[n], columns[n]] for each n; 0 where nothing is stored."""
+    return np.asarray(found[rows, columns], dtype=np.float64).ravel()
+
+
 def pick_rows(preference: sparse.csr_matrix, rows: NDArray[np.int64]) -> sparse.csr_matrix:
     """These rows, in their order; an empty one for -1."""
     known = rows >= 0

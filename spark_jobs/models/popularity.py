@@ -62,6 +62,16 @@ class Popularity:
         """None, for the same reason."""
         return Terms(np.empty(0, np.int32), np.zeros((len(item_numbers), 0)))
 
+    def pair_terms(
+        self,
+        past: NDArray[np.int32],  # noqa: ARG002
+        preference: NDArray[np.float32],  # noqa: ARG002
+        places: NDArray[np.int64],  # noqa: ARG002
+        asked: NDArray[np.int32],
+    ) -> NDArray[np.float64]:
+        """Zeros: the history has no say."""
+        return np.zeros(len(asked))
+
     def save(self, folder: Path) -> None:
         save_arrays(folder, model=self.name, params=self.params, arrays={"item_scores": self.item_scores})
 

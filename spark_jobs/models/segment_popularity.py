@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from scipy import sparse
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
-from spark_jobs.models.base import InteractionMatrix
-from spark_jobs.models.linear import LinearScores, strength
+from spark_jobs.models.base import InteractionMatrix, Terms
+from spark_jobs.models.linear import LinearScores, strength, strengths
 
 
 class SegmentPopularity(LinearScores):
@@ -64,6 +64,25 @@ class SegmentPopularity(LinearScores):
         belongs = sparse.csr_matrix((ones, (members, self.segments[members])), shape=shape)
         looks = (strength(histories) @ belongs).toarray()
         return (looks[:, np.maximum(self.segments, 0)] * self.shares).astype(np.float32, copy=False)
+
+    def terms(self, history: sparse.csr_matrix, row: int, item_numbers: Sequence[int]) -> Terms:  # noqa: ARG002
+        """Of an item of the same category its share times log2(1 + preference); each row sums to its score."""
+        asked = np.asarray(item_numbers, dtype=np.int32)
+        places = np.tile(np.arange(history.nnz), len(asked))
+        values = self.pair_terms(history.indices, history.data, places, np.repeat(asked, history.nnz))
+        return Terms(history.indices, values.reshape(len(asked), history.nnz))
+
+    def pair_terms(
+        self,
+        past: NDArray[np.int32],
+        preference: NDArray[np.float32],
+        places: NDArray[np.int64],
+        asked: NDArray[np.int32],
+    ) -> NDArray[np.float64]:
+        """As `block_reasons.PairTerms`."""
+        segments = self.segments[asked]
+        is_same = (segments >= 0) & (segments == self.segments[past][places])
+        return np.where(is_same, strengths(preference)[places] * self.shares[asked], np.float32(0)).astype(np.float64)
 
     def save(self, folder: Path) -> None:
         arrays = {"segments": self.segments, "shares": self.shares}

@@ -21,10 +21,11 @@ from feature_repo.contracts.events import EventType
 from feature_repo.contracts.packing import CANDIDATE_ROW, FLAG_PERSONALIZE_DENIED, NO_REASON, pack_candidates_header
 from spark_jobs.evaluation.split import INTERACTED, NONE
 from spark_jobs.models.base import InteractionMatrix, Model
-from spark_jobs.models.blend_model import Blend, BlendBlock
+from spark_jobs.models.blend_model import Blend
+from spark_jobs.models.block_reasons import block_reasons
 from spark_jobs.models.matrix import build_matrix
 from spark_jobs.models.ranker import Ranker
-from spark_jobs.models.ranking import mask_items, top_items, two_best
+from spark_jobs.models.ranking import mask_items, top_items
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -141,11 +142,15 @@ def score_block(scoring: Scoring, block: int) -> pa.RecordBatch:
     counts = kept.sum(axis=1)
     first, second = (np.full(kept.shape, -1, np.int64) for _ in range(2))
     told_counts = np.minimum(counts, scoring.explained)
-    for at in np.flatnonzero(told_counts):
-        told = int(told_counts[at])
-        reasons = _reasons(told_by, said, int(at), histories[at], int(rows[at]), numbers[at, :told].tolist())
-        first[at, :told] = [-1 if a is None else a for a, _ in reasons]
-        second[at, :told] = [-1 if b is None else b for _, b in reasons]
+    if said is not None and isinstance(told_by, Blend):
+        head = slice(0, scoring.explained)
+        first[:, head], second[:, head] = block_reasons(told_by, said, rows, numbers[:, head], told_counts)
+    else:
+        for at in np.flatnonzero(told_counts):
+            told = int(told_counts[at])
+            reasons = told_by.explain(histories[at], int(rows[at]), numbers[at, :told].tolist())
+            first[at, :told] = [-1 if a is None else a for a, _ in reasons]
+            second[at, :told] = [-1 if b is None else b for _, b in reasons]
     sources = np.full(numbers.shape, model.source, np.int32)
     if said is not None and isinstance(told_by, Blend):
         sources = told_by.sources(said, numbers)
@@ -185,16 +190,6 @@ def silence_zeros(model: Model, scores: NDArray[np.float32]) -> None:
     nothing of is -inf already."""
     if not isinstance(who_brought(model), Blend):
         scores[scores == 0] = -np.inf
-
-
-def _reasons(
-    model: Model, block: BlendBlock | None, at: int, history: sparse.csr_matrix, row: int, items: list[int]
-) -> list[tuple[int | None, int | None]]:
-    """For each item the past items that spoke most for it; of a blend from what its parts have said already."""
-    if block is None or not isinstance(model, Blend):
-        return model.explain(history, row, items)
-    terms = model.block_terms(block, at, history, row, items)
-    return two_best(terms.values, terms.items)
 
 
 def denied_candidates(user_ids: list[str], as_of: date) -> pa.Table:
