@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -83,10 +84,10 @@ async def test_the_board_reads_each_window_once_in_a_while_and_outlives_the_stor
     store, clock = Counted(), [100.0]
     board = TrendBoard(store, refresh_seconds=2, wall_micros=lambda: 5, timer=lambda: clock[0])
     assert await board.votes("1h") == (Votes([("1h", 1)], 2), None)
-    clock[0] += 1.9
+    clock[0] += 1.5
     assert await board.votes("1h") == (Votes([("1h", 1)], 2), None)
     assert (await board.votes("1d"))[0].ranked == [("1d", 2)]
-    clock[0] += 0.1
+    clock[0] += 0.5
     assert (await board.votes("1h"))[0].ranked == [("1h", 3)]
     store.is_down = True
     clock[0] += 299
@@ -96,3 +97,35 @@ async def test_the_board_reads_each_window_once_in_a_while_and_outlives_the_stor
     store.is_down = False
     assert (await board.votes("1h"))[1] is None
     assert store.reads == 6
+
+
+async def test_a_window_that_is_asked_for_is_read_again_before_anybody_has_to_wait() -> None:
+    store, clock = Counted(), [100.0]
+    board = TrendBoard(store, refresh_seconds=2, wall_micros=lambda: 5, timer=lambda: clock[0])
+    first = (await board.votes("1h"))[0]
+    clock[0] += 1.5
+    assert board.fresh("1h") is first
+    await asyncio.sleep(0.05)
+    assert store.reads == 1  # a quarter of its time is left
+    clock[0] += 0.2
+    assert board.fresh("1h") is first
+    assert board.fresh("1h") is first
+    while (second := board.fresh("1h")) is first:
+        await asyncio.sleep(0.001)
+    assert second is not None
+    assert (second.ranked, store.reads) == ([("1h", 2)], 2)
+
+
+async def test_a_store_that_is_down_is_asked_once_before_a_copy_is_old() -> None:
+    store, clock = Counted(), [100.0]
+    board = TrendBoard(store, refresh_seconds=2, wall_micros=lambda: 5, timer=lambda: clock[0])
+    first = (await board.votes("1h"))[0]
+    store.is_down = True
+    clock[0] += 1.7
+    for _ in range(5):
+        assert board.fresh("1h") is first
+        await asyncio.sleep(0.01)
+    assert store.reads == 2
+    clock[0] += 0.3
+    assert board.fresh("1h") is None
+    assert await board.votes("1h") == (first, TRENDS_DOWN)
