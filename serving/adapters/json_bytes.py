@@ -28,3 +28,11 @@ def decode_json(data: bytes) -> Any:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
         return parse_json(data)
+
+
+def sorted_json(value: Any) -> str:
+    """Compact JSON with sorted keys, as text. Raises TypeError on what JSON cannot say."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+    except orjson.JSONEncodeError:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))

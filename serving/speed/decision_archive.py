@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from feature_repo.contracts.decisions import FILE_HEADER, LOG_SUFFIX, decision_row, read_decision, read_frames
 from feature_repo.contracts.errors import ContractError, DependencyError
 from serving.adapters.decision_log import PARTIAL_SUFFIX
+from serving.adapters.json_bytes import decode_json, sorted_json
 from serving.speed.delta_archive import DeltaArchive
 from serving.speed.metrics import ArchiverMetrics, timed
 
@@ -83,7 +84,8 @@ class DecisionArchiver:
             found = read_frames(piece.data, start)
             for end, payload in found.payloads:
                 try:
-                    rows.append(decision_row(read_decision(payload), source=path.name, source_position=end))
+                    decision = read_decision(payload, parse=decode_json)
+                    rows.append(decision_row(decision, source=path.name, source_position=end, write=sorted_json))
                 except ContractError as error:
                     logger.error("%s before byte %d: %s", path.name, end, error)
                     damaged += len(payload)
