@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from feature_repo.contracts.turns import LONG_MS, take_turns_of
+
 NICENESS = 10
 """As of a consumer that catches up (`backlog_niceness`): a tenth of a processor is left beside a busy server."""
 
@@ -15,3 +17,4 @@ NICENESS = 10
 def give_way() -> None:
     """From now on; a process that is nicer already stays so."""
     os.nice(max(0, NICENESS - os.nice(0)))
+    take_turns_of(LONG_MS)  # or whoever wakes up waits for the end of a turn

@@ -2,7 +2,8 @@
 
 A consumer that catches up has a processor's worth of work for minutes. Beside API workers on the same machine it would
 take their turns, and every answer would wait for it. Only the thread that catches up stands back; what is new is
-applied at the priority of the process, so that freshness in quiet times costs nothing.
+applied at the priority of the process, so that freshness in quiet times costs nothing. It asks for long turns as well
+(`contracts.turns`): niceness alone does not make it stop when somebody wakes up.
 
 Who stands back must not starve: a step that took too long is followed by some at full priority.
 """
@@ -17,6 +18,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+from feature_repo.contracts.turns import LONG_MS, take_turns_of
 
 logger = logging.getLogger("nightjar.speed")
 
@@ -69,3 +72,4 @@ class LowPriority:
                 os.setpriority(os.PRIO_PROCESS, thread, self._niceness)
         except OSError as error:  # a sandbox that forbids it
             logger.warning("a backlog is worked off at full priority: %s", error)
+        take_turns_of(LONG_MS)
