@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -51,8 +51,9 @@ from feature_repo.contracts.publication import (
 from feature_repo.contracts.purchase_record import HEADER_BYTES as PURCHASES_HEADER_BYTES
 from feature_repo.contracts.purchase_record import Purchase, pack_purchases, unpack_purchases
 from feature_repo.contracts.times import format_timestamp
+from spark_jobs.giving_way import in_pieces
 
-PIPELINE_RECORDS = 500
+PIECE_RECORDS = 50
 """Records in one write to the socket: more saves round trips and delays the requests of others behind it."""
 
 NO_VERSION = "1970-01-01-00000000"
@@ -157,12 +158,13 @@ class Publication:
         return self._transaction(change)
 
     def put_records(self, version: str, records: Iterable[tuple[str, bytes]]) -> int:
-        """SET each user's whole packed record under its version key; returns how many. Order does not matter."""
+        """SET each user's whole packed record under its version key; returns how many. Order does not matter.
+
+        In small pieces with rests between them: whoever asks the store meanwhile waits for one piece at most."""
         parse_version(version)
         count = 0
-        remaining = iter(records)
         with self._answering():
-            while chunk := list(islice(remaining, PIPELINE_RECORDS)):
+            for chunk in in_pieces(records, PIECE_RECORDS):
                 pipe = self._redis.pipeline(transaction=False)
                 for user_id, record in chunk:
                     pipe.set(candidates_key(version, user_id, self.tenant), record)
@@ -172,9 +174,8 @@ class Publication:
 
     def put_purchases(self, version: str, purchases: Iterable[tuple[str, Sequence[Purchase]]]) -> None:
         """SET each user's packed purchases under its version key."""
-        remaining = iter(purchases)
         with self._answering():
-            while chunk := list(islice(remaining, PIPELINE_RECORDS)):
+            for chunk in in_pieces(purchases, PIECE_RECORDS):
                 pipe = self._redis.pipeline(transaction=False)
                 for user_id, rows in chunk:
                     pipe.set(purchases_key(version, user_id, self.tenant), pack_purchases(version, rows))
@@ -227,8 +228,7 @@ class Publication:
             for key in self._scan_prefix(purchases_prefix(version, self.tenant))
         }
         digests, damaged = [], 0
-        remaining = iter(sorted(users))
-        while chunk := list(islice(remaining, PIPELINE_RECORDS)):
+        for chunk in in_pieces(sorted(users), PIECE_RECORDS):
             with self._answering():
                 records: Any = self._redis.mget([purchases_key(version, user_id, self.tenant) for user_id in chunk])
             for user_id, record in zip(chunk, records, strict=True):
@@ -394,7 +394,7 @@ class Publication:
         """Rows first, then the manifest, so that a drop that dies halfway is found and finished by the next flip."""
         with self._answering():
             keys = chain(self._scan(version), self._scan_prefix(purchases_prefix(version, self.tenant)))
-            while chunk := list(islice(keys, PIPELINE_RECORDS)):
+            for chunk in in_pieces(keys, PIECE_RECORDS):
                 pipe = self._redis.pipeline(transaction=False)
                 for key in chunk:
                     pipe.unlink(key)
@@ -410,8 +410,7 @@ class Publication:
             yield from self._redis.scan_iter(match=prefix + "*", count=_SCAN_COUNT)
 
     def _read_records(self, version: str, user_ids: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
-        remaining = iter(user_ids)
-        while chunk := list(islice(remaining, PIPELINE_RECORDS)):
+        for chunk in in_pieces(user_ids, PIECE_RECORDS):
             with self._answering():
                 pipe = self._redis.pipeline(transaction=False)
                 for user_id in chunk:
