@@ -25,6 +25,7 @@ from feature_repo.contracts.run import GATE_FILE, PUBLICATION_FILE, Run
 from feature_repo.contracts.session_index import unpack_session_index
 from feature_repo.contracts.times import to_micros
 from spark_jobs.evaluation.split import SEEN_POLICIES, seen_policy
+from spark_jobs.io import stored_lists
 from spark_jobs.io.bundle import check_bundle
 from spark_jobs.io.light_delta import read_table
 from spark_jobs.io.publication import Publication
@@ -243,7 +244,9 @@ def test_a_blend_in_spark_gives_the_lists_of_this_process(spark: SparkSession, s
     assert sum(first is not None for row in expected.values() for first in row["first_reasons"]) >= 6
 
 
-def test_what_a_publication_leaves_behind(spark: SparkSession, shop: Environment) -> None:
+def test_what_a_publication_leaves_behind(
+    spark: SparkSession, shop: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = build_shop(shop, POPULARITY)
     report = job.score_users(spark, shop, run)
     assert read_report(shop, run.run_key, PUBLICATION_FILE) == report
@@ -253,6 +256,10 @@ def test_what_a_publication_leaves_behind(spark: SparkSession, shop: Environment
     verify_publication.main(shop, run)
     assert publication.list_versions()[0].verified_at is not None
     assert (manifest.user_count, manifest.item_count, manifest.model) == (7, 8, "popularity")
+    monkeypatch.setattr(stored_lists, "LISTS_AT_ONCE", 3)  # of seven lists: three pieces
+    digested = StoredLists(shop, run.as_of_day).digest()
+    assert (digested.user_count, digested.checksum) == (7, manifest.candidates_checksum)
+    assert digested.row_count == sum(len(r["item_numbers"]) for r in read_table(shop, "gold.candidates").to_pylist())
     assert manifest.last_event_at == "2024-03-07T00:00:00Z"
     assert (manifest.recipe["exclude_seen"], manifest.volatile["run_key"]) == ("interacted", run.run_key)
     folder = Path(report["bundle"])
