@@ -23,7 +23,7 @@ from pyspark.sql.types import StructType
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, nearest
 from feature_repo.contracts.object_store import is_on_store
-from feature_repo.contracts.tables import LIGHT_WRITERS, TABLE_PROPERTIES, TableSpec, table, table_path
+from feature_repo.contracts.tables import LIGHT_WRITERS, TableSpec, table, table_path
 from spark_jobs.io.writer_lock import commit_lock
 
 Partitions = Mapping[str, Collection[date | str]]
@@ -215,7 +215,7 @@ def _create_if_missing(spark: SparkSession, path: str, spec: TableSpec) -> None:
     if DeltaTable.isDeltaTable(spark, path):
         return
     builder = DeltaTable.createIfNotExists(spark).location(path).addColumns(spark_schema(spec.name))
-    for name, value in TABLE_PROPERTIES.items():
+    for name, value in spec.properties.items():
         builder = builder.property(name, value)
     if spec.partition_by:
         builder = builder.partitionedBy(*spec.partition_by)

@@ -103,16 +103,22 @@ def current_names(edges: DataFrame) -> DataFrame:
     return walked.filter(~F.col("goes_on")).select("user_id", "current_user_id")
 
 
-def resolve_subjects(events: DataFrame, stretches: DataFrame, names: DataFrame | None) -> DataFrame:
+def resolve_subjects(
+    events: DataFrame, stretches: DataFrame, names: DataFrame | None, *, at_once: bool = False
+) -> DataFrame:
     """`events` with `subject_key` and `user_id` of the person they belong to; every other column as it was.
 
     Grain: one row per input row. An event that names a user stays with that user (under the current name); an anonymous
     one goes to the owner of its device at its time (`device_stretches`), or stays anonymous. `events` needs
     subject_key, user_id and event_timestamp; `names` as from `current_names`, None when nobody was renamed.
+
+    at_once   the events are read once. Only where every reader gets all of `stretches` (`broadcast`): else the events
+              that name a user would all be brought to one place.
     """
     columns = events.columns
     is_known = F.col("user_id").isNotNull()
-    strangers = events.filter(~is_known).withColumn("_device", F.expr("substring(subject_key, 3)"))
+    strangers = events if at_once else events.filter(~is_known)
+    strangers = strangers.withColumn("_device", F.when(~is_known, F.expr("substring(subject_key, 3)")))
     micros = F.unix_micros("event_timestamp")
     at_that_time = (
         (F.col("_device") == F.col("anonymous_id_of_stretch"))
@@ -120,8 +126,10 @@ def resolve_subjects(events: DataFrame, stretches: DataFrame, names: DataFrame |
         & (micros <= F.col("until_micros"))
     )
     owned = stretches.withColumnRenamed("anonymous_id", "anonymous_id_of_stretch")
-    joined = strangers.join(owned, on=at_that_time, how="left").withColumn("user_id", F.col("owner_id"))
-    people = events.filter(is_known).unionByName(joined.select(*columns))
+    joined = strangers.join(owned, on=at_that_time, how="left").withColumn("user_id", F.coalesce("user_id", "owner_id"))
+    people = joined.select(*columns)
+    if not at_once:
+        people = events.filter(is_known).unionByName(people)
     if names is not None:
         current = F.coalesce("current_user_id", "user_id")
         people = people.join(names, on="user_id", how="left").withColumn("user_id", current)
@@ -141,9 +149,8 @@ def resolve_events(events: DataFrame, edges: DataFrame) -> DataFrame:
         return events
     names = None if edges.filter("is_alias").isEmpty() else current_names(edges)
     stretches = computed(device_stretches(edges))  # else planned, and made, for each that reads the events
-    if stretches.count() <= MOST_BROADCAST:
-        stretches = F.broadcast(stretches)
-    return resolve_subjects(events, stretches, names)
+    are_few = stretches.count() <= MOST_BROADCAST
+    return resolve_subjects(events, F.broadcast(stretches) if are_few else stretches, names, at_once=are_few)
 
 
 def under_current_names(users: DataFrame, edges: DataFrame) -> DataFrame:

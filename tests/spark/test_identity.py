@@ -18,6 +18,7 @@ from spark_jobs.io.refine_state import days_to_derive, read_state
 from spark_jobs.io.table_hash import hash_table
 from spark_jobs.jobs import refine_events as job
 from spark_jobs.jobs.build_features import build_feature_tables
+from spark_jobs.transforms import identity
 from spark_jobs.transforms.identity import identity_edges, resolve_events
 from tests.builders import EventRow, make_events, make_run, write_bronze_events
 
@@ -125,8 +126,12 @@ def word(number: int, row: Sequence[Any]) -> EventRow:
     return (f"e{number}", user, kind, moment, "i1", {"anonymous_id": device})
 
 
-def test_the_rule_in_spark_is_the_rule_in_python(spark: SparkSession) -> None:
+@pytest.mark.parametrize("most_broadcast", [identity.MOST_BROADCAST, 0])
+def test_the_rule_in_spark_is_the_rule_in_python(
+    spark: SparkSession, most_broadcast: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Random words about few devices and users, with ties, undos, aliases in chains and circles, and a kiosk."""
+    monkeypatch.setattr(identity, "MOST_BROADCAST", most_broadcast)
     random_words = random.Random(20240301)
     kinds = ["view_item", "identify", "identify", "unmerge"]
     words: list[Sequence[Any]] = [
@@ -172,6 +177,7 @@ def test_the_rule_in_spark_is_the_rule_in_python(spark: SparkSession) -> None:
         expected[event_id] = "a:" + more["anonymous_id"] if user is None else "u:" + now_called(user)
     assert len(expected) == len(asked) > 200
     assert len({value for value in expected.values() if value.startswith("u:")}) >= 12
+    assert len(resolved) == len(asked)
     assert dict(tuple(row) for row in resolved) == expected
     assert (expected["qn0"], expected["qm0"], expected["qm1"]) == ("u:n4", "u:m0", "u:m5")
     assert (expected["qc0"], expected["qb0"], expected["qz0"]) == ("u:c0", "u:b0", "u:z0")

@@ -8,6 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pytest
 
 from feature_repo.contracts.environment import Environment
@@ -93,6 +94,23 @@ def test_a_big_day_is_laid_out_by_subject_once(
     assert len(holding) == 1  # one person, one file
     again = maintain_tables(spark, shop, "r2", dry_run=False, retention_days=30)["silver.events"]
     assert (again["compacted"], again["clustered"]) == ([], [])
+
+
+def test_the_log_keeps_ranges_of_what_a_table_is_laid_out_by_alone(spark: SparkSession, shop: Environment) -> None:
+    """Of tables by subject; all else would be compared row by row while it is written, for nobody."""
+    found = light_delta.open_table(shop, "silver.events")
+    assert found is not None
+    told = set(pa.table(found.get_add_actions(flatten=True)).column_names)
+    assert {"num_records", "min.subject_key", "max.subject_key", "partition.event_date"} <= told
+    assert not {name for name in told if name.startswith(("min.", "max.", "null_count."))} - {
+        "min.subject_key", "max.subject_key", "null_count.subject_key",
+    }  # fmt: skip
+    numbers = light_delta.open_table(shop, "gold.item_ids")
+    assert numbers is not None
+    assert "min.item_number" in pa.table(numbers.get_add_actions(flatten=True)).column_names
+    assert [day for day, count in light_delta.days_by_row_count(shop, "silver.events").items() if count] == [
+        DAY, date(2024, 3, 2),
+    ]  # fmt: skip
 
 
 def test_what_no_version_needs_is_deleted_after_the_retention(spark: SparkSession, shop: Environment) -> None:
