@@ -1,15 +1,20 @@
 """A circuit breaker in front of the online store: a store that does not answer is not asked, until it answers again.
 
-Closed, every read goes through. When about half of the recent reads have failed, or seven in a row, it opens: reads
-fail at once, and the ladder answers without them. Open, a probe of its own asks every `PROBE_SECONDS`; no person waits
-for that. A probe that is answered closes it.
+Closed, every read goes through. When the store has failed seven times in a row, or about half of the recent times, it
+opens: reads fail at once, and the ladder answers without them. Open, a probe of its own asks every `PROBE_SECONDS`; no
+person waits for that. A probe that is answered closes it.
+
+Many requests share a connection, and when it ends or is late all of their reads fail together: that is one failure. So
+a store that had no processor for ten milliseconds costs those who asked meanwhile their personal answers, and nobody
+else.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from feature_repo.contracts.errors import DependencyError
@@ -19,19 +24,32 @@ from serving.observability import CIRCUIT_OPENINGS
 logger = logging.getLogger("nightjar.serving")
 
 PROBE_SECONDS = 0.1
+TOGETHER_SECONDS = 0.005
+"""Reads that fail within it fail of one thing, and count once; so do those that are answered. Raising it: later
+openings, and longer waits of those who ask meanwhile."""
 WEIGHT = 0.1
-"""Of the last read in the moving share of failures."""
+"""Of the last time in the moving share of failures."""
 OPENS_AT = 0.5
-"""From this share on: seven failures in a row, or half of the recent reads."""
+"""From this share on: seven failures in a row, or about half of the recent times."""
+_FORGOTTEN = 0.001
 
 
 class GuardedStore:
-    """An `OnlineStore` behind a breaker. Belongs to one event loop."""
+    """An `OnlineStore` behind a breaker. Belongs to one event loop. `seconds` is a monotonic clock."""
 
-    def __init__(self, store: OnlineStore, *, probe_seconds: float = PROBE_SECONDS) -> None:
+    def __init__(
+        self,
+        store: OnlineStore,
+        *,
+        probe_seconds: float = PROBE_SECONDS,
+        seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
         self._probe_seconds = probe_seconds
+        self._seconds = seconds
         self._failures = 0.0
+        self._counts_again_at = [0.0, 0.0]
+        """From when on the next answer is a time of its own, and the next failure."""
         self._probing: asyncio.Task[None] | None = None
 
     @property
@@ -84,8 +102,14 @@ class GuardedStore:
         await self._store.close()
 
     def _note(self, found: OnlineRecords | DependencyError) -> None:
+        has_failed, now = isinstance(found, DependencyError), self._seconds()
+        if now < self._counts_again_at[has_failed]:
+            return
+        self._counts_again_at[has_failed] = now + TOGETHER_SECONDS
         self._failures *= 1 - WEIGHT
-        if not isinstance(found, DependencyError):
+        if not has_failed:
+            if self._failures < _FORGOTTEN:
+                self._failures = 0.0
             return
         self._failures += WEIGHT
         if self._failures > OPENS_AT and self._probing is None:

@@ -35,10 +35,23 @@ class Store(MemoryOnlineStore):
         return await super().read(version=version, user_id=user_id, anonymous_id=anonymous_id, joined=joined)
 
 
-async def outcomes(guarded: GuardedStore, count: int) -> str:
-    """`.` for an answer, `x` for none."""
+class Clock:
+    """Seconds that pass when somebody says so."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+CLOCK = Clock()
+
+
+async def outcomes(guarded: GuardedStore, count: int, *, apart: float = 0.01) -> str:
+    """`.` for an answer, `x` for none, so many seconds apart."""
     found = ""
     for _ in range(count):
+        CLOCK.now += apart
         try:
             await guarded.read(version=None, user_id=None, anonymous_id=None)
             found += "."
@@ -53,7 +66,7 @@ def openings() -> float:
 
 async def test_it_opens_after_seven_failures_and_then_asks_nobody() -> None:
     store, before = Store(), openings()
-    guarded = GuardedStore(store, probe_seconds=60)
+    guarded = GuardedStore(store, probe_seconds=60, seconds=CLOCK)
     assert await outcomes(guarded, 3) == "..."
     store.is_down = True
     assert await outcomes(guarded, 6) == "xxxxxx"
@@ -70,7 +83,7 @@ async def test_it_opens_after_seven_failures_and_then_asks_nobody() -> None:
 
 async def test_one_failure_among_answers_opens_nothing_and_half_of_them_does() -> None:
     store = Store()
-    guarded = GuardedStore(store, probe_seconds=60)
+    guarded = GuardedStore(store, probe_seconds=60, seconds=CLOCK)
     for _ in range(200):
         store.is_down = False
         assert await outcomes(guarded, 2) == ".."
@@ -88,7 +101,7 @@ async def test_one_failure_among_answers_opens_nothing_and_half_of_them_does() -
 
 async def test_probes_ask_for_nobody_and_close_it() -> None:
     store = Store()
-    guarded = GuardedStore(store, probe_seconds=0.01)
+    guarded = GuardedStore(store, probe_seconds=0.01, seconds=CLOCK)
     store.is_down = True
     await outcomes(guarded, 7)
     assert guarded.is_open
@@ -109,9 +122,10 @@ async def test_probes_ask_for_nobody_and_close_it() -> None:
 
 async def test_those_who_do_not_wait_are_counted_and_answered_too() -> None:
     store = Store()
-    guarded = GuardedStore(store, probe_seconds=60)
+    guarded = GuardedStore(store, probe_seconds=60, seconds=CLOCK)
 
     async def submitted() -> str:
+        CLOCK.now += 0.01
         answered: asyncio.Future[OnlineRecords | DependencyError] = asyncio.get_running_loop().create_future()
         guarded.submit(answered.set_result, version=None, user_id=None, anonymous_id=None)
         assert not answered.done()
@@ -124,13 +138,35 @@ async def test_those_who_do_not_wait_are_counted_and_answered_too() -> None:
     await guarded.close()
 
 
-async def test_failures_that_come_late_open_it_once() -> None:
+async def test_reads_that_fail_together_are_one_failure() -> None:
+    """A connection that ends takes the reads of a hundred requests with it."""
     store, before = Store(), openings()
-    guarded = GuardedStore(store, probe_seconds=60)
+    guarded = GuardedStore(store, probe_seconds=60, seconds=CLOCK)
+
+    async def fail(count: int) -> None:
+        many = [guarded.read(version=None, user_id=None, anonymous_id=None) for _ in range(count)]
+        assert all(isinstance(one, DependencyError) for one in await asyncio.gather(*many, return_exceptions=True))
+
     store.is_down = True
-    many = [guarded.read(version=None, user_id=None, anonymous_id=None) for _ in range(50)]
-    assert all(isinstance(one, DependencyError) for one in await asyncio.gather(*many, return_exceptions=True))
-    assert openings() == before + 1
+    for _ in range(6):
+        CLOCK.now += 0.01
+        await fail(50)
+        assert not guarded.is_open
+    CLOCK.now += 0.01
+    await fail(50)
+    assert (guarded.is_open, openings()) == (True, before + 1)
+    await guarded.close()
+
+
+async def test_reads_that_are_answered_together_count_once_too() -> None:
+    store = Store()
+    guarded = GuardedStore(store, probe_seconds=60, seconds=CLOCK)
+    for _ in range(40):
+        store.is_down = guarded.is_open
+        await outcomes(guarded, 20, apart=0.0001)
+        store.is_down = True
+        await outcomes(guarded, 20, apart=0.0006)
+    assert guarded.is_open  # answers within 2 ms, failures for 12 ms: one to three
     await guarded.close()
 
 
