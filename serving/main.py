@@ -16,7 +16,6 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse
-from starlette.types import ASGIApp
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError, NightjarError
@@ -225,12 +224,12 @@ def create_app(
     return app
 
 
-def with_hot_routes(app: FastAPI) -> ASGIApp:
+def with_hot_routes(app: FastAPI) -> HotRoutes:
     """The application behind the routes that need no framework. It answers the same, and more slowly, without them."""
     return HotRoutes(app, app.state.services)
 
 
-def app_from_environment() -> ASGIApp:
+def app_from_environment() -> HotRoutes:
     """What a worker process serves."""
     return with_hot_routes(create_app(Environment.from_mapping(os.environ), ServingSettings.from_mapping(os.environ)))
 

@@ -42,6 +42,7 @@ from serving.pipeline.persons import MAX_READS, Edges, Identity, join_sessions, 
 from serving.pipeline.slate import build_slate
 from serving.pipeline.values import Person, Row, Slate, SlateRequest
 from serving.settings import ServingSettings
+from serving.turns import Turns
 
 logger = logging.getLogger("nightjar.serving")
 
@@ -136,6 +137,7 @@ class Recommender:
         self._wall_micros = wall_micros
         self._timer = timer
         self._identities: OrderedDict[str, Identity] = OrderedDict()
+        self.turns = Turns(timer)
 
     async def recommend(self, request: SlateRequest) -> Answer:
         """The slate of one request. Raises NoVersionError when there is nothing to serve from."""
@@ -182,13 +184,15 @@ class Recommender:
         if remembered is not None:
             user_id, anonymous_id = remembered.user_id, None if user_id is not None else anonymous_id
             joined = _joined_by(remembered)
+        made = partial(self._on_records, request, catalogue, asked, remembered, joined, build, answered, at_once)
         self._store.submit(
-            partial(self._on_records, request, catalogue, asked, remembered, joined, build, answered, at_once),
+            partial(self.turns.do, made),
             version=catalogue.version,
             user_id=user_id,
             anonymous_id=anonymous_id,
             joined=joined,
         )
+        self.turns.expected += 1
         return True
 
     def _on_records(
@@ -204,11 +208,16 @@ class Recommender:
         records: OnlineRecords | DependencyError,
     ) -> None:
         made: Made | None = None
+        degraded: list[str] = []
+        if not isinstance(records, DependencyError) and records.pointer != catalogue.version:
+            if records.pointer is not None:
+                answered(None)
+                return
+            # The store was emptied, as in `settle`: what was read of this version is all there is.
+            degraded.append(VERSION_NOT_LOADED)
+            at_once = None
         if isinstance(records, DependencyError):
             meet = partial(self._asker, request, Settled(catalogue, None, 1, [STORE_DOWN]))
-        elif records.pointer != catalogue.version:
-            answered(None)
-            return
         elif asked is None or (remembered is None and not records.edges and request.user_id != ""):
             if at_once is not None:
                 try:
@@ -218,7 +227,7 @@ class Recommender:
                 if made is not None:
                     answered(made)
                     return
-            meet = partial(self._lone_asker, request, catalogue, records)
+            meet = partial(self._lone_asker, request, catalogue, records, degraded)
         else:
             expected = remembered or stranger(asked)
             edges, known = self._recognise(asked, expected, joined, records)
@@ -227,7 +236,7 @@ class Recommender:
                 return
             self._remember(known)
             read = PersonRecords(records, known, edges)
-            meet = partial(self._asker, request, Settled(catalogue, records, 1, [], read))
+            meet = partial(self._asker, request, Settled(catalogue, records, 1, degraded, read))
         try:
             made = build(meet())
         except Exception:
@@ -240,8 +249,16 @@ class Recommender:
         """Read who asks, once: any number of slates can be built from it. Raises NoVersionError as `recommend` does.
 
         A request that says personalize=false, or whose user said so last, reads nothing about the person.
-        With a `catalogue` of another version than the served one, the person is read as that version knows them.
+        With a `catalogue` of another version than the served one, the person is read as that version knows them. It
+        returns when it is this request's turn to be answered.
         """
+        self.turns.expected += 1
+        try:
+            return await self._meet(request, catalogue)
+        finally:
+            self.turns.expected -= 1
+
+    async def _meet(self, request: SlateRequest, catalogue: Catalogue | None) -> Asker:
         request = self._with_refusal(request, (request.user_id,))
         asks_personally = request.personalize is not False
         user_id = request.user_id if asks_personally else None
@@ -251,11 +268,13 @@ class Recommender:
         else:
             read = await self._read(catalogue, user_id, anonymous_id)
             settled = Settled(catalogue, read.records, read.reads, [], read)
+        await self.turns.mine()
         return self._asker(request, settled)
 
-    def _lone_asker(self, request: SlateRequest, catalogue: Catalogue, records: OnlineRecords) -> Asker:
+    def _lone_asker(
+        self, request: SlateRequest, catalogue: Catalogue, records: OnlineRecords, degraded: list[str]
+    ) -> Asker:
         """`_asker` of somebody of whom one name is known, or none."""
-        degraded: list[str] = []
         person, feature_micros = self._person(records, catalogue, None, degraded)
         refuses = self._overlay.refuses_storing(request.user_id)
         return Asker(request, person, catalogue, 1, degraded, feature_micros, refuses)

@@ -25,11 +25,10 @@ from types import FrameType
 
 import uvicorn
 
-from serving.api.front_protocol import Admission, FrontProtocol
+from serving.api.front_protocol import FrontProtocol, admission_of
 from serving.logs import log_to
 from serving.main import app_from_environment
 from serving.observability import WORKER_STARTS
-from serving.settings import ServingSettings
 from serving.supervisor import DRAIN
 
 LONGEST_GOODBYE_SECONDS = 15.0
@@ -73,9 +72,10 @@ def run_worker(listener: socket.socket, ready_pipe: int) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal's is the supervisor's
     threading.Thread(target=_listen_to_supervisor, daemon=True).start()
     logs = log_to()
-    FrontProtocol.admission = Admission(ServingSettings.from_mapping(os.environ).max_in_flight)
+    app = app_from_environment()
+    FrontProtocol.admission = admission_of(app.services)
     config = uvicorn.Config(
-        app_from_environment(),
+        app,
         loop="uvloop",
         http=FrontProtocol,
         ws="none",

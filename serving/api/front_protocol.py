@@ -1,14 +1,16 @@
 """The first and the last word on a connection: who is let in when there is too much to do, and how a server leaves.
 
-Admission. A worker has so many requests under way; beyond its bounds a request gets its 503 with Retry-After at once,
-before anything of it is done, at a small part of an answer's cost. The bounds make an order: batches are refused first
-(half of the places), then events (three quarters), people last; health and metrics never.
+Admission. A worker has so many requests under way, and lets so much work wait; beyond its bounds a request gets its 503
+with Retry-After at once, before anything of it is done, at a small part of an answer's cost. The bounds make an order:
+batches are refused first (half of the places, half of the wait), then events (three quarters), people last; health and
+metrics never.
 
 Leaving. A server that goes lets each connection bring one more request, and says `connection: close` with its answer.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from typing import Any
@@ -20,11 +22,15 @@ from serving.api.errors import PROBLEM_TYPE
 from serving.api.hot_protocol import HotCycle
 from serving.api.list_protocol import ListProtocol
 from serving.api.middleware import GIVEN_ID
+from serving.api.services import Services
 from serving.observability import ADMISSION_REFUSALS, count_soon
+from serving.turns import Turns
 
 PEOPLE, EVENTS, BATCHES = "people", "events", "batches"
 SHARE_OF = {PEOPLE: 1.0, EVENTS: 0.75, BATCHES: 0.5}
 RETRY_AFTER_SECONDS = 1
+NEVER_TOO_MANY = 8
+"""So many answers may be expected whatever they take: some read the store while others are made."""
 _ALWAYS = re.compile(rb"/(?:health/|metrics)")
 _KINDS = (
     (re.compile(rb"/v1/(?:items|users(?!/.+/profile)|batch|recommendations/batch)(?:[/?]|$)"), BATCHES),
@@ -47,20 +53,51 @@ def kind_of(url: bytes) -> str | None:
 
 
 class Admission:
-    """The places of one worker."""
+    """The places of one worker, and how long an answer may have to wait for its turn (`turns`; without, that is not
+    looked at)."""
 
-    def __init__(self, max_in_flight: int) -> None:
+    def __init__(self, max_in_flight: int, *, max_wait_seconds: float = math.inf, turns: Turns | None = None) -> None:
         self._places = {kind: max(1, int(max_in_flight * share)) for kind, share in SHARE_OF.items()}
-        self.fewest = min(self._places.values())
+        self._waits_ns = {kind: max_wait_seconds * 1e9 * share for kind, share in SHARE_OF.items()}
+        self._turns = turns
+        self._fewest = min(self._places.values())
+        self._shortest_ns = min(self._waits_ns.values())
         self.hot = 0
         """Requests of the raw routes that are under way."""
 
+    def is_crowded(self, in_flight: int) -> bool:
+        """Whether some requests are refused."""
+        turns = self._turns
+        return in_flight >= self._fewest or (
+            turns is not None and turns.expected >= NEVER_TOO_MANY and turns.wait_ns >= self._shortest_ns
+        )
+
+    def let_in(self, url: bytes) -> None:
+        """A request goes to the application. Its task has not begun, and those who come with the next bytes shall know
+        of it: a thousand connections may be read before it does."""
+        if self._turns is not None and kind_of(url) is PEOPLE:
+            self._turns.expect()
+
     def refuses(self, url: bytes, in_flight: int) -> str | None:
-        """The kind of a request that finds no place; None for one that does."""
-        if in_flight < self.fewest:
+        """The kind of a request that finds no place, or would wait too long; None for one that does not."""
+        if not self.is_crowded(in_flight):
             return None
         kind = kind_of(url)
-        return kind if kind is not None and in_flight >= self._places[kind] else None
+        if kind is None:
+            return None
+        if in_flight < self._places[kind]:
+            turns = self._turns
+            if turns is None or turns.expected < NEVER_TOO_MANY or turns.wait_ns < self._waits_ns[kind]:
+                return None
+        return kind
+
+
+def admission_of(services: Services) -> Admission:
+    """As the settings have it."""
+    settings = services.settings
+    return Admission(
+        settings.max_in_flight, max_wait_seconds=settings.max_wait_ms / 1000, turns=services.recommender.turns
+    )
 
 
 class _Refused:
@@ -89,7 +126,7 @@ class FrontProtocol(ListProtocol):
     _is_hot_under_way = False
 
     def data_received(self, data: bytes) -> None:
-        if len(self.tasks) + self.admission.hot >= self.admission.fewest:
+        if self.admission.is_crowded(len(self.tasks) + self.admission.hot):
             if self._refuse_unread(data):
                 return
             # every head is looked at again, also one that the raw routes know byte for byte
@@ -141,6 +178,10 @@ class FrontProtocol(ListProtocol):
         keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1"
         request_id = os.urandom(16).hex() if given is None else given.decode("ascii")
         self.cycle = _Refused(kind, keep_alive, request_id)  # type: ignore[assignment]
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        super()._start_asgi_task(cycle, app)
+        self.admission.let_in(self.url)
 
     def on_body(self, body: bytes) -> None:
         if type(self.cycle) is not _Refused:

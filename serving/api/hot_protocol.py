@@ -9,6 +9,7 @@ byte, is not parsed again (`known_heads`).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from feature_repo.contracts.errors import DependencyError
 from serving.adapters.event_log import LogEntry, OverloadedError
 from serving.api.access import GRANT
 from serving.api.hot_events import PATH, HotEvents, answer_of, read_headers
+from serving.api.idle_connections import LeanFlow, LeanQueue
 from serving.api.visits import Visit
 
 _PATH = PATH.encode("ascii")
@@ -95,6 +97,11 @@ class HotProtocol(HttpToolsProtocol):
         self._received: bytes | None = None
         """What was just received, while the parser has not yet seen the end of the first head in it."""
         self._answered_at = 0.0
+        self.pipeline = LeanQueue()  # type: ignore[assignment]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow = LeanFlow(transport)
 
     def data_received(self, data: bytes) -> None:
         if self._is_hot and self._is_between and (self.cycle is None or self.cycle.response_complete):
@@ -133,6 +140,13 @@ class HotProtocol(HttpToolsProtocol):
         if self._overtaken:
             self._overtaken = [cycle for cycle in self._overtaken if not cycle.response_complete]
         super().on_response_complete()
+        self._forget()
+
+    def _forget(self) -> None:
+        """A connection that waits for its next request keeps nothing of its last one: there are thousands of them."""
+        if self._is_between and (self.cycle is None or self.cycle.response_complete):
+            self.cycle = self.scope = self.headers = None  # type: ignore[assignment]
+            self.url = b""
 
     def timeout_keep_alive_handler(self) -> None:
         """Close the connection, unless it was used since the timer was set."""
@@ -255,6 +269,7 @@ class HotProtocol(HttpToolsProtocol):
     def _await_next(self) -> None:
         """What uvicorn does after an answer, with one timer for many requests instead of one for each."""
         self.server_state.total_requests += 1
+        self._forget()
         if self.transport.is_closing():
             return
         self._answered_at = self.loop.time()

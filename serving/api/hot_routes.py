@@ -16,5 +16,6 @@ class HotRoutes(HotEvents):
 
     def __init__(self, app: ASGIApp, services: Services) -> None:
         super().__init__(app, services)
+        self.services = services
         self.slates = HotSlates(services)
         self.lists = HotLists(services)

@@ -13,11 +13,13 @@ import pytest
 import uvicorn
 import uvloop
 from prometheus_client import REGISTRY
+from starlette.responses import StreamingResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from feature_repo.contracts.environment import Environment
 from serving.api.front_protocol import BATCHES, EVENTS, PEOPLE, Admission, FrontProtocol, kind_of
 from serving.main import with_hot_routes
+from serving.turns import Turns
 from tests.contract.test_hot_events import COMMON
 from tests.contract.test_hot_protocol import ACCEPTED, one, read_answer, request
 from tests.front_door import FrontDoor
@@ -55,6 +57,31 @@ def test_batches_then_events_then_people() -> None:
         8: [BATCHES, EVENTS, PEOPLE, None],
         1000: [BATCHES, EVENTS, PEOPLE, None],
     }
+
+
+def test_who_would_wait_too_long_is_refused() -> None:
+    turns = Turns(lambda: 0)
+    turns.each_ns = 1e6
+    admission = Admission(1000, max_wait_seconds=0.04, turns=turns)
+    refused = {}
+    for turns.expected in (7, 19, 20, 29, 30, 39, 40):
+        urls = (b"/v1/items", b"/v1/events", b"/v1/similar", b"/metrics")
+        refused[turns.expected] = [admission.refuses(url, 0) for url in urls]
+        assert admission.is_crowded(0) is (turns.expected >= 20)
+    assert refused == {
+        7: [None, None, None, None],
+        19: [None, None, None, None],
+        20: [BATCHES, None, None, None],
+        29: [BATCHES, None, None, None],
+        30: [BATCHES, EVENTS, None, None],
+        39: [BATCHES, EVENTS, None, None],
+        40: [BATCHES, EVENTS, PEOPLE, None],
+    }
+    turns.each_ns, turns.expected = 1e9, 7  # a few are let in whatever they take
+    assert [admission.refuses(url, 0) for url in urls] == [None, None, None, None]
+    assert [admission.refuses(url, 500) for url in urls] == [BATCHES, None, None, None]
+    turns.expected = 8
+    assert [admission.refuses(url, 0) for url in urls] == [BATCHES, EVENTS, PEOPLE, None]
 
 
 class Busy:
@@ -128,6 +155,10 @@ def status(answer: bytes) -> int:
 
 PUT_ITEM = request(b'{"title":"x"}', {"content-type": "application/json"}, line=b"PATCH /v1/items/i1 HTTP/1.1")
 ASK = request(b"{}", {"content-type": "application/json"}, line=b"POST /v1/recommendations HTTP/1.1")
+EXPLAINED = request(
+    b'{"explain":true}', {"content-type": "application/json"}, line=b"POST /v1/recommendations HTTP/1.1"
+)
+"""A question that the application answers."""
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
@@ -264,6 +295,67 @@ def test_refusals_wait_for_nobody_who_has_a_place(environment: Environment) -> N
 
     answers, held = uvloop.run(scenario())
     assert (answers, held) == ([503] * 200, 4)
+
+
+class TestWaiting:
+    async def test_people_of_the_application_count_before_their_task_begins(
+        self, environment: Environment, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One piece of bytes, and as many requests as fit: nobody has begun when the last one is read."""
+        async with Busy(environment) as busy:
+            turns = busy.door.app.state.services.recommender.turns
+            turns.each_ns = 1e6
+            admission = Admission(1000, max_wait_seconds=0.01, turns=turns)
+            monkeypatch.setattr(FrontProtocol, "admission", admission)
+            for _ in range(14):
+                await busy.connect()
+            while len(busy.server.server_state.connections) < 14:
+                await asyncio.sleep(0.005)
+            protocols = list(busy.server.server_state.connections)
+            for protocol in protocols:
+                protocol.data_received(EXPLAINED)
+            assert turns.expected == 10
+            assert len(busy.server.server_state.tasks) == 10
+            while busy.server.server_state.tasks:
+                await asyncio.sleep(0.005)
+            assert turns.expected == 0
+            found = sorted([status(await read_answer(reader)) for reader, _ in busy._open])
+            assert found == [503] * 14  # ten of them because nothing is published
+
+    async def test_a_connection_that_waits_keeps_nothing_of_its_last_request(self, busy: Busy) -> None:
+        reader, writer = await busy.connect()
+        for sent in (one("e1"), ASK, LIVE, EXPLAINED):
+            writer.write(sent)
+            await read_answer(reader)
+            await asyncio.sleep(0.01)
+            (protocol,) = busy.server.server_state.connections
+            assert (protocol.cycle, protocol.scope, protocol.headers, protocol.url) == (None, None, None, b"")
+            assert not hasattr(protocol.flow, "_is_writable_event")
+
+    async def test_pipelined_requests_are_answered_in_their_order(self, busy: Busy) -> None:
+        (slow_reader, slow_writer), *_ = await busy.occupy(1)
+        slow_writer.write(LIVE + b"GET /v1/unknown HTTP/1.1\r\nHost: h\r\n\r\n" * 2)
+        await asyncio.sleep(0.02)
+        busy.free.set()
+        assert [status(await read_answer(slow_reader)) for _ in range(4)] == [200, 200, 404, 404]
+
+    async def test_a_client_that_reads_slowly_is_waited_for(self, busy: Busy) -> None:
+        size = 4_000_000
+
+        @busy.door.app.get("/v1/large")
+        async def large() -> Any:
+            async def pieces() -> AsyncIterator[bytes]:
+                for _ in range(20):
+                    yield b"x" * (size // 20)
+
+            return StreamingResponse(pieces(), headers={"content-length": str(size)})
+
+        reader, writer = await busy.connect()
+        writer.write(b"GET /v1/large HTTP/1.1\r\nHost: h\r\n\r\n" + LIVE)
+        while not any(protocol.flow.write_paused for protocol in busy.server.server_state.connections):
+            await asyncio.sleep(0.005)
+        assert b"x" * 1000 in await read_answer(reader)
+        assert status(await read_answer(reader)) == 200
 
 
 class TestLeaving:

@@ -40,6 +40,7 @@ from serving.adapters.feast_online import entity_key
 from serving.adapters.memory_event_log import MemoryEventLog
 from serving.adapters.online import SEGMENT_FIELD, SEGMENT_TIME_FIELD, MemoryOnlineStore
 from serving.api import hot_slates, rendering
+from serving.api.answering import SlateAnswers
 from serving.api.hot_slates import plain_placements, read_question
 from serving.api.list_protocol import ListProtocol
 from serving.api.rendering import item_list, render_items
@@ -297,6 +298,21 @@ class TestBothAgree:
             said = await hot.ask(user_id="u1")
             assert said == await plain.ask(user_id="u1")
             assert said.startswith(b"HTTP/1.1 503 ")
+
+    async def test_when_the_store_was_emptied(self, environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The last version serves on, after one read; records that came back before the pointer count."""
+        async with both(environment) as (hot, plain):
+            for front in (hot, plain):
+                del front.store.strings[pointer_key()]
+            twice = [await front.ask(user_id="u1") for front in (plain, hot)]  # whose device is read too
+            people = ("bot", "denied", "nobody", "u2")
+            expected = [await plain.ask(user_id=user) for user in people]
+            monkeypatch.setattr(SlateAnswers, "answer", None)
+            found = [await hot.ask(user_id=user) for user in people]
+            assert found == expected
+            assert all(b'"degraded_reasons":["published_version_not_loaded"]' in said for said in [*found, *twice])
+            assert twice[0] == twice[1]
+            assert [b'"fallback_level":"personal"' in said for said in (twice[0], found[1])] == [True, False]
 
     async def test_when_the_version_moves(self, environment: Environment) -> None:
         async with both(environment) as (hot, plain):
