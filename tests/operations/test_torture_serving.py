@@ -17,8 +17,9 @@ from redis.exceptions import RedisError
 
 from infra.bench.events.ingest import free_port
 from infra.bench.serving.fault_proxy import FAULTS, FaultProxy
+from infra.bench.serving.judging import judge
 from infra.bench.serving.steady_load import FIELDS, Rules, Seen, SteadyLoad, _Question
-from infra.bench.serving.torture import judge, torture_serving
+from infra.bench.serving.torture import torture_serving
 from infra.local.redis_server import RunningServer
 
 
@@ -96,6 +97,17 @@ class TestJudge:
         harm = judge(Seen(buckets, 0, {}, {}, []), 10.0, 11.0, 0.2)
         assert (harm.questions, harm.good_share, harm.valid_share) == (20, 0.8, 0.85)
         assert (harm.unclean, harm.failed, harm.unsent, harm.refused, harm.personal_share) == (1, 0, 1, 1, 7 / 8)
+
+    def test_spells_are_told_worst_first(self) -> None:
+        buckets = {number: counts(sent=4, good=4) for number in range(480, 1000)}
+        for number, good in ((510, 0), (515, 3), (521, 2), (600, 1), (701, 0), (702, 0), (703, 0)):
+            buckets[number] = counts(sent=4, good=good, late=4 - good)
+        harm = judge(Seen(buckets, 0, {}, {}, []), 10.0, 14.0, 0.2)  # 701 comes after it
+        assert harm.spells == [(0.2, 0.12, 5), (2.0, 0.02, 3), (0.42, 0.02, 2)]
+        many = {number: counts(sent=number, good=0) for number in range(510, 690, 10)}
+        assert [spell[2] for spell in judge(Seen(many, 0, {}, {}, []), 10.0, 14.0, 0.2).spells] == [
+            680, 670, 660, 650, 640,
+        ]  # fmt: skip
 
     def test_recovery_is_the_end_of_the_last_tenth_of_a_second_without_personal_lists(self) -> None:
         def recovery(ended: float, *dark: int) -> float | None:

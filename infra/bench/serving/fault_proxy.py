@@ -17,6 +17,7 @@ stdin.
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import sys
 from collections.abc import Sequence
@@ -185,4 +186,6 @@ if __name__ == "__main__":
     import uvloop
 
     come_first()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 1000)  # as the API: our pauses would be taken for those of Redis
     uvloop.run(_obey([int(word) for word in sys.argv[1:]]))
