@@ -77,18 +77,28 @@ def vote_order(item_id: str) -> tuple[int, str]:
 
 @dataclass(slots=True)
 class TrendTable:
-    """The votes of one bucket. `counted`: all votes ever put in; `lost`: the most by which `votes` may be short."""
+    """The votes of one bucket. `counted`: all votes ever put in; `lost`: the most by which `votes` may be short.
+
+    Change it by its methods alone.
+    """
 
     window: int
     bucket: int
     votes: dict[str, int] = field(default_factory=dict)
     counted: int = 0
     lost: int = 0
+    _names: bytes | None = field(default=None, init=False, repr=False, compare=False)
+    """The names as they are packed, as long as they are the same: a busy table changes in its counts."""
 
     def add(self, item_id: str) -> None:
         """One more subject speaks for the item."""
         self.counted += 1
-        self.votes[item_id] = self.votes.get(item_id, 0) + 1
+        held = self.votes.get(item_id)
+        if held is not None:
+            self.votes[item_id] = held + 1
+            return
+        self.votes[item_id] = 1
+        self._names = None
         if len(self.votes) > 2 * KEPT_ITEMS:
             self._cut()
 
@@ -97,8 +107,8 @@ class TrendTable:
         left = self.votes.get(item_id, 0) - 1
         if left > 0:
             self.votes[item_id] = left
-        else:
-            self.votes.pop(item_id, None)
+        elif self.votes.pop(item_id, None) is not None:
+            self._names = None
 
     def _cut(self) -> None:
         loss = sorted(self.votes.values(), reverse=True)[KEPT_ITEMS]
@@ -111,7 +121,9 @@ _HEADER = struct.Struct("<BBIIIII")
 
 def pack_trend(table: TrendTable) -> bytes:
     """The table as bytes. Item ids are those of checked events: not empty, and without NUL."""
-    names, count = "\0".join(table.votes).encode("utf-8"), len(table.votes)
+    names, count = table._names, len(table.votes)
+    if names is None:
+        names = table._names = "\0".join(table.votes).encode("utf-8")
     header = _HEADER.pack(FORMAT_V1, table.window, table.bucket, table.counted, table.lost, count, len(names))
     return header + names + struct.pack(f"<{count}I", *table.votes.values())
 

@@ -65,6 +65,25 @@ def test_a_table_is_exact_until_it_is_full() -> None:
     assert (table.votes["i7"], table.votes.get("i8")) == (2, None)
 
 
+def test_a_table_is_packed_as_one_that_never_was_before() -> None:
+    """Names that are remembered from one packing to the next: votes come and go, items too, and the table is cut."""
+    random = Random(6)
+    table = TrendTable(0, 1)
+    for number in range(2 * KEPT_ITEMS - 20):
+        table.add(f"f{number}")
+    was_cut = False
+    for _ in range(4_000):
+        item = f"i{random.randrange(60)}"
+        if random.random() < 0.5:
+            table.add(item)
+        else:
+            table.withdraw(item)
+        was_cut = was_cut or table.lost > 0
+        fresh = TrendTable(0, 1, dict(table.votes), table.counted, table.lost)
+        assert pack_trend(table) == pack_trend(fresh)
+    assert was_cut
+
+
 def test_a_full_table_is_short_by_no_more_than_it_says() -> None:
     """30,000 votes on a long tail of items, against exact counts."""
     random = Random(5)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,7 +108,8 @@ def bench_freshness(
         found: list[Round] = []
         for number in range(rounds + 1):
             run = f"{time.time_ns():x}"
-            events = write_requests(home / "events", _events(run, int(seconds * background) + CONNECTIONS))
+            count = int(seconds * background) + CONNECTIONS
+            events = write_requests(home / "events", _events(run, count, per_second=background))
             before = {name: cpu_seconds(processes) for name, processes in programs.items()}
             sending = [
                 sender.start(port, path, rate=rate, seconds=seconds, connections=CONNECTIONS)
@@ -156,9 +157,11 @@ def _question(number: int) -> bytes:
     return http_request("/v1/recommendations", {"user_id": name, "session_id": f"s{name}", "num_results": 10})
 
 
-def _events(run: str, count: int) -> Iterator[bytes]:
-    moment = format_timestamp(datetime.now(UTC))
+def _events(run: str, count: int, *, per_second: float) -> Iterator[bytes]:
+    """Each happens as long after the first as it is due: people whose deeds all have one time would be bots."""
+    now = datetime.now(UTC)
     for number in range(count):
+        moment = format_timestamp(now + timedelta(seconds=number / per_second))
         person = f"b{number * 7919 % BACKGROUND_PEOPLE}"
         yield http_request(
             "/v1/events",
