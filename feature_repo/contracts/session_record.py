@@ -312,22 +312,34 @@ def _unpack_rows(record: bytes, header: struct.Struct) -> SessionState:
         raise ContractError(f"a session record of these counts ends at byte {at}, got {len(record)} bytes")
     events, steps, cart, bought, dismissed, seen, interests, voted, numbers, words, showings = sections
     types = EVENT_TYPE_ORDER
+    made = tuple.__new__  # what a NamedTuple's own constructor does, without the call
     votes: Votes = {}
-    for window, period, bucket, item in voted:
-        votes.setdefault((window, period), {})[names[item]] = bucket
+    of_period: dict[str, int] = {}
+    last_period = None
+    for window, period, bucket, item in voted:  # those of a period lie together
+        if (window, period) != last_period:
+            last_period = (window, period)
+            of_period = votes.setdefault(last_period, {})
+        of_period[names[item]] = bucket
     return SessionState(
-        [SessionEvent(micros, types[kind], session, names[item], mark) for micros, kind, session, mark, item in events],
-        [ItemMark(micros, names[item]) for micros, item in bought],
-        [ItemMark(micros, names[item]) for micros, item in dismissed],
+        [
+            made(SessionEvent, (micros, types[kind], session, names[item], mark))
+            for micros, kind, session, mark, item in events
+        ],
+        [made(ItemMark, (micros, names[item])) for micros, item in bought],
+        [made(ItemMark, (micros, names[item])) for micros, item in dismissed],
         flags,
         consent,
-        [SessionEvent(micros, types[kind], session, "", mark) for micros, kind, session, mark in steps],
-        [CartChange(micros, bool(out), quantity, names[item], mark) for micros, out, quantity, mark, item in cart],
+        [made(SessionEvent, (micros, types[kind], session, "", mark)) for micros, kind, session, mark in steps],
+        [
+            made(CartChange, (micros, bool(out), quantity, names[item], mark))
+            for micros, out, quantity, mark, item in cart
+        ],
         {names[item]: micros for micros, item in seen},
         {(day, names[item]): weight for day, item, weight in interests},
         votes,
         {types[kind]: number for kind, number in numbers},
-        {WORD_ORDER[which]: Word(micros, names[text]) for which, micros, text in words},
+        {WORD_ORDER[which]: made(Word, (micros, names[text])) for which, micros, text in words},
         first,
         last,
         {(day, names[item]): number for day, item, number in showings},
