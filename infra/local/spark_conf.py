@@ -74,6 +74,11 @@ def write_spark_conf(
         "spark.databricks.delta.snapshotPartitions": "2",
         # Rows that are written as they lie: a file of each partition is open, and nothing is sorted.
         "spark.sql.maxConcurrentOutputFileWriters": "200",
+        # ... and holds what it has until it is over: large pages and dictionaries of hundreds of files fill the memory.
+        "spark.hadoop.parquet.page.size": "131072",
+        "spark.hadoop.parquet.dictionary.page.size": "262144",
+        # No two are alike: a dictionary of them is made for nothing.
+        "spark.hadoop.parquet.enable.dictionary#event_id": "false",
         # What is kept is read a few times: finding out how each column packs best takes as long as keeping it.
         "spark.sql.inMemoryColumnarStorage.compressed": "false",
     }
