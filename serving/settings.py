@@ -73,7 +73,7 @@ class ServingSettings:
     access_log_per_second  50        lines of one worker in a second at most. Higher: a flood of errors fills the disk.
     max_in_flight          512       requests of one worker that may be under way; beyond it they get 503 at once
                                      (events at three quarters of it, batches at half). Higher: longer queues.
-    max_wait_ms            25 ms     how long an answer may have to wait for its turn, by what the ones before it take:
+    max_wait_ms            50 ms     how long an answer may have to wait for its turn, by what the ones before it take:
                                      when one that comes now would wait longer it gets 503 at once (events at three
                                      quarters of it, batches at half). Higher: fewer refusals in a rush, later answers.
     decision_flush_ms      100 ms    how often a worker's decisions are written and fsynced: what a crash loses at most.
@@ -120,7 +120,7 @@ class ServingSettings:
     api_keys: str = "auto"
     worker_count: int = 1
     max_in_flight: int = 512
-    max_wait_ms: float = 25.0
+    max_wait_ms: float = 50.0
     access_log_every: int = 1000
     access_log_slow_ms: float = 50.0
     access_log_per_second: int = 50
