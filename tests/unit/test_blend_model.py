@@ -98,7 +98,8 @@ def test_a_blend_is_the_weighted_sum_of_its_parts_by_slice(data: TrainingData) -
     np.testing.assert_allclose(scores[:, :40], expected[:, :40], rtol=1e-4, atol=1e-5)
     assert (scores[:, 40] == -np.inf).all(), "an item that nobody had is never listed"
     backwards = model.score_block(matrix.preference[::-1], np.arange(48)[::-1])
-    np.testing.assert_array_equal(backwards, scores[::-1])
+    # up to the last bit: on some processors that of a product depends on the place of its row
+    np.testing.assert_allclose(backwards, scores[::-1], rtol=1e-6, atol=1e-6)
 
 
 def test_people_are_known_to_a_part_by_its_own_weights(data: TrainingData) -> None:
