@@ -340,7 +340,7 @@ class TestWaiting:
         assert [status(await read_answer(slow_reader)) for _ in range(4)] == [200, 200, 404, 404]
 
     async def test_a_client_that_reads_slowly_is_waited_for(self, busy: Busy) -> None:
-        size = 4_000_000
+        size = 40_000_000  # more than the buffers of two sockets hold
 
         @busy.door.app.get("/v1/large")
         async def large() -> Any:

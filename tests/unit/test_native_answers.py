@@ -65,7 +65,7 @@ class BothWays:
         fast = self.answers._write_at_once(asked, 5_000, catalogue, records)
         payload = self.decisions.payloads.pop() if fast is not None else b""
         try:
-            asker = self.recommender._lone_asker(asked.slate, catalogue, records)
+            asker = self.recommender._lone_asker(asked.slate, catalogue, records, [])
             plain = self.answers._build(asked, 5_000, asker)
         except (ContractError, ValueError, OverflowError, ZeroDivisionError):
             assert fast is None

@@ -46,7 +46,7 @@ class BothRankings(BothWays):
         fast = self.answers.rank_at_once(asked, item_ids, 5_000, catalogue, records)
         payload = self.decisions.payloads.pop() if fast is not None else b""
         try:
-            asker = self.recommender._lone_asker(asked.slate, catalogue, records)
+            asker = self.recommender._lone_asker(asked.slate, catalogue, records, [])
             built = self.services.lists.build_at_once(ListQuestion(RANK, item_ids), asker, asker.request)
             plain = write_list(self.services, self.answers, asked, asker, built, 5_000)
         except (ContractError, KeyError, ValueError, OverflowError, ZeroDivisionError):
