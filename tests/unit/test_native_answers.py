@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,19 @@ class BothWays:
 
     def ask(self, asked: Question, catalogue: Catalogue, records: OnlineRecords) -> bytes | None:
         """What native code gives, after it was compared with what the steps give."""
-        fast = self.answers._write_at_once(asked, 5_000, catalogue, records)
+
+        def by_steps() -> bytes:
+            asker = self.recommender._lone_asker(asked.slate, catalogue, records, [])
+            return self.answers._build(asked, 5_000, asker)
+
+        return self.compared(self.answers._write_at_once(asked, 5_000, catalogue, records), by_steps)
+
+    def compared(self, fast: bytes | None, by_steps: Callable[[], bytes]) -> bytes | None:
+        """`fast`, whose decision was logged last, after it was compared with what `by_steps` answers and logs."""
         payload = self.decisions.payloads.pop() if fast is not None else b""
         try:
-            asker = self.recommender._lone_asker(asked.slate, catalogue, records, [])
-            plain = self.answers._build(asked, 5_000, asker)
-        except (ContractError, ValueError, OverflowError, ZeroDivisionError):
+            plain = by_steps()
+        except (ContractError, KeyError, ValueError, OverflowError, ZeroDivisionError):
             assert fast is None
             return None
         if fast is not None:

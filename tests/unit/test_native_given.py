@@ -11,7 +11,6 @@ import orjson
 import pytest
 
 from feature_repo.contracts.environment import Environment
-from feature_repo.contracts.errors import ContractError
 from feature_repo.contracts.packing import (
     FLAG_BOT,
     FLAG_PERSONALIZE_DENIED,
@@ -43,21 +42,13 @@ class BothRankings(BothWays):
     ) -> bytes | None:
         """What native code gives, after it was compared with what the steps give."""
         asked = Question(request, "id1", 'a"b', more.get("may_store", True), NOW - 3 * SECOND, kind=RANK)
-        fast = self.answers.rank_at_once(asked, item_ids, 5_000, catalogue, records)
-        payload = self.decisions.payloads.pop() if fast is not None else b""
-        try:
-            asker = self.recommender._lone_asker(asked.slate, catalogue, records, [])
+
+        def by_steps() -> bytes:
+            asker = self.recommender._lone_asker(request, catalogue, records, [])
             built = self.services.lists.build_at_once(ListQuestion(RANK, item_ids), asker, asker.request)
-            plain = write_list(self.services, self.answers, asked, asker, built, 5_000)
-        except (ContractError, KeyError, ValueError, OverflowError, ZeroDivisionError):
-            assert fast is None
-            return None
-        if fast is not None:
-            assert fast == plain
-            assert payload == self.decisions.payloads[-1]
-            self.at_once += 1
-        self.decisions.payloads.clear()
-        return fast
+            return write_list(self.services, self.answers, asked, asker, built, 5_000)
+
+        return self.compared(self.answers.rank_at_once(asked, item_ids, 5_000, catalogue, records), by_steps)
 
 
 @pytest.fixture
