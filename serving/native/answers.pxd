@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint32_t
 
+from serving.native.columns cimport Columns
 from serving.native.pieces cimport Items, Out
 from serving.native.sessions cimport Heard
 from serving.native.slates cimport Slates
@@ -31,4 +32,5 @@ cdef class AnswerWriter:
     cdef int put_inputs(self, Out out, object request, bint may_store, const Heard* heard) except -1
 
 
+cdef bint is_answered_here(object request, Columns columns, object catalogue)
 cdef object why_not_personal(str level, object request, bytes candidates)

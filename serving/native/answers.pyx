@@ -73,10 +73,7 @@ cdef class AnswerWriter:
         cdef Columns columns = columns_of(catalogue)
         cdef Slates slate
         cdef Out out
-        if (
-            request.policy is not None or request.explain or request.recent_events or request.personalize is False
-            or columns is None or not columns.are_of(catalogue) or not 0 < request.num_results <= MOST
-        ):
+        if not is_answered_here(request, columns, catalogue):
             return None
         slate = Slates.__new__(Slates)
         slate.work = take_work()
@@ -205,6 +202,14 @@ cdef class AnswerWriter:
             out.put_text(_hex_of(heard.digest, True))
             out.put_one(125)
         return 0
+
+
+cdef bint is_answered_here(object request, Columns columns, object catalogue):
+    """Whether nothing about the request itself, or the version, asks for the steps."""
+    return (
+        request.policy is None and not request.explain and not request.recent_events and request.personalize is not False
+        and columns is not None and columns.are_of(catalogue) and 0 < request.num_results <= MOST
+    )
 
 
 cdef object why_not_personal(str level, object request, bytes candidates):

@@ -8,7 +8,7 @@ Declined is what `answers` and `ranking` decline, and a list that ends with ids 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 
-from serving.native.answers cimport HEADER, AnswerWriter, why_not_personal
+from serving.native.answers cimport HEADER, AnswerWriter, is_answered_here, why_not_personal
 from serving.native.columns cimport Columns, columns_of
 from serving.native.pieces cimport Items, Out, Written, give_back, items_of, put_item, take_out
 from serving.native.ranking cimport Ranking
@@ -38,10 +38,7 @@ cdef class GivenWriter(AnswerWriter):
         cdef Columns columns = columns_of(catalogue)
         cdef Ranking ranking
         cdef Out out
-        if (
-            request.policy is not None or request.explain or request.recent_events or request.personalize is False
-            or columns is None or not columns.are_of(catalogue) or not 0 < request.num_results <= MOST
-        ):
+        if not is_answered_here(request, columns, catalogue):
             return None
         ranking = Ranking.__new__(Ranking)
         ranking.columns = columns
