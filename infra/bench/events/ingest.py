@@ -56,19 +56,27 @@ class Sample(NamedTuple):
 
 
 class Side:
-    """A server under test: its Redis, its one worker, and the cores that they may use."""
+    """A server under test: its Redis, its one worker, and the cores that they may use. What it says goes to `said`."""
 
     def __init__(
-        self, name: str, log: RunningServer, command: Sequence[str], variables: Mapping[str, str], cores: Cores
+        self,
+        name: str,
+        log: RunningServer,
+        command: Sequence[str],
+        variables: Mapping[str, str],
+        cores: Cores,
+        said: Path,
     ) -> None:
         self.name = name
         self._log = log
         self._cores = cores
         self.port = free_port()
         command = [word.replace("{port}", str(self.port)) for word in command]
-        self._process = subprocess.Popen(
-            command, env=dict(variables), cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
+        self._said = said
+        with said.open("ab") as words:
+            self._process = subprocess.Popen(
+                command, env=dict(variables), cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=words, stderr=words
+            )
         _pin(self._process.pid, cores.worker)
         _pin(log.process.pid, cores.others)
         self._wait()
@@ -119,7 +127,7 @@ class Side:
         while not listens(self.port):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise DependencyError(f"{self.name} did not start to listen on port {self.port}")
+                raise DependencyError(not_listening(self.name, self.port, self._said))
             time.sleep(0.05)
 
 
@@ -235,7 +243,7 @@ def _sides(stack: ExitStack, home: Path, variables: Mapping[str, str], cores: Co
     theirs = [sys.executable, "-m", "infra.bench.events.baseline", "{port}", unsynced.url]
     sides = []
     for name, server, command in (("nightjar", log, ours), ("baseline", unsynced, theirs)):
-        sides.append(Side(name, server, command, here, cores))
+        sides.append(Side(name, server, command, here, cores, home / f"{name}.log"))
         stack.callback(sides[-1].stop)
     return sides
 
@@ -247,6 +255,11 @@ def _cpu_seconds(processes: Sequence[psutil.Process]) -> float:
 def _pin(pid: int, cores: Sequence[int]) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(pid, cores)
+
+
+def not_listening(name: str, port: int, said: Path) -> str:
+    """What to say of a program that does not listen; its last words, from the file `said`, are in it."""
+    return f"{name} did not start to listen on port {port}: {said.read_text(errors='replace')[-500:].strip()}"
 
 
 def listens(port: int) -> bool:

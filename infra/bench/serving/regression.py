@@ -87,7 +87,7 @@ def bench_regression(
         for name, folder in (("now", REPOSITORY), (base, other.folder)):
             here = {**shared, "PYTHONPATH": str(folder), MULTIPROCESS_FOLDER: str(home / f"metrics-{len(sides)}")}
             command = [sys.executable, "-m", "serving", "--port", "{port}", "--workers", "1"]
-            sides.append(Served(name, online, command, here, cores, folder=folder))
+            sides.append(Served(name, online, command, here, cores, home / f"side-{len(sides)}.log", folder=folder))
             stack.callback(sides[-1].stop)
         different = sum(
             sides[0].ask(body) != sides[1].ask(body) for body in make_requests(mix, shop, None, SAMPLES, seed + 1)

@@ -30,7 +30,7 @@ import redis
 from feature_repo.contracts import environment as names
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError
-from infra.bench.events.ingest import Cores, free_port, listens
+from infra.bench.events.ingest import Cores, free_port, listens, not_listening
 from infra.bench.events.load import Load
 from infra.bench.report import Figure, figure, make_report
 from infra.bench.serving.shop import BenchShop
@@ -74,13 +74,13 @@ class Served:
         command: Sequence[str],
         variables: Mapping[str, str],
         cores: Cores | None,
+        said: Path,
         *,
         workers: int = 1,
         folder: Path = REPOSITORY,
         key: str = "",
-        log: Path | None = None,
     ) -> None:
-        """`key`: the API key of what is asked here. `log`: where its own log goes; default: beside ours."""
+        """What it says goes to the file `said`. `key`: the API key of what is asked here."""
         self.name = name
         self._redis = server
         everywhere = sorted({*Cores.of_this_machine().worker, *Cores.of_this_machine().others})
@@ -88,10 +88,10 @@ class Served:
         self._client = httpx.Client(timeout=60, headers={"Authorization": f"Bearer {key}"} if key else None)
         self.port = free_port()
         words = [word.replace("{port}", str(self.port)) for word in command]
-        with ExitStack() as stack:
-            said = stack.enter_context(log.open("ab")) if log is not None else None
+        self._said = said
+        with said.open("ab") as log:
             self._process = psutil.Popen(
-                words, env=dict(variables), cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said
+                words, env=dict(variables), cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         if cores:
             pin(self._process.pid, cores.worker)
@@ -148,7 +148,7 @@ class Served:
         while not listens(self.port) or (workers > 1 and len(self._process.children()) < workers):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise DependencyError(f"{self.name} did not start to listen on port {self.port}")
+                raise DependencyError(not_listening(self.name, self.port, self._said))
             time.sleep(0.05)
 
 
@@ -203,9 +203,9 @@ def bench_serving(
         catalogue = home / "catalogue.json"
         shop.write_catalogue(catalogue)
         theirs = [sys.executable, "-m", "infra.bench.serving.baseline", "{port}", plain.url, str(catalogue)]
-        nightjar = Served("nightjar", store, our_command(1), environment, cores)
+        nightjar = Served("nightjar", store, our_command(1), environment, cores, home / "nightjar.log")
         stack.callback(nightjar.stop)
-        baseline = Served("baseline", plain, theirs, environment, cores)
+        baseline = Served("baseline", plain, theirs, environment, cores, home / "baseline.log")
         stack.callback(baseline.stop)
         samples = make_requests(mix, shop, None, SAMPLES, seed + 1)
         different = sum(nightjar.ask(body) != baseline.ask(body) for body in samples)
@@ -228,7 +228,7 @@ def bench_serving(
         everybody = len(cores.worker) + len(cores.others) if cores.others != cores.worker else 1
         for server in (store, plain):
             pin(server.process.pid, sorted({*cores.worker, *cores.others}))
-        box = Served("box", store, our_command(everybody), environment, None, workers=everybody)
+        box = Served("box", store, our_command(everybody), environment, None, home / "box.log", workers=everybody)
         stack.callback(box.stop)
         box.measure(load, seconds=1, **options)
         for number in range(pairs):

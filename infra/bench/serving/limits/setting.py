@@ -85,7 +85,7 @@ class Setting:
         """A server of a published shop; pinned, it has a core to itself and its Redis the others."""
         served = Served(
             "nightjar", shop.online, our_command(workers), shop.variables, self.cores if is_pinned else None,
-            workers=workers, key=shop.key, log=self.home / "serving.log",
+            self.home / "serving.log", workers=workers, key=shop.key,
         )  # fmt: skip
         stack.callback(served.stop)
         return served
