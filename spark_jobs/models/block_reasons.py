@@ -1,12 +1,12 @@
-"""Why items are in the lists of a whole block of people: the reasons of a blend, found for all of them at once.
+"""Why items are in the lists of a whole block of people: the reasons of a model or a blend, found for all at once.
 
-`Blend.block_terms` says the same of one person, and a test holds the two to each other. One at a time, most of the work
-is the start of small array operations.
+`Model.explain` and `Blend.block_terms` say the same of one person, and tests hold them to each other. One at a time,
+most of the work is the start of small array operations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -73,15 +73,37 @@ def block_reasons(
         own = part.rows[rows]
         known = np.maximum(own, 0)
         lengths += np.where(own >= 0, part.histories.indptr[known + 1] - part.histories.indptr[known], 0)
+    for group in _groups(counts, lengths):
+        first[group], second[group] = _reasons_of(blend, block, group, rows[group], numbers[group], counts[group])
+    return first, second
+
+
+def model_reasons(
+    model: PairTerms, histories: sparse.csr_matrix, numbers: NDArray[np.int32], counts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The same of a single model, whose terms are a matter of pairs. `histories`: a row each, sorted by item."""
+    items = histories.shape[1]
+    first, second = (np.full(numbers.shape, -1, np.int64) for _ in range(2))
+    for group in _groups(counts, np.diff(histories.indptr)):
+        past = histories[group]
+        keys = np.repeat(np.arange(past.shape[0]), np.diff(past.indptr)) * items + past.indices
+        grid = _grid_of(keys, items, numbers[group], counts[group])
+        if len(grid.places):
+            total = model.pair_terms(grid.items, past.data, grid.places, grid.asked)
+            for found in (first[group], second[group]):
+                _take_best(total, grid, found)
+    return first, second
+
+
+def _groups(counts: NDArray[np.int64], lengths: NDArray[np.integer]) -> Iterator[slice]:
+    """Runs of people, in order, whose pairs of a listed and a past item are at most CELLS_AT_ONCE, or one person."""
     cells = np.cumsum(counts * np.maximum(lengths, 1))
     start = 0
-    while start < len(rows):
+    while start < len(counts):
         before = int(cells[start - 1]) if start else 0
         stop = max(start + 1, int(np.searchsorted(cells, before + CELLS_AT_ONCE, side="right")))
-        group = slice(start, stop)
-        first[group], second[group] = _reasons_of(blend, block, group, rows[group], numbers[group], counts[group])
+        yield slice(start, stop)
         start = stop
-    return first, second
 
 
 def _reasons_of(

@@ -10,7 +10,7 @@ import pytest
 from spark_jobs.models import block_reasons as module
 from spark_jobs.models.base import InteractionMatrix, Model
 from spark_jobs.models.blend_model import Blend
-from spark_jobs.models.block_reasons import PairTerms, block_reasons
+from spark_jobs.models.block_reasons import PairTerms, block_reasons, model_reasons
 from spark_jobs.models.ease import Ease
 from spark_jobs.models.factory import fit
 from spark_jobs.models.item_knn import ItemKnn
@@ -75,6 +75,36 @@ def test_a_block_has_the_reasons_of_each_person_alone(
     assert (expected[0] < 0).any()
     said = model.score_parts(matrix.preference[rows], rows)
     found = block_reasons(model, said, rows, numbers, counts)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("cells", [1, 300, 4_000_000])
+@pytest.mark.parametrize("name", ["item_knn", "rp3beta", "ease", "popularity"])
+def test_a_block_has_the_reasons_that_a_single_model_gives_each_person(
+    data: TrainingData, name: str, cells: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CELLS_AT_ONCE", cells)
+    recipe = recipe_of(name)
+    if name in ("item_knn", "rp3beta"):
+        recipe["params"].update(neighbours=5)  # so that some past items say nothing
+    model, matrix = fit(recipe, data)
+    assert isinstance(model, PairTerms)
+    rng = np.random.default_rng(5)
+    histories = matrix.preference[rng.permutation(48)[:29]].tolil()
+    histories[4] = 0  # somebody without a past
+    histories = histories.tocsr()
+    numbers = np.stack([rng.permutation(ITEMS - 1)[:12] for _ in range(29)]).astype(np.int32)
+    counts = rng.integers(0, 13, 29)
+    counts[4] = 7
+    expected = np.full((2, *numbers.shape), -1, np.int64)
+    for at in np.flatnonzero(counts).tolist():
+        told = model.explain(histories[at], -1, numbers[at, : counts[at]].tolist())
+        for place, reasons in enumerate(told):
+            expected[:, at, place] = [-1 if reason is None else reason for reason in reasons]
+    assert ((expected[0] >= 0).sum() > 30) == (name != "popularity")
+    assert ((expected[1] >= 0).sum() > 9) == (name != "popularity")
+    found = model_reasons(model, histories, numbers, counts)
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
 
