@@ -227,7 +227,7 @@ class Recommender:
                 if made is not None:
                     answered(made)
                     return
-            meet = partial(self._lone_asker, request, catalogue, records, degraded)
+            meet = partial(self.lone_asker, request, catalogue, records, degraded)
         else:
             expected = remembered or stranger(asked)
             edges, known = self._recognise(asked, expected, joined, records)
@@ -271,7 +271,7 @@ class Recommender:
         await self.turns.mine()
         return self._asker(request, settled)
 
-    def _lone_asker(
+    def lone_asker(
         self, request: SlateRequest, catalogue: Catalogue, records: OnlineRecords, degraded: list[str]
     ) -> Asker:
         """`_asker` of somebody of whom one name is known, or none."""

@@ -58,6 +58,7 @@ class SlateAnswers:
         self._tuning = tuning_digest(tuning)
         self._writer: Any = None
         self._given: Any = None
+        self._pages: Any = None
         self._means = (tuning, self._tuning, services.timer, services.overlay.refuses_storing)
 
     async def answer(self, question: Question, started: int) -> bytes:
@@ -107,6 +108,17 @@ class SlateAnswers:
             )
         )  # fmt: skip
 
+    def open_page(self, asked: tuple[Any, ...], started: int, catalogue: Catalogue, records: OnlineRecords) -> Any:
+        """A page (`pages.PageQuestion`) as native code makes it (`native.pages.Page`); None when the twin has to."""
+        found = self._segment(records, catalogue)
+        if found is None:
+            return None
+        if self._pages is None:
+            self._pages = parts.pages.PageWriter(*self._means)
+        return self._pages.open(
+            asked, started, catalogue, records, *found, self._wall_micros(), self._overlay.heard_micros
+        )  # fmt: skip
+
     def _segment(self, records: OnlineRecords, catalogue: Catalogue) -> tuple[str | None, int | None] | None:
         """The person's category and its time; None when something has to be told of them."""
         return (None, None) if records.segment is None else self._recommender.usable_segment(records, catalogue)
@@ -130,33 +142,44 @@ class SlateAnswers:
     ) -> bytes:
         """The body of an answer, whose decision is logged. `inputs`: what else the slate depended on, for the decision;
         `more`: further fields of the body."""
-        asked, now_micros = question.slate, question.now_micros
-        content = render_answer(
+        content = self.body(answer, question, started)
+        if question.is_dry_run:
+            return content
+        self.log([self.decision(answer, question, inputs)])
+        return with_fields(content, more) if more else content
+
+    def body(self, answer: Answer, question: Question, started: int) -> bytes:
+        """The body of an answer."""
+        asked = question.slate
+        return render_answer(
             answer,
             recommendation_id=question.recommendation_id,
             placement=question.placement,
             num_results=asked.num_results,
             explain=asked.explain,
-            now_micros=now_micros,
+            now_micros=question.now_micros,
             took_micros=(self._timer() - started) // 1000,
             include=question.include,
         )
-        if question.is_dry_run:
-            return content
-        self._decisions.append(
-            recommendation_decision(
-                answer,
-                asked,
-                recommendation_id=question.recommendation_id,
-                placement=question.placement,
-                may_store=question.may_store and not answer.refuses_storing,
-                tuning=self._tuning,
-                now_micros=now_micros,
-                kind=question.kind,
-                more=inputs,
-            )
+
+    def decision(self, answer: Answer, question: Question, inputs: Mapping[str, Any] = NOTHING) -> bytes:
+        """The payload of its decision."""
+        return recommendation_decision(
+            answer,
+            question.slate,
+            recommendation_id=question.recommendation_id,
+            placement=question.placement,
+            may_store=question.may_store and not answer.refuses_storing,
+            tuning=self._tuning,
+            now_micros=question.now_micros,
+            kind=question.kind,
+            more=inputs,
         )
-        return with_fields(content, more) if more else content
+
+    def log(self, payloads: Sequence[bytes]) -> None:
+        """Decisions that were made."""
+        for payload in payloads:
+            self._decisions.append(payload)
 
 
 def with_fields(content: bytes, more: Mapping[str, Any]) -> bytes:

@@ -15,18 +15,19 @@ import orjson
 
 from serving.api.answering import Question, SlateAnswers
 from serving.api.errors import InvalidRequestError, validated
+from serving.api.hot_pages import HotPages
 from serving.api.hot_slates import MAX_HEADS, Head, is_id, plain_placements, read_question
 from serving.api.list_routes import RANK_ROUTE, answer_list, write_list
 from serving.api.list_schemas import MAX_PLACEMENTS, MAX_RANKED_ITEMS, PageRequest, RankRequest
 from serving.api.page_routes import answer_page
-from serving.api.pages import PageAnswer, PageQuestion, Place, places_of
+from serving.api.pages import PageQuestion, Place, places_of
 from serving.api.schemas import MAX_EXCLUDED_ITEMS, MAX_RESULTS
 from serving.api.services import Services
 from serving.api.tally import RequestTally
 from serving.api.visits import Visit, Visits
-from serving.lists import BUY_AGAIN, RANK, TRENDING, ListQuestion
+from serving.lists import BUY_AGAIN, RANK, ListQuestion
 from serving.native import parts
-from serving.pipeline.trending import WINDOW_WORDS, Votes
+from serving.pipeline.trending import WINDOW_WORDS
 from serving.recommender import Asker
 
 RANK_PATH, PAGE_PATH = "/v1/rank", "/v1/pages/{page}"
@@ -76,6 +77,7 @@ class HotLists:
         self.new_id = services.new_id
         self.heads: dict[bytes, ListHead] = {}
         self._services = services
+        self._pages = HotPages(services, self.answers)
         self._plain = plain_placements(services.placements)
         self._places: dict[bytes, Sequence[Place]] = {}
         self._rank = HotRoute(RANK_PATH, None, RequestTally(RANK_PATH, services.timer))
@@ -115,9 +117,10 @@ class HotLists:
             at_once = None if parts.given is None else partial(self.answers.rank_at_once, asked, item_ids, started)
             return recommender.submit_meeting(asked.slate, partial(self._ranked, ranked, started), answered, at_once)
         page = self._page_question(route.page, document)
-        return page is not None and recommender.submit_meeting(
-            page.request, partial(self._page, page, started), answered
-        )  # fmt: skip
+        if page is None:
+            return False
+        whole = None if parts.pages is None else partial(self._pages.at_once, page, started)
+        return recommender.submit_meeting(page.request, partial(self._pages.by_steps, page, started), answered, whole)
 
     async def answer(self, route: HotRoute, body: bytes, started: int) -> bytes:
         """The same with as many reads as it takes, as the application does it. Raises what that raises."""
@@ -191,22 +194,6 @@ class HotLists:
         services = self._services
         built = services.lists.build_at_once(question.wanted, asker, asker.request)
         return write_list(services, self.answers, question.asked, asker, built, started)
-
-    def _page(self, page: PageQuestion, started: int, asker: Asker) -> bytes | None:
-        """None when something has to be read first."""
-        lists = self._services.lists
-        votes: dict[str, Votes] = {}
-        for place in page.places:
-            if place.kind == TRENDING:
-                fresh = lists.fresh_votes(place.window)
-                if fresh is None:
-                    return None
-                votes[place.window] = fresh
-        answer = PageAnswer(self._services, self.answers, page, asker, started)
-        for place in page.places:
-            question, seen = answer.ask(place)
-            answer.add(lists.build_at_once(question, asker, seen, votes.get(place.window)))
-        return answer.body()
 
 
 def are_ids(values: list[Any]) -> bool:

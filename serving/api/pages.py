@@ -12,7 +12,7 @@ from serving.api.services import Services
 from serving.lists import BOUGHT_TOGETHER, RECOMMENDATIONS, SIMILAR, Built, ListQuestion
 from serving.pipeline.policy import SlatePolicy
 from serving.pipeline.values import SlateRequest
-from serving.recommender import Asker
+from serving.recommender import Answer, Asker
 
 
 class Place(NamedTuple):
@@ -82,8 +82,8 @@ def places_of(page: str, said: Sequence[Place], item_id: str | None) -> Sequence
     return places
 
 
-class PageAnswer:
-    """A page under way. For each place in order: `ask`, and `add` what was built of it; then `body`."""
+class PlaceMaker:
+    """Makes the places of one page, one after another."""
 
     def __init__(
         self, services: Services, answers: SlateAnswers, asked: PageQuestion, asker: Asker, started: int
@@ -93,40 +93,67 @@ class PageAnswer:
         self._asked = asked
         self._asker = asker
         self._started = started
+
+    def ask(self, place: Place, answer_id: str, taken: frozenset[str]) -> tuple[ListQuestion, SlateRequest, Question]:
+        """What a place is asked, by whom, and the question as its decision names it. `taken`: what it may not show."""
+        asked, asker = self._asked, self._asker
+        item_id = place.item_id or (asked.item_id if place.kind in (SIMILAR, BOUGHT_TOGETHER) else None)
+        name = place.placement or place.kind
+        policy = None
+        if place.kind == RECOMMENDATIONS:
+            policy = self._services.placements.policy(name, seed=answer_id, explain=asked.request.explain)
+        here = _at_place(asked.request, place.num_results, taken, policy)
+        seen = here if asker.request is asked.request else _at_place(
+            asker.request, place.num_results, taken, policy
+        )  # fmt: skip
+        question = Question(here, answer_id, name, asked.may_store, asked.now_micros, kind=place.kind)
+        return ListQuestion(place.kind, [item_id] if item_id else [], place.window, place.max_age_days), seen, question
+
+    def write(self, built: Built, question: Question, at: int) -> tuple[Answer, bytes, bytes]:
+        """The answer of the place at this position, its body, and its decision, which is not logged yet."""
+        answer = self._services.recommender.answer(
+            self._asker, built.slate, degraded=built.degraded, reads=built.reads
+        )  # fmt: skip
+        inputs = {**built.inputs, "page": self._asked.page, "place": at}
+        content = self._answers.body(answer, question, self._started)
+        return answer, content, self._answers.decision(answer, question, inputs)
+
+
+class PageAnswer:
+    """A page under way. For each place in order: `ask`, and `add` what was built of it; then `body`, which logs the
+    decisions: a page that fails on its way has none."""
+
+    def __init__(
+        self, services: Services, answers: SlateAnswers, asked: PageQuestion, asker: Asker, started: int
+    ) -> None:
+        self._services = services
+        self._answers = answers
+        self._asked = asked
+        self._asker = asker
+        self._started = started
+        self._maker = PlaceMaker(services, answers, asked, asker, started)
         self._taken = set(asked.request.exclude_item_ids)
         if asked.item_id is not None:
             self._taken.add(asked.item_id)
         self._contents: list[bytes] = []
+        self._decisions: list[bytes] = []
         self._reads, self._is_degraded = asker.reads, False
         self._question: Question | None = None
 
     def ask(self, place: Place) -> tuple[ListQuestion, SlateRequest]:
         """What the next place is asked, and by whom."""
-        asked, asker = self._asked, self._asker
-        item_id = place.item_id or (asked.item_id if place.kind in (SIMILAR, BOUGHT_TOGETHER) else None)
-        name, answer_id = place.placement or place.kind, self._services.new_id()
-        policy = None
-        if place.kind == RECOMMENDATIONS:
-            policy = self._services.placements.policy(name, seed=answer_id, explain=asked.request.explain)
-        excluded = frozenset(self._taken)
-        here = _at_place(asked.request, place.num_results, excluded, policy)
-        seen = here if asker.request is asked.request else _at_place(
-            asker.request, place.num_results, excluded, policy
-        )  # fmt: skip
-        self._question = Question(here, answer_id, name, asked.may_store, asked.now_micros, kind=place.kind)
-        return ListQuestion(place.kind, [item_id] if item_id else [], place.window, place.max_age_days), seen
+        wanted, seen, self._question = self._maker.ask(place, self._services.new_id(), frozenset(self._taken))
+        return wanted, seen
 
     def add(self, built: Built) -> None:
         """The answer of the place that was asked last: its items are taken for those that follow."""
         assert self._question is not None
-        answer = self._services.recommender.answer(
-            self._asker, built.slate, degraded=built.degraded, reads=built.reads
-        )  # fmt: skip
+        answer, content, decision = self._maker.write(built, self._question, len(self._contents))
         self._taken.update([item.item_id for item in built.slate.items])
         self._reads += built.reads
         self._is_degraded = self._is_degraded or bool(answer.degraded)
-        inputs = {**built.inputs, "page": self._asked.page, "place": len(self._contents)}
-        self._contents.append(self._answers.write(answer, self._question, self._started, inputs=inputs))
+        self._contents.append(content)
+        self._decisions.append(decision)
 
     def body(self) -> bytes:
         """The page."""
@@ -137,6 +164,7 @@ class PageAnswer:
             "degraded": self._is_degraded,
             "online_reads": self._reads,
         }
+        self._answers.log(self._decisions)
         return with_fields(b'{"placements":[%b]}' % b",".join(self._contents), whole)
 
 

@@ -16,11 +16,15 @@ from pathlib import Path
 PURE_PYTHON = "NIGHTJAR_PURE_PYTHON"
 PARTS = (
     "answers",
+    "begun",
+    "fresh",
     "given",
     "columns",
     "ids",
     "names",
     "order",
+    "page_work",
+    "pages",
     "pieces",
     "questions",
     "ranking",
@@ -31,6 +35,7 @@ PARTS = (
     "sessions",
     "shelves",
     "shelving",
+    "showings",
     "slates",
     "subjects",
     "variety",

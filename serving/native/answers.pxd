@@ -1,11 +1,12 @@
 """Answers and decisions in one call. Declarations; `answers.pyx` says what each does."""
 
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from serving.native.columns cimport Columns
 from serving.native.pieces cimport Items, Out
 from serving.native.sessions cimport Heard
 from serving.native.slates cimport Slates
+from serving.native.votes cimport Votes
 
 
 cdef enum:
@@ -33,4 +34,9 @@ cdef class AnswerWriter:
 
 
 cdef bint is_answered_here(object request, Columns columns, object catalogue)
+cdef int put_slate(
+    Votes slate, Out out, Items prepared, Py_ssize_t count, object catalogue, object request, object segment,
+    uint32_t* numbers, uint32_t* sources, list scores, bint with_reasons
+) except -1
+cdef str hex_of(uint64_t number, bint is_little)
 cdef object why_not_personal(str level, object request, bytes candidates)

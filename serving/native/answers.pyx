@@ -17,6 +17,7 @@ from serving.native.pieces cimport Items, Out, Written, give_back, items_of, put
 from serving.native.reasons cimport because_of_session, is_of_session
 from serving.native.sessions cimport Heard, hash_of, hear_record
 from serving.native.slates cimport ROW_BYTES, Slates
+from serving.native.votes cimport Votes
 from serving.native.work cimport MOST, Entry, Work, take_work
 from serving.native.work cimport give_back as give_back_work
 from serving.native.writing cimport close_answer, close_decision, open_answer, open_decision
@@ -42,7 +43,7 @@ cdef dict _written = {}
 cdef const char* _HEX = b"0123456789abcdef"
 
 
-cdef str _hex_of(uint64_t number, bint is_little):
+cdef str hex_of(uint64_t number, bint is_little):
     """16 digits: of the number, or of its bytes as they lie in memory."""
     cdef char digits[16]
     cdef int at
@@ -123,7 +124,7 @@ cdef class AnswerWriter:
 
         prepared = items_of(catalogue)
         open_answer(out, (<tuple>question)[1], (<tuple>question)[2])
-        put_slate(slate, out, prepared, count, catalogue, request, segment, numbers, sources, scores)
+        put_slate(slate, out, prepared, count, catalogue, request, segment, numbers, sources, scores, True)
         close_answer(
             out, catalogue, (self.timer() - started) // 1000, level, reason, None, (<tuple>question)[4], feature_micros,
             session_micros, changes_micros
@@ -146,7 +147,7 @@ cdef class AnswerWriter:
         if may_store and (request.user_id is not None or request.anonymous_id is not None):
             subject = "u:" + request.user_id if request.user_id is not None else "a:" + request.anonymous_id
             if request.session_id is not None:
-                hashed = _hex_of(hash_of(request.session_id), False)
+                hashed = hex_of(hash_of(request.session_id), False)
         out.size = 0
         open_decision(
             out, catalogue, (<tuple>question)[1], (<tuple>question)[7], (<tuple>question)[2], subject, hashed, level, reason, None, (<tuple>question)[4]
@@ -199,7 +200,7 @@ cdef class AnswerWriter:
             out.put_bytes(b',"newest":')
             out.put_int(heard.newest)
             out.put_bytes(b',"digest":')
-            out.put_text(_hex_of(heard.digest, True))
+            out.put_text(hex_of(heard.digest, True))
             out.put_one(125)
         return 0
 
@@ -222,8 +223,8 @@ cdef object why_not_personal(str level, object request, bytes candidates):
 
 
 cdef int put_slate(
-    Slates slate, Out out, Items prepared, Py_ssize_t count, object catalogue, object request, object segment,
-    uint32_t* numbers, uint32_t* sources, list scores
+    Votes slate, Out out, Items prepared, Py_ssize_t count, object catalogue, object request, object segment,
+    uint32_t* numbers, uint32_t* sources, list scores, bint with_reasons
 ) except -1:
     """`explain_slate` as it is written, with number, source and score of each item."""
     cdef Work work = slate.work
@@ -247,7 +248,9 @@ cdef int put_slate(
         put_item(out, prepared.of(entry.number), entry.score, at + 1, sources[at])
         said = None
         named = 0
-        if is_session:
+        if not with_reasons:
+            pass
+        elif is_session:
             said = because_of_session(slate, kept, entry.number, catalogue)
         else:
             named = put_interest(out, prepared, entry.first, 0, catalogue)

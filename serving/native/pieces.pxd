@@ -76,6 +76,7 @@ cdef class Items:
 cdef Out take_out()
 cdef int give_back(Out out) except -1
 cdef Items items_of(object catalogue)
+cdef bytes reason_text(Said* said, object reason)
 cdef int put_reason(Out out, Said* said, object reason) except -1
 cdef int put_age(Out out, object moment_micros, int64_t now_micros) except -1
 cdef int put_item(Out out, Written* written, double score, Py_ssize_t rank, uint32_t source) except -1

@@ -279,7 +279,12 @@ cdef int give_back(Out out) except -1:
 
 
 cdef int put_reason(Out out, Said* said, object reason) except -1:
-    """A `Reason`, whose place is `said`. It is known by itself, not by its words: those that the pipeline remembers come
+    """A `Reason`, whose place is `said`."""
+    return out.put_bytes(reason_text(said, reason))
+
+
+cdef bytes reason_text(Said* said, object reason):
+    """A `Reason` as it is written. It is known by itself, not by its words: those that the pipeline remembers come
     again and again."""
     cdef PyObject* reason_before
     cdef PyObject* text_before
@@ -292,7 +297,7 @@ cdef int put_reason(Out out, Said* said, object reason) except -1:
         said.reason, said.text = <PyObject*>reason, <PyObject*>text
         Py_XDECREF(reason_before)
         Py_XDECREF(text_before)
-    return out.put_bytes(<bytes>said.text)
+    return <bytes>said.text
 
 
 cdef Items items_of(object catalogue):

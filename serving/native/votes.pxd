@@ -7,6 +7,12 @@ from serving.native.columns cimport Columns
 from serving.native.work cimport Entry, Event, Work
 
 
+cdef enum:
+    TOUCHES = 1    # what an event does to its item
+    DISMISSES = 2
+    BUYS = 4
+
+
 cdef class Votes:
     cdef Columns columns
     cdef Work work
@@ -19,7 +25,7 @@ cdef class Votes:
     cdef int exclude(self, object item_id, bint is_silenced) except -1
     cdef int exclude_number(self, int64_t number, bint is_silenced) except -1
     cdef int hear(self, list session) except -1
-    cdef int exclude_events(self) except -1
+    cdef int exclude_events(self, int deeds) except -1
     cdef int exclude_all(self, list session, object state, object exclude_item_ids) except -1
     cdef int cast_ballots(self, list session, object tuning) except -1
     cdef int cast(self, object tuning) except -1

@@ -16,11 +16,6 @@ from serving.native.columns import Declined
 from serving.pipeline.identify import BUYING_TYPES, MICROS, TOUCHING_TYPES
 
 
-cdef enum:
-    TOUCHES = 1
-    DISMISSES = 2
-    BUYS = 4
-
 cdef dict _KINDS = {
     str(kind): (
         (kind in TOUCHING_TYPES) * TOUCHES + (kind in DISMISSING_TYPES) * DISMISSES + (kind in BUYING_TYPES) * BUYS,
@@ -97,18 +92,18 @@ cdef class Votes:
                 event.number = self.columns.number_of((<tuple>one)[3])
         return 0
 
-    cdef int exclude_events(self) except -1:
-        """What the session did to items takes them out of its slates."""
+    cdef int exclude_events(self, int deeds) except -1:
+        """What the session did to items, of these deeds, takes them out of its slates."""
         cdef Py_ssize_t at
         for at in range(self.work.event_count):
-            if self.work.events[at].deeds:
+            if self.work.events[at].deeds & deeds:
                 self.exclude_number(self.work.events[at].number, (self.work.events[at].deeds & DISMISSES) != 0)
         return 0
 
     cdef int exclude_all(self, list session, object state, object exclude_item_ids) except -1:
         """`personal_exclusions` and `silenced_items`."""
         self.hear(session)
-        self.exclude_events()
+        self.exclude_events(TOUCHES | DISMISSES | BUYS)
         for mark in state.dismissed:
             self.exclude((<tuple>mark)[1], True)
         for mark in state.bought:

@@ -51,10 +51,8 @@ def new_slate(
     def tell(number: int, source: Source) -> tuple[Reason, ...]:
         if source in words:
             return in_words(words[source])
-        since = f"new since {from_micros(_created(catalogue)[number]).date().isoformat()}"
-        category = catalogue.category(number)
-        liked = _interest(category, interests) > 0
-        return in_words(f"{since}, in {category}, where you look" if liked else since)
+        liked = _interest(catalogue.category(number), interests) > 0
+        return in_words(new_in_words(number, catalogue, is_liked=liked))
 
     return list_slate(
         _rungs(request, catalogue, interests, max_age_days),
@@ -66,6 +64,12 @@ def new_slate(
         personalized=personalized,
         whole=request.explain,
     )
+
+
+def new_in_words(number: int, catalogue: Catalogue, *, is_liked: bool) -> str:
+    """The reason of an item that is new. `is_liked`: the person shows interest in its category."""
+    since = f"new since {from_micros(_created(catalogue)[number]).date().isoformat()}"
+    return f"{since}, in {catalogue.category(number)}, where you look" if is_liked else since
 
 
 def interests_of(person: Person, catalogue: Catalogue, *, now_micros: int) -> dict[str, float]:
@@ -103,15 +107,9 @@ def _rungs(
 ) -> Iterator[Rung]:
     oldest = catalogue.as_of_micros - max_age_days * DAY_MICROS
     asked = request.category
-
-    def fits(number: int) -> bool:
-        return asked is None or is_within(catalogue.category(number), asked)
-
-    newest = catalogue.newest
-    recent = bisect_right(newest, -oldest, key=lambda row: -row[1])
     lifts: dict[str | None, float] = {}
     scored: list[tuple[int, float]] = []
-    for number, micros, fresh, category in _fresh(catalogue):
+    for number, micros, fresh, category in fresh_items(catalogue):
         if micros < oldest or len(scored) == MOST_ROWS:
             break
         lift = lifts.get(category)
@@ -125,14 +123,25 @@ def _rungs(
         if len(lifts) > 1:
             scored.sort(key=lambda row: (-row[1], row[0]))
         yield Rung("new", scored, Source.NEW)
-    older = [(number, micros) for number, micros in newest[recent : recent + MOST_ROWS] if fits(number)]
-    if older:
-        # By place: their ages differ by less than the scale of a score could show.
-        yield Rung("older", [(number, 1 / (1 + place)) for place, (number, _) in enumerate(older)], Source.NEW)
+    if older := older_rows(catalogue, asked, oldest):
+        yield Rung("older", older, Source.NEW)
     yield from popular_rungs(catalogue, request.category, request.region)
 
 
-def _fresh(catalogue: Catalogue) -> list[tuple[int, float, float, str | None]]:
+def older_rows(catalogue: Catalogue, category: str | None, oldest: float) -> list[tuple[int, float]]:
+    """The newest of the items, in the category, that were made before `oldest` (us). Scored by place: their ages differ
+    by less than the scale of a score could show."""
+    newest = catalogue.newest
+    recent = bisect_right(newest, -oldest, key=lambda row: -row[1])
+    older = [
+        number
+        for number, _ in newest[recent : recent + MOST_ROWS]
+        if category is None or is_within(catalogue.category(number), category)
+    ]
+    return [(number, 1 / (1 + place)) for place, number in enumerate(older)]
+
+
+def fresh_items(catalogue: Catalogue) -> list[tuple[int, float, float, str | None]]:
     """(item number, created at, freshness, category) of the newest items, in order: the same in every request."""
     remembered = catalogue.remember("fresh items")
     found: list[tuple[int, float, float, str | None]] | None = remembered.get("rows")

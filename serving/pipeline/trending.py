@@ -108,7 +108,8 @@ def is_within(path: str | None, category: str) -> bool:
     return path is not None and (path == category or path.startswith(category + CATEGORY_SEPARATOR))
 
 
-def _rungs(votes: Votes, catalogue: Catalogue, category: str | None, region: str | None) -> Iterator[Rung]:
+def voted_rows(votes: Votes, catalogue: Catalogue, category: str | None, region: str | None) -> list[tuple[int, int]]:
+    """(item number, votes) of the items of this version that an answer looks at, most first."""
     rows: list[tuple[int, int]] = []
     among = None if region is None else catalogue.popular_by_region.get(region)
     regional = None if among is None else {number for number, _ in among}
@@ -117,7 +118,11 @@ def _rungs(votes: Votes, catalogue: Catalogue, category: str | None, region: str
             rows.append((number, count))
             if len(rows) == MOST_ROWS:
                 break
-    if rows:
+    return rows
+
+
+def _rungs(votes: Votes, catalogue: Catalogue, category: str | None, region: str | None) -> Iterator[Rung]:
+    if rows := voted_rows(votes, catalogue, category, region):
         yield Rung("trending", rows, Source.TRENDING)
     yield from popular_rungs(catalogue, category, region)
 

@@ -19,6 +19,7 @@ from feature_repo.contracts.keys import edges_key
 from serving.api import pages
 from serving.api.hot_lists import are_ids
 from serving.api.hot_slates import is_id
+from serving.native import parts
 from serving.observability import render_metrics
 from tests.contract.test_hot_slates import FIELDS, ITEM, NOW, PEOPLE, Shopfront, both, odd
 
@@ -231,6 +232,32 @@ class TestWithoutTheFramework:
             assert [one["items"] for one in kept] == [
                 [item["item_id"] for item in one["items"]] for one in said["placements"]
             ]
+
+    @pytest.mark.parametrize("native", [True, False])
+    async def test_a_page_that_fails_on_its_way_logs_each_decision_once(
+        self, environment: Environment, monkeypatch: pytest.MonkeyPatch, native: bool
+    ) -> None:
+        async with both(environment) as (hot, _):
+            await page(hot, user_id="nobody")  # trends are read
+            hot.decisions.payloads.clear()
+            calls = 0
+            write = pages.PlaceMaker.write
+
+            def fails_once(*given: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls == 3:
+                    raise RuntimeError("a bug")
+                return write(*given)
+
+            monkeypatch.setattr(pages.PlaceMaker, "write", fails_once)
+            if not native:
+                monkeypatch.setattr(parts, "pages", None)
+            places = [{"kind": kind, "num_results": 100} for kind in ("new", "recommendations", "similar", "trending")]
+            said = body_of(await page(hot, user_id="nobody", placements=places, item_id="i12"))
+            kept = [read_decision(payload)["items"] for payload in hot.decisions.payloads]
+            assert calls > 3
+            assert kept == [[item["item_id"] for item in one["items"]] for one in said["placements"]]
 
 
 class TestParts:

@@ -65,7 +65,7 @@ class BothWays:
         """What native code gives, after it was compared with what the steps give."""
 
         def by_steps() -> bytes:
-            asker = self.recommender._lone_asker(asked.slate, catalogue, records, [])
+            asker = self.recommender.lone_asker(asked.slate, catalogue, records, [])
             return self.answers._build(asked, 5_000, asker)
 
         return self.compared(self.answers._write_at_once(asked, 5_000, catalogue, records), by_steps)

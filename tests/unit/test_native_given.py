@@ -44,7 +44,7 @@ class BothRankings(BothWays):
         asked = Question(request, "id1", 'a"b', more.get("may_store", True), NOW - 3 * SECOND, kind=RANK)
 
         def by_steps() -> bytes:
-            asker = self.recommender._lone_asker(request, catalogue, records, [])
+            asker = self.recommender.lone_asker(request, catalogue, records, [])
             built = self.services.lists.build_at_once(ListQuestion(RANK, item_ids), asker, asker.request)
             return write_list(self.services, self.answers, asked, asker, built, 5_000)
 
