@@ -249,6 +249,23 @@ def test_events_without_time_or_type(tmp_path: Path) -> None:
     assert task.training.target_types == ("rating_high", "rating_low")
 
 
+def test_a_low_rating_is_asked_for_like_a_high_one_in_validation_and_test(tmp_path: Path) -> None:
+    """u1's newest row is rated below the mean of the training (3.6), u2's above it; so are their rows of the test."""
+    train = write(
+        tmp_path / "train.csv",
+        "user,item,time,rating\nu1,a,1,5\nu2,b,1,5\nu3,a,1,4\nu3,b,2,5\nu3,c,3,5\nu1,b,4,1\nu2,a,4,5\n"
+        "u4,a,1,1\nu4,c,2,1\nu4,b,5,4\n",
+    )
+    test = write(tmp_path / "test.csv", "user,item,rating\nu1,c,1\nu2,c,5\n")
+    task = open_training("events", train=train, test=test)
+    assert task.training.types == {"rating_high": 7, "rating_low": 3}
+    _, last = task.validations
+    assert {user: found for user, (found, _) in asked(last).items()} == {
+        "u1": ["b"], "u2": ["a"], "u3": ["c"], "u4": ["b"],
+    }  # fmt: skip
+    assert asked(open_test(task)) == {"u1": (["c"], 1), "u2": (["c"], 1)}
+
+
 def test_sessions_validate_on_the_newest(tmp_path: Path) -> None:
     train = write(tmp_path / "train.txt", "a b\n" * 39 + "a b c\n")
     test = write(tmp_path / "test.txt", "a x\tb\nx\ta\nb\tx\n")
