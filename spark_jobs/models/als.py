@@ -4,8 +4,9 @@ Both engines minimise, over user vectors x and item vectors y,
     sum over all (u, i) of c_ui (p_ui - x_u . y_i)^2 + regularization,   p = 1 where there was an interaction else 0,
     c_ui = 1 + alpha * log(1 + preference_ui).
 
-`native` runs the kernel of the `implicit` package in this process; `mllib` runs Spark's ALS in the active session, for
-data that one machine cannot hold. They give arrays of one shape; scores, folding in and reasons are one code.
+`native` runs the kernel of the `implicit` package in this process; `mllib` runs the sweeps by Spark's ALS in the active
+session, on a cluster's cores where there is one. Both begin from the matrix of this process and end in its arrays: it
+has to hold them either way. They give arrays of one shape; scores, folding in and reasons are one code.
 """
 
 from __future__ import annotations
@@ -186,7 +187,10 @@ def fit_native(
 
 
 def fit_mllib(matrix: InteractionMatrix, params: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Item vectors from Spark's ALS in the active session; items without interactions get zeros."""
+    """Item vectors from Spark's ALS in the active session; items without interactions get zeros.
+
+    The pairs of the matrix go from this process to Spark, and the vectors of all items come back to it.
+    """
     import pyarrow as pa
     from pyspark.ml.recommendation import ALS
     from pyspark.sql import SparkSession
