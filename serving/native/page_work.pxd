@@ -33,7 +33,8 @@ cdef class PageWork:
     cdef Py_ssize_t own, count
     cdef int64_t now_micros, asked_micros
     cdef bint may_store
-    cdef list taken        # ids that no further place may have, sorted
+    cdef list taken        # ids that no further place may have
+    cdef bint is_sorted    # whether they are
     cdef list numbers      # theirs
     cdef Placed placed     # the place that is being made
     cdef object asked      # its `Place`

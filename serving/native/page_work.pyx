@@ -5,7 +5,6 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport INT64_MIN, int64_t, uint8_t
 
 from serving.native.answers cimport HEADER, AnswerWriter, hex_of
-from serving.native.borrowed cimport PyUnicode_Compare
 from serving.native.columns cimport Columns
 from serving.native.pieces cimport Items, Out, give_back, items_of, take_out
 from serving.native.sessions cimport EVENTS, Record, hash_of, hear_events, pick, told_of
@@ -85,7 +84,7 @@ cdef class PageWork:
         self.taken, self.numbers, self.payloads, self.levels = [], [], [], []
         for item_id in request.exclude_item_ids:
             self.take(item_id)
-        if self.item_id is not None:
+        if self.item_id is not None and self.item_id not in request.exclude_item_ids:
             self.take(self.item_id)
         self.content, self.decision = take_out(), take_out()
         return self.content.put_bytes(b'{"placements":[')
@@ -123,21 +122,10 @@ cdef class PageWork:
         return made
 
     cdef int take(self, object item_id) except -1:
-        """No further place may have it."""
-        cdef Py_ssize_t low = 0, high = len(self.taken), middle
-        cdef int order
-        cdef int64_t number
-        while low < high:
-            middle = (low + high) >> 1
-            order = PyUnicode_Compare(self.taken[middle], item_id)
-            if order == 0:
-                return 0
-            if order < 0:
-                low = middle + 1
-            else:
-                high = middle
-        number = self.columns.number_of(item_id)
-        self.taken.insert(low, item_id)
+        """No further place may have it. It is taken once."""
+        cdef int64_t number = self.columns.number_of(item_id)
+        self.taken.append(item_id)
+        self.is_sorted = False
         if number >= 0:
             self.numbers.append(number)
         return 0
@@ -217,7 +205,9 @@ cdef class PageWork:
         out.put_bytes(b"}}")
         payload = PyBytes_FromStringAndSize(out.data, out.size)
         for at in range(placed.count):
-            self.take(self.columns.item_ids[placed.numbers[at]])
+            self.taken.append(self.columns.item_ids[placed.numbers[at]])
+            self.numbers.append(placed.numbers[at])
+        self.is_sorted = False
         self.payloads.append(payload)
         self.levels.append(self.level)
         self.count += 1
@@ -247,6 +237,9 @@ cdef class PageWork:
         if not self.may_store:
             return out.put_bytes(b',"store":false')
         if self.taken:
+            if not self.is_sorted:
+                self.taken.sort()
+                self.is_sorted = True
             out.put_bytes(b',"exclude_item_ids":[')
             for item_id in self.taken:
                 if not is_first:

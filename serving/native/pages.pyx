@@ -53,7 +53,7 @@ cdef uint32_t _POPULARITY = Source.POPULARITY
 cdef uint32_t _STATIC = Source.STATIC
 cdef int64_t _DAY_MICROS = DAY_MICROS
 cdef Py_ssize_t _LOOKED_AT = LOOKED_AT
-cdef Py_ssize_t _MOST_REMEMBERED = 4096
+cdef Py_ssize_t _MOST_TRENDS = 256  # categories and regions of a window
 cdef tuple _ODD = (Declined, KeyError, OverflowError, TypeError, ValueError, AttributeError)
 
 
@@ -319,7 +319,7 @@ cdef class Page(PageWork):
         cdef Py_ssize_t places[EVENTS]
         cdef Py_ssize_t picked = 0, count = 0
         cdef double ceiling = 1.0
-        cdef object request = self.request, why_not = None, filtered = None
+        cdef object request = self.request, why_not = None
         cdef Record record = self.record
         cdef Shelving shelf = self.shelving()
         shelf.refused = []
@@ -404,6 +404,8 @@ cdef class Page(PageWork):
         """Filter -> how many of the items it took out, by name."""
         cdef dict taken_out = {}
         cdef Entry* entry
+        if not shelf.refused:
+            return taken_out
         for number in shelf.refused:
             entry = shelf.work.find(<uint32_t>number)
             if entry.is_excluded:
@@ -432,13 +434,17 @@ def _best_first(row):
 
 cdef PopularRows _trend_rows(object votes, object catalogue, object window, object category, object region):
     """The rows of `trending_slate`, worked out once for each reading of the votes."""
-    cdef dict remembered = catalogue.remember("native trends")
-    cdef tuple key = (window, category, region)
-    found = remembered.get(key)
+    cdef dict remembered = catalogue.remember("native trends"), of_votes
+    cdef tuple key = (category, region)
+    found = remembered.get(window)
     if found is None or (<tuple>found)[0] is not votes:
         if votes is None:
             raise Declined
-        if len(remembered) >= _MOST_REMEMBERED:
-            remembered.clear()
-        found = remembered[key] = (votes, PopularRows(voted_rows(votes, catalogue, category, region)))
-    return (<tuple>found)[1]
+        found = remembered[window] = (votes, {})  # nobody keeps votes that are not read any more
+    of_votes = (<tuple>found)[1]
+    rows = of_votes.get(key)
+    if rows is None:
+        if len(of_votes) >= _MOST_TRENDS:
+            of_votes.clear()
+        rows = of_votes[key] = PopularRows(voted_rows(votes, catalogue, category, region))
+    return rows
