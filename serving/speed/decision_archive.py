@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from feature_repo.contracts.decisions import FILE_HEADER, LOG_SUFFIX, decision_row, read_decision, read_frames
+from feature_repo.contracts.decisions import FILE_HEADER, LOG_SUFFIX, read_frames
 from feature_repo.contracts.errors import ContractError, DependencyError
 from serving.adapters.decision_log import PARTIAL_SUFFIX
-from serving.adapters.json_bytes import decode_json, sorted_json
+from serving.speed.decision_columns import DecisionTable
 from serving.speed.delta_archive import DeltaArchive
 from serving.speed.metrics import ArchiverMetrics, timed
 
@@ -70,7 +70,7 @@ class DecisionArchiver:
 
         A frame that is whole but no decision is left out, counted as damaged and logged.
         """
-        rows: list[dict[str, Any]] = []
+        rows = DecisionTable(self._table.schema)
         positions: dict[str, int] = {}
         finished: list[Path] = []
         damaged, room = 0, self._max_round_bytes
@@ -84,8 +84,7 @@ class DecisionArchiver:
             found = read_frames(piece.data, start)
             for end, payload in found.payloads:
                 try:
-                    decision = read_decision(payload, parse=decode_json)
-                    rows.append(decision_row(decision, source=path.name, source_position=end, write=sorted_json))
+                    rows.add(payload, source=path.name, source_position=end)
                 except ContractError as error:
                     logger.error("%s before byte %d: %s", path.name, end, error)
                     damaged += len(payload)
@@ -115,11 +114,11 @@ class DecisionArchiver:
             )
         }
 
-    def _commit(self, rows: list[dict[str, Any]], positions: dict[str, int]) -> None:
+    def _commit(self, rows: DecisionTable, positions: dict[str, int]) -> None:
         if not self._may_write():
             raise DependencyError("the archiver's role was lost before a commit")
         with timed(self._metrics.commit_seconds.labels(DECISIONS_TABLE).observe):
-            self._table.append(rows, positions)
+            self._table.append(rows.table(), positions)
         self._metrics.batch_rows.labels(DECISIONS_TABLE).observe(len(rows))
         self._metrics.rows.labels(DECISIONS_TABLE).inc(len(rows))
 

@@ -87,13 +87,19 @@ class DeltaArchive:
         version = self._opened().transaction_version(app_id)
         return -1 if version is None else int(version)
 
-    def append(self, rows: Sequence[Mapping[str, Any]], positions: Mapping[str, int]) -> None:
-        """Add the rows and move `positions` (app id -> position number) in one commit, and wait until it is on disk.
+    @property
+    def schema(self) -> pa.Schema:
+        """The table's columns, in order."""
+        return self._schema
+
+    def append(self, rows: Sequence[Mapping[str, Any]] | pa.Table, positions: Mapping[str, int]) -> None:
+        """Add the rows (or a table of `schema`) and move `positions` (app id -> position number) in one commit, and
+        wait until it is on disk.
 
         Raises DependencyError when that cannot be done; then the caller opens the
         table anew and asks for its positions.
         """
-        data = pa.Table.from_pylist(list(rows), schema=self._schema)
+        data = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=self._schema)
         transactions = [Transaction(app_id, number) for app_id, number in sorted(positions.items())]
         try:
             write_deltalake(

@@ -17,6 +17,7 @@ from feature_repo.contracts.session_record import SessionEvent, SessionState, Wo
 from feature_repo.contracts.times import MAX_FUTURE_SKEW, to_micros
 from serving.native import parts
 from serving.speed import session_state as twin
+from tests.conftest import ROOT
 
 native = parts.subjects
 pytestmark = pytest.mark.skipif(native is None, reason="serving/native is not compiled (make setup)")
@@ -179,3 +180,53 @@ def test_an_event_from_the_log_is_what_the_whole_rule_table_makes_of_it() -> Non
         accepted += 1
     assert accepted > 1_000 < declined
     assert native.check_common_event(["no", "object"], latest=NOON) is None
+
+
+def outcome(unpack: Any, record: bytes) -> Any:
+    """The state, or the words of the refusal."""
+    try:
+        return unpack(record)
+    except ContractError as error:
+        return str(error)
+
+
+def records() -> list[bytes]:
+    """Of subjects who did all kinds of things, after few events and after many; and those of older formats."""
+    drawn, found = random.Random(8), [pack_session(SessionState())]
+    for _ in range(4):
+        state = SessionState()
+        for number in range(240):
+            event, _ = check_event(some_event(drawn, number), received_at=NOON + timedelta(days=1))
+            if event is not None:
+                twin.fold_event(state, event)
+            if number in (1, 8, 40, 239):
+                found.append(pack_session(state))
+    golden = ROOT / "tests" / "golden"
+    return [*found, *((golden / f"session_v{form}.bin").read_bytes() for form in (1, 2, 3))]
+
+
+def test_a_record_is_opened_as_the_twin_does() -> None:
+    sections = set()
+    for record in records():
+        found, expected = parts.opening.unpack_session(record), unpack_session(record)
+        assert found == expected
+        assert pack_session(found) == pack_session(expected)
+        for name in SessionState.__slots__:
+            ours, theirs = getattr(found, name), getattr(expected, name)
+            assert (repr(ours), type(ours)) == (repr(theirs), type(theirs))  # also kinds of rows, and their order
+            sections |= {name} if theirs else set()
+    assert sections == set(SessionState.__slots__)
+
+
+def test_a_damaged_record_is_what_the_twin_says() -> None:
+    drawn = random.Random(9)
+    for record in records():
+        damaged = [record[:cut] for cut in (0, 1, 20, 51, 52, len(record) // 2, len(record) - 1)]
+        damaged += [record + b"\0", b"\x09" + record[1:]]
+        for _ in range(300):
+            at = drawn.randrange(len(record))
+            damaged.append(
+                record[:at] + bytes([drawn.choice([0, 1, 25, 128, 255, drawn.randrange(256)])]) + record[at + 1 :]
+            )
+        for one in damaged:
+            assert outcome(parts.opening.unpack_session, one) == outcome(unpack_session, one), one

@@ -1,0 +1,3 @@
+from feature_repo.contracts.session_record import SessionState
+
+def unpack_session(record: bytes) -> SessionState: ...
