@@ -9,10 +9,6 @@ from typing import Any
 
 from feature_repo.contracts.times import require_utc
 
-_PLAIN = (
-    "event_id", "event_type", "user_id", "anonymous_id", "session_id", "item_id", "quantity", "currency",
-    "recommendation_id", "placement", "channel",
-)  # fmt: skip
 _KEPT_IN_PROPERTIES = ("sent_at", "page_view_id", "context")
 
 
@@ -23,17 +19,25 @@ def bronze_row(event: Mapping[str, Any], *, received_at: datetime, source: str, 
     over entries of the same name. `properties` is ASCII JSON with sorted keys, or null when there is nothing in it.
     """
     moment = require_utc(event["timestamp"])
-    consent = event.get("consent") or {}
-    rest = {field: event[field] for field in _KEPT_IN_PROPERTIES if field in event}
-    if "share" in consent:
-        rest["consent"] = {"share": consent["share"]}
-    properties = {**event.get("properties", {}), **rest}
+    said = event.get
+    price, value, consent = said("price"), said("value"), said("consent") or {}
+    properties = _properties(event, consent)
     return {
-        **{field: event.get(field) for field in _PLAIN},
+        "event_id": event["event_id"],
+        "event_type": event["event_type"],
+        "user_id": said("user_id"),
+        "anonymous_id": said("anonymous_id"),
+        "session_id": said("session_id"),
+        "item_id": said("item_id"),
         "event_timestamp": moment,
         "received_at": received_at,
-        "price": None if event.get("price") is None else float(event["price"]),
-        "value": None if event.get("value") is None else float(event["value"]),
+        "quantity": said("quantity"),
+        "price": None if price is None else float(price),
+        "value": None if value is None else float(value),
+        "currency": said("currency"),
+        "recommendation_id": said("recommendation_id"),
+        "placement": said("placement"),
+        "channel": said("channel"),
         "consent_train": consent.get("train"),
         "consent_personalize": consent.get("personalize"),
         "properties": json.dumps(properties, sort_keys=True, default=str) if properties else None,
@@ -41,3 +45,11 @@ def bronze_row(event: Mapping[str, Any], *, received_at: datetime, source: str, 
         "source_position": source_position,
         "event_date": moment.date(),
     }
+
+
+def _properties(event: Mapping[str, Any], consent: Mapping[str, Any]) -> Mapping[str, Any]:
+    rest = {field: event[field] for field in _KEPT_IN_PROPERTIES if field in event}
+    if "share" in consent:
+        rest["consent"] = {"share": consent["share"]}
+    own = event.get("properties")
+    return {**own, **rest} if own else rest
