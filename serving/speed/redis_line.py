@@ -1,7 +1,8 @@
 """A connection of one's own to a Redis: commands that leave in one write, replies in their order.
 
-The pool of the client library looks at a connection each time it is borrowed, and its transactions send what they watch
-and what they read one after the other. The consumer asks so often that this was a third of its work.
+The pool of the client library looks at a connection each time it is borrowed, its transactions send what they watch and
+what they read one after the other, and each reply takes it longer than the parser. The consumer asks so often that this
+was a third of its work.
 """
 
 from __future__ import annotations
@@ -9,11 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import hiredis
 import redis
-from redis.exceptions import ResponseError
+from redis.exceptions import ConnectionError as GoneError
+from redis.exceptions import InvalidResponse, ResponseError
+from redis.exceptions import TimeoutError as LateError
 
 Argument = str | bytes | int | float
 Command = Sequence[Argument]
+
+_READ_BYTES = 262_144
+_NOT_YET = object()
 
 
 class RedisLine:
@@ -22,7 +29,9 @@ class RedisLine:
 
     def __init__(self, client: redis.Redis) -> None:
         """A connection like those of `client`; nothing is opened yet."""
-        self._connection = client.connection_pool.make_connection()
+        self._connection: Any = client.connection_pool.make_connection()
+        self._socket: Any = None
+        self._reader = _reader()
         self._due = 0
         """Replies that nobody has fetched."""
 
@@ -30,29 +39,40 @@ class RedisLine:
         """Send the commands; `replies` gives what they brought. What was sent before and not fetched is given up."""
         if self._due:
             self.close()
-        some = list(commands)
-        self._due = len(some)
+        packed = [hiredis.pack_command(tuple(command)) for command in commands]  # type: ignore[arg-type]
+        self._due = len(packed)
         try:
-            self._connection.send_packed_command([b"".join(self._connection.pack_commands(some))], check_health=False)
+            if self._socket is None:
+                self._open()
+            self._socket.sendall(b"".join(packed))
+        except OSError as error:
+            self.close()
+            raise _as_redis_says(error, "written to") from error
         except BaseException:
             self.close()
             raise
 
     def replies(self) -> list[Any]:
         """One of each command that was sent last. Raises the first error among them, once all have come."""
-        found, error = [], None
-        read = self._connection.read_response
-        while self._due:
-            try:
-                found.append(read())
-            except ResponseError as refused:
-                error = error or refused
-            except BaseException:
-                self.close()
-                raise
-            self._due -= 1
-        if error is not None:
-            raise error
+        found: list[Any] = []
+        gets = self._reader.gets
+        try:
+            while self._due:
+                reply = gets()
+                if reply is _NOT_YET:
+                    self._receive()
+                elif type(reply) is not hiredis.PushNotification:  # nobody asked for those
+                    found.append(reply)
+                    self._due -= 1
+        except OSError as error:
+            self.close()
+            raise _as_redis_says(error, "read from") from error
+        except BaseException:
+            self.close()
+            raise
+        for reply in found:
+            if isinstance(reply, ResponseError):
+                raise reply
         return found
 
     def call(self, commands: Iterable[Command]) -> list[Any]:
@@ -63,7 +83,30 @@ class RedisLine:
     def close(self) -> None:
         """End the connection; the next use opens another."""
         self._due = 0
+        self._socket = None
         self._connection.disconnect()
+
+    def _open(self) -> None:
+        """The client library connects, logs in and says what it has to; from then on its socket is ours alone."""
+        self._connection.connect()
+        self._socket = self._connection._sock
+        self._reader = _reader()
+
+    def _receive(self) -> None:
+        data = self._socket.recv(_READ_BYTES)
+        if not data:
+            raise GoneError("the connection was closed by Redis")
+        self._reader.feed(data)
+
+
+def _reader() -> hiredis.Reader:
+    return hiredis.Reader(protocolError=InvalidResponse, replyError=ResponseError, notEnoughData=_NOT_YET)
+
+
+def _as_redis_says(error: OSError, what: str) -> Exception:
+    """The client library's error for one of the socket's."""
+    kind = LateError if isinstance(error, TimeoutError) else GoneError
+    return kind(f"Redis could not be {what}: {error}")
 
 
 class WatchingLine:

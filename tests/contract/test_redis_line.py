@@ -6,6 +6,7 @@ import pytest
 import redis
 from redis.exceptions import ConnectionError as GoneError
 from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as LateError
 
 from feature_repo.contracts.keys import stream_key
 from serving.speed.redis_line import RedisLine, WatchingLine
@@ -52,6 +53,18 @@ class TestLine:
         with pytest.raises(GoneError):
             line.call([("PING",)])
         assert line.call([("PING",)]) == [b"PONG"]
+
+    def test_who_answers_too_late_answers_nobody(self, redis_url: str) -> None:
+        line = RedisLine(redis.Redis.from_url(redis_url, socket_timeout=0.1))
+        with pytest.raises(LateError):
+            line.call([("BLPOP", "nothing", 1)])
+        assert line.call([("ECHO", "x" * 600_000)]) == [b"x" * 600_000]
+
+    def test_what_the_server_says_unasked_is_no_reply(self, redis_url: str, client: redis.Redis) -> None:
+        line = RedisLine(redis.Redis.from_url(redis_url, protocol=3))
+        assert line.call([("CLIENT", "TRACKING", "ON"), ("GET", "a")]) == [b"OK", None]
+        client.set("a", "1")  # the line is told
+        assert line.call([("GET", "a"), ("GET", "b")]) == [b"1", None]
 
 
 class TestWatchingLine:
