@@ -90,6 +90,9 @@ class ServingSettings:
     backlog_niceness       10        how far a consumer that catches up, and the archiver, stand back behind API workers
                                      on their machine: 0 not at all, 19 most (`nice`; Linux only). Higher: quicker
                                      answers meanwhile, and they take longer where the processors are busy.
+    backlog_rest_seconds   300 s     how long a consumer that catches up rests between its batches, where no processor
+                                     is free; then it works without rests. Higher: quicker answers for longer, and a
+                                     large backlog lasts up to four times as long.
     archive_seconds        2 s       longest time an event waits for its archive commit. Higher: fewer, larger files.
     archive_events         20000     events in one archive commit at most. Higher: fewer files, more memory.
     lease_seconds          5 s       how long a dead consumer or archiver keeps its role. Higher: later takeover.
@@ -131,6 +134,7 @@ class ServingSettings:
     session_ttl_seconds: int = 2_592_000
     consumer_batch: int = 500
     backlog_niceness: int = 10
+    backlog_rest_seconds: float = 300.0
     archive_seconds: float = 2.0
     archive_events: int = 20_000
     lease_seconds: float = 5.0
@@ -205,4 +209,6 @@ def _check_origin(origin: str) -> None:
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^/?#@:\s*\[\]]+)(:[0-9]{1,5})?", re.IGNORECASE)
 _WORDS = {int: "a whole number", float: "a number"}
-_MAY_BE_ZERO = frozenset({"access_log_every", "backlog_niceness", "session_weight", "session_weight_alone"})
+_MAY_BE_ZERO = frozenset(
+    {"access_log_every", "backlog_niceness", "backlog_rest_seconds", "session_weight", "session_weight_alone"}
+)

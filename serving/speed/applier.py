@@ -25,7 +25,7 @@ from feature_repo.contracts import session_record
 from feature_repo.contracts.errors import ContractError
 from feature_repo.contracts.keys import session_key, session_key_before, trend_key
 from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED
-from feature_repo.contracts.session_record import SessionState, Votes, unpack_session
+from feature_repo.contracts.session_record import SessionState, Votes
 from feature_repo.contracts.trend_record import MICROS, WINDOWS, TrendTable, pack_trend, unpack_trend
 from serving.native import parts
 from serving.speed import session_state
@@ -55,6 +55,7 @@ if parts.subjects is not None:
     fold_event, pack_session = parts.subjects.fold_event, parts.subjects.pack_session
 else:
     fold_event, pack_session = session_state.fold_event, session_record.pack_session
+unpack_session = session_record.unpack_session if parts.opening is None else parts.opening.unpack_session
 
 MAX_DELIVERIES = 3
 MAX_GROWTH = 8
@@ -119,6 +120,10 @@ class Applier:
         self._positions: dict[int, str] = {}
         self._cares: dict[int, Care] = {}
         self._growth = 1
+        self._full: list[int] = []
+        """Partitions in which more waited at their last read than a batch takes; the one whose turn it is first."""
+        self.reached_micros = 0
+        """When the log took what was applied last (us since 1970)."""
         self._entry_events = 1.0
         """How many events the entries of the last read had in the mean."""
         self._tables: dict[tuple[int, int, int], TrendTable] = {}
@@ -135,23 +140,22 @@ class Applier:
     @property
     def is_behind(self) -> bool:
         """Whether more waited at the last read than one batch takes."""
-        return self._growth > 1
+        return bool(self._full)
 
     def consume(self, *, block_ms: int | None) -> int:
-        """Apply what is there, waiting up to `block_ms` (None: not at all) for the first entry; entries handled."""
+        """Apply what is there, waiting up to `block_ms` (None: not at all) for the first entry; entries handled.
+
+        Of the partitions in which more waits than a batch takes it reads one at a time, and does not wait.
+        """
         try:
             self._take_up()
             if not self._positions:
                 return 0
             limit = min(self._batch, GROUP_EVENTS) if self._cares else self._batch * self._growth
             count = max(1, int(limit / self._entry_events))
-            rows = self._streams.read(self._positions, count=count, block_ms=block_ms)
-            found = [(partition, split_rows(some)) for partition, some in rows]
-            for partition in set(self._cares) - {partition for partition, _ in found}:
-                del self._cares[partition]  # nothing was under way there
+            found = self._next(count, block_ms)
             if not found:
                 self._compare_positions()
-            self._see_sizes(found, count)
             handled = 0
             for group in self._groups(found, limit):
                 handled += self._apply(group)
@@ -168,6 +172,18 @@ class Applier:
             for partition in list(self._positions):
                 self._forget(partition)
         return 0
+
+    def _next(self, count: int, block_ms: int | None) -> Sequence[tuple[int, Sequence[Entry]]]:
+        """What is to be applied next, at most `count` entries of a partition; nothing only when nothing is there."""
+        while True:
+            behind = {p: at for p, at in self._positions.items() if p not in self._full[1:]}
+            rows = self._streams.read(behind, count=count, block_ms=None if self._full else block_ms)
+            found = [(partition, split_rows(some)) for partition, some in rows]
+            for partition in set(self._cares) & set(behind) - {partition for partition, _ in found}:
+                del self._cares[partition]  # nothing was under way there
+            self._see_sizes(found, count)
+            if found or not self._full:
+                return found
 
     def _take_up(self) -> None:
         """Forget partitions that were lost; find out where those that were gained are to be continued."""
@@ -192,6 +208,7 @@ class Applier:
     def _forget(self, partition: int) -> None:
         self._positions.pop(partition, None)
         self._cares.pop(partition, None)
+        self._full = [other for other in self._full if other != partition]
         self._forget_tables(partition)
 
     def _forget_tables(self, partition: int) -> None:
@@ -201,10 +218,11 @@ class Applier:
 
     def _see_sizes(self, found: Sequence[tuple[int, Sequence[Entry]]], count: int) -> None:
         """Batches grow while a stream has as many entries as were asked for; they begin anew when none has."""
-        sizes = [len(entries) for _, entries in found]
+        sizes = {partition: len(entries) for partition, entries in found}
         if sizes:
-            self._entry_events = sum(len(entry.events) for _, some in found for entry in some) / sum(sizes)
-        self._growth = min(2 * self._growth, MAX_GROWTH) if max(sizes, default=0) >= count else 1
+            self._entry_events = sum(len(entry.events) for _, some in found for entry in some) / sum(sizes.values())
+        self._full = [*self._full[1:], *(partition for partition, size in sizes.items() if size >= count)]
+        self._growth = min(2 * self._growth, MAX_GROWTH) if self._full else 1
 
     def _groups(self, found: Iterable[tuple[int, Sequence[Entry]]], limit: int) -> list[dict[int, Sequence[Entry]]]:
         """What goes into one transaction: of each partition at most `limit` events, or one entry, and about as many
@@ -254,6 +272,7 @@ class Applier:
                     self._forget_tables(partition)  # they may hold votes that were not written
                 raise
         self._positions |= batch.partitions
+        self.reached_micros = max(receipt_micros(position) for position in batch.partitions.values())
         for partition, entries in group.items():
             if partition in self._cares and self._cares[partition].is_over(entries):
                 del self._cares[partition]

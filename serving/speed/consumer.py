@@ -21,7 +21,7 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import NightjarError
 from serving.settings import ServingSettings
 from serving.speed.applier import Applier
-from serving.speed.giving_way import LowPriority
+from serving.speed.giving_way import LowPriority, Rests
 from serving.speed.metrics import ConsumerMetrics, StreamPositions, metrics_port, show_metrics
 from serving.speed.ownership import Ownership
 from serving.speed.roles import RETRY_SECONDS
@@ -60,11 +60,13 @@ class Consumer(Applier):
         )
 
 
-def run_consumer(consumer: Applier, metrics: ConsumerMetrics, backlog: LowPriority, *, block_ms: int) -> int:
+def run_consumer(
+    consumer: Applier, metrics: ConsumerMetrics, backlog: LowPriority, rests: Rests, *, block_ms: int
+) -> int:
     """Take a share of the partitions and work on it until SIGTERM or SIGINT, then give it back; the exit code.
 
     A store that does not answer, or a step that fails, is logged and tried again. While more waits than a batch takes,
-    `backlog` applies it.
+    `backlog` applies it, with `rests` in between.
     """
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -86,8 +88,11 @@ def run_consumer(consumer: Applier, metrics: ConsumerMetrics, backlog: LowPriori
                 continue
             longest_ms = min(block_ms, SHORT_BLOCK_MS) if ownership.is_short else block_ms
             if consumer.is_behind:
+                rests.begin()
                 backlog.call(partial(consumer.consume, block_ms=longest_ms))
+                stopping.wait(rests.due(consumer.reached_micros))
             else:
+                rests.over()
                 consumer.consume(block_ms=longest_ms)
             metrics.step_done()
         except (RedisError, OSError, NightjarError) as error:
@@ -137,7 +142,8 @@ def main() -> int:
     gc.freeze()
     gc.set_threshold(500_000, 50, 1000)
     backlog = LowPriority(settings.backlog_niceness, longest_seconds=settings.lease_seconds / 4)
-    return run_consumer(consumer, metrics, backlog, block_ms=max(1, block_ms))
+    rests = Rests(settings.backlog_rest_seconds)
+    return run_consumer(consumer, metrics, backlog, rests, block_ms=max(1, block_ms))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,21 @@ from tests.consumer_world import HERE, NOON, TENANT, CrashError, Crashing, Memor
 from tests.session_oracle import oracle
 
 GOLDEN_V1 = Path(__file__).parents[1] / "golden" / "session_v1.bin"
+
+
+class Asked:
+    """Streams, and of which partitions each read was."""
+
+    def __init__(self, streams: Any) -> None:
+        self._streams = streams
+        self.partitions: list[set[int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._streams, name)
+
+    def read(self, after: Mapping[int, str], **how: Any) -> Any:
+        self.partitions.append(set(after))
+        return self._streams.read(after, **how)
 
 
 class TestBatches:
@@ -65,6 +81,31 @@ class TestBatches:
         assert max(handled) <= 25 * EVENT_PARTITIONS
         assert [world.items(user) for user in users] == [["i0", "i1", "i2"]] * 60
         assert world.counters() == {"applied": 180}
+
+    def test_partitions_with_a_backlog_take_turns_and_what_is_new_goes_along(self, world: World) -> None:
+        users = {partition_of(f"u:u{number}"): f"u{number}" for number in range(60)}
+        for partition in (0, 1):
+            user = users[partition]
+            world.deliver(*(click(f"{user}-{n}", f"i{n}", n, user_id=user) for n in range(7)))
+        world.streams = asked = Asked(world.streams)  # type: ignore[assignment]
+        applier = world.alone(batch=2)
+        assert [applier.consume(block_ms=1000), applier.is_behind] == [4, True]  # two of each
+        assert [applier.consume(block_ms=1000), applier.is_behind] == [4, True]  # four more of the first
+        world.deliver(click("new", "n", user_id=users[2]))
+        assert [applier.consume(block_ms=1000), applier.is_behind] == [6, True]  # all of the second, and the new one
+        assert world.items(users[2]) == ["n"]
+        assert [applier.consume(block_ms=1000), applier.is_behind] == [1, False]
+        assert asked.partitions == [{0, 1, 2, 3}, {0, 2, 3}, {1, 2, 3}, {0, 1, 2, 3}]
+        assert world.items(users[0]) == world.items(users[1]) == [f"i{n}" for n in range(7)]
+
+    def test_nothing_comes_only_when_nothing_is_there(self, world: World) -> None:
+        """The first partition has been read to its end and nobody knows it; the second has more."""
+        users = {partition_of(f"u:u{number}"): f"u{number}" for number in range(60)}
+        for partition, count in ((0, 2), (1, 3)):
+            user = users[partition]
+            world.deliver(*(click(f"{user}-{n}", f"i{n}", n, user_id=user) for n in range(count)))
+        applier = world.alone(batch=2)
+        assert [applier.consume(block_ms=1000) for _ in range(2)] == [4, 1]
 
     def test_a_crash_before_the_write_changes_nothing_and_is_made_up_for(self, world: World) -> None:
         world.deliver(click("e1", "a", 1), click("e2", "b", 2))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from serving.speed.giving_way import FULL_STEPS, LowPriority
+from serving.speed.giving_way import FULL_STEPS, LowPriority, Rests, seconds_waited
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux alone")
 
@@ -80,3 +81,58 @@ def test_without_niceness_it_works_where_it_is_called() -> None:
     backlog = LowPriority(0, longest_seconds=60)
     assert backlog.call(where) == where()
     backlog.close()
+
+
+class Times:
+    """The clocks that rests go by; a batch takes what it says, while others wait for so long."""
+
+    def __init__(self, longest_seconds: float = 60.0) -> None:
+        self.now = 100.0
+        self.waited: float | None = 7.0
+        self.rests = Rests(
+            longest_seconds, seconds=lambda: self.now, wall_seconds=lambda: 5000.0, waited=lambda: self.waited
+        )
+
+    def batch(self, seconds: float, *, waited: float | None, reached: float = 0.0) -> float:
+        """The rest behind it. `reached`: when the log took its end."""
+        self.rests.begin()
+        self.now += seconds
+        self.waited = waited if waited is None or self.waited is None else self.waited + waited
+        return self.rests.due(int(reached * 1e6))
+
+
+def test_rests_are_three_times_the_batch_and_a_second_at_most() -> None:
+    times = Times()
+    assert times.batch(0.2, waited=0.1) == pytest.approx(0.6)
+    assert times.batch(0.5, waited=0.5) == 1.0
+
+
+def test_nobody_rests_where_a_processor_was_free() -> None:
+    times = Times()
+    assert times.batch(1.0, waited=0.04) == 0.0
+    assert times.batch(0.1, waited=0.006) == pytest.approx(0.3)
+    assert times.batch(0.1, waited=None) == pytest.approx(0.3)  # nobody says: none was
+
+
+@pytest.mark.parametrize(("reached", "rests"), [(4989.9, 0.3), (4990.1, 0.0), (5003.0, 0.0)])
+def test_what_is_young_is_not_kept_waiting(reached: float, rests: float) -> None:
+    assert Times().batch(0.1, waited=0.1, reached=reached) == pytest.approx(rests)
+
+
+def test_a_backlog_has_an_end_to_its_rests() -> None:
+    times = Times(longest_seconds=2.0)
+    assert [times.batch(0.9, waited=1.0) > 0 for _ in range(4)] == [True, True, False, False]
+    times.rests.over()
+    assert times.batch(0.9, waited=1.0) > 0
+    assert Times(longest_seconds=0.0).batch(0.1, waited=0.1) == 0.0
+
+
+@on_linux
+def test_the_kernel_says_how_long_others_waited() -> None:
+    try:
+        total = int(Path("/proc/pressure/cpu").read_text().split()[4].removeprefix("total="))
+    except OSError:
+        pytest.skip("this kernel does not say it")
+    found = seconds_waited()
+    assert found is not None
+    assert 0 <= found - total / 1e6 < 60
