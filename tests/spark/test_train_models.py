@@ -25,11 +25,12 @@ from spark_jobs.io.run_store import folder_of, read_report, write_report
 from spark_jobs.jobs import judge_models
 from spark_jobs.jobs.score_users import score_users
 from spark_jobs.jobs.train_models import train_models
-from spark_jobs.models.base import InteractionMatrix
+from spark_jobs.models.base import InteractionMatrix, Model
 from spark_jobs.models.factory import build_model, fit_recipe, load_model
 from spark_jobs.models.matrix import numbered_interactions
 from spark_jobs.models.night_models import Sizes, plan_models
 from spark_jobs.models.ranker import Ranker
+from spark_jobs.models.ranking import mask_items, top_items
 from spark_jobs.models.recipes import default_recipe
 from tests.builders import make_run, utc, write_rows
 
@@ -417,6 +418,23 @@ def test_a_second_stage_is_learned_where_there_are_features_and_scores_everybody
     assert all(row["item_numbers"] and row["first_reasons"][0] is not None for row in lists)
 
 
+def reasons_that_count(model: Model, matrix: InteractionMatrix) -> int:
+    """Of the three best new items of twenty people, how many have a reason without which their score falls."""
+    found = 0
+    for row in range(20):
+        history = matrix.preference[row]
+        scores = model.score_block(history)
+        mask_items(scores, history)
+        best = top_items(scores, 3)[0][0].tolist()
+        for item, (reason, _) in zip(best, model.explain(history, row, best), strict=True):
+            without = history.copy()
+            without.data[without.indices == reason] = 0
+            without.eliminate_zeros()
+            assert reason in history.indices
+            found += bool(model.score_block(without)[0, item] < scores[0, item])
+    return found
+
+
 def test_both_engines_of_als_find_the_same_taste(spark: SparkSession, shop: Environment) -> None:
     write_shop(shop, planted_events())
     quality, shapes = {}, {}
@@ -428,12 +446,13 @@ def test_both_engines_of_als_find_the_same_taste(spark: SparkSession, shop: Envi
         quality["popularity"] = evaluation["models"]["popularity"]["metrics"]["all"]["ndcg_at_20"]
         model = load_model(folder_of(shop, engine) / MODELS_FOLDER / "als")
         shapes[engine] = (model.item_factors.shape, model.user_factors.shape)
+        numbers = read_light(shop, "gold.item_ids", columns=["item_id", "item_number"])
+        table = numbered_interactions(read_interactions(shop, numbers, cut_off=utc(AS_OF)))
+        assert reasons_that_count(model, fit_recipe(recipe, table, item_count=len(ITEMS), cut_off=utc(AS_OF))[1]) == 60
     assert shapes["native"] == shapes["mllib"]
     assert quality["mllib"] == pytest.approx(quality["native"], rel=0.15)
     assert min(quality["mllib"], quality["native"]) > 1.5 * quality["popularity"]
 
-    numbers = read_light(shop, "gold.item_ids", columns=["item_id", "item_number"])
-    table = numbered_interactions(read_interactions(shop, numbers, cut_off=utc(AS_OF)))
     first, matrix = fit_recipe(recipe, table, item_count=len(ITEMS), cut_off=utc(AS_OF))
     again, _ = fit_recipe(recipe, table, item_count=len(ITEMS), cut_off=utc(AS_OF))
     assert first.item_factors.tobytes() == again.item_factors.tobytes()
