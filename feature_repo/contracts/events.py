@@ -60,11 +60,14 @@ class EventType(StrEnum):
 EVENT_TYPES = frozenset(t.value for t in EventType)
 
 EVENT_TYPE_ALIASES: Mapping[str, str] = {
+    # The moment at which it becomes known whose device this is (GA4)
+    "login": "identify", "sign_up": "identify",
     # Segment / RudderStack
     "Product Viewed": "view_item", "Product List Viewed": "view_item_list", "Product Clicked": "select_item",
     "Product Added": "add_to_cart", "Product Removed": "remove_from_cart", "Cart Viewed": "view_cart",
     "Product Added to Wishlist": "add_to_wishlist", "Checkout Started": "begin_checkout", "Order Completed": "purchase",
     "Order Refunded": "refund", "Products Searched": "search", "Product Shared": "share", "Product Reviewed": "rating",
+    "Signed In": "identify", "Signed Up": "identify",
     # Google Retail
     "detail-page-view": "view_item", "category-page-view": "view_item_list", "add-to-cart": "add_to_cart",
     "shopping-cart-page-view": "view_cart", "purchase-complete": "purchase", "home-page-view": "page_view",

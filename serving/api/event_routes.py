@@ -42,7 +42,7 @@ MAX_QUERY_BYTES = 8192
 SEGMENT_KINDS = ("track", "identify", "alias", "page", "batch")
 
 GIF = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
-"""One transparent pixel, 43 bytes."""
+"""One transparent pixel, 42 bytes."""
 _NEVER_STORED = {
     "Cache-Control": "no-store, no-cache, must-revalidate, private, max-age=0",
     "Pragma": "no-cache",

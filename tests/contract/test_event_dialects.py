@@ -28,7 +28,7 @@ async def door(environment: Environment) -> AsyncIterator[FrontDoor]:
 
 
 def test_every_dialect_has_golden_files() -> None:
-    assert len(FILES) == 11
+    assert len(FILES) == 12
     assert {path.stem.partition("_")[0] for path in FILES} == {"segment", "ga4", "cloudevents", "pixel"}
 
 
@@ -217,6 +217,7 @@ class TestPixel:
     async def test_the_image_is_one_transparent_pixel_that_nobody_keeps(self, door: FrontDoor) -> None:
         response = await door.client.get("/v1/pixel.gif?event_type=page_view&anonymous_id=a1")
         assert response.content == GIF
+        assert response.headers["content-length"] == "42"  # as events.md says
         assert (GIF[:6], GIF[6:10], GIF[-1:]) == (b"GIF89a", b"\x01\x00\x01\x00", b";")
         assert "no-store" in response.headers["cache-control"]
 

@@ -121,6 +121,13 @@ def test_what_was_taken_once_is_taken_again() -> None:
     assert checked(event_type="alias", anonymous_id="a1")["anonymous_id"] == "a1"
 
 
+def test_a_login_says_whose_device_it_is() -> None:
+    for said in ("login", "sign_up", "Signed In", "Signed Up"):
+        found = checked(event_type=said, anonymous_id="a1", item_id="ABSENT")
+        assert (found["event_type"], found["anonymous_id"]) == ("identify", "a1"), said
+        assert checked(event_type=said, item_id="ABSENT")["event_type"] == "identify", said  # without a device too
+
+
 def test_words_about_a_mistake_stay_short() -> None:
     huge = "x" * 1_000_000
     for changes in ({"event_type": huge}, {"user_id": huge}, {"timestamp": huge}, {"price": huge}, {"value": [huge]},

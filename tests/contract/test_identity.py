@@ -123,6 +123,29 @@ async def test_two_devices_become_one_person_and_two_again(shop: Installation) -
     assert await shop.voters(**ANN) == {"i35", "i38"}
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/events", {"event_type": "login", "user_id": "ann", "anonymous_id": "phone"}),
+        ("/v1/events", {"event_type": "sign_up", "user_id": "ann", "anonymous_id": "phone"}),
+        ("/v1/track", {"event": "Signed In", "userId": "ann", "anonymousId": "phone"}),
+        ("/v1/track", {"event": "Signed Up", "userId": "ann", "anonymousId": "phone"}),
+        ("/mp/collect", {"client_id": "phone", "user_id": "ann", "events": [{"name": "login"}]}),
+    ],
+)
+async def test_a_login_writes_an_edge_through_every_door(shop: Installation, path: str, body: dict[str, Any]) -> None:
+    await shop.send("view_item", 0, "i30", **PHONE)
+    when = (NOON + timedelta(minutes=1)).isoformat()
+    stamp = {} if path == "/mp/collect" else {"timestamp": when}  # GA4's without a time: at its receipt
+    answer = await shop.api.post(path, json={**body, **stamp})
+    assert [result["status"] for result in answer.json()["results"]] == ["accepted"]
+    assert shop.edge("u:ann", "a:phone") is None
+    shop.consumer.consume(block_ms=None)
+    seen = to_micros(NOON if path == "/mp/collect" else NOON + timedelta(minutes=1))
+    assert shop.edge("u:ann", "a:phone") == shop.edge("a:phone", "u:ann") == Edge(seen, seen)
+    assert await shop.voters(**ANN) == {"i30"}
+
+
 async def test_two_people_on_a_tablet_stay_two(shop: Installation) -> None:
     tablet = {"anonymous_id": "tablet"}
     await shop.send("view_item", 0, "i01", **tablet)
