@@ -1,7 +1,7 @@
 """One line for a request that is worth it: an error of ours, a refusal, a slow one, one in so many, one that is traced.
 
-A line says route template, method, status, microseconds, request id, key id and trace id, and nothing else: no address,
-no query, nobody's id. (A request id is the client's own word where the client gave one.)
+A line says route template, method, status, microseconds, request id, key id and trace, and nothing else: no address, no
+query, nobody's id. (A request id is the client's own word where the client gave one, and so is a tracestate.)
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ class AccessLog:
             fields["key_id"] = key_id
         if trace is not None:
             fields |= {"trace_id": trace.trace_id, "span_id": trace.span_id}
+            if trace.state:
+                fields["tracestate"] = trace.state
         if self._left_out:
             fields["lines_left_out"], self._left_out = self._left_out, 0
         logger.log(logging.ERROR if fields["status"] >= 500 else logging.INFO, "request", extra={"fields": fields})

@@ -13,10 +13,12 @@ from starlette.middleware.cors import CORSMiddleware
 
 METHODS = ("GET", "POST")
 """Shoppers ask and tell; pages do not change the catalogue."""
-REQUEST_HEADERS = ("Authorization", "Content-Encoding", "Content-Type", "Traceparent", "X-API-Key", "X-Request-Id")
+REQUEST_HEADERS = (
+    "Authorization", "Content-Encoding", "Content-Type", "Traceparent", "Tracestate", "X-API-Key", "X-Request-Id",
+)  # fmt: skip
 ANSWER_HEADERS = (
     "RateLimit-Limit", "RateLimit-Policy", "RateLimit-Remaining", "RateLimit-Reset", "Retry-After", "Traceresponse",
-    "X-Request-Id",
+    "Tracestate", "X-Request-Id",
 )  # fmt: skip
 PREFLIGHT_SECONDS = 7200
 """How long a browser may remember a permission; more than this no browser keeps it (Chromium's limit)."""

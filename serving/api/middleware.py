@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.api.access import GRANT
 from serving.api.access_log import AccessLog
 from serving.api.errors import internal_error
-from serving.api.tracing import Trace, trace_of, traceparent_in
+from serving.api.tracing import Trace, trace_of, traceparent_in, tracestate_in
 from serving.observability import REQUEST_SECONDS, REQUESTS
 
 logger = logging.getLogger("nightjar.serving")
@@ -39,7 +39,7 @@ class RequestEnvelope:
             return
         started = self._timer()
         request_id = self._request_id(scope)
-        trace = trace_of(traceparent_in(scope["headers"]))
+        trace = trace_of(traceparent_in(scope["headers"]), tracestate_in(scope["headers"]))
         scope.setdefault("state", {})["request_id"] = request_id
         status: int | None = None
         is_counted = False
@@ -87,4 +87,4 @@ class RequestEnvelope:
 def own_headers(request_id: str, trace: Trace | None) -> list[tuple[bytes, bytes]]:
     """The last headers of every answer."""
     own = [(b"x-request-id", request_id.encode())]
-    return own if trace is None else [*own, (b"traceresponse", trace.response())]
+    return own if trace is None else [*own, *trace.headers()]

@@ -31,7 +31,9 @@ class Visit(NamedTuple):
         lines = b"x-request-id: %b\r\n" % request_id.encode("ascii")
         if self.grant.step_ns:
             lines = self.grant.header_lines() + lines
-        return lines if self.trace is None else b"%btraceresponse: %b\r\n" % (lines, self.trace.response())
+        if self.trace is None:
+            return lines
+        return lines + b"".join(b"%b: %b\r\n" % header for header in self.trace.headers())
 
     def last_headers(self, request_id: str) -> list[tuple[bytes, bytes]]:
         """The same as pairs."""
@@ -54,6 +56,7 @@ class Visits:
         """A request with these headers (names in small letters) that needs a scope. None: the application has to look
         at it, because it may not, or because its traceparent came twice."""
         given = key = traceparent = None
+        tracestate: list[bytes] = []
         for name, value in headers:
             if name == b"authorization":
                 given = value
@@ -63,11 +66,13 @@ class Visits:
                 if traceparent is not None:
                     return None
                 traceparent = value
+            elif name == b"tracestate":
+                tracestate.append(value)
         if not self._ring.is_on and traceparent is None:
             return NOBODY
         given = key if given is None else given
         grant = self._ring.check(given, needs)
-        return None if isinstance(grant, Refusal) else Visit(given, grant, trace_of(traceparent))
+        return None if isinstance(grant, Refusal) else Visit(given, grant, trace_of(traceparent, tracestate))
 
     def again(self, earlier: Visit, needs: int) -> Visit | None:
         """The same key once more."""

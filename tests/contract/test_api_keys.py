@@ -296,7 +296,7 @@ class TestRoutes:
         headers = {
             "origin": "https://shop.example",
             "access-control-request-method": "POST",
-            "access-control-request-headers": "x-api-key",
+            "access-control-request-headers": "x-api-key, traceparent, tracestate",
         }
         assert (await door.client.options("/v1/recommendations", headers=headers)).status_code == 200
 

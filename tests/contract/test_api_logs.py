@@ -16,7 +16,7 @@ from feature_repo.contracts.api_keys import READ, WRITE
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError
 from serving.api.access_log import AccessLog
-from serving.api.tracing import Trace, new_span_id, trace_of, traceparent_in
+from serving.api.tracing import Trace, new_span_id, state_of, trace_of, traceparent_in
 from serving.logs import log_to
 from serving.main import with_hot_routes
 from tests.contract.test_api_keys import bearer, new_key
@@ -87,6 +87,48 @@ class TestTrace:
         assert traceparent_in([header, header]) is None
         assert traceparent_in([]) is None
 
+    @pytest.mark.parametrize(
+        ("given", "goes_on"),
+        [
+            ([], ""),
+            ([b"rojo=00f067aa0ba902b7"], "rojo=00f067aa0ba902b7"),
+            ([b" rojo=1 ,\t, congo=t61rc,", b"tenant@sys-1*/_=a b!"], "rojo=1,congo=t61rc,tenant@sys-1*/_=a b!"),
+            ([b"0a=1"], "0a=1"),
+            ([b"good=1,Bad=2"], ""),  # a key is written small
+            ([b"good=1,bad"], ""),
+            ([b"good=1,bad="], ""),
+            ([b"good=1,bad=a=b"], ""),
+            ([b"good=1,bad=\xff"], ""),
+            ([b"good=1,bad=a\tb"], ""),
+            ([b"_bad=1"], ""),
+            ([b"twice=1,other=2", b"twice=3"], ""),
+            ([b",".join(b"k%d=1" % n for n in range(32))], ",".join(f"k{n}=1" for n in range(32))),
+            ([b",".join(b"k%d=1" % n for n in range(33))], ""),
+            ([b"k" * 256 + b"=" + b"v" * 255], "k" * 256 + "=" + "v" * 255),  # 512 characters: just whole
+            ([b"k" * 257 + b"=1"], ""),
+            ([b"k=" + b"v" * 257], ""),
+            ([b"a=" + b"v" * 126 + b",long=" + b"v" * 124 + b",b=" + b"v" * 247 + b",c=1"],
+             "a=" + "v" * 126 + ",long=" + "v" * 124 + ",b=" + "v" * 247 + ",c=1"),
+            # 513: one of 129 characters leaves, one of 128 stays
+            ([b"a=" + b"v" * 126 + b",long=" + b"v" * 124 + b",b=" + b"v" * 247 + b",c=12"],
+             "a=" + "v" * 126 + ",c=12"),
+            # five of 128 characters and their commas are 644: three fit 512, with a fourth it would be 515
+            ([b",".join(b"%d=" % n + b"v" * 126 for n in range(5))], ",".join(f"{n}=" + "v" * 126 for n in range(3))),
+        ],
+    )  # fmt: skip
+    def test_a_state_goes_on_or_is_dropped(self, given: list[bytes], goes_on: str) -> None:
+        assert state_of(given) == goes_on
+
+    async def test_answers_and_lines_have_the_state(self, environment: Environment, written: Written) -> None:
+        door = FrontDoor(environment)
+        both_lines = [("traceparent", TRACEPARENT), ("tracestate", "rojo=1"), ("tracestate", "congo=2 ")]
+        answer = await door.client.get("/health/live", headers=both_lines)
+        assert answer.headers["tracestate"] == "rojo=1,congo=2"
+        alone = await door.client.get("/health/live", headers={"tracestate": "rojo=1"})
+        broken = await door.client.get("/health/live", headers={"traceparent": TRACEPARENT, "tracestate": "Rojo"})
+        assert ("tracestate" in alone.headers, "tracestate" in broken.headers) == (False, False)
+        assert [line.get("tracestate") for line in written.lines()] == ["rojo=1,congo=2", None]
+
     def test_span_ids(self) -> None:
         made = {new_span_id() for _ in range(100)}
         assert len(made) == 100
@@ -110,10 +152,15 @@ class TestTrace:
             b"\r\n\r\n", b"\r\ntraceparent: %b\r\n\r\n" % TRACEPARENT.encode()
         )
         async with both(environment) as (hot, plain):
-            for sent in (one("a", traceparent=TRACEPARENT), twice, one("c", traceparent="broken")):
+            for sent in (
+                one("a", traceparent=TRACEPARENT, tracestate="rojo=1, congo=2"),
+                twice,
+                one("c", traceparent="broken", tracestate="rojo=1"),
+            ):
                 ours = masked(await hot.exchange(sent))
                 assert ours == masked(await plain.exchange(sent))
                 assert (b"traceresponse: " in ours[0]) == (b'"a"' in ours[0])
+                assert (b"tracestate: rojo=1,congo=2\r\n" in ours[0]) == (b'"a"' in ours[0])
             hot.door.log.is_down = plain.door.log.is_down = True
             sent = one("d", traceparent=TRACEPARENT)
             ours = masked(await hot.exchange(sent))
