@@ -18,7 +18,9 @@ _NESTED = {
     "category": ("context", "category"),
     "region": ("context", "region"),
     "personalize": ("consent", "personalize"),
+    "store": ("consent", "store"),
 }
+_YES_OR_NO = frozenset({"personalize", "store"})
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -54,13 +56,13 @@ def list_request(
 def query_document(model: type[BaseModel], parameters: list[tuple[str, str]]) -> dict[str, Any]:
     """The POST body that query parameters stand for; a value keeps its text where the field takes none such.
 
-    `category` and `region` are those of `context`, `personalize` that of `consent`; a list is repeated.
+    `category` and `region` are those of `context`, `personalize` and `store` those of `consent`; a list is repeated.
     """
     document: dict[str, Any] = {}
     for name, text in parameters:
         if name in _NESTED and _NESTED[name][0] in model.model_fields:
             outer, inner = _NESTED[name]
-            value = _TRUTHS.get(text.lower(), text) if inner == "personalize" else text
+            value = _TRUTHS.get(text.lower(), text) if inner in _YES_OR_NO else text
             document.setdefault(outer, {})[inner] = value
             continue
         kind = _kind_of(model, name)
@@ -83,7 +85,7 @@ def query_parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
         if _kind_of(model, name) is dict:
             for outer_name, (outer, inner) in _NESTED.items():
                 if outer == name:
-                    kind = "boolean" if inner == "personalize" else "string"
+                    kind = "boolean" if inner in _YES_OR_NO else "string"
                     declared.append(_parameter(outer_name, {"type": kind}, f"{outer}.{inner}"))
             continue
         schema = {key: value for key, value in properties[name].items() if key not in ("title", "description")}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from feature_repo.contracts.decisions import read_decision
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.keys import candidates_key, pointer_key, session_key
@@ -152,6 +153,21 @@ class TestRecommendations:
             got.pop(volatile), posted.pop(volatile)
         assert got == posted
         assert len(got["items"]) == 4
+
+    async def test_get_can_say_that_nothing_is_to_be_kept(self, api: Installation) -> None:
+        def logged() -> tuple[Any, Any, Any]:
+            decision = read_decision(api.decisions.payloads[-1])
+            return decision["subject"], decision["session"], decision["inputs"].get("store")
+
+        for path in ("/v1/recommendations?", "/v1/trending?", "/v1/pages/search?"):
+            for text, kept in (("false", False), ("0", False), ("true", True)):
+                answer = await api.client.get(f"{path}user_id=u1&store={text}")
+                assert answer.status_code == 200, answer.text
+                assert logged()[0] == ("u:u1" if kept else None)
+                assert logged()[2] is (None if kept else False)
+        wrong = await api.client.get("/v1/recommendations?store=never")
+        assert (wrong.status_code, wrong.json()["errors"][0]["field"]) == (422, "consent.store")
+        assert (await api.client.get("/v1/similar?item_id=i1&store=false")).status_code == 422  # it names nobody
 
     async def test_a_short_answer_counts_what_was_filtered(self, api: Installation) -> None:
         answer = await api.ask(user_id="u1", num_results=5, exclude_item_ids=ITEMS[2:])
