@@ -44,6 +44,7 @@ class HotPages:
                 continue
             if maker is None or asker is None:
                 asker = services.recommender.lone_asker(asked.request, catalogue, records, [])
+                assert not asker.degraded  # or there were no page
                 maker = PlaceMaker(services, self._answers, asked, asker, started)
             wanted, seen, question = maker.ask(place, answer_id, page.taken_ids())
             built = services.lists.build_at_once(wanted, asker, seen, votes.get(place.window))
