@@ -123,7 +123,7 @@ class Applier:
         self._full: list[int] = []
         """Partitions in which more waited at their last read than a batch takes; the one whose turn it is first."""
         self.reached_micros = 0
-        """When the log took what was applied last (us since 1970)."""
+        """When the log took the newest of what the last step applied (us since 1970); 0 when it applied nothing."""
         self._entry_events = 1.0
         """How many events the entries of the last read had in the mean."""
         self._tables: dict[tuple[int, int, int], TrendTable] = {}
@@ -147,6 +147,7 @@ class Applier:
 
         Of the partitions in which more waits than a batch takes it reads one at a time, and does not wait.
         """
+        self.reached_micros = 0
         try:
             self._take_up()
             if not self._positions:
@@ -254,12 +255,15 @@ class Applier:
             marks = self._streams.ask_marks([(e.partition, e.event["event_id"]) for e in readable if e.event])
             try:
                 with self._store.transaction(claims) as transaction:
-                    records = self._records(transaction, list(self._by_session_key(readable)))
+                    by_key = self._by_session_key(readable)
+                    records = self._records(transaction, list(by_key))
                     live = _without_duplicates(readable, marks(), batch.counts)
                     if not self._is_where_we_are(transaction):
                         return 0
+                    if len(live) < len(readable):
+                        by_key = self._by_session_key(live)
                     with watch.at_work():
-                        votes = self._fold(self._by_session_key(live), records, batch)
+                        votes = self._fold(by_key, records, batch)
                     self._count_votes(transaction, votes, batch)
                     batch.changes.hashes += self._identity.news(_applied_events(live, batch.letters))
                     batch.counts[DEAD] += len(batch.letters)
@@ -272,7 +276,7 @@ class Applier:
                     self._forget_tables(partition)  # they may hold votes that were not written
                 raise
         self._positions |= batch.partitions
-        self.reached_micros = max(receipt_micros(position) for position in batch.partitions.values())
+        self.reached_micros = max(self.reached_micros, *map(receipt_micros, batch.partitions.values()))
         for partition, entries in group.items():
             if partition in self._cares and self._cares[partition].is_over(entries):
                 del self._cares[partition]

@@ -98,6 +98,19 @@ class TestBatches:
         assert asked.partitions == [{0, 1, 2, 3}, {0, 2, 3}, {1, 2, 3}, {0, 1, 2, 3}]
         assert world.items(users[0]) == world.items(users[1]) == [f"i{n}" for n in range(7)]
 
+    def test_a_step_says_how_new_the_newest_is_that_it_applied(self) -> None:
+        """Whoever rests in a backlog must know of somebody who waits for the effect of what they have just done."""
+        world = MemoryWorld()
+        users = {partition_of(f"u:u{number}"): f"u{number}" for number in range(60)}
+        world.deliver(click("new", "n", user_id=users[0]))
+        (_, fields), before = world.memory.entries[0][-1], 1_709_899_200_000_000
+        world.memory.entries[0] = [("1709899300000-0", fields)]
+        world.deliver(*(click(f"old-{n}", f"i{n}", n, user_id=users[2]) for n in range(5)))
+        applier = world.alone(batch=2)
+        assert [applier.consume(block_ms=None), applier.reached_micros] == [3, before + 100_000_000]
+        assert [applier.consume(block_ms=None), applier.reached_micros] == [3, before]
+        assert [applier.consume(block_ms=None), applier.reached_micros] == [0, 0]
+
     def test_nothing_comes_only_when_nothing_is_there(self, world: World) -> None:
         """The first partition has been read to its end and nobody knows it; the second has more."""
         users = {partition_of(f"u:u{number}"): f"u{number}" for number in range(60)}
