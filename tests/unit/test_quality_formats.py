@@ -161,17 +161,37 @@ def test_pairs_validate_on_a_share_of_each_user(tmp_path: Path) -> None:
     train = write(tmp_path / "train.txt", "".join(f"u{n} a b c d e f g h i j\n" for n in (1, 3, 4, 5)) + "u2 a\n")
     test = write(tmp_path / "test.txt", "u1 k a\nu2 b zz\nnew a\nu3 b\n")
     task = open_training("pairs", train=train, test=test)
-    (found,) = task.validations
-    answers = asked(found)
-    assert {user: count for user, (_, count) in answers.items()} == dict.fromkeys(("u1", "u3", "u4", "u5"), 1), (
-        "a tenth of ten"
-    )
-    kept = {(subject, item) for subject, item, _ in rows_of(found)}
-    assert not {("u:u1", item) for item in answers["u1"][0]} & kept
-    assert ("u:u2", "a") in kept, "somebody's only item is never held back"
+    assert len(task.validations) == 4, "so few users answer four times"
+    held = []
+    for found in task.validations:
+        answers = asked(found)
+        assert {user: count for user, (_, count) in answers.items()} == dict.fromkeys(("u1", "u3", "u4", "u5"), 1), (
+            "a tenth of ten"
+        )
+        kept = {(subject, item) for subject, item, _ in rows_of(found)}
+        assert len(kept) == 37
+        assert not {("u:u1", item) for item in answers["u1"][0]} & kept
+        assert ("u:u2", "a") in kept, "somebody's only item is never held back"
+        held.append(answers["u1"][0][0])
+    assert len(set(held)) == 4, "no item is held back twice"
     whole = open_test(task)
     # u1's k is unknown (a miss), a was seen; u2's zz is unknown; u3 had b: nothing is left to ask.
     assert asked(whole) == {"u1": ([], 1), "u2": (["b"], 2), "?0": (["a"], 1)}
+
+
+@pytest.mark.parametrize(("users", "slices"), [(1, 4), (999, 4), (1000, 4), (1333, 4), (1334, 3), (2001, 2), (4000, 1)])
+def test_the_fewer_users_the_more_tenths_are_held_back(users: int, slices: int) -> None:
+    names = np.array([f"u{number}" for number in range(users) for _ in range(2)] + ["once"] * 1, dtype=object)
+    assert tasks._pairs_slices(names) == slices
+
+
+def test_a_user_with_few_items_is_in_few_slices(tmp_path: Path) -> None:
+    many = "".join(f"u{n} a b c d e f\n" for n in (3, 4, 5, 6))
+    train = write(tmp_path / "train.txt", "u1 a b\nu2 a b c\n" + many)
+    task = open_training("pairs", train=train, test=tmp_path / "none")
+    slices = [sorted(asked(found)) for found in task.validations]
+    assert len(slices) == 4
+    assert [sum(user in users for users in slices) for user in ("u1", "u2", "u3", "u6")] == [2, 3, 4, 4]
 
 
 def test_sequences_hide_the_last_item_until_the_test(tmp_path: Path) -> None:
@@ -243,7 +263,7 @@ def test_events_without_time_or_type(tmp_path: Path) -> None:
         tmp_path / "train.csv", "user,item,rating\n" + "".join(f"u{n},i{n % 3},{n}\nu{n},i3,1\n" for n in range(6))
     )
     task = open_training("events", train=train, test=tmp_path / "none")
-    assert len(task.validations) == 1
+    assert len(task.validations) == 2, "each of the two rows of a user is held back once"
     assert not task.training.has_time
     assert task.training.types == {"rating_high": 4, "rating_low": 8}
     assert task.training.target_types == ("rating_high", "rating_low")

@@ -37,15 +37,19 @@ def families(task: Task, budget_seconds: float) -> list[Family]:
         names += ["sequential_rules"] if task.protocol == "events" else ["sequential_rules", "session_knn"]
     if has_repeats and training.has_time:
         names.append("repurchase")
-    if task.protocol != "sessions":
-        if training.item_count <= MOST_ITEMS and training.item_count**3 * EASE_SECONDS_PER_CUBE < 0.1 * budget_seconds:
-            names.append("ease")
-        names += ["rp3beta", "ials", "graph_filter"]
+    if training.item_count <= MOST_ITEMS and _ease_seconds(task) < 0.1 * budget_seconds:
+        names.append("ease")
+    names += ["rp3beta", "ials", "graph_filter"]
     if training.content is not None:
         names.append("content")
     if task.protocol == "events" and training.has_order:
         names.append("session_knn")  # the history of a shopper is long for a session: it costs most
     return [_family(name, task) for name in names]
+
+
+def _ease_seconds(task: Task) -> float:
+    """Of one trial: a fit for each slice."""
+    return len(task.validations) * task.training.item_count**3 * EASE_SECONDS_PER_CUBE
 
 
 def _family(name: str, task: Task) -> Family:

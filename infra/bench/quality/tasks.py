@@ -30,6 +30,9 @@ REPEATS = ("new-only", "allowed")
 
 PAIRS_SHARE = 0.1
 """Of each user's pairs that validation takes. More of them would thin the graph so much that another model is best."""
+PAIRS_QUESTIONS, MOST_PAIRS_SLICES = 4_000, 4
+"""Where fewer users than that have something to hold back, validation takes several tenths, each by itself: what a few
+hundred users answer, chance answers with them."""
 EVENTS_SHARE = 0.2
 """Of the target events, the newest, that validation takes."""
 SESSION_SHARE = 0.05
@@ -185,8 +188,9 @@ def _open_pairs(path: Path, _: bool) -> tuple[Training, Sequence[Slice]]:
     users, items, _places = formats.flatten(formats.read_lists(path, "--train"))
     training = _table_training(users, items)
     chance = np.random.default_rng(SEED).random(len(users))
-    held = _share_of_each(users, chance)
-    return training, [_holdout(training, users, items, held, removes_seen=True)]
+    slices = _pairs_slices(users)
+    tenths = _shares_of_each(users, chance, slices)
+    return training, [_holdout(training, users, items, held, removes_seen=True, slices=slices) for held in tenths]
 
 
 def _open_sequences(path: Path, _: bool) -> tuple[Training, Sequence[Slice]]:
@@ -215,14 +219,19 @@ def _open_events(path: Path, repeats: bool) -> tuple[Training, Sequence[Slice]]:
     is_target = np.isin(types, list(targets))
     if events.micros is None:
         chance = np.random.default_rng(SEED).random(len(types))
-        held = _share_of_each(events.user, np.where(is_target, chance, -1.0)) & is_target
+        slices = _pairs_slices(events.user[is_target])
+        tenths = _shares_of_each(events.user, np.where(is_target, chance, -1.0), slices)
         return training, [
-            _holdout(training, events.user, events.item, held, removes_seen=not repeats, repeats=repeats, **form)  # type: ignore[arg-type]
-        ]
+            _holdout(
+                training, events.user, events.item, held & is_target, removes_seen=not repeats, repeats=repeats,
+                slices=slices, **form,  # type: ignore[arg-type]
+            )
+            for held in tenths
+        ]  # fmt: skip
     micros = events.micros
     cut = int(np.quantile(micros[is_target], 1 - EVENTS_SHARE, method="lower")) + 1
     late = micros >= cut
-    slices = [
+    cuts = [
         _holdout(
             training, events.user, events.item, late & is_target, removes_seen=not repeats,
             repeats=repeats, dropped=late, cut_off=cut, slices=2, **form,  # type: ignore[arg-type]
@@ -232,13 +241,13 @@ def _open_events(path: Path, repeats: bool) -> tuple[Training, Sequence[Slice]]:
     newest = frame.groupby("user")["micros"].transform("max").to_numpy()
     has_target = newest > np.iinfo(np.int64).min
     held = is_target & (micros == newest)
-    slices.append(
+    cuts.append(
         _holdout(
             training, events.user, events.item, held, removes_seen=not repeats, repeats=repeats,
             dropped=held | (repeats & has_target & (micros >= newest)), slices=2, **form,  # type: ignore[arg-type]
         )
     )  # fmt: skip
-    return training, slices
+    return training, cuts
 
 
 def _open_sessions(path: Path, _: bool) -> tuple[Training, Sequence[Slice]]:
@@ -438,13 +447,20 @@ def _only(whole: Slice, mask: NDArray[np.bool_]) -> Slice:
     )
 
 
-def _share_of_each(users: NDArray[np.object_], chance: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Of each user's rows the PAIRS_SHARE with the largest chance (rounded, at least 1, never the last one left)."""
+def _pairs_slices(users: NDArray[np.object_]) -> int:
+    """How many tenths validation takes, by how many users have something to hold back."""
+    asked = int((np.unique(users.astype(str), return_counts=True)[1] > 1).sum())
+    return min(MOST_PAIRS_SLICES, max(1, -(-PAIRS_QUESTIONS // max(1, asked))))
+
+
+def _shares_of_each(users: NDArray[np.object_], chance: NDArray[np.float64], slices: int) -> list[NDArray[np.bool_]]:
+    """Of each user's rows the PAIRS_SHARE with the largest chance (rounded, at least 1, never the last one left), then
+    the next so many, and so on; no row is in two. A user with too few rows for a later slice is not in it."""
     frame = pd.DataFrame({"user": users, "chance": chance})
     groups = frame.groupby("user")["chance"]
     rank, size = groups.rank(method="first", ascending=False).to_numpy(), groups.transform("size").to_numpy()
     wanted = np.minimum(np.maximum(np.round(size * PAIRS_SHARE), 1), size - 1)
-    return np.asarray(rank <= wanted)
+    return [np.asarray((rank > number * wanted) & (rank <= (number + 1) * wanted)) for number in range(slices)]
 
 
 def _last_of_each(
