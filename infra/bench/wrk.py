@@ -16,11 +16,12 @@ from feature_repo.contracts.errors import DependencyError
 from infra.bench.events.load import Load
 
 _LINE = "NIGHTJAR "
-_SCRIPT = """-- Sends the bodies of NIGHTJAR_BODIES (a line each) in order, again and again.
+_SCRIPT = """-- Sends the bodies of NIGHTJAR_BODIES (a line each) in order, again and again, with the key NIGHTJAR_KEY.
 local requests, at = {}, 0
 
 function init(args)
   local headers = {["Content-Type"] = "application/json"}
+  if os.getenv("NIGHTJAR_KEY") ~= "" then headers["Authorization"] = "Bearer " .. os.getenv("NIGHTJAR_KEY") end
   for body in io.lines(os.getenv("NIGHTJAR_BODIES")) do
     requests[#requests + 1] = wrk.format("POST", "/v1/recommendations", headers, body)
   end
@@ -59,11 +60,12 @@ def write_load(folder: Path, name: str, bodies: Sequence[Mapping[str, Any]]) -> 
     return path
 
 
-def send_load(port: int, bodies: Path, *, seconds: int, connections: int, cores: Sequence[int]) -> Load:
-    """A closed loop: each connection sends its next request when it has the answer. wrk has one thread on `cores`."""
+def send_load(port: int, bodies: Path, *, seconds: int, connections: int, cores: Sequence[int], key: str = "") -> Load:
+    """A closed loop: each connection sends its next request when it has the answer. wrk has one thread on `cores`.
+    `key`: the API key that goes with each request; none where it is empty."""
     command = [require_wrk(), "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s"]
     command += ["-s", str(bodies.with_name("send.lua")), f"http://127.0.0.1:{port}"]
-    variables = {**os.environ, "NIGHTJAR_BODIES": str(bodies)}
+    variables = {**os.environ, "NIGHTJAR_BODIES": str(bodies), "NIGHTJAR_KEY": key}
     process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(process.pid, cores)

@@ -5,8 +5,9 @@ are measured in turns, so that whatever the machine does otherwise meets both. T
 Redis and wrk share the others. Then our workers have all cores, and Redis and wrk with them.
 
 What a request costs is processor time of the server's processes (user and system) per request: it hardly moves with
-what else the machine does. Everything that an installation has switched on is on: consent, identity, stock, versions,
-metrics, and every decision logged to disk.
+what else the machine does. Everything that an installation has switched on is on: API keys with a limit, validation,
+consent, identity, stock, versions, metrics, and every decision logged to disk. The placement is `default`, whose lists
+are those that the other service can give too; what the rules of others add is told beside it.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ import psutil
 import redis
 
 from feature_repo.contracts import environment as names
+from feature_repo.contracts.api_keys import READ
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError
+from feature_repo.contracts.keys import DEFAULT_TENANT
+from infra.api_keys import ApiKeys
 from infra.bench.events.ingest import Cores, free_port, listens, not_listening
 from infra.bench.events.load import Load
 from infra.bench.report import Figure, figure, make_report
@@ -51,6 +55,16 @@ BARS = {"requests_per_second_per_core": 8.0, "cpu_us_per_request": 1 / 8}
 START_SECONDS = 120.0
 PATIENCE, PATIENCE_MS = "NIGHTJAR_SERVING_ONLINE_TIMEOUT_MS", "200"
 """All of it shares a machine, and what is measured shall not be the cheap answers of the ladder."""
+API_KEYS = "NIGHTJAR_SERVING_API_KEYS"
+KEY_RATE, KEY_BURST = 1_000_000.0, 2_000_000
+"""The limit of the key: counted with each request, and never reached."""
+ASKED_MORE: Mapping[str, Mapping[str, Any]] = {
+    "the rules of placement home: one of a product, diversity, rotation, fatigue": {"placement": "home"},
+    "a filter expression": {"filter": 'not category == "C3"'},
+    "a tenth of exploration": {"exploration": 0.1},
+    "the whole explanation": {"explain": True},
+}
+"""What known users in a session may ask for beside the mix, by what it is called in the report."""
 _FEATURE_SECONDS = 2
 
 
@@ -82,7 +96,7 @@ class Served:
     ) -> None:
         """What it says goes to the file `said`. `key`: the API key of what is asked here."""
         self.name = name
-        self._redis = server
+        self._redis, self._key = server, key
         everywhere = sorted({*Cores.of_this_machine().worker, *Cores.of_this_machine().others})
         self.other_cores = cores.others if cores else everywhere
         self._client = httpx.Client(timeout=60, headers={"Authorization": f"Bearer {key}"} if key else None)
@@ -101,7 +115,9 @@ class Served:
     def measure(self, bodies: Path, *, seconds: int, connections: int) -> Sample:
         """Load it for `seconds`."""
         worker, server, began = self.cpu_seconds(), self.redis_cpu_seconds(), time.monotonic()
-        load = send_load(self.port, bodies, seconds=seconds, connections=connections, cores=self.other_cores)
+        load = send_load(
+            self.port, bodies, seconds=seconds, connections=connections, cores=self.other_cores, key=self._key
+        )
         passed = time.monotonic() - began
         worker, server = self.cpu_seconds() - worker, self.redis_cpu_seconds() - server
         requests = max(1, load.requests)
@@ -144,11 +160,17 @@ class Served:
         return list(self._process.children(recursive=True))
 
     def _wait(self, workers: int) -> None:
+        """Until it listens and, with a key, until it has read who may ask."""
         deadline = time.monotonic() + START_SECONDS
         while not listens(self.port) or (workers > 1 and len(self._process.children()) < workers):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 raise DependencyError(not_listening(self.name, self.port, self._said))
+            time.sleep(0.05)
+        while self._key and time.monotonic() < deadline:
+            answer = self._client.post(f"http://127.0.0.1:{self.port}/v1/recommendations", json={"num_results": 1})
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                return
             time.sleep(0.05)
 
 
@@ -202,8 +224,9 @@ def bench_serving(
             shop.publish_plain(other, now_micros=now_micros)
         catalogue = home / "catalogue.json"
         shop.write_catalogue(catalogue)
+        key = make_key(environment)
         theirs = [sys.executable, "-m", "infra.bench.serving.baseline", "{port}", plain.url, str(catalogue)]
-        nightjar = Served("nightjar", store, our_command(1), environment, cores, home / "nightjar.log")
+        nightjar = Served("nightjar", store, our_command(1), environment, cores, home / "nightjar.log", key=key)
         stack.callback(nightjar.stop)
         baseline = Served("baseline", plain, theirs, environment, cores, home / "baseline.log")
         stack.callback(baseline.stop)
@@ -222,13 +245,19 @@ def bench_serving(
                 sample = side.measure(load, seconds=seconds, **options)
                 found[side.name].append(sample)
                 say(f"pair {pair + 1}, {side.name}: {words_of(sample)}")
-        features = _features(nightjar, home, mix, shop, seed, options)
+        keyless = {name: value for name, value in environment.items() if name != API_KEYS}
+        open_to_all = Served("nightjar", store, our_command(1), keyless, cores, home / "open.log")
+        stack.callback(open_to_all.stop)
+        features = _features(nightjar, open_to_all, home, mix, shop, seed, options)
         nightjar.stop()
+        open_to_all.stop()
         baseline.stop()
         everybody = len(cores.worker) + len(cores.others) if cores.others != cores.worker else 1
         for server in (store, plain):
             pin(server.process.pid, sorted({*cores.worker, *cores.others}))
-        box = Served("box", store, our_command(everybody), environment, None, home / "box.log", workers=everybody)
+        box = Served(
+            "box", store, our_command(everybody), environment, None, home / "box.log", workers=everybody, key=key
+        )
         stack.callback(box.stop)
         box.measure(load, seconds=1, **options)
         for number in range(pairs):
@@ -239,21 +268,34 @@ def bench_serving(
 
 
 def _features(
-    served: Served, home: Path, mix: Mapping[str, Any], shop: BenchShop, seed: int, options: Mapping[str, Any]
+    served: Served,
+    open_to_all: Served,
+    home: Path,
+    mix: Mapping[str, Any],
+    shop: BenchShop,
+    seed: int,
+    options: Mapping[str, Any],
 ) -> dict[str, float]:
-    """What parts of an answer cost, in microseconds: differences between kinds of requests."""
+    """What parts of an answer cost, in microseconds: differences between kinds of requests. `open_to_all`: the same
+    server without keys."""
     strangers = make_requests(mix, shop, "known", BODIES, seed)
     kinds = {name: make_requests(mix, shop, name, BODIES, seed) for name in mix["kinds"]}
     kinds["calm"] = [{**body, "session_id": "another"} for body in strangers]
+    kinds |= {name: [{**body, **more} for body in strangers] for name, more in ASKED_MORE.items()}
     cost = {
-        name: served.measure(write_load(home, name, bodies), seconds=_FEATURE_SECONDS, **options).cpu_us
-        for name, bodies in kinds.items()
+        name: served.measure(write_load(home, f"kind-{at}", bodies), seconds=_FEATURE_SECONDS, **options).cpu_us
+        for at, (name, bodies) in enumerate(kinds.items())
     }
+    known = write_load(home, "known", strangers)
+    open_to_all.measure(known, seconds=1, **options)  # warm
+    unasked = open_to_all.measure(known, seconds=_FEATURE_SECONDS, **options).cpu_us
     found = {
         "a popular list, read, answered, counted and logged": cost["cold"],
         "a list of one's own": cost["calm"] - cost["cold"],
         "a session of 5 events": cost["known"] - cost["calm"],
         "10 excluded items and a category": cost["filtered"] - cost["known"],
+        "an API key and its limit": cost["known"] - unasked,
+        **{name: cost[name] - cost["known"] for name in ASKED_MORE},
     }
     return {name: round(value, 1) for name, value in found.items()}
 
@@ -304,6 +346,17 @@ def _report(
         worker_busy=round(min(sample.worker_busy for sample in found["nightjar"]), 3),
         connections=connections,
     )
+
+
+def make_key(variables: dict[str, str]) -> str:
+    """A key that may read, in the Redis `log` of these variables, which want keys from now on."""
+    variables[API_KEYS] = "on"
+    with redis.Redis.from_url(variables[names.REDIS_LOG_URL]) as log:
+        keys = ApiKeys(log, tenant=DEFAULT_TENANT, random=os.urandom)
+        key, _ = keys.create(
+            "bench", [READ], requests_per_second=KEY_RATE, burst=KEY_BURST, by="bench", at_micros=time.time_ns() // 1000
+        )
+    return key
 
 
 def our_command(workers: int) -> list[str]:

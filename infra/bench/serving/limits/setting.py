@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -12,14 +11,11 @@ from typing import Any, NamedTuple
 
 import redis
 
-from feature_repo.contracts.api_keys import READ
 from feature_repo.contracts.environment import Environment
-from feature_repo.contracts.keys import DEFAULT_TENANT
-from infra.api_keys import ApiKeys
 from infra.bench.events.ingest import Cores
 from infra.bench.sender import Sender, Sending, Sent, http_request, write_requests
 from infra.bench.serving.limits.shop import LargeShop
-from infra.bench.serving.throughput import MIX_FILE, Served, bench_stores, make_requests, our_command
+from infra.bench.serving.throughput import MIX_FILE, Served, bench_stores, make_key, make_requests, our_command
 from infra.local.redis_server import RunningServer
 
 Say = Callable[[str], None]
@@ -68,7 +64,7 @@ class Setting:
         shop, home = LargeShop(self.mix, people=people, items=items), self.home / name
         home.mkdir()
         online, _, variables = bench_stores(stack, home, self.variables)
-        variables["NIGHTJAR_SERVING_API_KEYS"] = "on"
+        key = make_key(variables)
         self.say(f"{name}: publishing {shop.people:,} people, {shop.items:,} items")
         environment = Environment.from_mapping(variables)
         with redis.Redis.from_url(online.url) as client:
@@ -76,9 +72,6 @@ class Setting:
             client.config_set("save", "")
             version = shop.publish_version(environment)
             shop.put_sessions(client, now_micros=time.time_ns() // 1000)
-        with redis.Redis.from_url(environment.redis_log_url) as log:
-            keys = ApiKeys(log, tenant=DEFAULT_TENANT, random=os.urandom)
-            key, _ = keys.create("bench", [READ], by="bench", at_micros=time.time_ns() // 1000)
         return Shop(shop, online, variables, version, key)
 
     def serve(self, stack: ExitStack, shop: Shop, *, workers: int = 1, is_pinned: bool = True) -> Served:
