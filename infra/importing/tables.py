@@ -1,8 +1,12 @@
-"""The importer's writer of bronze tables, without a JVM. Each call is one Delta commit: all of it, or nothing."""
+"""The importer's writer of bronze tables, without a JVM. Each call is one Delta commit: all of it, or nothing, and on
+disk when the call returns. What a power cut tore of an earlier one, which had not returned then, is taken back first.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +18,7 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError, NightjarError
 from feature_repo.contracts.object_store import is_on_store, store_problem
 from feature_repo.contracts.tables import TABLE_PROPERTIES, table, table_path
+from serving.speed.torn_commits import MOST_UNSYNCED_COMMITS, sync_commits, take_back_torn_commits
 
 _ARROW_TYPES = {
     "string": pa.string(), "boolean": pa.bool_(), "int": pa.int32(), "bigint": pa.int64(), "double": pa.float64(),
@@ -60,15 +65,14 @@ def replace_sources(env: Environment, name: str, sources: Sequence[str], batches
             raised.append(error)
             raise
 
-    delta = _created(env, name)
-    is_known = _has_rows_of(delta, sources)
     listed = ", ".join("'" + source.replace("'", "''") + "'" for source in sorted(sources))
     rows = pa.RecordBatchReader.from_batches(schema, watched())
     try:
-        if is_known:
-            write_deltalake(delta, rows, mode="overwrite", predicate=f"source IN ({listed})")
-        else:
-            write_deltalake(delta, rows, mode="append")
+        with _on_disk(env, name) as delta:
+            if _has_rows_of(delta, sources):
+                write_deltalake(delta, rows, mode="overwrite", predicate=f"source IN ({listed})")
+            else:
+                write_deltalake(delta, rows, mode="append")
     except (DeltaError, OSError) as error:
         if raised:
             raise raised[0] from error
@@ -81,14 +85,14 @@ def upsert(env: Environment, name: str, key: str, rows: pa.Table, *, update: Seq
     `update`: the columns that a known row takes over (default: all); the others keep what they had.
     """
     taken = {column: f"s.{column}" for column in update or rows.column_names}
-    delta = _created(env, name)
     try:
-        (
-            delta.merge(rows.cast(bronze_schema(name)), f"t.{key} = s.{key}", source_alias="s", target_alias="t")
-            .when_matched_update(taken)
-            .when_not_matched_insert_all()
-            .execute()
-        )
+        with _on_disk(env, name) as delta:
+            (
+                delta.merge(rows.cast(bronze_schema(name)), f"t.{key} = s.{key}", source_alias="s", target_alias="t")
+                .when_matched_update(taken)
+                .when_not_matched_insert_all()
+                .execute()
+            )
     except (DeltaError, OSError) as error:
         raise DependencyError(f"{name} could not be written: {store_problem(env.lakehouse, error)}") from error
 
@@ -98,7 +102,8 @@ def append_rows(env: Environment, name: str, rows: Sequence[Mapping[str, Any]]) 
     if not rows:
         return
     try:
-        write_deltalake(_created(env, name), pa.Table.from_pylist(list(rows), bronze_schema(name)), mode="append")
+        with _on_disk(env, name) as delta:
+            write_deltalake(delta, pa.Table.from_pylist(list(rows), bronze_schema(name)), mode="append")
     except (DeltaError, OSError) as error:
         raise DependencyError(f"{name} could not be written: {store_problem(env.lakehouse, error)}") from error
 
@@ -110,6 +115,22 @@ def users_who_refuse_storage(env: Environment) -> pa.Array:
         return pa.array([], pa.string())
     rows = delta.to_pyarrow_dataset().to_table(columns=["user_id"], filter=~pc.field("consent_store"))
     return rows["user_id"].combine_chunks()
+
+
+@contextmanager
+def _on_disk(env: Environment, name: str) -> Iterator[DeltaTable]:
+    """The table, created where it is missing. What is committed inside is on disk at the end; the lease is held."""
+    path = table_path(env.lakehouse, name, tenant=env.tenant)
+    if is_on_store(path):  # a finished write is durable there by itself
+        yield _created(env, name)
+        return
+    root = Path(path)
+    take_back_torn_commits(root)
+    delta = _created(env, name)
+    before = delta.version()  # also fsynced below: who made it may have died before that
+    yield delta
+    delta.update_incremental()
+    sync_commits(root, max(before, delta.version() + 1 - MOST_UNSYNCED_COMMITS), delta.version())
 
 
 def _created(env: Environment, name: str) -> DeltaTable:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
-from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
@@ -17,7 +15,7 @@ from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.object_store import is_on_store, store_problem
 from feature_repo.contracts.tables import TABLE_PROPERTIES, table, table_path
 from serving.speed.table_upkeep import keep_up
-from serving.speed.torn_commits import MOST_UNSYNCED_COMMITS, sync, take_back_torn_commits
+from serving.speed.torn_commits import MOST_UNSYNCED_COMMITS, sync_commits, take_back_torn_commits
 
 _ARROW = {
     "string": pa.string(), "bigint": pa.int64(), "int": pa.int32(), "double": pa.float64(), "boolean": pa.bool_(),
@@ -132,39 +130,10 @@ class DeltaArchive:
         return self._delta
 
     def _sync_commits(self) -> None:
-        """fsync every commit that may not be on disk yet, and the checkpoint that the engine may have written with it.
-
-        What is named comes before what names it: data files, their folders, log entries, the log's folder. On an object
-        store a finished write is durable by itself.
-        """
+        """fsync every commit that may not be on disk yet. On an object store a finished write is durable by itself."""
         if is_on_store(self._path):
             return
-        root = Path(self._path)
-        log = root / "_delta_log"
         newest = self._opened().version()
         first = min(max(self._synced_version + 1, newest + 1 - MOST_UNSYNCED_COMMITS), newest)
-        entries = [log / f"{version:020d}.json" for version in range(first, newest + 1)]
-        data_files = [path for entry in entries for path in _data_files(root, entry)]
-        checkpoints = [found for entry in entries for found in log.glob(f"{entry.stem}.checkpoint*.parquet")]
-        pointer = log / "_last_checkpoint"
-        for path in (
-            *(path for path in data_files if path.exists()),  # a later commit may have compacted it away
-            *sorted({path.parent for path in data_files}),
-            root,
-            *(entry for entry in entries if entry.exists()),
-            *checkpoints,
-            *([pointer] if pointer.exists() else []),
-            log,
-        ):
-            _fsync(path)
+        sync_commits(Path(self._path), first, newest)
         self._synced_version = newest
-
-
-def _data_files(root: Path, entry: Path) -> list[Path]:
-    """What a log entry adds. Its lines end with LF alone: statistics hold texts that have other line ends in them."""
-    lines = entry.read_bytes().split(b"\n") if entry.exists() else []
-    added = [json.loads(line).get("add") for line in lines if line]
-    return [root / unquote(add["path"]) for add in added if add]
-
-
-_fsync = sync

@@ -21,6 +21,9 @@ logger = logging.getLogger("nightjar.speed")
 MOST_UNSYNCED_COMMITS = 10
 """More commits than a process can leave behind unsynced: compaction makes one between two syncs, vacuum two."""
 
+FOLDERS_ABOVE = 4
+"""Where the first table of an installation may have made names: its layer, the tenant, the lakehouse and the home."""
+
 _ENTRY = re.compile(r"(\d{20})\.json")
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint.*\.parquet")
 _PARQUET = b"PAR1"
@@ -69,6 +72,37 @@ def _remove_checkpoints(log: Path, torn_from: int | None) -> bool:
         pointer.unlink()  # the engine looks for checkpoints by itself then
         has_changed = True
     return has_changed
+
+
+def sync_commits(root: Path, first: int, newest: int) -> None:
+    """fsync the commits `first` to `newest`, and the checkpoints that the engine may have written with them.
+
+    What is named comes before what names it: data files, their folders, log entries, the log's folder; with commit 0
+    also the folders that the table lies in.
+    """
+    log = root / "_delta_log"
+    entries = [log / f"{version:020d}.json" for version in range(first, newest + 1)]
+    data_files = [path for entry in entries for path in _data_files(root, entry)]
+    checkpoints = [found for entry in entries for found in log.glob(f"{entry.stem}.checkpoint*.parquet")]
+    pointer = log / "_last_checkpoint"
+    for path in (
+        *(path for path in data_files if path.exists()),  # a later commit may have compacted it away
+        *sorted({path.parent for path in data_files}),
+        root,
+        *(entry for entry in entries if entry.exists()),
+        *checkpoints,
+        *([pointer] if pointer.exists() else []),
+        log,
+        *(root.parents[:FOLDERS_ABOVE] if first == 0 else ()),  # a table that is new: its own name, and theirs
+    ):
+        sync(path)
+
+
+def _data_files(root: Path, entry: Path) -> list[Path]:
+    """What a log entry adds. Its lines end with LF alone: statistics hold texts that have other line ends in them."""
+    lines = entry.read_bytes().split(b"\n") if entry.exists() else []
+    added = [json.loads(line).get("add") for line in lines if line]
+    return [root / unquote(add["path"]) for add in added if add]
 
 
 def sync(path: Path) -> None:

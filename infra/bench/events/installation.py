@@ -76,6 +76,7 @@ class Installation:
             Program("archiver", [python, "-m", "serving.speed.archiver"]),
         ]
         self.programs = {program.name: program for program in programs}
+        self._importer: subprocess.Popen[bytes] | None = None
         self.restarts = 0
 
     def _redis(self, role: Role, fsync: str) -> list[str]:
@@ -101,12 +102,21 @@ class Installation:
             if not program.is_alive():
                 if program.process is not None:
                     self.restarts += 1
-                shim = {} if self.disk is None else self.disk.variables()
-                with (self._logs / f"{program.name}.log").open("ab") as output:
-                    program.process = subprocess.Popen(
-                        program.command, env={**self._variables, **shim}, cwd=REPOSITORY, stdin=subprocess.DEVNULL,
-                        stdout=output, stderr=output,
-                    )  # fmt: skip
+                program.process = self._started(program.name, program.command)
+
+    def start_import(self, path: Path) -> subprocess.Popen[bytes]:
+        """`nightjar import events` of a file, beside everything else; one at a time."""
+        command = [sys.executable, "-m", "infra.cli.main", "import", "events", str(path), "--wait", "5"]
+        self._importer = self._started("importer", command)
+        return self._importer
+
+    def _started(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        shim = {} if self.disk is None else self.disk.variables()
+        with (self._logs / f"{name}.log").open("ab") as output:
+            return subprocess.Popen(
+                command, env={**self._variables, **shim}, cwd=REPOSITORY, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=output,
+            )  # fmt: skip
 
     def wait_until_well(self) -> None:
         """Raises TortureError when a server does not answer in time."""
@@ -120,7 +130,10 @@ class Installation:
             time.sleep(0.05)
 
     def pids_of(self, victim: str) -> list[int]:
-        """The processes that one may kill: of the API its workers, not their supervisor."""
+        """The processes that one may kill: of the API its workers, not their supervisor; an import while it runs."""
+        if victim == "importer":
+            is_running = self._importer is not None and self._importer.poll() is None
+            return [self._importer.pid] if self._importer is not None and is_running else []
         program = self.programs["api" if victim == "api worker" else victim]
         if not program.is_alive() or program.process is None:
             return []
@@ -135,6 +148,9 @@ class Installation:
     def kill_everything(self) -> None:
         """As a power cut does: nobody says goodbye."""
         workers = self.pids_of("api worker")
+        if self._importer is not None and self._importer.poll() is None:
+            self._importer.kill()
+            self._importer.wait()
         for program in self.programs.values():
             if program.is_alive() and program.process is not None:
                 program.process.kill()

@@ -2,9 +2,10 @@
 
 An installation of its own: two Redis servers, an API with two workers, consumer and archiver, all watched by the
 library of `power`. Clients send events, alone and in batches, and send again whatever was not acknowledged. Meanwhile
-API workers, consumer, archiver and both Redis servers are killed or stopped for a while, and the archiver is told to
-compact its table. Some cycles end with a power cut, a full disk, or a torn end of the log's file. Then everything
-comes back, the clients finish, and the `Ledger` judges.
+API workers, consumer, archiver and both Redis servers are killed or stopped for a while, the archiver is told to
+compact its table, and in every third cycle a file is imported by a command that may be killed too. Some cycles end with
+a power cut, a full disk, or a torn end of the log's file. Then everything comes back, the clients finish, and the
+`Ledger` judges.
 
 Both Redis servers keep an append-only file here, so that session records can be compared after their server's death; in
 an ordinary installation `online` is rebuilt instead. Two control runs show that the judge sees what it should: with
@@ -44,6 +45,8 @@ from infra.bench.disk import judge_disk
 from infra.bench.events.installation import SETTLE_SECONDS, Control, Installation, TortureError, send_signal
 from infra.bench.events.ledger import Findings, Ledger, event_id_of
 from infra.bench.events.power import compiler
+from infra.bench.events.torture_imports import TABLE as IMPORTED
+from infra.bench.events.torture_imports import Imports
 from infra.bench.report import figure, make_report
 from serving.speed.maintenance_requests import ask
 from serving.speed.positions import position_number
@@ -57,7 +60,8 @@ LOAD_SECONDS = 0.9
 LEAST_EVENTS = 100
 """Events that are acknowledged after the harm and before the ending."""
 CONTROL_CYCLES = 6
-VICTIMS = ("api worker", "consumer", "archiver", "redis-log", "redis-online")
+IMPORT_EVERY = 3
+VICTIMS = ("api worker", "consumer", "archiver", "redis-log", "redis-online", "importer")
 _TYPES = ("view_item", "view_item", "view_item", "add_to_cart", "purchase", "dislike", "search")
 
 _ENDINGS: Sequence[Ending] = ("none", "power cut", "disk full", "power cut", "torn tail")
@@ -138,6 +142,7 @@ class Torture:
         self.installation = Installation(folder, variables, control=control)
         self.ledger = Ledger()
         self.clients = Clients(self.installation.url, self.ledger, self._rng)
+        self.imports = Imports(self.installation, folder / "imports")
         self.harm: Counter[str] = Counter()
         self.cut_bytes = 0
 
@@ -152,6 +157,7 @@ class Torture:
         self.clients.is_open = True
         sending = asyncio.create_task(self.clients.run())
         jobs = [asyncio.create_task(self._keep_up()), asyncio.create_task(self._forget_marks())]
+        importing = asyncio.create_task(self._import(number))
         try:
             if self._control is None:
                 ask(self._client(self.installation.log_url), "default", f"c{number}", dry_run=False, retention_days=7)
@@ -165,7 +171,12 @@ class Torture:
                 job.cancel()
             await asyncio.gather(*jobs, sending, return_exceptions=True)
         await self._settle()
+        await importing
         return self.judge()
+
+    async def _import(self, number: int) -> None:
+        if self._control is None and number % IMPORT_EVERY == 0:
+            await self.imports.run(number)
 
     async def _acknowledged(self, count: int) -> None:
         """Wait until so many events are: on a busy machine an ending shall meet a load too."""
@@ -184,10 +195,11 @@ class Torture:
         began = time.monotonic()
         for moment in moments:
             await asyncio.sleep(max(0.0, began + moment - time.monotonic()))
-            victim = self._rng.choice(VICTIMS)
-            pids = self.installation.pids_of(victim)
-            if not pids:
+            alive = {victim: pids for victim in VICTIMS if (pids := self.installation.pids_of(victim))}
+            if not alive:
                 continue
+            victim = self._rng.choice(sorted(alive))
+            pids = alive[victim]
             pid = self._rng.choice(pids)
             if self._rng.random() < 0.5:
                 self.harm[f"kill {victim}"] += 1
@@ -288,16 +300,21 @@ class Torture:
         states: dict[str, SessionState | None] = {
             subject: unpack_session(record) if record else None for subject, record in zip(people, records, strict=True)
         }
-        return self.ledger.judge(
+        found = self.ledger.judge(
             deliveries=[*archived, *deliveries], applied=int(counters.get(b"applied", 0)), states=states
         )
+        self.imports.judge(found, (event_id for (event_id,) in self._rows(IMPORTED, "event_id")))
+        return found
 
     def _archived(self) -> list[tuple[str, str, int]]:
-        path = table_path(self.installation.environment.lakehouse, "bronze.events")
+        return self._rows("bronze.events", "event_id", "source", "source_position")
+
+    def _rows(self, name: str, *columns: str) -> list[Any]:
+        path = table_path(self.installation.environment.lakehouse, name)
         if not DeltaTable.is_deltatable(path):
             return []
-        rows = DeltaTable(path).to_pyarrow_table(columns=["event_id", "source", "source_position"])
-        return list(zip(*(rows[name].to_pylist() for name in rows.column_names), strict=True))
+        rows = DeltaTable(path).to_pyarrow_table(columns=list(columns))
+        return list(zip(*(rows[column].to_pylist() for column in rows.column_names), strict=True))
 
     def _client(self, url: str) -> redis.Redis:
         return redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=2)
@@ -306,9 +323,10 @@ class Torture:
 def torture_events(home: Path, variables: Mapping[str, str], *, cycles: int, seed: int, say: Say) -> dict[str, Any]:
     """Run it in `home` (made anew) and return the report.
 
-    Figures: `events_lost` and `events_counted_twice` by cycle, `cycle_seconds`. Further keys: events, acknowledged,
-    harm, cut_bytes, restarts, wrong_sessions, clean, controls (control -> {"caught", "cycles", "events_lost",
-    "events_counted_twice"}), skipped (why there was no power cut; None), and what `judge_disk` says.
+    Figures: `events_lost` and `events_counted_twice` by cycle, `cycle_seconds`; events that were imported are among
+    them. Further keys: events, acknowledged, imported, import_attempts, harm, cut_bytes, restarts, wrong_sessions,
+    clean, controls (control -> {"caught", "cycles", "events_lost", "events_counted_twice"}), skipped (why there was no
+    power cut; None), and what `judge_disk` says.
     """
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
@@ -332,6 +350,8 @@ def torture_events(home: Path, variables: Mapping[str, str], *, cycles: int, see
         cycles=len(findings),
         events=len(torture.ledger.sent),
         acknowledged=len(torture.ledger.acknowledged),
+        imported=len(torture.imports.acknowledged),
+        import_attempts=torture.imports.attempts,
         requests=torture.clients.requests,
         retries=torture.clients.retries,
         restarts=torture.installation.restarts,
