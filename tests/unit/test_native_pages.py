@@ -178,12 +178,12 @@ def test_random_pages_get_the_same_bytes(tmp_path: Path, both: BothPages) -> Non
                 sources |= {item["source"] for item in place["items"]}
                 seen["filtered"] += bool(place.get("filtered"))
                 seen["short"] += "filtered" in place
+        assert catalogue.remember("native trends").keys() <= {"5m", "1h"}  # votes of before are not kept
     assert asked == 960
     assert both.at_once > 350
     assert both.all_places > both.here > 700  # the other places are short, or odd
     assert {
         "personal",
-        "session",
         "popular",
         "similar",
         "trending",
@@ -193,7 +193,7 @@ def test_random_pages_get_the_same_bytes(tmp_path: Path, both: BothPages) -> Non
         "none",
     } <= both.levels.keys()
     assert sources >= {"session", "als", "popularity", "item_knn", "trending", "new", "continued"}
-    assert min(seen["short"], seen["filtered"]) > 200
+    assert min(seen["short"], seen["filtered"]) > 100
 
 
 def test_no_item_twice_and_each_place_its_own_way(both: BothPages, catalogue: Catalogue) -> None:
