@@ -36,7 +36,9 @@ def item_features(facts: DataFrame, items: DataFrame, *, as_of: date) -> DataFra
     Grain: one row per item of the catalogue created before as_of (or at an unknown time), and per item named by an
     event. Users who do not allow personalization count like everybody: these are numbers of items.
     """
-    sums = _sum_by_item(_sum_by_subject(facts.filter(F.col("item_id").isNotNull()), as_of))
+    named = facts.filter(F.col("item_id").isNotNull())
+    sums = _sum_by_item(named, as_of).join(_people_of_item(named, as_of), on="item_id", how="left")
+    sums = sums.fillna(0, subset=["item_subject_count_30d", "item_buyer_count_90d", "_repeat_buyer_count"])
     shelf = items.filter(is_created_before(as_of)).select("item_id", "created_at", "available_quantity")
     rows = shelf.join(sums, on="item_id", how="full").fillna({n: v for n, v in _NEVER_NULL.items() if v is not None})
     views_7, views_30 = F.col("item_view_count_7d"), F.col("item_view_count_30d")
@@ -60,14 +62,13 @@ def item_features(facts: DataFrame, items: DataFrame, *, as_of: date) -> DataFra
     return stamped(rows, as_of).select(*table("gold.item_features").columns)
 
 
-def _sum_by_subject(facts: DataFrame, as_of: date) -> DataFrame:
-    """One row per item and subject: who is counted below once, and sums of the rest."""
+def _sum_by_item(facts: DataFrame, as_of: date) -> DataFrame:
+    """One row per item: what its events add up to, whoever did them."""
     in_1, in_7, in_30, in_90 = (within(as_of, days) for days in (1, 7, 30, 90))
     viewed, bought, carted = is_view(), is_type(EventType.PURCHASE), is_type(EventType.ADD_TO_CART)
     price, moment = F.col("price").try_cast(MONEY), F.col("event_timestamp")
     decayed = _weight() * F.pow(F.lit(0.5), days_until(as_of, moment) / POPULARITY_HALF_LIFE_DAYS)
-    day = F.when(bought & in_90, F.to_date(moment))
-    return facts.groupBy("item_id", "subject_key").agg(
+    return facts.groupBy("item_id").agg(
         F.count_if(viewed & in_1).alias("item_view_count_1d"),
         F.count_if(viewed & in_7).alias("item_view_count_7d"),
         F.count_if(viewed & in_30).alias("item_view_count_30d"),
@@ -78,9 +79,8 @@ def _sum_by_subject(facts: DataFrame, as_of: date) -> DataFrame:
         F.count_if(bought & in_7).alias("item_purchase_count_7d"),
         F.count_if(bought & in_30).alias("item_purchase_count_30d"),
         F.sum(F.when(bought & in_30, F.col("quantity"))).alias("item_unit_count_30d"),
-        F.sum(F.when(bought & in_30, F.col("amount"))).alias("item_purchase_value_30d"),
-        F.sum(decayed.cast(_WEIGHT)).alias("item_popularity_decayed"),
-        F.max(in_30).alias("_is_recent"),
+        F.sum(F.when(bought & in_30, F.col("amount"))).cast("double").alias("item_purchase_value_30d"),
+        F.sum(decayed.cast(_WEIGHT)).cast("double").alias("item_popularity_decayed"),
         F.count_if(bought & in_90).alias("_purchase_count_90"),
         F.count_if(is_type(EventType.REFUND) & in_90).alias("_refund_count"),
         F.sum(F.when(in_7, price)).alias("_price_sum_7"),
@@ -88,26 +88,21 @@ def _sum_by_subject(facts: DataFrame, as_of: date) -> DataFrame:
         F.sum(F.when(in_90, price)).alias("_price_sum_90"),
         F.count(F.when(in_90, price)).alias("_price_count_90"),
         F.max(F.when(bought, moment)).alias("_last_purchase"),
-        F.min(day).alias("_first_day"),
-        F.max(day).alias("_last_day"),
     )
 
 
-def _sum_by_item(subjects: DataFrame) -> DataFrame:
-    whole = [
-        "item_view_count_1d", "item_view_count_7d", "item_view_count_30d", "item_cart_count_1d", "item_cart_count_7d",
-        "item_cart_count_30d", "item_purchase_count_1d", "item_purchase_count_7d", "item_purchase_count_30d",
-        "item_unit_count_30d", "_purchase_count_90", "_refund_count", "_price_sum_7", "_price_count_7", "_price_sum_90",
-        "_price_count_90",
-    ]  # fmt: skip
-    return subjects.groupBy("item_id").agg(
-        *(F.sum(name).alias(name) for name in whole),
-        F.sum("item_purchase_value_30d").cast("double").alias("item_purchase_value_30d"),
-        F.sum("item_popularity_decayed").cast("double").alias("item_popularity_decayed"),
-        F.max("_last_purchase").alias("_last_purchase"),
+def _people_of_item(facts: DataFrame, as_of: date) -> DataFrame:
+    """One row per item with an event in 30 days or a purchase in 90: how many people, each counted once."""
+    in_30 = within(as_of, 30)
+    bought = is_type(EventType.PURCHASE) & within(as_of, 90)
+    day = F.when(bought, F.to_date("event_timestamp"))
+    # Only what is counted by people is brought together by item and person: nearly every event is a pair of its own.
+    pairs = facts.filter(in_30 | bought).groupBy("item_id", "subject_key")
+    people = pairs.agg(F.max(in_30).alias("_is_recent"), F.min(day).alias("_first"), F.max(day).alias("_last"))
+    return people.groupBy("item_id").agg(
         F.count_if("_is_recent").alias("item_subject_count_30d"),
-        F.count("_first_day").alias("item_buyer_count_90d"),
-        F.count_if(F.col("_first_day") < F.col("_last_day")).alias("_repeat_buyer_count"),
+        F.count("_first").alias("item_buyer_count_90d"),
+        F.count_if(F.col("_first") < F.col("_last")).alias("_repeat_buyer_count"),
     )
 
 
