@@ -41,7 +41,7 @@ def read_interactions(
     moments = rows["event_timestamp"].cast(arrow_schema(NAME).field("event_timestamp").type).cast(pa.int64())
     is_before = pc.less(moments, to_micros(cut_off))
     rows, moments = rows.filter(is_before), moments.filter(is_before)
-    words = {name: _words(rows, name) for name in _TEXTS}
+    words = {name: words_of(rows, name) for name in _TEXTS}
     items = words.pop("item_id")
     place = pc.index_in(items.dictionary, value_set=numbers["item_id"].combine_chunks())
     by_word = numbers["item_number"].combine_chunks().cast(pa.int32()).take(place)
@@ -65,7 +65,7 @@ def known_numbers(numbers: pa.Table, interactions: pa.Table, as_of: date) -> pa.
     return numbers.filter(pc.or_(by_then, met)).select(["item_id", "item_number"])
 
 
-def _words(rows: pa.Table, name: str) -> pa.DictionaryArray:
+def words_of(rows: pa.Table, name: str) -> pa.DictionaryArray:
     """The column as one dictionary of texts; all null where the stored table does not have it yet."""
     if name not in rows.column_names:
         return pa.nulls(rows.num_rows, pa.string()).dictionary_encode()

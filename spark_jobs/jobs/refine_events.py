@@ -37,6 +37,15 @@ from spark_jobs.io.light_delta import NO_DAY, days_by_row_count
 from spark_jobs.io.refine_state import EVENT_TABLES, read_state, state_after
 from spark_jobs.io.run_store import write_report
 from spark_jobs.jobs.entry import run_job
+from spark_jobs.jobs.refine_in_memory import (
+    fits_in_memory,
+    ids_in_doubt,
+    kept_of,
+    look_through,
+    read_history,
+    write_events,
+    write_history,
+)
 from spark_jobs.quality.gate import QualityReport, check_quality
 from spark_jobs.session import get_session
 from spark_jobs.transforms.bots import find_bots, flag_bots
@@ -146,12 +155,21 @@ def _refine(
             before = read_users(spark, environment, in_run(state.pins))
         scope, deliveries = _narrow(run, deliveries, before, users, keep)
         deliveries = keep(deliveries)
+    denying = users_denying(users, "store")
     if by_exceptions:
-        sorted_out = by_exception(deliveries, users_denying(users, "store"))
+        in_memory = fits_in_memory(environment, run)
+        repeated = spark.createDataFrame(ids_in_doubt(environment, run)) if in_memory else None
+        sorted_out = by_exception(deliveries, denying, repeated=repeated, rest_elsewhere=in_memory)
     else:
-        marked = keep(mark(deliveries, keep(repeated_ids(deliveries)), users_denying(users, "store")))
+        marked = keep(mark(deliveries, keep(repeated_ids(deliveries)), denying))
         sorted_out = of_marked(marked, marked if scope.days is None else marked.filter(_day().isin(sorted(scope.days))))
-    report = _count(environment, run, scope, sorted_out.outcomes)
+    kept = suspects = None
+    outcomes = sorted_out.outcomes
+    if sorted_out.exceptions is not None:
+        kept = kept_of(environment, run, sorted_out.exceptions, denying)
+        others, suspects = look_through(kept)
+        outcomes = [*outcomes, *others]
+    report = _count(environment, run, scope, outcomes)
     write_report(environment, run.run_key, REFINE_FILE, report)
 
     def between(first: date, end: date) -> DataFrame:
@@ -171,11 +189,14 @@ def _refine(
     _refuse_if_empty(run, report)
 
     before_as_of = f"`{_EVENT_DATE}` < DATE'{run.as_of}'" if scope.days is None else {_EVENT_DATE: scope.days}
-    bots = _local(find_bots(sorted_out.kept))
+    bots = _local(find_bots(sorted_out.kept if suspects is None else spark.createDataFrame(suspects)))
     events = flag_bots(sorted_out.kept, bots).select(*table("silver.events").columns)
     if by_exceptions:
         # Written first and read again, a few columns at a time. Without the state: this run is not over.
-        overwrite_partitions(events, environment, "silver.events", before_as_of, as_it_lies=True)
+        if kept is not None:
+            write_events(spark, environment, run, kept, bots)
+        else:
+            overwrite_partitions(events, environment, "silver.events", before_as_of, as_it_lies=True)
         written = read_table(spark, environment, "silver.events")
         events = written.filter(F.col(_EVENT_DATE) < F.lit(run.as_of_day))
     edges_before = read_table(spark, environment, "silver.identity_edges")
@@ -187,22 +208,27 @@ def _refine(
         history = _unchanged_events(spark, environment, run, scope).unionByName(events.select(*_HISTORY_COLUMNS))
     if scope.days is not None:
         history = keep(history)
-    assigned = assign_sessions(resolve_events(history.select(*_SESSION_COLUMNS), edges))
-    if not by_exceptions:
-        assigned = keep(assigned)
     breaks, break_counts = _sequence_breaks(history.select(*_DEED_COLUMNS), edges, keep, keeps_deeds=not by_exceptions)
-
-    interactions = select_interactions(assigned, under_current_names(users_denying(users, "train"), edges))
+    untold = None
     if breaks is not None:
         untold = breaks.filter(F.col("rule").isin([rule.value for rule in NOT_LEARNED_FROM]))
-        interactions = interactions.join(untold.select("event_id"), on="event_id", how="left_anti").select(
-            *table("silver.interactions").columns
-        )
+    denied = under_current_names(users_denying(users, "train"), edges)
+
     replace_subjects = partial(_replace_subjects, environment, scope=scope, as_it_lies=by_exceptions)
-    writes = [
-        partial(replace_subjects, "silver.sessions", summarise_sessions(assigned)),
-        partial(replace_subjects, "silver.interactions", interactions),
-    ]
+    if kept is not None:
+        sessions_of_all = read_history(environment, edges)
+        writes = [partial(write_history, spark, environment, sessions_of_all, denied=denied, untold=untold)]
+    else:
+        assigned = assign_sessions(resolve_events(history.select(*_SESSION_COLUMNS), edges))
+        if not by_exceptions:
+            assigned = keep(assigned)
+        interactions = select_interactions(assigned, denied)
+        if untold is not None:
+            interactions = interactions.join(untold.select("event_id"), on="event_id", how="left_anti")
+        writes = [
+            partial(replace_subjects, "silver.sessions", summarise_sessions(assigned)),
+            partial(replace_subjects, "silver.interactions", interactions),
+        ]
     if report["total"]["quarantined"] or _rows_before(environment, "silver.quarantine", run):
         columns = list(table("bronze.events").columns)
         quarantine = quarantine_rows(sorted_out.rejected, columns=columns, no_day=NO_DAY)

@@ -41,51 +41,65 @@ class SortedOut(NamedTuple):
     kept      one delivery of each event that counts, with subject_key
     rejected  those that break a rule, with broken_rule
     outcomes  where every delivery went
+    exceptions  when `outcomes` are those of exceptions alone: every delivery that is one, with its marks; else None
     """
 
     checked: DataFrame
     kept: DataFrame
     rejected: DataFrame
     outcomes: list[Outcome]
+    exceptions: DataFrame | None = None
 
 
 def of_marked(marked: DataFrame, in_scope: DataFrame) -> SortedOut:
     """From deliveries that carry their marks (`mark`) and are kept; `in_scope` are those that are derived."""
     return SortedOut(
         checked=marked,
-        kept=_counting(in_scope),
+        kept=counting(in_scope),
         rejected=in_scope.filter(F.col("broken_rule").isNotNull()),
         outcomes=_outcomes(in_scope),
     )
 
 
-def by_exception(deliveries: DataFrame, denying: DataFrame) -> SortedOut:
+def by_exception(
+    deliveries: DataFrame, denying: DataFrame, *, repeated: DataFrame | None = None, rest_elsewhere: bool = False
+) -> SortedOut:
     """The same of a whole history; `denying` are users (user_id) who do not allow storing.
+
+    repeated        event_ids that several deliveries have, and maybe others; None: they are looked for
+    rest_elsewhere  the caller counts what becomes of all others: when the exceptions are few, `outcomes` are theirs
 
     Only exceptions are kept: deliveries that break a rule, and all those whose event_id several have. Whether one is an
     exception follows from its event_id alone, so the others are told by that. The frames read the deliveries anew.
     """
-    hashes = repeated_hashes(deliveries).persist()
-    repeated = _small(hashes.withColumn("is_repeated", F.lit(True)), hashes.count())
-    flagged = check_deliveries(deliveries).withColumn("id_hash", id_hash()).join(repeated, on="id_hash", how="left")
+    if repeated is None:
+        hashes = repeated_hashes(deliveries).persist()
+    else:
+        hashes = repeated.select(id_hash().alias("id_hash")).distinct().persist()
+    several = _small(hashes.withColumn("is_repeated", F.lit(True)), hashes.count())
+    flagged = check_deliveries(deliveries).withColumn("id_hash", id_hash()).join(several, on="id_hash", how="left")
     is_exception = F.col("broken_rule").isNotNull() | F.col("is_repeated")
     found = flagged.filter(is_exception).select(*deliveries.columns, "broken_rule").persist()
     ids = found.filter(F.col("event_id").isNotNull()).select(id_hash().alias("id_hash")).distinct().persist()
     ordinary = deliveries.filter(F.col("event_id").isNotNull()).withColumn("id_hash", id_hash())
     ordinary = ordinary.join(_small(ids, ids.count()), on="id_hash", how="left_anti").select(*deliveries.columns)
     marked = with_withheld(first_deliveries(found), denying).persist()
+    exceptional = _outcomes(marked)
+    alone = rest_elsewhere and sum(one.deliveries for one in exceptional) <= MOST_BROADCAST
     no_rule = F.lit(None).cast("int")
     single = with_withheld(ordinary.withColumns({"broken_rule": no_rule, "is_first": F.lit(True)}), denying)
     both = SortedOut(
         checked=ordinary.withColumn("broken_rule", no_rule).unionByName(found),
-        kept=_counting(single).unionByName(_counting(marked).coalesce(1)),
+        kept=counting(single).unionByName(counting(marked).coalesce(1)),
         rejected=marked.filter(F.col("broken_rule").isNotNull()),
-        outcomes=[*_outcomes(single), *_outcomes(marked)],
+        outcomes=exceptional if alone else [*_outcomes(single), *exceptional],
+        exceptions=marked if alone else None,
     )
     return both._replace(kept=both.kept.withColumn("subject_key", subject_key()))
 
 
-def _counting(marked: DataFrame) -> DataFrame:
+def counting(marked: DataFrame) -> DataFrame:
+    """Those that count: one delivery of each event whose user allows storing."""
     return marked.filter(F.col("is_first") & ~F.col("is_withheld"))
 
 

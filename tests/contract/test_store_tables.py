@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from deltalake import write_deltalake
+from deltalake import DeltaTable, write_deltalake
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError
@@ -24,6 +24,7 @@ from infra.importing.tables import append_rows, find_table
 from serving.adapters.decision_reader import find_in_table
 from serving.speed.delta_archive import DeltaArchive
 from spark_jobs.io import light_delta
+from spark_jobs.io.day_files import day_files, write_days
 from spark_jobs.io.light_delta import arrow_schema, open_table, read_table, version
 from spark_jobs.io.light_tables import replace_days
 from spark_jobs.io.store_check import check_store
@@ -63,6 +64,20 @@ def a_change(number: int) -> dict[str, object]:
         "item_id": f"i{number}", "operation": "set", "fields": "{}", "changed_at": now, "received_at": now,
         "source": "s", "source_position": number,
     }  # fmt: skip
+
+
+def test_days_are_written_file_by_file_and_read_again(env: Environment, store: TestStore) -> None:
+    name = "silver.interactions"
+    path = table_path(env.lakehouse, name)
+    DeltaTable.create(path, arrow_schema(name), partition_by=["event_date"], storage_options=env.storage_options)
+    row = {**dict.fromkeys(arrow_schema(name).names), "event_id": "e1", "subject_key": "u:ü"}
+    rows = pa.Table.from_pylist([row], schema=arrow_schema(name)).drop_columns("event_date")
+    write_days(env, name, iter([(DAY, rows), (date(2025, 6, 29), rows)]))
+    write_days(env, name, iter([(date(2025, 6, 29), rows)]), before=DAY)
+    files = day_files(env, name, words=("subject_key",))
+    assert [file.day for file in files] == [date(2025, 6, 29), DAY]
+    assert [batch["event_id"].to_pylist() for file in files for batch in file.batches(["event_id"])] == [["e1"]] * 2
+    assert sum("/silver/interactions/event_date=" in key for key in store.keys("")) == 3
 
 
 def test_the_archiver_appends_and_finds_its_position(env: Environment, store: TestStore) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from pyspark.sql import SparkSession
 
@@ -18,8 +19,10 @@ from spark_jobs.io.refine_state import days_to_derive, read_state
 from spark_jobs.io.table_hash import hash_table
 from spark_jobs.jobs import refine_events as job
 from spark_jobs.jobs.build_features import build_feature_tables
+from spark_jobs.jobs.refine_in_memory import identity_of
 from spark_jobs.transforms import identity
 from spark_jobs.transforms.identity import identity_edges, resolve_events
+from spark_jobs.transforms.whole_history import whose
 from tests.builders import EventRow, make_events, make_run, write_bronze_events
 
 pytestmark = pytest.mark.spark
@@ -71,7 +74,9 @@ def shop(environment: Environment, name: str) -> Environment:
 
 
 @pytest.mark.soak  # four nights of refine_events
-def test_a_person_is_joined_and_parted_again(spark: SparkSession, environment: Environment) -> None:
+def test_a_person_is_joined_and_parted_again(
+    spark: SparkSession, environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Night 1 knows strangers, night 2 the login, night 3 its undo: it leaves what a full night without both makes."""
     place = shop(environment, "lake")
     write_bronze_events(place, ANONYMOUS[:-2] + ANONYMOUS[-1:])
@@ -110,6 +115,10 @@ def test_a_person_is_joined_and_parted_again(spark: SparkSession, environment: E
     assert rows(place, "silver.quality_flags", "event_id", "subject_key", "rule") == breaks
     undone = rows(place, "silver.identity_edges", "anonymous_id", "undone_at")
     assert [name for name, at in undone if at is not None] == ["laptop", "phone"]
+    small = {name: hash_table(place, name) for name in ("silver.events", "silver.identity_edges", *DERIVED)}
+    monkeypatch.setattr(job, "MOST_COMPUTED", 0)
+    night(spark, place, "2024-03-05", is_full=True)
+    assert {name: hash_table(place, name) for name in small} == small
 
     build_feature_tables(spark, place, as_of=date(2024, 3, 4))  # of the day before the undo: nobody knew of it
     build_feature_tables(spark, place, as_of=date(2024, 3, 5))
@@ -179,6 +188,11 @@ def test_the_rule_in_spark_is_the_rule_in_python(
     assert len({value for value in expected.values() if value.startswith("u:")}) >= 12
     assert len(resolved) == len(asked)
     assert dict(tuple(row) for row in resolved) == expected
+    told = make_events(spark, asked).select("event_id", "subject_key", "event_timestamp").toArrow()
+    micros = told["event_timestamp"].cast("int64").to_numpy()
+    people = whose(told["subject_key"].combine_chunks().dictionary_encode(), micros, *identity_of(edges))
+    in_memory = people.keys.take(pa.array(people.number)).to_pylist()
+    assert dict(zip(told["event_id"].to_pylist(), in_memory, strict=True)) == expected
     assert (expected["qn0"], expected["qm0"], expected["qm1"]) == ("u:n4", "u:m0", "u:m5")
     assert (expected["qc0"], expected["qb0"], expected["qz0"]) == ("u:c0", "u:b0", "u:z0")
     assert expected["qphone of n/5"] == "u:n4"

@@ -20,6 +20,7 @@ from spark_jobs.io.refine_state import days_to_derive, read_state
 from spark_jobs.io.run_store import read_report
 from spark_jobs.io.table_hash import hash_tables
 from spark_jobs.jobs import refine_events as job
+from spark_jobs.jobs import refine_in_memory
 from tests.builders import make_run, write_bronze_events, write_rows
 
 pytestmark = pytest.mark.spark
@@ -238,8 +239,10 @@ def test_a_night_killed_at_every_table_ends_as_a_full_one(spark, shop, monkeypat
 
 
 @pytest.mark.soak  # three nights; what is sorted out is held to the small way in test_deliveries
-def test_a_history_too_large_to_be_kept_makes_the_same_tables(spark, shop, monkeypatch, tmp_path) -> None:
+@pytest.mark.parametrize("way", ["in memory", "by Spark"])
+def test_a_history_too_large_to_be_kept_makes_the_same_tables(spark, shop, monkeypatch, tmp_path, way) -> None:
     """Its deliveries are sorted out by exception, silver.events is written first, and read for what follows."""
+    monkeypatch.setattr(job, "fits_in_memory", lambda *_: way == "in memory")
     bring_later(shop)
     run = pinned(shop, "2024-03-04")
     usual = full_night(spark, shop, run, tmp_path / "usual")
@@ -261,14 +264,14 @@ def test_a_large_night_killed_after_its_events_ends_as_a_full_one(spark, shop, m
     bring_later(shop)
     run = replace(pinned(shop, "2024-03-04"), derive_days=None)
     monkeypatch.setattr(job, "MOST_COMPUTED", 0)
-    write = job.overwrite_partitions
+    write = refine_in_memory.write_days
 
-    def dies(frame: Any, place: Environment, name: str, *given: Any, **named: Any) -> None:
+    def dies(place: Environment, name: str, *given: Any, **named: Any) -> None:
         if name == "silver.interactions":
             raise KeyboardInterrupt
-        write(frame, place, name, *given, **named)
+        write(place, name, *given, **named)
 
-    monkeypatch.setattr(job, "overwrite_partitions", dies)
+    monkeypatch.setattr(refine_in_memory, "write_days", dies)
     with pytest.raises(KeyboardInterrupt):
         job.refine_events(spark, shop, run)
     monkeypatch.undo()
