@@ -87,29 +87,41 @@ _XADD_SEVERAL = (
 """As `pack` would write them: stream, event(s), nonce(s), each with its length."""
 
 
+def _add_to(key: bytes) -> bytes:
+    """INCRBY as `pack` would write it, but for the number."""
+    return b"*3\r\n$6\r\nINCRBY\r\n$%d\r\n%b\r\n" % (len(key), key)
+
+
 class GroupPacker:
     """Packs the requests of one tenant."""
 
     def __init__(self, tenant: str) -> None:
         self._tenant = tenant
         self._streams = [stream_key(partition, tenant).encode() for partition in range(EVENT_PARTITIONS)]
-        self._more = [more_events_key(stream_key(partition, tenant)) for partition in range(EVENT_PARTITIONS)]
+        self._more = [_add_to(more_events_key(stream_key(p, tenant)).encode()) for p in range(EVENT_PARTITIONS)]
         self._marks = [dedup_key(partition, "", tenant).encode() for partition in range(EVENT_PARTITIONS)]
 
     def pack(self, group: Sequence[WriteRequest]) -> list[Multi]:
         """The group as MULTIs, each of one slot and at most MAX_MULTI_EVENTS events; entries keep their order."""
         by_partition: list[list[tuple[WriteRequest, int]]] = [[] for _ in range(EVENT_PARTITIONS)]
-        rejected: list[tuple[WriteRequest, QuarantinedEvent]] = []
+        has_others = False
         for request in group:
             for index, entry in enumerate(request.entries):
                 by_partition[partition_of(entry.subject)].append((request, index))
-            if request.quarantined:
-                rejected += [(request, event) for event in request.quarantined]
+            if request.quarantined or request.changes:
+                has_others = True
         multis = [
             self._pack_events(partition, some)
             for partition, events in enumerate(by_partition)
+            if events
             for some in _chunks(events, MAX_MULTI_EVENTS)
         ]
+        return [*multis, *self._pack_others(group)] if has_others else multis
+
+    def _pack_others(self, group: Sequence[WriteRequest]) -> list[Multi]:
+        """What was quarantined, and changes."""
+        rejected = [(request, event) for request in group for event in request.quarantined]
+        multis = []
         quarantine = quarantine_stream_key(self._tenant)
         for some_rejected in _chunks(rejected, MAX_MULTI_EVENTS):
             multi = Multi()
@@ -160,7 +172,7 @@ class GroupPacker:
             for event, nonce, _ in run:
                 commands.append(_XADD % (size, stream, len(event), event, len(nonce), nonce))
         if more:
-            commands.append(pack("INCRBY", self._more[partition], more))
+            commands.append(b"%b$%d\r\n%d\r\n" % (self._more[partition], len(str(more)), more))
         return multi
 
 
@@ -184,6 +196,9 @@ def settle(multi: Multi, replies: Replies) -> None:
 
 def _runs(events: Sequence[tuple[bytes, bytes, bool]]) -> Iterator[Sequence[tuple[bytes, bytes, bool]]]:
     """Those that share a stream entry: neighbours that may. Each is (event, nonce, may_share)."""
+    if 0 < len(events) <= MAX_ENTRY_EVENTS and all(may_share for _, _, may_share in events):
+        yield events
+        return
     start = 0
     for at, (_, _, may_share) in enumerate(events):
         if at > start and not (may_share and events[start][2] and at - start < MAX_ENTRY_EVENTS):

@@ -16,8 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from feature_repo.contracts import common_events
 from feature_repo.contracts.api_keys import SCOPES, WRITE
-from feature_repo.contracts.common_events import check_common_event
 from feature_repo.contracts.errors import NightjarError
 from feature_repo.contracts.times import EARLIEST_EVENT, MAX_FUTURE_SKEW, from_micros
 from serving.adapters.event_log import LogEntry, OverloadedError
@@ -28,6 +28,11 @@ from serving.api.middleware import GIVEN_ID
 from serving.api.services import Services
 from serving.api.tally import EventTally
 from serving.api.visits import Visit, Visits
+from serving.native import parts
+
+check_common_event = common_events.check_common_event
+if parts.subjects is not None:
+    check_common_event = parts.subjects.check_common_event  # it also knows some with `items`
 
 PATH = "/v1/events"
 _JSON_TYPES = frozenset(
@@ -154,7 +159,9 @@ class HotEvents:
         entries = []
         written_bytes = 0
         for index, event in enumerate(events):
-            good = check_common_event(event, latest=latest) if type(event) is dict else None
+            if type(event) is not dict or "items" in event:
+                return None
+            good = check_common_event(event, latest=latest)
             if good is None:
                 return None
             data = orjson.dumps(good, option=orjson.OPT_UTC_Z)

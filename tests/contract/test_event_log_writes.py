@@ -78,6 +78,13 @@ class TestGroups:
         ]  # fmt: skip
         assert [event for one in found for event, _ in one] == [all_entries[name].event for name in [*names, "d"]]
 
+    async def test_events_beyond_the_entries_are_counted(self, log: RedisEventLog, redis_url: str) -> None:
+        for count in (1, 13, 101):  # of 64 and of 37 the last
+            await log.append([entry(f"{count}-{number}")._replace(may_share=True) for number in range(count)])
+        with redis.Redis.from_url(redis_url) as client:
+            stream = stream_key(partition_of("u:1"), TENANT)
+            assert (client.xlen(stream), client.get(more_events_key(stream))) == (4, b"111")
+
     async def test_of_two_requests_with_one_id_the_first_wins(self, log: RedisEventLog) -> None:
         both = [log.append([entry("same")]), log.append([entry("other"), entry("same")])]
         assert await gathered(*both) == [[True], [True, False]]

@@ -325,6 +325,12 @@ class TestWhoAnswers:
         body = orjson.dumps(COMMON)
         assert await self.call(environment, [{"type": "http.request", "body": body}], **scope) == ([], body)
 
+    async def test_the_application_events_with_items(self, environment: Environment) -> None:
+        """They have an entry of the log to themselves."""
+        shown = {**SHOWN, "event_type": "impression", "items": [{"item_id": "i9"}]}
+        body = orjson.dumps({name: shown[name] for name in EVENT_FIELDS if name in shown})
+        assert await self.call(environment, [{"type": "http.request", "body": body}]) == ([], body)
+
     async def test_the_application_reads_all_pieces_again(self, environment: Environment) -> None:
         pieces: list[Message] = [
             {"type": "http.request", "body": b"x" * 900, "more_body": True},
