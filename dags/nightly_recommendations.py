@@ -84,6 +84,11 @@ PARAMS = {
         description="Interactions that a trial learns from at most; of a larger shop those of a sample of its people. "
         "Empty: 1,000,000.",
     ),
+    "slice_by": Param(
+        None,
+        type=["null", "string"],
+        description="Attributes of people by whose values models are compared as well: region,plan. Empty: region.",
+    ),
     "models": Param(
         None,
         type=["null", "string"],

@@ -1,6 +1,7 @@
-"""Further slices of a comparison: people by a consented attribute, items by age and by category.
+"""Further slices of a comparison: people by what they let the shop know, items by age and by category.
 
-    region <name>     test persons of that region (`bronze.users.region`); the MOST_GROUPS with most of them
+    <attribute> <value>   test persons whose attribute has that value (`region`, or any other of the users table); the
+                      MOST_GROUPS with most of them. Who denies training is in no interaction, so in no slice either
     in a session      test persons who had a session running when they came for something (`with_session`)
     category <name>   test items of that top category; the MOST_GROUPS with most of them
     items <age>       test items whose first training event lies less than 7 days before the test, 7 to 30, or more
@@ -64,13 +65,15 @@ class FurtherSlices(NamedTuple):
 def further_slices(
     split: TimeSplit,
     *,
-    regions: Mapping[str, str] | None = None,
+    attributes: Mapping[str, Mapping[str, str]] | None = None,
     categories: Sequence[str | None] | None = None,
     people: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> FurtherSlices:
-    """`regions`: subject key -> region; `categories`: by item number its category, `A > B` or None; `people`: slices of
-    test persons that the caller knows, by name."""
-    found = _groups("region", [(regions or {}).get(str(subject)) for subject in split.subjects.tolist()])
+    """`attributes`: attribute -> subject key -> value; `categories`: by item number its category, `A > B` or None;
+    `people`: slices of test persons that the caller knows, by name."""
+    found: dict[str, NDArray[np.bool_]] = {}
+    for name, values in (attributes or {}).items():
+        found |= _groups(name, [values.get(str(subject)) for subject in split.subjects.tolist()])
     people = {**found, **(people or {})}
     people = {name: inside for name, inside in people.items() if inside.sum() >= LEAST_PERSONS}
     items: dict[str, NDArray[np.bool_]] = {}

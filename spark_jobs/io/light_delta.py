@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
+from pyarrow.parquet import filters_to_expression
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError, DependencyError
@@ -80,7 +81,13 @@ def read_table(
     found = open_table(environment, name, version)
     if found is None:
         return wanted.empty_table()
-    rows = found.to_pyarrow_table(columns=stored_columns(found, names), filters=filters)
+    stored = stored_columns(found, names)
+    try:
+        rows = found.to_pyarrow_table(columns=stored, filters=filters)
+    except pa.ArrowNotImplementedError:
+        # Files of deltalake's merge (imports) call their texts string views, which pyarrow compares with no bound of a
+        # file. Read as the table's own type, they compare.
+        rows = found.to_pyarrow_table().filter(filters_to_expression(filters)).select(stored)
     return with_missing(rows, wanted)
 
 

@@ -18,6 +18,7 @@ Run params
                      Mode and weights of the blend are chosen there too
     trial_events     how many interactions a trial learns from at most, default a million: of a larger shop those of a
                      sample of its people, always the same ones. Models are compared on all
+    slice_by         attributes of people (bronze.users) by whose values models are compared as well; default region
 
 `with_session` stands below them, of no recipe: what answers would be that blend the best model's lists with the session
 that asks (`evaluation.with_session`). It is measured on the same persons, and is never judged or published.
@@ -29,7 +30,8 @@ Everything is a function of the data, the recipes and the seeds in them: run aga
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, partial
@@ -43,7 +45,9 @@ from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 from scipy import sparse
 
+from feature_repo.contracts.changes import USERS
 from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import nearest
 from feature_repo.contracts.run import EVALUATION_FILE, MODELS_FOLDER, USER_METRICS_FILE, Run
 from feature_repo.contracts.tables import table_path
 from feature_repo.contracts.times import format_timestamp, from_micros
@@ -81,12 +85,11 @@ from spark_jobs.evaluation.with_session import (
     sessions_when_asked,
 )
 from spark_jobs.io import registry, tracking
-from spark_jobs.io.catalogue import categories_of_items, in_run
+from spark_jobs.io.catalogue import categories_of_items, in_run, records_by_id
 from spark_jobs.io.delta import overwrite_partitions
 from spark_jobs.io.entity_features import load_entity_features
 from spark_jobs.io.interactions import known_numbers, read_interactions, read_numbers
 from spark_jobs.io.item_content import load_content
-from spark_jobs.io.light_delta import read_table as read_light
 from spark_jobs.io.light_delta import version as light_version
 from spark_jobs.io.run_store import folder_of, write_report
 from spark_jobs.jobs.entry import run_job
@@ -111,6 +114,7 @@ from spark_jobs.models.recipes import default_recipe, recipe_id
 from spark_jobs.models.training_data import TrainingData
 from spark_jobs.session import get_session
 
+REGION = "region"
 IN_A_SESSION = "in a session"
 """The slice of test persons who had a session running when they came for something."""
 
@@ -125,6 +129,7 @@ class TrainOptions:
     max_test_users: int = MAX_TEST_USERS
     trials: int = 3
     trial_events: int = TRIAL_EVENTS
+    slice_by: tuple[str, ...] = (REGION,)
 
 
 def main(environment: Environment, run: Run) -> None:
@@ -195,8 +200,9 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
     lists = ListQuality(split, categories=_category_numbers(categories))
     sessions = sessions_when_asked(met, split)
     further = further_slices(
-        split, regions=_regions(environment, run), categories=categories, people={IN_A_SESSION: sessions.has_any}
-    )
+        split, attributes=_attributes(environment, run, split, options.slice_by), categories=categories,
+        people={IN_A_SESSION: sessions.has_any},
+    )  # fmt: skip
     examination = Examination(split, persons, lists, further)
     data = TrainingData(
         split.train, item_count=item_count, cut_off=split.test_start, content=content, features=features
@@ -371,11 +377,25 @@ def _category_numbers(names: list[str | None]) -> NDArray[np.int64] | None:
     return found if (found >= 0).any() else None
 
 
-def _regions(environment: Environment, run: Run) -> dict[str, str]:
-    """Subject key -> region, as imported. Who denies training is in no interaction, so in no slice either."""
-    users = read_light(environment, "bronze.users", run.pins.get("bronze.users", -1), ["user_id", "region"])
-    rows = zip(users["user_id"].to_pylist(), users["region"].to_pylist(), strict=True)
-    return {f"u:{user}": region for user, region in rows if region}
+def _attributes(
+    environment: Environment, run: Run, split: TimeSplit, slice_by: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """Attribute -> subject key -> value of the test persons, as known at the cut-off: `region` of the users table, any
+    other of their attributes. Texts, numbers and truths count; a list has no one value."""
+    ids = [subject[2:] for subject in split.subjects.tolist() if subject.startswith("u:")]
+    users = records_by_id(environment, USERS, ids, in_run(run.pins), cut_off=run.cut_off)
+    found: dict[str, dict[str, str]] = {name: {} for name in slice_by}
+    for user_id, user in users.items():
+        said = {**json.loads(user["attributes"] or "{}"), REGION: user["region"]}
+        for name in slice_by:
+            value = said.get(name)
+            if isinstance(value, str | int | float) and value != "":
+                found[name][f"u:{user_id}"] = str(value).lower() if isinstance(value, bool) else str(value)
+    for name, values in found.items():
+        if name != REGION and not values:
+            known = sorted({key for user in users.values() for key in json.loads(user["attributes"] or "{}")})
+            print(f"slice_by: no test person has the attribute {name!r}{nearest(name, known)}", flush=True)
+    return found
 
 
 def _users_by_slice(split: TimeSplit) -> dict[str, int]:

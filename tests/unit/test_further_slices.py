@@ -30,8 +30,11 @@ def test_slices_against_a_slow_oracle() -> None:
     evaluation = evaluate(Table(scores), matrix, split, ks=(10, 20))
     subjects = split.subjects.tolist()
     regions = {s: region for n, s in enumerate(subjects) if (region := REGIONS[n % 5]) is not None}
+    plans = {s: "gold" for n, s in enumerate(subjects) if n % 3 == 0}
     categories = [("Home > A", "Toys", "Home", None, "Rare")[n % 5] for n in range(45)]
-    slices = further_slices(split, regions=regions | {"u:stranger": "SE"}, categories=categories)
+    slices = further_slices(
+        split, attributes={"region": regions | {"u:stranger": "SE"}, "plan": plans}, categories=categories
+    )
     start = to_micros(split.test_start)
     first = dict(
         zip(split.train["item_number"].to_pylist()[::-1], split.train["micros"].to_pylist()[::-1], strict=True)
@@ -40,7 +43,9 @@ def test_slices_against_a_slow_oracle() -> None:
         first[item] = min(first[item], at)
     days = {item: (start - at) / to_micros_of(timedelta(days=1)) for item, at in first.items()}
 
-    assert list(slices.people) == ["region DE", "region FR"], "of the two of equal size the first by name"
+    names = ["region DE", "region FR", "plan gold"]
+    assert list(slices.people) == names, "of the two regions of equal size the first by name"
+    assert slices.people["plan gold"].tolist() == [n % 3 == 0 for n in range(len(subjects))]
     assert slices.people["region DE"].tolist() == [regions.get(s) == "DE" for s in subjects]
     assert [name for name in slices.items if name.startswith("category")] == ["category Home", "category Toys"]
     ages = {name: (low, high) for name, low, high in AGES[:2]}
@@ -79,7 +84,7 @@ def test_without_users_or_a_catalogue_there_are_ages_alone(monkeypatch: pytest.M
     assert all(name.startswith("items") for name in found.items)
     assert len(found.items) == 2
     monkeypatch.setattr("spark_jobs.evaluation.further_slices.LEAST_PERSONS", 1_000)
-    assert further_slices(split, regions=dict.fromkeys(split.subjects.tolist(), "DE")) == ({}, {})
+    assert further_slices(split, attributes={"region": dict.fromkeys(split.subjects.tolist(), "DE")}) == ({}, {})
 
 
 def test_names_that_mlflow_takes() -> None:
