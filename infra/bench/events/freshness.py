@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from feature_repo.contracts import environment as names
 from feature_repo.contracts.times import format_timestamp
 from infra.bench.disk import judge_disk
+from infra.bench.events.archive_lag import ArchiveLag, measure_archive_lag
 from infra.bench.events.probes import Probes, Probing
 from infra.bench.report import figure, make_report
 from infra.bench.sender import Sender, Sent, http_request, write_requests
@@ -43,6 +44,7 @@ class Round(NamedTuple):
     reads: Sent
     cpu_seconds: Mapping[str, float]
     """Processor time by program."""
+    archive: ArchiveLag
 
     @property
     def errors(self) -> int:
@@ -66,6 +68,7 @@ class Round(NamedTuple):
             "generator_lag_p99_ms": max(self.events.lag.p99, self.reads.lag.p99),
             "events_per_second": self.events.per_second + self.probes.changed / max(self.events.seconds, 0.001),
             "reads_per_second": self.reads.per_second,
+            "archive_lag_p99_ms": self.archive.p99_ms,
             **cpu,
         }
 
@@ -84,9 +87,9 @@ def bench_freshness(
 
     Figures, one sample a round: `event_to_answer_p99_ms` and `event_to_answer_p50_ms` (acknowledgement to changed
     answer), `sent_to_answer_p99_ms`, `event_p99_ms`, `read_p99_ms` (from the intended send), `generator_lag_p99_ms`,
-    `events_per_second` and `reads_per_second` (answered in time); processor time: `api_cpu_us` (a request),
-    `consumer_cpu_us` and `archiver_cpu_us` (an event). Further keys: probes, unchanged, errors, missed_bars,
-    generator_priority, wanted_events_per_second, wanted_reads_per_second, fsync_median_ms, filesystem, void. Raises
+    `events_per_second` and `reads_per_second` (answered in time), `archive_lag_p99_ms` (receipt to the commit that has
+    the event); processor time: `api_cpu_us` (a request), `consumer_cpu_us` and `archiver_cpu_us` (an event). Further
+    keys: probes, unchanged, not_archived, errors, missed_bars, generator_priority, wanted_events_per_second, wanted_reads_per_second, fsync_median_ms, filesystem, void. Raises
     DependencyError without a C compiler.
     """
     shutil.rmtree(home, ignore_errors=True)
@@ -119,7 +122,9 @@ def bench_freshness(
                 port, seconds=seconds, per_second=per_second, first_person=READERS + number * probes, run=run
             )
             probed, sent, read = probing.wait(), sending[0].wait(), sending[1].wait()
-            one = Round(probed, sent, read, {name: cpu_seconds(some) - before[name] for name, some in programs.items()})
+            used = {name: cpu_seconds(some) - before[name] for name, some in programs.items()}
+            archived = measure_archive_lag(installation.environment.lakehouse, f"{run}-", sent.ok_due.count)
+            one = Round(probed, sent, read, used, archived)
             if number == 0:
                 continue  # warm-up
             found.append(one)
@@ -127,7 +132,7 @@ def bench_freshness(
             say(
                 f"round {number}: {seen['events_per_second']:,.0f} events/s, {seen['reads_per_second']:,.0f} reads/s, "
                 f"answer changed after {seen['event_to_answer_p50_ms']:.1f} ms (p50), "
-                f"{seen['event_to_answer_p99_ms']:.1f} ms (p99)"
+                f"{seen['event_to_answer_p99_ms']:.1f} ms (p99), archived after {seen['archive_lag_p99_ms']:,.0f} ms"
             )
     shutil.rmtree(home, ignore_errors=True)
     samples = [one.figures() for one in found]
@@ -140,6 +145,7 @@ def bench_freshness(
         **disk,
         probes=sum(one.probes.probes for one in found),
         unchanged=sum(one.probes.probes - one.probes.changed for one in found),
+        not_archived=sum(max(0, one.events.ok_due.count - one.archive.events) for one in found),
         errors=sum(one.errors for one in found),
         generator_priority=found[0].reads.priority,
         missed_bars=["event_to_answer_p99_ms"] if is_late else [],
