@@ -14,16 +14,16 @@ from feature_repo.contracts.tables import table, table_path
 from spark_jobs.io.delta import overwrite_partitions
 
 pytestmark = pytest.mark.spark
-ROWS = 9_000
+ROWS = 27_000
 
 
 def test_files_of_silver_are_written_with_small_pages_and_dictionaries(
     spark: SparkSession, environment: Environment
 ) -> None:
-    """9,000 session keys of 32 characters are more than a dictionary of 256 KB holds, and less than one of Parquet's
-    usual megabyte; of event ids no dictionary is even begun."""
-    key = F.lpad(F.col("id").cast("string"), 32, "0")
-    own = {"event_id": key, "session_key": key, "item_id": F.lit("i"), "price": F.rand(7),
+    """9,000 session keys of 32 characters, each three times, are more than a dictionary of 256 KB holds and less than
+    one of Parquet's usual megabyte. Of event ids there is none, even where a few come again and again."""
+    key = F.lpad(F.floor(F.col("id") / 3).cast("string"), 32, "0")
+    own = {"event_id": (F.col("id") % 3).cast("string"), "session_key": key, "item_id": F.lit("i"), "price": F.rand(7),
            "event_date": F.lit("2024-03-01").cast("date")}  # fmt: skip
     columns = table("silver.interactions").columns
     frame = spark.range(ROWS).coalesce(1).select(
