@@ -51,6 +51,7 @@ from serving.api.routes import build_router
 from serving.api.schemas import Problem, SimilarRequest
 from serving.api.services import Services
 from serving.api.snippet import build_snippet_router
+from serving.first_shelf import FirstShelf
 from serving.ids import new_id
 from serving.lists import Lists
 from serving.pipeline.overlay import CatalogueOverlay
@@ -130,8 +131,11 @@ def create_app(
         prepare=overlay.attach,
         release=overlay.detach,
     )
-    recommender = Recommender(store, shelf, settings, wall_micros=wall_micros, timer=timer, overlay=overlay)
     beside = open_list_stores(environment, settings, store, decisions, wall_micros=wall_micros, timer=timer)
+    first = FirstShelf(overlay, beside.board, wall_micros=wall_micros)
+    recommender = Recommender(
+        store, shelf, settings, wall_micros=wall_micros, timer=timer, overlay=overlay, first=first
+    )
     lists = Lists(recommender, beside.board, beside.purchases, settings.tuning(), wall_micros=wall_micros, timer=timer)
     replays = Replays(
         recommender,

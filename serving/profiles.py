@@ -51,7 +51,7 @@ async def profile_of(
         "model_version": catalogue.version,
         "model": catalogue.manifest.model,
         "freshness": {
-            "model": _age(catalogue.as_of_micros, now_micros),
+            "model": _age(catalogue.trained_micros, now_micros),
             "data": _age(catalogue.last_event_micros, now_micros),
             "candidates": _age(catalogue.published_micros, now_micros),
             "features": None,

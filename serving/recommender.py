@@ -25,6 +25,7 @@ from feature_repo.contracts.packing import (
 from serving.adapters.feast_online import USER_VIEW, read_string_value, read_timestamp_micros
 from serving.adapters.online import OnlineRecords, OnlineStore
 from serving.adapters.shelf import VersionShelf
+from serving.first_shelf import FirstShelf
 from serving.native import parts
 from serving.observability import (
     DEGRADED,
@@ -63,7 +64,7 @@ REMEMBERED_PERSONS = 20_000
 
 
 class NoVersionError(DependencyError):
-    """Nothing can be recommended yet: no version was ever published, or none can be read."""
+    """Nothing can be recommended yet: no version was ever published, or none can be read, and no item is known."""
 
 
 class Settled(NamedTuple):
@@ -128,10 +129,13 @@ class Recommender:
         wall_micros: Callable[[], int],
         timer: Callable[[], int],
         overlay: CatalogueOverlay | None = None,
+        first: FirstShelf | None = None,
     ) -> None:
+        """`first`: what is answered from before the first version; None: nothing is."""
         self._store = store
         self._overlay = overlay or CatalogueOverlay()
         self._shelf = shelf
+        self._first = first
         self._settings = settings
         self._tuning = settings.tuning()
         self._wall_micros = wall_micros
@@ -327,7 +331,8 @@ class Recommender:
         """Read the person together with the pointer; when the pointer moved, load that version and read once more.
 
         When the store is down, or the new version cannot be loaded in time, the last known version keeps serving and
-        the answer is degraded. Raises NoVersionError when there is none.
+        the answer is degraded. Before the first version the answer comes of what the items API was told. Raises
+        NoVersionError when there is neither.
         """
         current = self._shelf.current
         try:
@@ -342,7 +347,7 @@ class Recommender:
         if records.pointer is None:
             # The store was emptied: the version in memory is still the last one that was published.
             if current is None:
-                raise NoVersionError("no version published yet, run the night: nightjar run nightly")
+                return await self._settle_first(read)
             return Settled(current, records, read.reads, [VERSION_NOT_LOADED], read)
         try:
             async with asyncio.timeout(self._settings.bundle_wait_ms / 1000):
@@ -351,12 +356,25 @@ class Recommender:
             if current is None:
                 raise NoVersionError(f"version {records.pointer} is published but not loaded: {error}") from error
             return Settled(current, records, read.reads, [VERSION_NOT_LOADED], read)
+        if current is None and self._first is not None:
+            self._first.leave()
         SECOND_READS.inc()
         try:
             again = await self._read(moved_to, user_id, anonymous_id)
             return Settled(moved_to, again.records, read.reads + again.reads, [], again)
         except DependencyError:
             return Settled(moved_to, None, read.reads + 1, [STORE_DOWN])
+
+    async def _settle_first(self, read: PersonRecords) -> Settled:
+        """No version was ever published here."""
+        found = None if self._first is None else await self._first.catalogue()
+        if found is None:
+            raise NoVersionError(
+                "no version published yet, and no item known: put items (PUT /v1/items) to show the newest at once, "
+                "or run the night: nightjar run nightly"
+            )
+        catalogue, degraded = found
+        return Settled(catalogue, read.records, read.reads, degraded, read)
 
     async def _read(self, catalogue: Catalogue | None, user_id: str | None, anonymous_id: str | None) -> PersonRecords:
         """One read, with all devices of the person as far as this process remembers them.

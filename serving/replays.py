@@ -14,7 +14,7 @@ from feature_repo.contracts.errors import DependencyError, NightjarError
 from feature_repo.contracts.packing import FLAG_BOT, SessionEvent, SessionState
 from serving.adapters.shelf import VersionShelf
 from serving.lists import BOUGHT_TOGETHER, NEW, RANK, RECOMMENDATIONS, SIMILAR
-from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.catalogue import FIRST_VERSION, Catalogue
 from serving.pipeline.consent import as_allowed
 from serving.pipeline.new_items import new_slate
 from serving.pipeline.policy import SlatePolicy
@@ -103,7 +103,7 @@ class Replays:
         replayable = kind in (RECOMMENDATIONS, RANK, SIMILAR) or (kind == NEW and decision["subject"] is None)
         replayable = replayable or (kind == BOUGHT_TOGETHER and bool(inputs.get("item_ids")))
         found = []
-        if not replayable:
+        if not replayable or decision["version"] == FIRST_VERSION:
             found.append(INPUTS_NOT_KEPT)
         if not inputs.keys() <= _KNOWN_INPUTS or decision["experiments"] or any(decision["rules"]):
             found.append(INPUTS_UNKNOWN)

@@ -235,6 +235,12 @@ class RecordState:
             return (_NOT_SAID.get(name), newest)
         return found
 
+    def put_value(self, name: str) -> Any:
+        """The newest value of a field of a record that was put (`whole`): what its `word` says, for less. Words that
+        were overtaken are not kept, so what is here counts, and of all else the PUT spoke."""
+        found = self.fields.get(name)
+        return _NOT_SAID.get(name) if found is None else found[0]
+
     def merge(self, other: RecordState) -> None:
         """Take in all that `other` knows; the same as taking its changes."""
         if other.whole is not None and (self.whole is None or self.whole < other.whole):

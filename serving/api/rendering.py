@@ -105,7 +105,7 @@ def render_answer(
     slate = answer.slate
     session_micros = slate.session[-1].micros if slate.session else None
     is_short = len(slate.items) < num_results
-    if parts.writing is not None and not explain and not include:
+    if parts.writing is not None and not explain and not include and not answer.catalogue.is_first:
         written: bytes | None = parts.writing.answer(
             slate.items,
             answer.catalogue,
@@ -227,7 +227,7 @@ def _envelope(
         "fallback_reason": fallback_reason,
         "degraded": bool(degraded),
         "freshness": {
-            "model": _age_seconds(catalogue.as_of_micros, now_micros),
+            "model": _age_seconds(catalogue.trained_micros, now_micros),
             "data": _age_seconds(catalogue.last_event_micros, now_micros),
             "candidates": _age_seconds(catalogue.published_micros, now_micros),
             "features": _age_seconds(feature_micros, now_micros),

@@ -167,7 +167,8 @@ def build_router(services: Services) -> APIRouter:
         responses=problems(503),
     )
     async def ready() -> Response:
-        """200 while any rung of the ladder can answer, also degraded; 503 when no version was ever loaded."""
+        """200 while any rung of the ladder can answer, also degraded. 503 when no version was ever loaded and, where
+        none is published, no item was put either."""
         settled = await services.recommender.settle()
         status = {
             "status": "ready",

@@ -223,16 +223,17 @@ class RecommendationResponse(_Given):
     recommendation_id: str
     placement: str
     items: list[ItemOut]
-    model_version: str
+    model_version: str = Field(description='the published version that answered; "none" before the first')
     took_ms: float
     fallback_level: str = Field(
-        description="the best rung that answered: personal, segment, category, region, popular, static; "
-        "session or none when no rung had an eligible item; of other lists first their own name (similar, "
-        "bought_together, trending, new, older, continue, buy_again), of /v1/rank given when nothing is known"
+        description="the best rung that answered: personal, segment, category, region, popular, static; before the "
+        "first version trending, new; session or none when no rung had an eligible item; of other lists first their "
+        "own name (similar, bought_together, trending, new, older, continue, buy_again), of /v1/rank given when "
+        "nothing is known"
     )
     fallback_reason: str | None = Field(
         description="why it is not the first rung: consent, no_user, unknown_user, no_eligible_candidates, "
-        "no_purchases, nothing_begun, unknown_item, or what made the personal records unavailable"
+        "no_purchases, nothing_begun, unknown_item, no_published_version, or what made the personal records unavailable"
     )
     degraded: bool
     degraded_reasons: list[str] | None = Field(default=None, description="only when degraded")

@@ -28,8 +28,12 @@ def ladder(catalogue: Catalogue, request: SlateRequest, person: Person) -> Itera
     personal (the night's list) -> segment (popular in the user's top category) -> popular in the category, then in the
     region, of the request -> popular -> the static list of the version. Without consent the person is empty, and so the
     first two rungs are not there.
-    A category without a list of its own stands for its nearest ancestor that has one.
+    A category without a list of its own stands for its nearest ancestor that has one. Before the first version there
+    are others (`first_rungs`).
     """
+    if catalogue.is_first:
+        yield from first_rungs(catalogue, request.category)
+        return
     if person.candidates:
         yield Rung("personal", person.candidates)
     if person.segment and (found := catalogue.popular_in_category(person.segment)):
@@ -42,6 +46,29 @@ def ladder(catalogue: Catalogue, request: SlateRequest, person: Person) -> Itera
         yield Rung("popular", catalogue.popular, Source.POPULARITY)
     if catalogue.static:
         yield Rung("static", catalogue.static, Source.STATIC)
+
+
+def first_rungs(
+    catalogue: Catalogue, category: str | None, *, voted: tuple[str, Source] = ("trending", Source.TRENDING)
+) -> Iterator[Rung]:
+    """The rungs before the first version: what is touched today, then the newest items; of the category first, then of
+    all. `voted`: what the first of them is called."""
+    if category is not None:
+        numbers = catalogue.facts.members["category"].get(category, ())
+        among, size = set(numbers), len(numbers)
+        if rows := [row for row in catalogue.popular if row[0] in among]:
+            yield Rung(voted[0], rows, voted[1])
+        if numbers:
+            yield Rung("new", [(number, by_place(place, size)) for place, number in enumerate(numbers)], Source.NEW)
+    if catalogue.popular:
+        yield Rung(voted[0], catalogue.popular, voted[1])
+    if catalogue.static:
+        yield Rung("new", catalogue.static, Source.NEW)
+
+
+def by_place(place: int, size: int) -> float:
+    """A score that falls evenly from 1 for the first of `size` towards FLOOR, so that no two of them are equal."""
+    return 1 - (1 - FLOOR) * place / size
 
 
 def fill_candidates(

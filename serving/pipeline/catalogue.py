@@ -20,6 +20,10 @@ PopularList = Sequence[tuple[int, float]]
 
 NO_NEIGHBOURS: Mapping[int, float] = MappingProxyType({})
 MAX_REMEMBERED = 65_536
+FIRST_VERSION = "none"
+"""The name of what is answered from before any version is published (`pipeline.first_catalogue`)."""
+NO_VERSION = "no_published_version"
+"""Why such an answer is degraded, and not personal."""
 
 
 class RankedList(list[tuple[int, float]]):
@@ -125,6 +129,16 @@ class Catalogue:
     facts: ItemFacts = field(default_factory=ItemFacts, repr=False)
     bound_filters: MutableMapping[str, Callable[[int], bool]] = field(default_factory=dict, repr=False)
     """Filters that say the same in every request, ready for these columns; see `pipeline.item_filters`."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether no night has made it."""
+        return self.version == FIRST_VERSION
+
+    @property
+    def trained_micros(self) -> int | None:
+        """The end of the data that its model saw; None where there is no model."""
+        return None if self.is_first else self.as_of_micros
 
     def remember(self, subject: str) -> dict[Any, Any]:
         """A dict of one's own for what is worked out often. Who keeps something of `attributes` there keeps the mapping

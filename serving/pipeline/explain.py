@@ -23,7 +23,12 @@ _DEEDS = {
 }
 _VIEWED = "because you viewed {title}"
 
-_WORDS: Mapping[int, str] = {Source.POPULARITY: "popular with everybody", Source.STATIC: "chosen by the shop"}
+_WORDS: Mapping[int, str] = {
+    Source.POPULARITY: "popular with everybody",
+    Source.STATIC: "chosen by the shop",
+    Source.TRENDING: "trending in the last day",
+    Source.NEW: "new in the shop",
+}
 
 
 def session_reasons(item_number: int, ballots: Sequence[Ballot], catalogue: Catalogue) -> tuple[Reason, ...]:

@@ -8,7 +8,7 @@ from itertools import chain
 
 from feature_repo.contracts.packing import SessionEvent, Source
 from serving.native import parts
-from serving.pipeline.candidates import Rung, fill_candidates
+from serving.pipeline.candidates import Rung, fill_candidates, first_rungs
 from serving.pipeline.catalogue import MAX_REMEMBERED, Catalogue
 from serving.pipeline.filters import SlateFilter
 from serving.pipeline.order import order_candidates
@@ -82,7 +82,11 @@ def _shelved(
 
 
 def popular_rungs(catalogue: Catalogue, category: str | None, region: str | None = None) -> Iterator[Rung]:
-    """What tops a list up: popular in the category, in the region, with everybody, then what the shop chose."""
+    """What tops a list up: popular in the category, in the region, with everybody, then what the shop chose; before the
+    first version what is touched today, then what is new."""
+    if catalogue.is_first:
+        yield from first_rungs(catalogue, category, voted=("popular", Source.POPULARITY))
+        return
     if found := catalogue.popular_in_category(category):
         yield Rung("category", found[1], Source.CATEGORY)
     if region is not None and region in catalogue.popular_by_region:
@@ -100,6 +104,7 @@ def popular_words(category: str | None = None, region: str | None = None) -> Map
         Source.REGION: f"popular in {region}",
         Source.POPULARITY: "popular with everybody",
         Source.STATIC: "chosen by the shop",
+        Source.NEW: "new in the shop",
     }
 
 

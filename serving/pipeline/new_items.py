@@ -49,7 +49,7 @@ def new_slate(
     words = popular_words(request.category, request.region)
 
     def tell(number: int, source: Source) -> tuple[Reason, ...]:
-        if source in words:
+        if source in words and source is not Source.NEW:
             return in_words(words[source])
         liked = _interest(catalogue.category(number), interests) > 0
         return in_words(new_in_words(number, catalogue, is_liked=liked))

@@ -10,24 +10,19 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import chain, islice
 
 from feature_repo.contracts.changes import ITEMS, USERS, Change, RecordState, Stamp
-from feature_repo.contracts.times import parse_timestamp, to_micros
-from serving.pipeline.catalogue import Catalogue, Stock
+from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.first_catalogue import MAX_FIRST_ITEMS, first_catalogue
+from serving.pipeline.live_items import FIRST_FIELDS, WRITTEN_FIELDS, write_item
 
-AVAILABLE_TIME = "attributes.available_time"
 PERSONALIZE, STORE, TRAIN = "consent_personalize", "consent_store", "consent_train"
 SERVED_FIELDS: Mapping[str, frozenset[str]] = {
-    ITEMS: frozenset(
-        {"availability", "available_quantity", "is_hidden", "price", "title", "expire_time", AVAILABLE_TIME}
-    ),
+    ITEMS: WRITTEN_FIELDS | FIRST_FIELDS,
     USERS: frozenset({PERSONALIZE, STORE, TRAIN}),
 }
 """The fields of which serving keeps the value; of others it keeps when they were last spoken of."""
-
-_SOLD_BEFORE = ("PREORDER", "BACKORDER")
-"""Items that are sold before their available_time, and so may be shown."""
 
 MAX_LATE_KEPT = 10_000
 MAX_USERS_LATELY = 10_000
@@ -35,6 +30,9 @@ MAX_UNKNOWN_ITEMS = 10_000
 """Changed items that no version held knows: they are kept for the next one. Anybody who may write can name new ones
 for ever, so there is a bound; what was forgotten is read again when a version comes (`wants_records`)."""
 _ATTACHED_AT_ONCE = 500
+FIRST_PAUSE_MICROS = 100
+"""For each item of the catalogue before the first version, at least this long until it is put together anew. For 5,000
+that is half a second, and putting them together takes 40 ms in which nobody else is answered."""
 
 
 def ever_refused(state: RecordState) -> bool:
@@ -63,6 +61,8 @@ class CatalogueOverlay:
         self._lately: OrderedDict[str, RecordState] = OrderedDict()
         self._late: OrderedDict[int, tuple[str, ...]] = OrderedDict()
         self._catalogues: list[Catalogue] = []
+        self._first: Catalogue | None = None
+        self._is_first_behind = True
 
     async def attach(self, catalogue: Catalogue) -> None:
         """Bring a version up to date, and keep it so until `detach`. Other tasks get their turn in between."""
@@ -72,13 +72,30 @@ class CatalogueOverlay:
             self._items[item_id] = self._unknown.pop(item_id)
         self._forget()
         for count, (item_id, state) in enumerate(list(self._items.items()), start=1):
-            _write(catalogue, item_id, state)
+            write_item(catalogue, item_id, state)
             if count % _ATTACHED_AT_ONCE == 0:
                 await asyncio.sleep(0)
 
     def detach(self, catalogue: Catalogue) -> None:
         """The version is not held any more."""
         self._catalogues = [other for other in self._catalogues if other is not catalogue]
+
+    def first(self, now_micros: int) -> Catalogue:
+        """The shop as the items API was told of it, for as long as there is no version (`first_catalogue`); of more
+        than MAX_FIRST_ITEMS items those of which something was said last. Stock, price and validity are as of now; a
+        new item is in it after FIRST_PAUSE_MICROS for each of the others at most."""
+        held = self._first
+        if held is not None and not self._is_first_behind:
+            return held
+        if held is None or not 0 <= now_micros - held.as_of_micros < FIRST_PAUSE_MICROS * len(held.item_ids):
+            newest = chain(reversed(self._unknown.items()), reversed(self._items.items()))
+            self._first = held = first_catalogue(dict(islice(newest, MAX_FIRST_ITEMS)), now_micros=now_micros)
+            self._is_first_behind = False
+        return held
+
+    def leave_first(self) -> None:
+        """A version is served: nobody asks for `first` any more."""
+        self._first = None
 
     def take(self, change: Change, position: int) -> None:
         """The next change of the log. One that is in already changes nothing."""
@@ -147,7 +164,10 @@ class CatalogueOverlay:
             if self._catalogues:  # before the first version comes nobody can say what is unknown
                 self._forget()
             for catalogue in self._catalogues:
-                _write(catalogue, record_id, state)
+                write_item(catalogue, record_id, state)
+            if self._first is not None:
+                write_item(self._first, record_id, state)
+            self._is_first_behind = True
         elif record_id in self._refusing or ever_refused(state):
             self._lately.pop(record_id, None)
             self._refusing[record_id] = state
@@ -161,40 +181,6 @@ class CatalogueOverlay:
         while len(self._unknown) > MAX_UNKNOWN_ITEMS:
             self._unknown.popitem(last=False)
             self._has_forgotten = True
-
-
-def _write(catalogue: Catalogue, item_id: str, state: RecordState) -> None:
-    """Bring one item of a version up to date; an item that it does not have stays unknown."""
-    number = catalogue.numbers.get(item_id)
-    if number is None:
-        return
-    said: dict[str, Any] = {}
-    for name in SERVED_FIELDS[ITEMS]:
-        word = state.word(name)
-        if word is not None and not _is_built_in(catalogue, word[1]):
-            said[name] = word[0]
-    stock = catalogue.stocks[number] or Stock(None, None, False)
-    catalogue.stocks[number] = stock = Stock(
-        said.get("availability", stock.availability),
-        said.get("available_quantity", stock.quantity),
-        bool(said.get("is_hidden", stock.is_hidden)),
-    )
-    catalogue.refusals[number] = stock.refusal()
-    facts: dict[str, Any] = {name: said[name] for name in ("title", "price") if name in said}
-    if facts:
-        catalogue.attributes[number] = {**(catalogue.attributes[number] or {}), **facts}
-    if said.get(AVAILABLE_TIME) is not None and stock.availability in _SOLD_BEFORE:
-        said[AVAILABLE_TIME] = None
-    for name, times in (("expire_time", catalogue.expire_micros), (AVAILABLE_TIME, catalogue.available_micros)):
-        if name in said and said[name] is None:
-            times.pop(number, None)
-        elif name in said:
-            times[number] = to_micros(parse_timestamp(said[name]))
-
-
-def _is_built_in(catalogue: Catalogue, stamp: Stamp) -> bool:
-    """The night that made the version knew a change of this stamp."""
-    return stamp.position <= catalogue.changes_position and stamp.at_micros < catalogue.as_of_micros
 
 
 def names_of(late: Sequence[str]) -> list[str]:

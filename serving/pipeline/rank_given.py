@@ -65,7 +65,9 @@ def rank_given(
             return Slate(
                 items=_with_unknown(items, unknown, request.num_results),
                 fallback_level=level,
-                fallback_reason=fallback_reason(level, request, person, unavailable, personalized=personalized),
+                fallback_reason=fallback_reason(
+                    level, request, person, catalogue, unavailable, personalized=personalized
+                ),
                 filtered=eligible.counts(),
                 rungs=rungs,
                 session=session,
@@ -119,7 +121,7 @@ def rank_given(
     return Slate(
         items=_with_unknown(items, unknown, request.num_results),
         fallback_level=level,
-        fallback_reason=fallback_reason(level, request, person, unavailable, personalized=personalized),
+        fallback_reason=fallback_reason(level, request, person, catalogue, unavailable, personalized=personalized),
         filtered=eligible.counts(),
         rungs=rungs,
         session=session,

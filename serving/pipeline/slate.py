@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from feature_repo.contracts.packing import SessionEvent, SessionState
 from serving.native import parts
 from serving.pipeline.candidates import fill_candidates, ladder
-from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.catalogue import NO_VERSION, Catalogue
 from serving.pipeline.consent import as_allowed
 from serving.pipeline.explain import explain_slate
 from serving.pipeline.filters import SlateFilter, personal_exclusions, refused_by
@@ -70,11 +70,11 @@ def build_slate(
     clock.done("consent")
     session = _session_of(request, person.session, now_micros, tuning)
     clock.done("identify")
-    if parts.slates is not None and request.policy is None and not request.explain:
+    if parts.slates is not None and request.policy is None and not request.explain and not catalogue.is_first:
         chosen = parts.slates.choose(request, person, session, catalogue, tuning, now_micros)
         if chosen is not None:
             items, rungs, weight, level = chosen
-            reason = fallback_reason(level, request, person, unavailable, personalized=personalized)
+            reason = fallback_reason(level, request, person, catalogue, unavailable, personalized=personalized)
             return Slate(items, level, reason, {}, rungs, session, weight, personalized, {})
 
     eligible: SlateFilter | RuledSlate
@@ -89,7 +89,7 @@ def build_slate(
             if not request.policy.reasons:
                 items = [item._replace(reasons=()) for item in items]
             level = fallback_level(rungs, items)
-            reason = fallback_reason(level, request, person, unavailable, personalized=personalized)
+            reason = fallback_reason(level, request, person, catalogue, unavailable, personalized=personalized)
             return Slate(
                 items, level, reason, {}, rungs, session, weight, personalized, {}, ruled.propensities, ruled.trace
             )
@@ -153,7 +153,7 @@ def build_slate(
     return Slate(
         items=items,
         fallback_level=level,
-        fallback_reason=fallback_reason(level, request, person, unavailable, personalized=personalized),
+        fallback_reason=fallback_reason(level, request, person, catalogue, unavailable, personalized=personalized),
         filtered=eligible.counts() if ruled or request.explain or len(items) < request.num_results else {},
         rungs=rungs,
         session=session,
@@ -182,7 +182,13 @@ def fallback_level(rungs: Sequence[RungReport], items: Sequence[SlateItem]) -> s
 
 
 def fallback_reason(
-    level: str, request: SlateRequest, person: Person, unavailable: str | None, *, personalized: bool
+    level: str,
+    request: SlateRequest,
+    person: Person,
+    catalogue: Catalogue,
+    unavailable: str | None,
+    *,
+    personalized: bool,
 ) -> str | None:
     """Why the answer is not the personal one, or None when it is."""
     if level == "personal":
@@ -191,6 +197,8 @@ def fallback_reason(
         return unavailable
     if not personalized:
         return "consent"
+    if catalogue.is_first:
+        return NO_VERSION
     if request.user_id is None:
         return "no_user"
     return "unknown_user" if person.candidates is None else "no_eligible_candidates"

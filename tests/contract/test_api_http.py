@@ -279,6 +279,7 @@ class TestVersions:
             response = await shop_floor.client.request(method, path, json=body)
             assert (response.status_code, response.headers["retry-after"]) == (503, "1")
             assert response.headers["content-type"] == "application/problem+json"
+            assert "put items" in response.json()["detail"]
             assert "run the night" in response.json()["detail"]
         assert (await shop_floor.client.get("/health/live")).status_code == 200
 

@@ -158,6 +158,14 @@ class TestBothAgree:
             assert said == await rank(plain, user_id="u1", item_ids=GIVEN)
             assert said.startswith(b"HTTP/1.1 503 ")
             assert await page(hot, user_id="u1") == await page(plain, user_id="u1")
+            for front in (hot, plain):
+                front.put("i05", "i11", "i40")
+            said = await rank(hot, user_id="u1", item_ids=GIVEN)
+            assert said == await rank(plain, user_id="u1", item_ids=GIVEN)
+            assert b'"degraded_reasons":["no_published_version"]' in said
+            said = await page(hot, user_id="u1")
+            assert said == await page(plain, user_id="u1")
+            assert b'"source":"new"' in said
 
     @pytest.mark.parametrize(
         "headers",

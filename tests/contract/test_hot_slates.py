@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from feature_repo.contracts.api_keys import READ, WRITE, ApiKey, make_key
-from feature_repo.contracts.changes import PATCH, USERS, check_change
+from feature_repo.contracts.changes import ITEMS as ITEM_CHANGES
+from feature_repo.contracts.changes import PATCH, PUT, USERS, check_change
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.identity import Edge, pack_edge
 from feature_repo.contracts.keys import candidates_key, edges_key, pointer_key, session_key
@@ -117,6 +118,13 @@ class Shopfront:
         refusal, _ = check_change(USERS, PATCH, body, received_at=from_micros(NOW))
         assert refusal is not None
         overlay.take(refusal, overlay.position + 1)
+
+    def put(self, *items: str) -> None:
+        """The items API was told of these, one after another."""
+        overlay = self.app.state.services.overlay
+        for item in items:
+            change, _ = check_change(ITEM_CHANGES, PUT, {"item_id": item, "title": item}, received_at=from_micros(NOW))
+            overlay.take(change, overlay.position + 1)
 
     async def __aenter__(self) -> Shopfront:
         self._task = asyncio.create_task(self.server.serve(sockets=[self._listener]))
@@ -298,6 +306,12 @@ class TestBothAgree:
             said = await hot.ask(user_id="u1")
             assert said == await plain.ask(user_id="u1")
             assert said.startswith(b"HTTP/1.1 503 ")
+            for front in (hot, plain):
+                front.put("i05", "i11", "i40")
+            for question in ({"user_id": "u1"}, {"num_results": 2}, {"explain": True}, {"diversity": 0.5}):
+                said = await hot.ask(**question)
+                assert said == await plain.ask(**question)
+                assert b'"fallback_level":"new","fallback_reason":"no_published_version"' in said
 
     async def test_when_the_store_was_emptied(self, environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
         """The last version serves on, after one read; records that came back before the pointer count."""

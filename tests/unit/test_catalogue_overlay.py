@@ -383,3 +383,40 @@ class TestOverlay:
         for position in (11, 12, 13, 13):
             overlay.take(late, position)
         assert [bool(overlay.late_fields(late, p)) for p in (11, 12, 13)] == [False, True, True]
+
+
+class TestBeforeTheFirstVersion:
+    def overlay(self, *records: dict[str, Any]) -> CatalogueOverlay:
+        overlay = CatalogueOverlay()
+        for position, record in enumerate(records):
+            overlay.take(change(PUT, record), position)
+        return overlay
+
+    def test_the_newest_comes_first(self) -> None:
+        found = self.overlay(
+            {"item_id": "b", "created_at": "2024-03-08T11:59:59Z"}, {"item_id": "c"}, {"item_id": "a"}
+        ).first(NOON_MICROS)
+        assert list(found.numbers) == found.item_ids == ["a", "c", "b"]  # put at noon, ties by id
+        assert [row[0] for row in found.newest] == [0, 1, 2]
+        assert (found.is_first, found.trained_micros) == (True, None)
+
+    def test_stock_is_as_of_now_and_a_new_item_waits_for_a_moment(self) -> None:
+        overlay = self.overlay({"item_id": "a"}, {"item_id": "b"})
+        first = overlay.first(NOON_MICROS)
+        overlay.take(change(PATCH, {"item_id": "b", "available_quantity": 0}), 7)
+        overlay.take(change(PUT, {"item_id": "c"}), 8)
+        pause = 2 * overlay_module.FIRST_PAUSE_MICROS  # of two items
+        assert overlay.first(NOON_MICROS + pause - 1) is first
+        assert first.refusal(first.numbers["b"], NOON_MICROS) == "out_of_stock"
+        second = overlay.first(NOON_MICROS + pause)
+        assert list(second.numbers) == ["a", "b", "c"]
+        assert second.refusal(second.numbers["b"], NOON_MICROS) == "out_of_stock"
+        assert overlay.first(NOON_MICROS + 10 * pause) is second  # nothing new
+        overlay.take(change(PUT, {"item_id": "d"}), 9)
+        assert "d" in overlay.first(NOON_MICROS).numbers  # a clock that went back waits for nothing
+
+    def test_of_too_many_those_of_which_something_was_said_last(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(overlay_module, "MAX_FIRST_ITEMS", 2)
+        overlay = self.overlay({"item_id": "a"}, {"item_id": "b"}, {"item_id": "c"})
+        overlay.take(change(PATCH, {"item_id": "a", "price": 1}), 7)
+        assert list(overlay.first(NOON_MICROS).numbers) == ["a", "c"]
