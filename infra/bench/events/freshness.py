@@ -89,8 +89,8 @@ def bench_freshness(
     answer), `sent_to_answer_p99_ms`, `event_p99_ms`, `read_p99_ms` (from the intended send), `generator_lag_p99_ms`,
     `events_per_second` and `reads_per_second` (answered in time), `archive_lag_p99_ms` (receipt to the commit that has
     the event); processor time: `api_cpu_us` (a request), `consumer_cpu_us` and `archiver_cpu_us` (an event). Further
-    keys: probes, unchanged, not_archived, errors, missed_bars, generator_priority, wanted_events_per_second, wanted_reads_per_second, fsync_median_ms, filesystem, void. Raises
-    DependencyError without a C compiler.
+    keys: probes, unchanged, not_archived, errors, missed_bars, generator_priority, wanted_events_per_second,
+    wanted_reads_per_second, fsync_median_ms, filesystem, void. Raises DependencyError without a C compiler.
     """
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
