@@ -92,8 +92,9 @@ PARAMS = {
     "models": Param(
         None,
         type=["null", "string"],
-        description="Which models are trained, by name: popularity segment_popularity item_knn als rp3beta "
-        "graph_filter ease sequential_rules content blend ranker. Empty: those that the size of the data affords.",
+        description="Which models are trained, by name: popularity trending segment_popularity item_knn als "
+        "rp3beta graph_filter ease sequential_rules content blend ranker. Empty: those that the size of the data "
+        "affords.",
     ),
     "recipes": Param(
         None,

@@ -23,6 +23,7 @@ _WHAT = {
     "repurchase": "what a person buys again, how often and how lately",
     "content": "items like those of a person, by what the catalogue says of them",
     "segment_popularity": "what most people prefer in the categories where a person looks",
+    "trending": "what people prefer in the last days more than usual, the same list for everybody",
     "ranker": "a second stage of trees that orders the best of the first by features of the person and the items",
     "blend": "the standardised scores of several models, weighted by what did best on a validation window",
 }

@@ -33,12 +33,14 @@ from spark_jobs.models.sequential_rules import SequentialRules
 from spark_jobs.models.session_knn import SessionKnn
 from spark_jobs.models.session_transitions import SessionTransitions
 from spark_jobs.models.training_data import TrainingData
+from spark_jobs.models.trending import Trending
 
-AnyModel = Popularity | ItemKnn | Als | Rp3Beta | GraphFilter | Ease | Ials | Content | SegmentPopularity
+AnyModel = Popularity | ItemKnn | Als | Rp3Beta | GraphFilter | Ease | Ials | Content | SegmentPopularity | Trending
 AnySequenceModel = SequentialRules | SessionKnn | SessionTransitions | Repurchase
 
 MODELS: Mapping[str, type[AnyModel]] = {
-    m.name: m for m in (Popularity, ItemKnn, Als, Rp3Beta, GraphFilter, Ease, Ials, Content, SegmentPopularity)
+    m.name: m
+    for m in (Popularity, ItemKnn, Als, Rp3Beta, GraphFilter, Ease, Ials, Content, SegmentPopularity, Trending)
 }
 SEQUENCE_MODELS: Mapping[str, type[AnySequenceModel]] = {
     m.name: m for m in (SequentialRules, SessionKnn, SessionTransitions, Repurchase)
@@ -161,6 +163,10 @@ def fit(
         model.fit(matrix, watch, (starts or {}).get(recipe_id(recipe)))
     elif isinstance(model, Ials):
         model.fit(matrix, (starts or {}).get(recipe_id(recipe)))
+    elif isinstance(model, Trending):
+        start = data.cut_off - timedelta(days=float(model.params["window_days"]))
+        recent = TrainingData(data.since(start, recipe["weights"]), item_count=data.item_count, cut_off=data.cut_off)
+        model.learn(recent.matrix(recipe), data.before(start).matrix({**recipe, "half_life_days": None}))
     else:
         model.fit(matrix)
     return Fitted(model, matrix)

@@ -20,8 +20,8 @@ from spark_jobs.models.recipe_choice import RecipeChoice
 from spark_jobs.models.recipes import default_recipe
 
 NIGHT_MODELS = (
-    "popularity", "segment_popularity", "item_knn", "als", "rp3beta", "graph_filter", "ease", "sequential_rules",
-    "content", BLEND, RANKER,
+    "popularity", "trending", "segment_popularity", "item_knn", "als", "rp3beta", "graph_filter", "ease",
+    "sequential_rules", "content", BLEND, RANKER,
 )  # fmt: skip
 WITH_REPEATS = "repurchase"
 """Takes part where lists may hold what a person had before (`exclude_seen` purchased or none)."""
@@ -32,7 +32,8 @@ ease takes up to `ease.MOST_ITEMS`."""
 GRAPH_CELLS = 400_000_000
 """People times pairs (person, item): the graph filter reads the whole graph for every person it scores."""
 ORDERED_EVENTS = 3_000_000
-"""Rules read every event once for each step that they look ahead."""
+"""Rules read every event once for each step that they look ahead. Trending costs little itself, but each part makes the
+choice of a blend longer, which a large night feels."""
 WALK_EVENTS = 10_000_000
 LEAST_DESCRIBED = 20
 LEAST_SEGMENTS = 2
@@ -62,6 +63,8 @@ def affordable_models(sizes: Sizes, *, has_repeats: bool) -> tuple[list[str], li
         and f"sequential_rules is for up to {ORDERED_EVENTS:,} events, there are {sizes.events:,}",
         "rp3beta": sizes.events > WALK_EVENTS
         and f"rp3beta is for up to {WALK_EVENTS:,} events, there are {sizes.events:,}",
+        "trending": sizes.events > ORDERED_EVENTS
+        and f"trending is for up to {ORDERED_EVENTS:,} events, there are {sizes.events:,}",
         "content": _no_content(sizes),
         "ranker": (has_repeats and "ranker orders what is new to a person, and lists may repeat")
         or (

@@ -46,6 +46,9 @@ MORE_RECIPES: Mapping[str, Mapping[str, Any]] = {
         "popular_power": 0.0, "seed": 7,
     }},
     "segment_popularity": {"half_life_days": 7.0, "params": {"subject_cap": 8.0}},
+    "trending": {"half_life_days": 7.0, "params": {
+        "window_days": 7.0, "damping": 20.0, "contrast": 0.5, "subject_cap": 8.0,
+    }},
     "content": {"half_life_days": 30.0, "params": {
         "text": 1.0, "category": 1.0, "brand": 0.5, "price": 0.25, "tags": 1.0, "embedding": 1.0, "idf_power": 1.0,
         "popular_power": 0.25, "neighbours": 100,

@@ -37,6 +37,12 @@ GRIDS: Mapping[str, Mapping[str, Grid]] = {
         "neighbours": (50, 100, 200, 500, 1000),
     },
     "segment_popularity": {"subject_cap": (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)},
+    "trending": {
+        "window_days": (1.0, 2.0, 4.0, 7.0, 14.0, 28.0),
+        "damping": (1.0, 5.0, 20.0, 80.0, 320.0),
+        "contrast": (0.0, 0.25, 0.5, 0.75, 1.0),
+        "subject_cap": (1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+    },
     "content": {
         "popular_power": (0.0, 0.1, 0.25, 0.5, 1.0),
         "idf_power": (0.0, 0.5, 1.0, 1.5, 2.0),

@@ -85,7 +85,7 @@ def test_a_small_shop_trains_everything_and_a_large_one_what_it_can_afford() -> 
     large = plan_models((), Sizes(10_000_000, 100_000, 20_000, 8_000_000, 20_000, 4_000_000_001, 1))
     assert list(large.recipes) == ["popularity", "item_knn", "als", "rp3beta"]
     assert [note.split()[0] for note in large.notes] == [
-        "ease", "graph_filter", "sequential_rules", "content", "ranker", "segment_popularity",
+        "ease", "graph_filter", "sequential_rules", "trending", "content", "ranker", "segment_popularity",
     ]  # fmt: skip
     again = plan_models((), Sizes(40_000, 2_000, 1_500, 30_000, 900, 40_000, 2), has_repeats=True)
     assert set(again.recipes) - set(small.recipes) == {"repurchase"}
