@@ -194,8 +194,8 @@ class Runs:
         self.ended = (families, files)
 
 
-@pytest.fixture
-def shop(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> tuple[Environment, Runs]:
+def write_shop(environment: Environment) -> None:
+    """The interactions above as the tables of an installation."""
     rows = interactions().to_pylist()
     write_rows(environment, "gold.item_ids", [{"item_id": f"i{n}", "item_number": n} for n in range(ITEMS)])
     kept = []
@@ -208,6 +208,11 @@ def shop(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> tuple[Env
             }
         )  # fmt: skip
     write_rows(environment, "silver.interactions", kept)
+
+
+@pytest.fixture
+def shop(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> tuple[Environment, Runs]:
+    write_shop(environment)
     runs = Runs()
     monkeypatch.setattr(tune_models, "TuningRuns", runs)
     return environment, runs
