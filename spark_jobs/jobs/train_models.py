@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
@@ -60,7 +60,7 @@ from spark_jobs.evaluation.contestants import (
     without_ranker,
 )
 from spark_jobs.evaluation.data_profile import profile_interactions
-from spark_jobs.evaluation.examples import choose_persons, describe_persons
+from spark_jobs.evaluation.examples import choose_persons, describe_persons, explain_examples
 from spark_jobs.evaluation.full_ranking import ranking_of
 from spark_jobs.evaluation.further_slices import further_slices
 from spark_jobs.evaluation.gate import METRIC, random_recall
@@ -228,7 +228,11 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
         evaluation_rows(spark, run, counts, trained), environment, "gold.evaluations", {"as_of": [run.as_of_day]}
     )
     examples = [
-        {**person, "lists": {name: one.examples[n] for name, one in trained.items()}}
+        {
+            **person,
+            "lists": {name: one.examples[n] for name, one in trained.items()},
+            "why": {name: one.why[n] for name, one in trained.items() if one.why is not None},
+        }
         for n, person in enumerate(describe_persons(split, persons, tenant=environment.tenant))
     ]
     seen_counts = np.diff(split.seen.indptr)
@@ -323,7 +327,8 @@ def _train(
     fitted.model.save(folder)
     rank = ranking_of(*fitted, examination.split)
     trained = examination.of(rank, recipe, folder, usage, losses=losses, learned_until=newest_learned(fitted))
-    return trained, fitted
+    why = explain_examples(*fitted, examination.split, examination.persons, trained.examples)
+    return replace(trained, why=why), fitted
 
 
 def why_no_sessions(sessions: Sessions) -> str:

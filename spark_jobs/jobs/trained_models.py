@@ -17,7 +17,7 @@ from pyspark.sql import DataFrame, SparkSession
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.run import Run
 from feature_repo.contracts.times import format_timestamp, from_micros
-from spark_jobs.evaluation.examples import rank_examples
+from spark_jobs.evaluation.examples import Why, rank_examples
 from spark_jobs.evaluation.full_ranking import ModelEvaluation, Rank, evaluate_ranking
 from spark_jobs.evaluation.further_slices import FurtherSlices
 from spark_jobs.evaluation.gate import K
@@ -48,6 +48,8 @@ class Trained:
     file_bytes: int
     is_judged: bool = True
     beside: str | None = None
+    why: Sequence[Sequence[Why]] | None = None
+    """Of each example and each item of its list; None of answers that are no model's."""
 
 
 @dataclass(frozen=True, slots=True)

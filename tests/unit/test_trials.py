@@ -17,6 +17,7 @@ from spark_jobs.evaluation.examples import (
     choose_persons,
     describe_persons,
     examples_html,
+    explain_examples,
     item_numbers,
     person_key,
     rank_examples,
@@ -29,10 +30,11 @@ from spark_jobs.evaluation.model_card import model_card
 from spark_jobs.evaluation.pictures import draw_pictures
 from spark_jobs.evaluation.split import TimeSplit, split_by_time
 from spark_jobs.evaluation.trials import choose_recipe, some_people, validation_split
-from spark_jobs.models.factory import fit_recipe
+from spark_jobs.models.factory import fit, fit_recipe
 from spark_jobs.models.matrix import sort_interactions
 from spark_jobs.models.neighbourhood import FACTORS, neighbours
-from spark_jobs.models.recipes import RECIPES, default_recipe, recipe_id
+from spark_jobs.models.recipes import RECIPES, blend_recipe, default_recipe, recipe_id
+from spark_jobs.models.training_data import TrainingData
 from tests.builders import utc
 
 FIRST, CUT_OFF = utc("2024-03-01"), utc("2024-03-29")
@@ -255,6 +257,48 @@ def test_examples_show_titles_and_no_person(split: TimeSplit) -> None:
     assert "u:" not in page
     assert page.count("<h2>Person") == 5
     assert "Nobody could be tested" in examples_html([], {}, as_of="2024-03-29")
+
+
+def test_examples_say_which_past_items_and_which_parts_spoke(split: TimeSplit) -> None:
+    persons = choose_persons(split)
+    parts = {name: default_recipe(name) for name in ("item_knn", "popularity", "rp3beta")}
+    weights = {"item_knn": 0.6, "popularity": 0.2, "rp3beta": 0.4}
+    recipe = blend_recipe(parts, dict.fromkeys(("<5", "5-20", ">20"), weights))
+    data = TrainingData(split.train, item_count=ITEMS, cut_off=split.test_start)
+    blend, matrix = fit(recipe, data)
+    lists = rank_examples(ranking_of(blend, matrix, split), persons)
+    found = explain_examples(blend, matrix, split, persons, lists)
+    assert [len(one) for one in found] == [len(numbers) for numbers in lists]
+    mixed = 0
+    for place, numbers, said in zip(persons.tolist(), lists, found, strict=True):
+        row = int(np.flatnonzero(matrix.subjects == split.subjects[place])[0])
+        history = matrix.preference[row]
+        of_parts = {}
+        for name, weight in weights.items():  # the slow way: each part fitted and scored alone, then standardized
+            alone, own = fit(parts[name], data)
+            own_row = int(np.flatnonzero(own.subjects == split.subjects[place])[0])
+            scores = alone.score_block(own.preference[own_row], np.array([own_row]))[0].astype(np.float64)
+            of_parts[name] = weight * (scores - scores.mean()) / scores.std()
+        for number, why in zip(numbers, said, strict=True):
+            speaking = {name: values[number] for name, values in of_parts.items() if values[number] > 0}
+            shares = {name: value / sum(speaking.values()) for name, value in speaking.items()}
+            assert why["shares"] == pytest.approx(shares, abs=1e-4)
+            assert list(why["shares"].values()) == sorted(why["shares"].values(), reverse=True)
+            assert set(why["reasons"]) <= set(history.indices.tolist())
+            mixed += len(shares) > 1
+    assert mixed > 5
+    assert any(len(why["reasons"]) == 2 for said in found for why in said)
+    single, own = fit(parts["item_knn"], data)
+    (alone,) = explain_examples(single, own, split, persons[-1:], [[3, 5]])
+    assert [why["shares"] for why in alone] == [{"item_knn": 1.0}] * 2
+
+    person = describe_persons(split, persons[:1], tenant="t")[0]
+    why = {"shares": {"item_knn": 0.75, "popularity": 0.25}, "reasons": [7, 8]}
+    one = {**person, "lists": {"blend": [1], "popularity": [2]}, "why": {"blend": [why]}}
+    assert {7, 8} <= set(item_numbers([one]))
+    page = examples_html([one], {1: "Tea", 2: "Bag", 7: "Pot & lid", 8: "Cup"}, as_of="2024-03-29")
+    assert "Tea<br><small>because of Pot &amp; lid and Cup; item_knn 75%, popularity 25%</small>" in page
+    assert "<li>Bag</li>" in page
 
 
 def test_intervals_of_all_contestants_are_those_of_each(split: TimeSplit) -> None:
