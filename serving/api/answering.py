@@ -23,6 +23,8 @@ from serving.recommender import Answer, Asker
 
 logger = logging.getLogger("nightjar.serving")
 
+MAX_NAMES = 1_024
+"""So many names of placements, which clients choose, are remembered with what is to be said of them."""
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -56,6 +58,8 @@ class SlateAnswers:
         self._wall_micros = services.wall_micros
         tuning = services.settings.tuning()
         self._tuning = tuning_digest(tuning)
+        self._placements = services.placements
+        self._misspelt: dict[str, bytes] = {}
         self._writer: Any = None
         self._given: Any = None
         self._pages: Any = None
@@ -86,11 +90,12 @@ class SlateAnswers:
             return None
         if self._writer is None:
             self._writer = parts.answers.AnswerWriter(*self._means)
-        return self._logged(
+        content = self._logged(
             self._writer.write(
                 question, started, catalogue, records, *found, self._wall_micros(), self._overlay.heard_micros
             )
         )
+        return content and self._with_warning(content, question.placement)
 
     def rank_at_once(
         self, question: Question, item_ids: list[str], started: int, catalogue: Catalogue, records: OnlineRecords
@@ -151,7 +156,7 @@ class SlateAnswers:
     def body(self, answer: Answer, question: Question, started: int) -> bytes:
         """The body of an answer."""
         asked = question.slate
-        return render_answer(
+        content = render_answer(
             answer,
             recommendation_id=question.recommendation_id,
             placement=question.placement,
@@ -161,6 +166,21 @@ class SlateAnswers:
             took_micros=(self._timer() - started) // 1000,
             include=question.include,
         )
+        return self._with_warning(content, question.placement) if question.kind == RECOMMENDATIONS else content
+
+    def warning_of(self, placement: str) -> bytes:
+        """The field by which a recommendation for this placement ends when its name looks misspelt; else nothing."""
+        found = self._misspelt.get(placement)
+        if found is None:
+            words = None if placement == RECOMMENDATIONS else self._placements.misspelt(placement)  # a page's own name
+            if len(self._misspelt) >= MAX_NAMES:
+                self._misspelt.clear()
+            found = self._misspelt[placement] = b"" if words is None else b',"warnings":' + orjson.dumps([words])
+        return found
+
+    def _with_warning(self, content: bytes, placement: str) -> bytes:
+        warning = self.warning_of(placement)
+        return content[:-1] + warning + b"}" if warning else content
 
     def decision(self, answer: Answer, question: Question, inputs: Mapping[str, Any] = NOTHING) -> bytes:
         """The payload of its decision."""

@@ -38,9 +38,11 @@ class HotPages:
         asker: Asker | None = None
         for at, place in enumerate(asked.places):
             answer_id, policy = services.new_id(), None
+            warning = b""
             if place.kind == RECOMMENDATIONS:
                 policy = self._policy(place.placement or place.kind)
-            if page.place(place, answer_id, policy, votes.get(place.window)):
+                warning = self._answers.warning_of(place.placement or place.kind)
+            if not warning and page.place(place, answer_id, policy, votes.get(place.window)):
                 continue
             if maker is None or asker is None:
                 asker = services.recommender.lone_asker(asked.request, catalogue, records, [])

@@ -243,6 +243,9 @@ class RecommendationResponse(_Given):
         default=None, description="only when fewer items than asked for, or with explain: items taken out, by filter"
     )
     trace: dict[str, Any] | None = Field(default=None, description="only with explain")
+    warnings: list[str] | None = Field(
+        default=None, description="only of recommendations whose placement looks misspelt: the nearest name"
+    )
 
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [SLATE]})
 

@@ -73,6 +73,12 @@ class Placements:
         found = self.by_name.get(name)
         return (self.by_name[DEFAULT], False) if found is None else (found, True)
 
+    def misspelt(self, name: str) -> str | None:
+        """What to say of a name that is no placement but looks like one; None of all others. A name of one's own, which
+        only tells answers apart, is nobody's mistake."""
+        hint = "" if name in self.by_name else nearest(name[:MAX_NAME_LENGTH], self.by_name)
+        return f"no placement {name[:80]!r}{hint} The rules of {DEFAULT!r} hold" if hint else None
+
     def policy(
         self,
         name: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from feature_repo.contracts.decisions import read_decision
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError
 from serving.api import schemas
+from serving.api.answering import SlateAnswers
 from serving.main import create_app
+from serving.pipeline.placements import PRESETS, Placements
 from serving.pipeline.policy import SlatePolicy
 from serving.settings import ServingSettings
 from tests.http_world import Installation, ids, shop
@@ -86,6 +89,29 @@ async def test_placements(api: Installation) -> None:
     assert "policy" not in plain["trace"]
     search = await api.ask(user_id="u1", placement="search", num_results=2)
     assert [item["reasons"] for item in search["items"]] == [[], []]
+
+
+async def test_a_misspelt_placement_is_told_of(api: Installation) -> None:
+    words = "no placement 'hoem'; did you mean 'home'? The rules of 'default' hold"
+    answer = await api.ask(user_id="u1", placement="hoem")
+    schemas.RecommendationResponse.model_validate(answer)
+    assert answer["warnings"] == [words]
+    assert [
+        len((await api.ask(placement="hoem", **more))["warnings"]) for more in ({"dry_run": True}, {"num_results": 1})
+    ]
+    for name in ("home", "a banner of ours", "recommendations"):
+        assert "warnings" not in await api.ask(user_id="u1", placement=name), name
+    trending = await api.client.post("/v1/trending", json={"placement": "hoem"})  # it has no rules there
+    assert "warnings" not in trending.json()
+    places = [{"placement": "hoem"}, {"placement": "home"}, {}, {"kind": "new", "placement": "hoem"}]
+    page = await api.client.post("/v1/pages/home", json={"user_id": "u1", "placements": places})
+    assert [place.get("warnings") for place in page.json()["placements"]] == [[words], None, None, None]
+    batch = await api.client.post("/v1/recommendations/batch", json={"requests": [{"placement": "hoem"}]})
+    assert batch.json()["results"][0]["answer"]["warnings"] == [words]
+    named = Placements({**PRESETS, "recommended": replace(PRESETS["home"], name="recommended")})
+    answers = SlateAnswers(replace(api.app.state.services, placements=named))
+    assert b"'recommended'" in answers.warning_of("recommendation")
+    assert answers.warning_of("recommendations") == b""  # what a page calls a place that has no name
 
 
 async def test_a_placements_file(environment: Environment, tmp_path: Path) -> None:

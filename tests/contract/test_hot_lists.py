@@ -50,7 +50,7 @@ PLACES = st.fixed_dictionaries(
     {},
     optional={
         "kind": odd(st.sampled_from(KINDS)),
-        "placement": odd(st.sampled_from(["home", "cart", "email", "mine", 'a"b'])),
+        "placement": odd(st.sampled_from(["home", "cart", "email", "mine", "hoem", 'a"b'])),
         "num_results": odd(st.sampled_from([1, 3, 12, 100])),
         "item_id": odd(ITEM),
         "window": odd(st.sampled_from(["5m", "1h", "1d"])),
@@ -166,6 +166,15 @@ class TestBothAgree:
             said = await page(hot, user_id="u1")
             assert said == await page(plain, user_id="u1")
             assert b'"source":"new"' in said
+
+    async def test_on_a_page_with_a_misspelt_placement(self, environment: Environment) -> None:
+        async with both(environment) as (hot, plain):
+            places = [{"placement": "hoem"}, {"placement": "home"}, {}, {"kind": "new", "placement": "hoem"}]
+            for user in ("u1", "u2"):  # step by step, and at once
+                said = await page(hot, user_id=user, placements=places)
+                assert said == await page(plain, user_id=user, placements=places)
+                assert said.count(b'"warnings":') == 1
+            assert hot.decisions.payloads == plain.decisions.payloads
 
     @pytest.mark.parametrize(
         "headers",

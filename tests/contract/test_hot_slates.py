@@ -193,7 +193,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "user_id": odd(st.sampled_from(PEOPLE)),
     "anonymous_id": odd(st.sampled_from(["phone", "stranger"])),
     "session_id": odd(st.sampled_from(["s1", "s2", "new"])),
-    "placement": odd(st.sampled_from(["default", "home", "raw", 'a"b\\c', "ü"])),
+    "placement": odd(st.sampled_from(["default", "home", "hoem", "raw", 'a"b\\c', "ü"])),
     "num_results": odd(st.sampled_from([1, 2, 5, 10, 50, 100])),
     "context": odd(
         st.fixed_dictionaries(
@@ -312,6 +312,14 @@ class TestBothAgree:
                 said = await hot.ask(**question)
                 assert said == await plain.ask(**question)
                 assert b'"fallback_level":"new","fallback_reason":"no_published_version"' in said
+
+    async def test_on_a_misspelt_placement(self, environment: Environment) -> None:
+        async with both(environment) as (hot, plain):
+            for question in ({"user_id": "u1"}, {"user_id": "nobody"}, {"user_id": "u1", "explain": True}):
+                said = await hot.ask(placement="hoem", **question)
+                assert said == await plain.ask(placement="hoem", **question)
+                assert said.count(b'"warnings":') == 1
+                assert hot.decisions.payloads == plain.decisions.payloads
 
     async def test_when_the_store_was_emptied(self, environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
         """The last version serves on, after one read; records that came back before the pointer count."""
