@@ -13,9 +13,10 @@ import pytest
 
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.times import to_micros
-from spark_jobs.models.factory import build_model, fit, load_model
+from spark_jobs.models.base import InteractionMatrix, Model
+from spark_jobs.models.factory import build_model, fit, load_model, remember
 from spark_jobs.models.ranking import top_items
-from spark_jobs.models.recipes import default_recipe
+from spark_jobs.models.recipes import blend_recipe, default_recipe
 from spark_jobs.models.training_data import TrainingData
 from tests.builders import utc
 
@@ -150,3 +151,25 @@ def test_what_makes_no_sense_is_refused(params: dict[str, Any], words: str) -> N
     assert default_recipe("trending")["params"].keys() == build_model("trending", {}).params.keys()
     with pytest.raises(DataError, match=words):
         build_model("trending", params)
+
+
+def test_as_a_part_of_a_blend_it_adds_to_scores_and_names_nothing(tmp_path: Path) -> None:
+    """In every list item 2 and 4, which rise, gain on item 0, which does not; reasons are the other part's."""
+    parts = {"trending": recipe(), "popularity": {**default_recipe("popularity"), "half_life_days": None}}
+    data = data_of(EVENTS)
+
+    def blended(weight: float) -> tuple[Model, InteractionMatrix]:
+        weights = {part: {"popularity": 1.0, "trending": weight} for part in ("<5", "5-20", ">20")}
+        return fit(blend_recipe(parts, weights), data)
+
+    model, matrix = blended(2.0)
+    rows = np.arange(len(matrix.subjects))
+    with_it = model.score_block(matrix.preference, rows)
+    without = blended(1e-6)[0].score_block(matrix.preference, rows)
+    assert (with_it[:, [2, 4]] > with_it[:, [0]]).all()
+    assert (without[:, [2, 4]] < without[:, [0]]).all()
+    assert model.explain(matrix.preference[0], 0, [2, 4]) == [(None, None), (None, None)]
+    model.save(tmp_path / "blend")
+    loaded = load_model(tmp_path / "blend")
+    remember(loaded, blend_recipe(parts, model.params["weights"]), data)
+    np.testing.assert_array_equal(loaded.score_block(matrix.preference, rows), with_it)
