@@ -13,7 +13,6 @@ from feature_repo.contracts.purchase_record import Purchase
 from serving.adapters.purchases import PurchaseStore, read_purchases
 from serving.adapters.trend_board import TrendBoard
 from serving.pipeline.cart import cart_contents
-from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.consent import as_allowed
 from serving.pipeline.new_items import new_slate
 from serving.pipeline.own_items import buy_again_slate, continue_slate
@@ -99,11 +98,13 @@ class Lists:
                 assert votes is not None
                 return self._trending(wanted, asker, request, votes, None)
             case "similar":
-                return self._similar(wanted, catalogue, request, now)
+                return self._similar(wanted, asker, request, now)
             case "bought_together":
                 return self._bought_together(wanted, asker, request, now)
             case "new":
-                slate = new_slate(request, asker.person, catalogue, max_age_days=wanted.max_age_days, now_micros=now)
+                slate = new_slate(
+                    request, asker.person, catalogue, self._tuning, max_age_days=wanted.max_age_days, now_micros=now
+                )
                 return Built(slate, inputs={"max_age_days": wanted.max_age_days})
             case "continue":
                 return Built(continue_slate(request, asker.person, catalogue, self._tuning, now_micros=now))
@@ -120,16 +121,10 @@ class Lists:
             unknown = [item.item_id for item in slate.items if item.item_number == UNKNOWN_ITEM]
         return Built(slate, more={"unknown_item_ids": unknown}, inputs={"item_ids": list(wanted.item_ids)})
 
-    def _similar(self, wanted: ListQuestion, catalogue: Catalogue, request: SlateRequest, now: int) -> Built:
-        item_id = wanted.item_ids[0]
-        slate = similar_items(
-            catalogue.numbers.get(item_id),
-            catalogue,
-            num_results=request.num_results,
-            exclude_item_ids=request.exclude_item_ids,
-            now_micros=now,
-            explain=request.explain,
-        )
+    def _similar(self, wanted: ListQuestion, asker: Asker, request: SlateRequest, now: int) -> Built:
+        item_id, catalogue = wanted.item_ids[0], asker.catalogue
+        number = catalogue.numbers.get(item_id)
+        slate = similar_items(number, request, asker.person, catalogue, self._tuning, now_micros=now)
         return Built(slate, inputs={"item_id": item_id})
 
     def _bought_together(self, wanted: ListQuestion, asker: Asker, request: SlateRequest, now: int) -> Built:
@@ -137,11 +132,11 @@ class Lists:
         numbers = asker.catalogue.numbers
         slate = bought_together(
             [numbers[item_id] for item_id in asked if item_id in numbers],
+            request,
+            asker.person,
             asker.catalogue,
-            num_results=request.num_results,
-            exclude_item_ids=request.exclude_item_ids,
+            self._tuning,
             now_micros=now,
-            explain=request.explain,
         )
         unknown = [item_id for item_id in asked if item_id not in numbers]
         more = {"item_ids": list(asked), "unknown_item_ids": unknown}
@@ -156,6 +151,7 @@ class Lists:
             request,
             asker.person,
             asker.catalogue,
+            self._tuning,
             window=wanted.window,
             now_micros=self._wall_micros(),
         )
@@ -183,6 +179,7 @@ class Lists:
             request,
             asker.person,
             catalogue,
+            self._tuning,
             due_power=float(params.get("due_power", 0.0)),
             now_micros=self._wall_micros(),
         )

@@ -48,7 +48,7 @@ from serving.api.middleware import RequestEnvelope
 from serving.api.page_routes import build_page_router
 from serving.api.profile_routes import build_profile_router
 from serving.api.routes import build_router
-from serving.api.schemas import Problem, SimilarRequest
+from serving.api.schemas import Problem
 from serving.api.services import Services
 from serving.api.snippet import build_snippet_router
 from serving.first_shelf import FirstShelf
@@ -288,7 +288,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        models: tuple[type[BaseModel], ...] = (*LIST_MODELS, SimilarRequest, Problem)
+        models: tuple[type[BaseModel], ...] = (*LIST_MODELS, Problem)
         for model in models:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))

@@ -154,19 +154,14 @@ class Replays:
         inputs, at = decision["inputs"], decision["at"]
         match decision["kind"]:
             case "similar":
-                return similar_items(
-                    catalogue.numbers.get(inputs["item_id"]), catalogue, num_results=request.num_results,
-                    exclude_item_ids=request.exclude_item_ids, now_micros=at,
-                )  # fmt: skip
+                number = catalogue.numbers.get(inputs["item_id"])
+                return similar_items(number, request, asker.person, catalogue, self._tuning, now_micros=at)
             case "bought_together":
                 asked = [catalogue.numbers[i] for i in inputs["item_ids"] if i in catalogue.numbers]
-                return bought_together(
-                    asked, catalogue, num_results=request.num_results, exclude_item_ids=request.exclude_item_ids,
-                    now_micros=at,
-                )  # fmt: skip
+                return bought_together(asked, request, asker.person, catalogue, self._tuning, now_micros=at)
             case "new":
                 return new_slate(
-                    request, asker.person, catalogue, max_age_days=inputs["max_age_days"], now_micros=at
+                    request, asker.person, catalogue, self._tuning, max_age_days=inputs["max_age_days"], now_micros=at
                 )  # fmt: skip
             case "rank":
                 return rank_given(

@@ -58,7 +58,7 @@ def shop(model: str = "als") -> Shop:
 class Installation:
     """An app on twins, with what the night would have written for user u1: thirty items, all but toys."""
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Environment, **settings: Any) -> None:
         self.environment = environment
         self.store = MemoryOnlineStore(tenant=TENANT)
         self.log = MemoryEventLog(tenant=TENANT)
@@ -67,7 +67,7 @@ class Installation:
         numbers, ticks = itertools.count(1), itertools.count(step=1_000_000)
         self.app: FastAPI = create_app(
             environment,
-            ServingSettings(max_events=3, max_body_bytes=5000),
+            ServingSettings(max_events=3, max_body_bytes=5000, **settings),
             store=self.store,
             log=self.log,
             decisions=self.decisions,

@@ -17,7 +17,7 @@ from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.values import SlateItem, SlateRequest, Tuning
 from serving.recommender import Answer
 
-RECOMMENDATIONS, SIMILAR = "recommendations", "similar"
+RECOMMENDATIONS = "recommendations"
 
 
 @lru_cache(maxsize=8)
@@ -103,39 +103,6 @@ def recommendation_decision(
         inputs=inputs,
         now_micros=now_micros,
         propensities=slate.propensities,
-    )
-
-
-def similar_decision(
-    items: Sequence[SlateItem],
-    catalogue: Catalogue,
-    *,
-    recommendation_id: str,
-    placement: str,
-    item_id: str,
-    exclude_item_ids: Sequence[str],
-    num_results: int,
-    level: str,
-    degraded: Sequence[str],
-    now_micros: int,
-) -> bytes:
-    """The payload of an answer to `similar`: it is about an item, so nobody is named."""
-    inputs: dict[str, Any] = {"num_results": num_results, "item_id": item_id}
-    if exclude_item_ids:
-        inputs["exclude_item_ids"] = sorted(exclude_item_ids)
-    return _payload(
-        items,
-        catalogue,
-        recommendation_id=recommendation_id,
-        kind=SIMILAR,
-        placement=placement,
-        subject=None,
-        session=None,
-        level=level,
-        reason=None,
-        degraded=degraded,
-        inputs=inputs,
-        now_micros=now_micros,
     )
 
 

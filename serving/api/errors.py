@@ -201,9 +201,20 @@ def _field_problem(model: type[BaseModel], error: Mapping[str, Any]) -> dict[str
     expected = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         known = _fields_at(model, location[:-1])
-        expected = f"no such field{nearest(str(location[-1]), known)}; known are {', '.join(known)}"
+        inner = _nested_in(model, str(location[-1])) if len(location) == 1 else None
+        hint = nearest(str(location[-1]), known) if inner is None else f" here: it is {inner}"
+        expected = f"no such field{hint}; known are {', '.join(known)}"
         seen = str(location[-1])
     return {"field": field, "seen": seen, "expected": expected}
+
+
+def _nested_in(model: type[BaseModel], name: str) -> str | None:
+    """Where a field is that was looked for at the top: `context.category`; None when no object there has it."""
+    for outer, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and name in kind.model_fields:
+            return f"{outer}.{name}"
+    return None
 
 
 def _seen(value: object) -> int | float | str | None:

@@ -21,12 +21,14 @@ from serving.api.list_routes import RANK_ROUTE, answer_list, write_list
 from serving.api.list_schemas import MAX_PLACEMENTS, MAX_RANKED_ITEMS, PageRequest, RankRequest
 from serving.api.page_routes import answer_page
 from serving.api.pages import PageQuestion, Place, places_of
+from serving.api.policies import policy_in_list
 from serving.api.schemas import MAX_EXCLUDED_ITEMS, MAX_RESULTS
 from serving.api.services import Services
 from serving.api.tally import RequestTally
 from serving.api.visits import Visit, Visits
 from serving.lists import BUY_AGAIN, RANK, ListQuestion
 from serving.native import parts
+from serving.pipeline.placements import DEFAULT
 from serving.pipeline.trending import WINDOW_WORDS
 from serving.recommender import Asker
 
@@ -140,6 +142,9 @@ class HotLists:
         if asked is None or not is_id(placement):
             return None
         asked.slate.num_results = num_results or len(item_ids)
+        if self._plain.get(placement, self._plain[DEFAULT]) is None:
+            placements, seed = self._services.placements, asked.recommendation_id
+            asked.slate.policy = policy_in_list(RANK, placement, placements, seed=seed)
         return RankQuestion(asked._replace(placement=placement, kind=RANK), ListQuestion(RANK, item_ids))
 
     def _page_question(self, page: str, document: dict[str, Any]) -> PageQuestion | None:
@@ -188,7 +193,10 @@ class HotLists:
         if not document.keys() <= _ASKING:
             return None
         services = self._services
-        return read_question(document, services.wall_micros(), services.placements, self._plain, self.new_id)
+        asked = read_question(document, services.wall_micros(), services.placements, self._plain, self.new_id)
+        if asked is not None:
+            asked.slate.policy = None  # that of `default`; lists have that of their own placement
+        return asked
 
     def _ranked(self, question: RankQuestion, started: int, asker: Asker) -> bytes:
         services = self._services

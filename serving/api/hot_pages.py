@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from serving.adapters.online import OnlineRecords
 from serving.api.answering import SlateAnswers
-from serving.api.pages import PageAnswer, PageQuestion, PlaceMaker
+from serving.api.pages import PageAnswer, PageQuestion, PlaceMaker, variants_on_page
 from serving.api.services import Services
 from serving.lists import RECOMMENDATIONS, TRENDING
 from serving.observability import SLATES, count_soon
@@ -29,7 +29,8 @@ class HotPages:
 
     def at_once(self, asked: PageQuestion, started: int, catalogue: Catalogue, records: OnlineRecords) -> bytes | None:
         """The page of somebody who is known by one name, or by none, and does not refuse; None when `by_steps` has to
-        be asked. A place that native code declines is made by its twin alone."""
+        be asked. A place that native code declines, a list with rules of its placement, and a place that has to know
+        which products the page shows already are made by the twin alone."""
         services, votes = self._services, self._fresh_votes(asked)
         page = None if votes is None else self._answers.open_page(asked, started, catalogue, records)
         if votes is None or page is None:
@@ -37,12 +38,14 @@ class HotPages:
         maker: PlaceMaker | None = None
         asker: Asker | None = None
         for at, place in enumerate(asked.places):
-            answer_id, policy = services.new_id(), None
-            warning = b""
-            if place.kind == RECOMMENDATIONS:
-                policy = self._policy(place.placement or place.kind)
-                warning = self._answers.warning_of(place.placement or place.kind)
-            if not warning and page.place(place, answer_id, policy, votes.get(place.window)):
+            name, answer_id = place.placement or place.kind, services.new_id()
+            policy = self._policy(name)
+            is_short = policy is None or place.kind == RECOMMENDATIONS
+            if is_short and place.kind == RECOMMENDATIONS:
+                is_short = not self._answers.warning_of(name)
+            if is_short and policy is not None and policy.rules.one_per_group:
+                is_short = not variants_on_page(asked, page.taken_ids, catalogue)
+            if is_short and page.place(place, answer_id, policy, votes.get(place.window)):
                 continue
             if maker is None or asker is None:
                 asker = services.recommender.lone_asker(asked.request, catalogue, records, [])

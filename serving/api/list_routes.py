@@ -13,9 +13,10 @@ from serving.api.answering import Question, SlateAnswers
 from serving.api.bodies import read_body
 from serving.api.errors import UnknownItemError, validated
 from serving.api.openapi import JSON, body, problems
+from serving.api.policies import policy_in_list
 from serving.api.questions import list_request, query_document, query_parameters
 from serving.api.services import Services
-from serving.lists import BOUGHT_TOGETHER, BUY_AGAIN, CONTINUE, NEW, RANK, TRENDING, Built, ListQuestion
+from serving.lists import BOUGHT_TOGETHER, BUY_AGAIN, CONTINUE, NEW, RANK, SIMILAR, TRENDING, Built, ListQuestion
 from serving.recommender import Asker
 
 
@@ -38,13 +39,24 @@ RANK_ROUTE = _ListRoute(
     "Up to 500 given items, in this person's order",
     "For search results and hand-picked lists. Items on the person's list of the night come by their score there, "
     "the others behind them by popularity; then the session votes. Ties keep the given order. Items that may not "
-    "be shown to anybody leave (`filtered`), what the person dismissed goes behind the rest, and ids that the "
+    "be shown to anybody leave (`filtered`), as do those that the placement's rules or the request's filter take out; "
+    "what the person dismissed goes behind the rest, and ids that the "
     "served version does not know come last (`unknown_item_ids`, source `given`). Reasons come with `explain`. "
     "`fallback_level`: personal, session, popular, or given when nothing is known of any of the items.",
     lambda wanted: ListQuestion(RANK, wanted.item_ids),
 )
 _ROUTES = (
     RANK_ROUTE,
+    _ListRoute(
+        "/v1/similar",
+        list_schemas.SimilarRequest,
+        schemas.RecommendationResponse,
+        "Items like one item",
+        "The item's neighbours, nearest first; when they are too few, what is popular in its category, then at all. "
+        "Of somebody who is named and consents, what they dismissed leaves.",
+        lambda wanted: ListQuestion(SIMILAR, [wanted.item_id]),
+        needs_item=True,
+    ),
     _ListRoute(
         "/v1/trending",
         list_schemas.TrendingRequest,
@@ -149,16 +161,20 @@ async def answer_list(
     """The body of one list."""
     now_micros = services.wall_micros()
     question = route.question(wanted)
-    size: int = getattr(wanted, "num_results", None) or len(question.item_ids)
-    request = list_request(wanted, now_micros, num_results=size)
+    placement: str = wanted.placement  # type: ignore[attr-defined]
+    size: int | None = wanted.num_results  # type: ignore[attr-defined]
+    if size is None:
+        is_given = question.kind == RANK
+        size = len(question.item_ids) if is_given else services.placements.find(placement)[0].num_results
+    answer_id = services.new_id()
+    policy = policy_in_list(question.kind, placement, services.placements, seed=answer_id, filter=wanted.filter)
+    request = list_request(wanted, now_micros, num_results=size, policy=policy)
     asker = await services.recommender.meet(request)
     item_id = getattr(wanted, "item_id", None)
     if route.needs_item and item_id is not None and item_id not in asker.catalogue.numbers:
         raise UnknownItemError(f"version {asker.catalogue.version} has no item {item_id[:80]!r}", field="item_id")
     may_store = wanted.consent.store is not False
-    asked = Question(
-        request, services.new_id(), wanted.placement, may_store, now_micros, kind=question.kind  # type: ignore[attr-defined]
-    )  # fmt: skip
+    asked = Question(request, answer_id, placement, may_store, now_micros, kind=question.kind)
     built = await services.lists.build(question, asker, asker.request)
     return write_list(services, answers, asked, asker, built, started)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -13,6 +13,7 @@ from serving.api.schemas import (
     MAX_RESULTS,
     Consent,
     Context,
+    FilterText,
     Id,
     Problem,
     RecentEvent,
@@ -24,6 +25,12 @@ MAX_RANKED_ITEMS = 500
 MAX_CART_ITEMS = 50
 MAX_PLACEMENTS = 10
 MAX_BATCH = 100
+
+
+Size = Annotated[
+    int | None,
+    Field(ge=1, le=MAX_RESULTS, description="default: what the placement says, 10 where it says nothing"),
+]
 
 
 def _shown(*examples: dict[str, Any]) -> ConfigDict:
@@ -46,17 +53,30 @@ class AskingRequest(BaseModel):
         description="short for recent_events of type view_item, oldest first",
     )
     exclude_item_ids: list[Id] = Field(default_factory=list, max_length=MAX_EXCLUDED_ITEMS)
+    filter: FilterText | None = Field(
+        default=None, description="which items may be shown (the filter language); besides the placement's own"
+    )
     consent: Consent = Consent()
     explain: bool = Field(default=False, description="add the trace")
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+class SimilarRequest(AskingRequest):
+    """Items like one item. Names somebody only so that what they dismissed leaves, and for the placement's rules."""
+
+    placement: Id = "similar"
+    item_id: Id
+    num_results: Size = None
+
+    model_config = _shown({"item_id": "i7", "num_results": 5}, {"item_id": "i7", "user_id": "u1"})
+
+
 class TrendingRequest(AskingRequest):
     """What most people touch now. Names somebody only so that what they bought or dismissed leaves."""
 
     placement: Id = "trending"
-    num_results: int = Field(default=10, ge=1, le=MAX_RESULTS)
+    num_results: Size = None
     window: Literal["5m", "1h", "1d"] = Field(default="1h", description="how far back votes count")
 
     model_config = _shown(
@@ -68,7 +88,7 @@ class NewRequest(AskingRequest):
     """What is new in the shop; for a person first where they look most."""
 
     placement: Id = "new"
-    num_results: int = Field(default=10, ge=1, le=MAX_RESULTS)
+    num_results: Size = None
     max_age_days: float = Field(
         default=30.0, gt=0, le=3650, description="counted back from the end of the version's data; older ones follow"
     )
@@ -80,7 +100,7 @@ class ContinueRequest(AskingRequest):
     """What the session, or the last one before it, left open: in the cart, wished for, looked at, not bought."""
 
     placement: Id = "continue"
-    num_results: int = Field(default=10, ge=1, le=MAX_RESULTS)
+    num_results: Size = None
 
     model_config = _shown({"user_id": "u1", "num_results": 5}, {"anonymous_id": "a1", "session_id": "s42"})
 
@@ -89,7 +109,7 @@ class BuyAgainRequest(AskingRequest):
     """The person's own purchases, by how often, how lately, and whether they are due."""
 
     placement: Id = "buy_again"
-    num_results: int = Field(default=10, ge=1, le=MAX_RESULTS)
+    num_results: Size = None
 
     model_config = _shown({"user_id": "u1", "num_results": 5})
 
@@ -98,7 +118,7 @@ class BoughtTogetherRequest(AskingRequest):
     """What is bought in the same baskets as an item, as several, or as what lies in the person's cart."""
 
     placement: Id = "bought_together"
-    num_results: int = Field(default=10, ge=1, le=MAX_RESULTS)
+    num_results: Size = None
     item_id: Id | None = None
     item_ids: list[Id] = Field(
         default_factory=list, max_length=MAX_CART_ITEMS, description="several: a cart. With none, the cart we know of"
@@ -136,9 +156,7 @@ class PagePlacement(BaseModel):
     kind: Literal[
         "recommendations", "similar", "bought_together", "trending", "new", "continue", "buy_again"
     ] = Field(default="recommendations", description="what fills it")  # fmt: skip
-    placement: Id | None = Field(
-        default=None, description="its name, whose rules hold for recommendations; default: the kind"
-    )
+    placement: Id | None = Field(default=None, description="its name, whose rules hold here; default: the kind")
     num_results: int = Field(default=10, ge=1, le=MAX_RESULTS)
     item_id: Id | None = Field(default=None, description="of similar and bought_together; default: that of the page")
     window: Literal["5m", "1h", "1d"] = Field(default="1h", description="of trending")
@@ -245,6 +263,6 @@ class BatchResponse(_Given):
 
 
 LIST_MODELS: tuple[type[BaseModel], ...] = (
-    TrendingRequest, NewRequest, ContinueRequest, BuyAgainRequest, BoughtTogetherRequest, RankRequest, PageRequest,
-    BatchRequest, RecommendationRequest,
+    SimilarRequest, TrendingRequest, NewRequest, ContinueRequest, BuyAgainRequest, BoughtTogetherRequest, RankRequest,
+    PageRequest, BatchRequest, RecommendationRequest,
 )  # fmt: skip

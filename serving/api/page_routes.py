@@ -18,8 +18,8 @@ _PAGE = {"name": "page", "in": "path", "required": True, "schema": {"type": "str
 _TEXT = (
     "The person is read once. No item is on the page twice: it belongs to the first placement that has it, so name the "
     "most important first; the item of the page is in none. Each placement is a whole answer with an id and a decision "
-    "of its own; recommendations keep to the rules of the placement of that name. Pages with a preset, used when no "
-    f"`placements` are given: {', '.join(PRESETS)}."
+    "of its own, and keeps to the rules of the placement of that name; a `filter` holds in all. Pages with a preset, "
+    f"used when no `placements` are given: {', '.join(PRESETS)}."
 )
 
 
@@ -70,7 +70,7 @@ async def answer_page(services: Services, answers: SlateAnswers, page: str, want
     request = list_request(wanted, now_micros, num_results=1)
     may_store = wanted.consent.store is not False
     asker = await services.recommender.meet(request)
-    asked = PageQuestion(page, request, wanted.item_id, places, may_store, now_micros)
+    asked = PageQuestion(page, request, wanted.item_id, places, may_store, now_micros, wanted.filter)
     answer = PageAnswer(services, answers, asked, asker, started)
     for place in places:
         question, seen = answer.ask(place)

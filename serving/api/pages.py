@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from feature_repo.contracts.errors import nearest
@@ -10,9 +10,13 @@ from serving.api.answering import Question, SlateAnswers, with_fields
 from serving.api.errors import InvalidRequestError
 from serving.api.services import Services
 from serving.lists import BOUGHT_TOGETHER, RECOMMENDATIONS, SIMILAR, Built, ListQuestion
+from serving.pipeline.caps import variants_of
+from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.policy import SlatePolicy
 from serving.pipeline.values import SlateRequest
 from serving.recommender import Answer, Asker
+
+NO_ITEMS: frozenset[str] = frozenset()
 
 
 class Place(NamedTuple):
@@ -56,7 +60,8 @@ PRESETS: Mapping[str, tuple[Place, ...]] = {
 
 
 class PageQuestion(NamedTuple):
-    """A page, read and checked. `request`: who asks, without a size; `item_id`: what the page is about."""
+    """A page, read and checked. `request`: who asks, without a size; `item_id`: what the page is about; `filter`: of
+    the request, for all places."""
 
     page: str
     request: SlateRequest
@@ -64,6 +69,7 @@ class PageQuestion(NamedTuple):
     places: Sequence[Place]
     may_store: bool
     now_micros: int
+    filter: str | None = None
 
 
 def places_of(page: str, said: Sequence[Place], item_id: str | None) -> Sequence[Place]:
@@ -99,9 +105,10 @@ class PlaceMaker:
         asked, asker = self._asked, self._asker
         item_id = place.item_id or (asked.item_id if place.kind in (SIMILAR, BOUGHT_TOGETHER) else None)
         name = place.placement or place.kind
-        policy = None
-        if place.kind == RECOMMENDATIONS:
-            policy = self._services.placements.policy(name, seed=answer_id, explain=asked.request.explain)
+        explain = asked.request.explain and place.kind == RECOMMENDATIONS
+        policy = self._services.placements.policy(name, seed=answer_id, filter=asked.filter, explain=explain)
+        if policy is not None and policy.rules.one_per_group:
+            taken |= variants_on_page(asked, lambda: taken, asker.catalogue)
         here = _at_place(asked.request, place.num_results, taken, policy)
         seen = here if asker.request is asked.request else _at_place(
             asker.request, place.num_results, taken, policy
@@ -166,6 +173,17 @@ class PageAnswer:
         }
         self._answers.log(self._decisions)
         return with_fields(b'{"placements":[%b]}' % b",".join(self._contents), whole)
+
+
+def variants_on_page(
+    asked: PageQuestion, taken_ids: Callable[[], frozenset[str]], catalogue: Catalogue
+) -> frozenset[str]:
+    """The other variants of what a page shows or is about. `taken_ids`: that, and what the request excludes."""
+    if not catalogue.facts.members.get("group_id"):
+        return NO_ITEMS
+    taken = taken_ids()
+    about = () if asked.item_id is None else (asked.item_id,)
+    return variants_of((taken - asked.request.exclude_item_ids).union(about), catalogue) - taken
 
 
 def _at_place(

@@ -8,7 +8,9 @@ from typing import Any, Protocol
 from feature_repo.contracts.errors import nearest
 from feature_repo.contracts.filter_language import ATTRIBUTE_PREFIX
 from feature_repo.contracts.times import format_timestamp, from_micros
+from serving.lists import RANK
 from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.list_rules import GIVEN, concerns_list
 from serving.pipeline.placements import Placements
 from serving.pipeline.policy import SlatePolicy
 
@@ -51,6 +53,16 @@ def policy_of(wanted: Asks, placements: Placements, *, seed: str) -> SlatePolicy
         item_ids=None if wanted.item_ids is None else tuple(wanted.item_ids),
         explain=wanted.explain,
     )
+
+
+def policy_in_list(
+    kind: str, placement: str, placements: Placements, *, seed: str, filter: str | None = None
+) -> SlatePolicy | None:
+    """The policy of a list at a placement; None when it keeps to its habits alone. `filter`: of the request."""
+    policy = placements.policy(placement, seed=seed, filter=filter)
+    if policy is not None and kind == RANK and not concerns_list(policy, GIVEN):
+        return None
+    return policy
 
 
 def check_attribute(name: str) -> str:

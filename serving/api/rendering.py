@@ -160,44 +160,6 @@ def render_answer(
     return orjson.dumps(body)
 
 
-def render_similar(
-    items: Sequence[SlateItem],
-    catalogue: Catalogue,
-    *,
-    recommendation_id: str,
-    placement: str,
-    num_results: int,
-    level: str,
-    filtered: Mapping[str, int],
-    rungs: Sequence[RungReport],
-    degraded: Sequence[str],
-    explain: bool,
-    now_micros: int,
-    took_micros: int,
-    changes_micros: int | None = None,
-) -> bytes:
-    """The body of an answer to `similar`."""
-    body = _envelope(
-        render_items(items, catalogue),
-        catalogue,
-        recommendation_id=recommendation_id,
-        placement=placement,
-        took_micros=took_micros,
-        fallback_level=level,
-        fallback_reason=None if level == "similar" else "no_eligible_candidates",
-        degraded=degraded,
-        now_micros=now_micros,
-        feature_micros=None,
-        session_micros=None,
-        changes_micros=changes_micros,
-    )
-    if explain or len(items) < num_results:
-        body["filtered"] = filtered
-    if explain:
-        body["trace"] = {"rungs": render_rungs(rungs)}
-    return orjson.dumps(body)
-
-
 def render_rungs(rungs: Iterable[RungReport]) -> list[dict[str, Any]]:
     return [report._asdict() for report in rungs]
 

@@ -12,16 +12,13 @@ from serving.api import schemas
 from serving.api.answering import Question, SlateAnswers
 from serving.api.batch_route import add_batch_route
 from serving.api.bodies import read_body
-from serving.api.decisions import similar_decision
-from serving.api.errors import UnknownItemError, validated
+from serving.api.errors import validated
 from serving.api.openapi import JSON, body, problems
 from serving.api.policies import policy_of
 from serving.api.questions import list_request, query_document, query_parameters
-from serving.api.rendering import render_similar
 from serving.api.services import Services
 from serving.observability import render_metrics
 from serving.pipeline.placements import Placements
-from serving.pipeline.similar import similar_items
 from serving.pipeline.values import SlateRequest
 
 
@@ -78,79 +75,6 @@ def build_router(services: Services) -> APIRouter:
         given = query_document(schemas.RecommendationRequest, request.query_params.multi_items())
         wanted = validated(schemas.RecommendationRequest, given)
         return await answer(wanted, started)
-
-    @router.post(
-        "/v1/similar",
-        tags=["recommendations"],
-        summary="Items like one item",
-        response_model=None,
-        responses={200: {"model": schemas.RecommendationResponse}, **problems(400, 404, 413, 422, 503)},
-        openapi_extra=body(schema={"$ref": "#/components/schemas/SimilarRequest"}),
-    )
-    async def post_similar(request: Request) -> Response:
-        """The item's neighbours, nearest first; when they are too few, what is popular in its category, then at all."""
-        started = services.timer()
-        wanted = validated(schemas.SimilarRequest, await read_body(request, settings.max_body_bytes))
-        return await similar(wanted, started)
-
-    @router.get(
-        "/v1/similar",
-        tags=["recommendations"],
-        summary="The same, by query parameters",
-        response_model=None,
-        responses={200: {"model": schemas.RecommendationResponse}, **problems(404, 422, 503)},
-        openapi_extra={"parameters": query_parameters(schemas.SimilarRequest)},
-    )
-    async def get_similar(request: Request) -> Response:
-        """For a browser or curl."""
-        started = services.timer()
-        given = query_document(schemas.SimilarRequest, request.query_params.multi_items())
-        return await similar(validated(schemas.SimilarRequest, given), started)
-
-    async def similar(wanted: schemas.SimilarRequest, started: int) -> Response:
-        settled = await services.recommender.settle()
-        catalogue, now_micros = settled.catalogue, services.wall_micros()
-        number = catalogue.numbers.get(wanted.item_id)
-        if number is None:
-            raise UnknownItemError(f"version {catalogue.version} has no item {wanted.item_id[:80]!r}", field="item_id")
-        found = similar_items(
-            number,
-            catalogue,
-            num_results=wanted.num_results,
-            exclude_item_ids=frozenset(wanted.exclude_item_ids),
-            now_micros=now_micros,
-        )
-        recommendation_id = services.new_id()
-        content = render_similar(
-            found.items,
-            catalogue,
-            recommendation_id=recommendation_id,
-            placement=wanted.placement,
-            num_results=wanted.num_results,
-            level=found.fallback_level,
-            filtered=found.filtered,
-            rungs=found.rungs,
-            degraded=settled.degraded,
-            explain=wanted.explain,
-            now_micros=now_micros,
-            took_micros=(services.timer() - started) // 1000,
-            changes_micros=services.overlay.heard_micros,
-        )
-        services.decisions.append(
-            similar_decision(
-                found.items,
-                catalogue,
-                recommendation_id=recommendation_id,
-                placement=wanted.placement,
-                item_id=wanted.item_id,
-                exclude_item_ids=wanted.exclude_item_ids,
-                num_results=wanted.num_results,
-                level=found.fallback_level,
-                degraded=settled.degraded,
-                now_micros=now_micros,
-            )
-        )
-        return Response(content, media_type=JSON)
 
     add_batch_route(router, services, answer)
 

@@ -164,20 +164,6 @@ class RecommendationRequest(_Taken):
     )
 
 
-class SimilarRequest(_Taken):
-    """Items like one item."""
-
-    item_id: Id
-    num_results: int = Field(default=10, ge=1, le=MAX_RESULTS)
-    exclude_item_ids: list[Id] = Field(default_factory=list, max_length=MAX_EXCLUDED_ITEMS)
-    placement: Id = "similar"
-    explain: bool = False
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"examples": [{"item_id": "i7", "num_results": 5}]}
-    )
-
-
 class _Given(BaseModel):
     """Answers are written by hand (`serving.api.rendering`); these models declare them, and a test holds both equal."""
 

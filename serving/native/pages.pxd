@@ -16,6 +16,7 @@ cdef class Page(PageWork):
     cdef int arrange(self, object policy) except -1
     cdef int put_recommended(self, Votes slate, object policy, object propensities) except -1
     cdef Shelving shelving(self)
+    cdef int decline_dismissed(self) except -1
     cdef int shelve_similar(self, object item_id) except -1
     cdef int shelve_together(self, object item_id) except -1
     cdef int shelve_trending(self, object votes) except -1

@@ -203,6 +203,12 @@ cdef class Page(PageWork):
         shelf.begin(self.columns, (<tuple>self.asked)[1], self.now_micros)
         return shelf
 
+    cdef int decline_dismissed(self) except -1:
+        """What is like an item is made by the twin for the few who dismissed something."""
+        if self.record is not None and self.record.told.dismissed:
+            raise Declined
+        return 0
+
     cdef int shelve_similar(self, object item_id) except -1:
         """`similar_items`."""
         cdef Columns columns = self.columns
@@ -211,7 +217,9 @@ cdef class Page(PageWork):
         cdef double ceiling = 1.0
         cdef dict said = {}
         cdef object category = None
-        cdef Shelving shelf = self.shelving()
+        cdef Shelving shelf
+        self.decline_dismissed()
+        shelf = self.shelving()
         try:
             self.exclude_taken(shelf)
             shelf.exclude_number(number, False)
@@ -246,6 +254,7 @@ cdef class Page(PageWork):
         cdef Shelving shelf
         if item_id is None:
             raise Declined
+        self.decline_dismissed()
         number = self.columns.number_of(item_id)
         shelf = self.shelving()
         try:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from serving.pipeline.catalogue import CATEGORY_SEPARATOR, Catalogue
 from serving.pipeline.policy import SlateRules
 
 SAME_GROUP, CATEGORY_CAP, BRAND_CAP = "same_group", "category_cap", "brand_cap"
+
+
+def variants_of(item_ids: Iterable[str], catalogue: Catalogue) -> frozenset[str]:
+    """The items of the version that are variants of the same products (group_id) as these, these among them; of items
+    without a group none."""
+    groups, members = catalogue.facts.group_id, catalogue.facts.members.get("group_id", {})
+    found: set[str] = set()
+    for item_id in item_ids:
+        number = catalogue.numbers.get(item_id)
+        if number is not None and number < len(groups) and (group := groups[number]):
+            found.update(catalogue.item_id(other) for other in members.get(group, ()))
+    return frozenset(found)
 
 
 class SlateCaps:

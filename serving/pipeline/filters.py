@@ -11,6 +11,8 @@ from feature_repo.contracts.packing import SessionEvent, SessionState
 from serving.pipeline.catalogue import Catalogue, Refusals
 from serving.pipeline.identify import BUYING_TYPES, TOUCHING_TYPES
 
+DISMISSED, BOUGHT = "dismissed", "bought"
+
 
 class SlateFilter:
     """Decides once per item number whether it may be shown, and remembers why not.
@@ -79,6 +81,7 @@ def personal_exclusions(
     state: SessionState,
     session: Sequence[SessionEvent],
     exclude_item_ids: Iterable[str] = (),
+    keeps_bought: bool = False,
 ) -> dict[int, str]:
     """Item number -> the personal filter that takes it out.
 
@@ -91,9 +94,11 @@ def personal_exclusions(
         if event[1] in TOUCHING_TYPES and (number := number_of(event[3])) is not None:
             exclusions[number] = "seen_in_session"
     for name, marks, types in (
-        ("dismissed", state.dismissed, DISMISSING_TYPES),
-        ("bought", state.bought, BUYING_TYPES),
+        (DISMISSED, state.dismissed, DISMISSING_TYPES),
+        (BOUGHT, state.bought, BUYING_TYPES),
     ):
+        if keeps_bought and name == BOUGHT:
+            continue
         for _, item_id in marks:
             if (number := number_of(item_id)) is not None:
                 exclusions[number] = name

@@ -12,7 +12,8 @@ from serving.pipeline.candidates import Rung, fill_candidates, first_rungs
 from serving.pipeline.catalogue import MAX_REMEMBERED, Catalogue
 from serving.pipeline.filters import SlateFilter
 from serving.pipeline.order import order_candidates
-from serving.pipeline.values import Reason, RungReport, Slate, SlateItem
+from serving.pipeline.ruled_slate import RuledSlate
+from serving.pipeline.values import Pool, Reason, RungReport, Slate, SlateItem
 
 NOTHING_ELIGIBLE = "no_eligible_candidates"
 _SOURCES = {int(source): source for source in Source}
@@ -25,7 +26,7 @@ def list_slate(
     *,
     own: str,
     wanted: int,
-    eligible: SlateFilter,
+    eligible: SlateFilter | RuledSlate,
     catalogue: Catalogue,
     tell: Tell,
     why_not: str | None = None,
@@ -40,6 +41,53 @@ def list_slate(
     why_not  the fallback reason when it gave nothing; without one: nothing on it was eligible
     whole    look at every row of a rung, so that all counts are whole; else at what can get in
     """
+    ruled = eligible if isinstance(eligible, RuledSlate) else None
+    if isinstance(eligible, RuledSlate):
+        items, reports = _ruled(rungs, wanted, eligible, catalogue, tell, whole)
+        session = session or eligible.session
+    else:
+        items, reports = _plain(rungs, wanted, eligible, catalogue, tell, whole)
+    level = next((report.rung for report in reports if report.eligible), "none")
+    return Slate(
+        items=items,
+        fallback_level=level,
+        fallback_reason=None if level == own else why_not or NOTHING_ELIGIBLE,
+        filtered=eligible.counts() if ruled or whole or len(items) < wanted else {},
+        rungs=reports,
+        session=session,
+        session_weight=0.0,
+        personalized=personalized,
+        stage_micros={},
+        propensities=() if ruled is None else ruled.propensities,
+        policy=None if ruled is None else ruled.trace,
+    )
+
+
+def _ruled(
+    rungs: Iterator[Rung], wanted: int, ruled: RuledSlate, catalogue: Catalogue, tell: Tell, whole: bool
+) -> tuple[list[SlateItem], list[RungReport]]:
+    """The items of a list that keeps to a policy. An item has the score that the list gives it, wherever it stands."""
+    if ruled.arranges:
+        pool, reports = ruled.candidates(rungs)
+        ordered, _ = ruled.slate(pool, pool.bases, lambda: pool.bases)
+    else:
+        pool, reports = fill_candidates(ruled.rungs(rungs), wanted=wanted, admits=ruled.admits, whole=whole)
+        ordered = order_candidates(pool.bases, wanted, catalogue.item_ids)
+    in_category = {row[0] for rows in ruled.added_lists for row in rows}
+
+    def tell_ruled(number: int, source: Source) -> tuple[Reason, ...]:
+        if not ruled.gives_reasons:
+            return ()
+        is_added = source == Source.CATEGORY and number in in_category
+        return in_words("popular in its category") if is_added else tell(number, source)
+
+    return _items(ordered, pool, catalogue, tell_ruled), reports
+
+
+def _plain(
+    rungs: Iterator[Rung], wanted: int, eligible: SlateFilter, catalogue: Catalogue, tell: Tell, whole: bool
+) -> tuple[list[SlateItem], list[RungReport]]:
+    """Those of one that keeps to its habits alone."""
     kept: list[Rung] = []
     shelved = None
     if parts.shelving is not None:
@@ -47,24 +95,12 @@ def list_slate(
             rungs, kept, wanted, eligible.taken_out, catalogue, eligible.now_micros, whole, tell
         )  # fmt: skip
     if shelved is None:
-        items, reports = _shelved(chain(kept, rungs), wanted, eligible, catalogue, tell, whole)
-    else:
-        items, reports, refused = shelved
-        if whole or len(items) < wanted:
-            for number in refused:
-                eligible.admits(number)  # counts it
-    level = next((report.rung for report in reports if report.eligible), "none")
-    return Slate(
-        items=items,
-        fallback_level=level,
-        fallback_reason=None if level == own else why_not or NOTHING_ELIGIBLE,
-        filtered=eligible.counts() if whole or len(items) < wanted else {},
-        rungs=reports,
-        session=session,
-        session_weight=0.0,
-        personalized=personalized,
-        stage_micros={},
-    )
+        return _shelved(chain(kept, rungs), wanted, eligible, catalogue, tell, whole)
+    items, reports, refused = shelved
+    if whole or len(items) < wanted:
+        for number in refused:
+            eligible.admits(number)  # counts it
+    return items, reports
 
 
 def _shelved(
@@ -72,13 +108,17 @@ def _shelved(
 ) -> tuple[list[SlateItem], list[RungReport]]:
     """The twin of native `shelving`."""
     pool, reports = fill_candidates(rungs, wanted=wanted, admits=eligible.admits, whole=whole)
+    return _items(order_candidates(pool.bases, wanted, catalogue.item_ids), pool, catalogue, tell), reports
+
+
+def _items(numbers: Sequence[int], pool: Pool, catalogue: Catalogue, tell: Tell) -> list[SlateItem]:
     bases, origins, item_ids = pool.bases, pool.origins, catalogue.item_ids
     items: list[SlateItem] = []
-    for number in order_candidates(bases, wanted, item_ids):
+    for number in numbers:
         base, source = bases[number], _SOURCES[origins[number][0]]
         one = (number, item_ids[number], base, base, 0.0, source, tell(number, source))
         items.append(tuple.__new__(SlateItem, one))  # what its constructor does, without the call
-    return items, reports
+    return items
 
 
 def popular_rungs(catalogue: Catalogue, category: str | None, region: str | None = None) -> Iterator[Rung]:

@@ -11,11 +11,11 @@ from feature_repo.contracts.times import from_micros
 from serving.pipeline.candidates import Rung
 from serving.pipeline.catalogue import CATEGORY_SEPARATOR, Catalogue
 from serving.pipeline.consent import as_allowed
-from serving.pipeline.filters import SlateFilter, personal_exclusions
+from serving.pipeline.list_rules import OF_THE_SHOP, eligible_in_list
 from serving.pipeline.list_slate import in_words, list_slate, popular_rungs, popular_words
 from serving.pipeline.session_signals import category_interests
 from serving.pipeline.trending import is_within
-from serving.pipeline.values import Person, Reason, Row, Slate, SlateRequest
+from serving.pipeline.values import Person, Reason, Row, Slate, SlateRequest, Tuning
 
 DAY_MICROS = 86_400_000_000
 HALF_LIFE_DAYS = 7.0
@@ -29,7 +29,13 @@ MOST_LOOKED_AT = 20_000
 
 
 def new_slate(
-    request: SlateRequest, person: Person, catalogue: Catalogue, *, max_age_days: float, now_micros: int
+    request: SlateRequest,
+    person: Person,
+    catalogue: Catalogue,
+    tuning: Tuning,
+    *,
+    max_age_days: float,
+    now_micros: int,
 ) -> Slate:
     """Items by `created_at`, at most `max_age_days` older than the end of the version's data; then older ones.
 
@@ -39,13 +45,11 @@ def new_slate(
     bought or dismissed leaves. Topped up with what is popular. fallback_level is `new`, or the first rung that had
     something (`older`: the newest of those that are older).
     """
-    request, person, personalized, _ = as_allowed(request, person)
+    allowed = as_allowed(request, person)
+    request, person, personalized, _ = allowed
     # what a person looks at decides about items that say when they were made; where none does, nobody has to know
     asks_interests = personalized and bool(catalogue.newest)
     interests = interests_of(person, catalogue, now_micros=now_micros) if asks_interests else {}
-    exclusions = personal_exclusions(
-        catalogue, state=person.session, session=(), exclude_item_ids=request.exclude_item_ids
-    )
     words = popular_words(request.category, request.region)
 
     def tell(number: int, source: Source) -> tuple[Reason, ...]:
@@ -58,7 +62,7 @@ def new_slate(
         _rungs(request, catalogue, interests, max_age_days),
         own="new",
         wanted=request.num_results,
-        eligible=SlateFilter(catalogue, taken_out=exclusions, now_micros=now_micros),
+        eligible=eligible_in_list(allowed, catalogue, tuning, habits=OF_THE_SHOP, now_micros=now_micros),
         catalogue=catalogue,
         tell=tell,
         personalized=personalized,

@@ -15,7 +15,9 @@ from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.consent import Allowed, as_allowed
 from serving.pipeline.filters import SlateFilter
 from serving.pipeline.identify import CLIENT_GAP_MICROS, session_events
-from serving.pipeline.list_slate import in_words, list_slate
+from serving.pipeline.list_rules import BEGUN, BOUGHT_BEFORE, eligible_in_list
+from serving.pipeline.list_slate import Tell, in_words, list_slate
+from serving.pipeline.ruled_slate import RuledSlate
 from serving.pipeline.values import Person, Reason, Slate, SlateRequest, Tuning
 
 MICROS = 1_000_000
@@ -50,9 +52,8 @@ def continue_slate(
     def tell(number: int, _: Source) -> tuple[Reason, ...]:
         return in_words(begun[catalogue.item_id(number)][1])
 
-    taken_out: dict[str, str] = {mark.item_id: "dismissed" for mark in person.session.dismissed}
-    return _own_slate("continue", Source.CONTINUED, rows, taken_out, allowed, catalogue, tell, "nothing_begun",
-                      now_micros=now_micros, session=session)  # fmt: skip
+    eligible = eligible_in_list(allowed, catalogue, tuning, habits=BEGUN, now_micros=now_micros)
+    return _own_slate("continue", Source.CONTINUED, rows, eligible, allowed, catalogue, tell, "nothing_begun", session)
 
 
 def buy_again_slate(
@@ -60,6 +61,7 @@ def buy_again_slate(
     request: SlateRequest,
     person: Person,
     catalogue: Catalogue,
+    tuning: Tuning,
     *,
     due_power: float,
     now_micros: int,
@@ -80,10 +82,10 @@ def buy_again_slate(
     def tell(number: int, _: Source) -> tuple[Reason, ...]:
         return in_words(in_plain_words(by_number[number]))
 
-    taken_out: dict[str, str] = dict.fromkeys(cart_contents(allowed.person.session), "in_cart")
-    taken_out |= {mark.item_id: "dismissed" for mark in allowed.person.session.dismissed}
-    return _own_slate("buy_again", Source.REPURCHASE, rows, taken_out, allowed, catalogue, tell, "no_purchases",
-                      now_micros=now_micros)  # fmt: skip
+    in_cart = cart_contents(allowed.person.session)
+    own = {catalogue.numbers[item_id]: "in_cart" for item_id in in_cart if item_id in catalogue.numbers}
+    eligible = eligible_in_list(allowed, catalogue, tuning, habits=BOUGHT_BEFORE, own=own, now_micros=now_micros)
+    return _own_slate("buy_again", Source.REPURCHASE, rows, eligible, allowed, catalogue, tell, "no_purchases")
 
 
 def bring_up_to_date(purchases: Sequence[Purchase], state: SessionState, catalogue: Catalogue) -> list[Purchase]:
@@ -170,18 +172,14 @@ def _own_slate(
     name: str,
     source: Source,
     rows: Sequence[tuple[int, float]],
-    taken_out: Mapping[str, str],
+    eligible: SlateFilter | RuledSlate,
     allowed: Allowed,
     catalogue: Catalogue,
-    tell: object,
+    tell: Tell,
     empty: str,
-    *,
-    now_micros: int,
     session: Sequence[SessionEvent] = (),
 ) -> Slate:
     request = allowed.request
-    exclusions = {**taken_out, **dict.fromkeys(request.exclude_item_ids, "excluded")}
-    by_number = {catalogue.numbers[i]: why for i, why in exclusions.items() if i in catalogue.numbers}
     names_nobody = request.user_id is None and request.anonymous_id is None
     why_not = (
         allowed.unavailable
@@ -193,9 +191,9 @@ def _own_slate(
         iter([Rung(name, rows, source)] if rows else []),
         own=name,
         wanted=request.num_results,
-        eligible=SlateFilter(catalogue, taken_out=by_number, now_micros=now_micros),
+        eligible=eligible,
         catalogue=catalogue,
-        tell=tell,  # type: ignore[arg-type]
+        tell=tell,
         why_not=why_not,
         personalized=allowed.personalized,
         session=session,

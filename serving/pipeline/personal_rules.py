@@ -24,6 +24,8 @@ def ruled_exclusions(
     state: SessionState,
     session: Sequence[SessionEvent],
     now_micros: int,
+    *,
+    keeps_dismissed: bool = False,
 ) -> dict[int, str]:
     """Item number -> the personal filter that takes it out; of several the last one here."""
     found: list[tuple[str, str]] = []
@@ -32,8 +34,9 @@ def ruled_exclusions(
         found += [("seen", item_id) for item_id, micros in state.seen.items() if micros >= since]
     if rules.seen != KEEP:
         found += [("seen_in_session", event.item_id) for event in session if event.event_type in TOUCHING_TYPES]
-    found += [("dismissed", mark.item_id) for mark in state.dismissed]
-    found += [("dismissed", event.item_id) for event in session if event.event_type in DISMISSING_TYPES]
+    if not keeps_dismissed:
+        found += [("dismissed", mark.item_id) for mark in state.dismissed]
+        found += [("dismissed", event.item_id) for event in session if event.event_type in DISMISSING_TYPES]
     if rules.bought != KEEP:
         since = -1 if rules.bought == EXCLUDE else now_micros - parse_span(rules.bought)
         found += [("bought", mark.item_id) for mark in state.bought if mark.micros >= since]

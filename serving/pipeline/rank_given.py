@@ -12,6 +12,7 @@ from serving.pipeline.consent import as_allowed
 from serving.pipeline.explain import base_reasons, session_reasons
 from serving.pipeline.filters import SlateFilter
 from serving.pipeline.identify import session_events
+from serving.pipeline.list_rules import GIVEN, ruled_list
 from serving.pipeline.score import count_votes, effective_weight, score_candidates, session_ballots, silenced_items
 from serving.pipeline.slate import StageClock, fallback_reason
 from serving.pipeline.values import Origin, Person, Reason, RungReport, Slate, SlateItem, SlateRequest, Tuning
@@ -38,13 +39,16 @@ def rank_given(
     The base score of an item on the person's list of the night is its score there; of others, below all of those, its
     popularity; without either it is 0. Then the session votes, as in `build_slate`. Ties keep the given order.
     Nothing is left out because the person knows it: what they dismissed goes behind the rest. Items that may not be
-    shown to anybody leave, and are counted; ids that this version does not know come last, with `UNKNOWN_ITEM`.
+    shown to anybody leave, and are counted; ids that this version does not know come last, with `UNKNOWN_ITEM`. So does
+    what a placement takes out by its filter, its caps, a span of `seen` or `bought`, or its frequency cap, and where a
+    filter holds, ids that this version does not know (`unknown_item`).
     Reasons are given with `request.explain` alone. At most `request.num_results` items.
 
     fallback_level: `personal` when the night's list has one of the items, else `session` or `popular`, else `given`.
     """
     clock = StageClock(timer if request.explain else None)
-    request, person, personalized, unavailable = as_allowed(request, person)
+    allowed = as_allowed(request, person)
+    request, person, personalized, unavailable = allowed
     session = session_events(
         person.session,
         session_id=request.session_id,
@@ -53,8 +57,11 @@ def rank_given(
         gap_seconds=tuning.session_gap_seconds,
     )
     clock.done("session")
+    ruled = None
+    if request.policy is not None:
+        ruled = ruled_list(request.policy, allowed, catalogue, tuning, habits=GIVEN, now_micros=now_micros)
     eligible = SlateFilter(catalogue, taken_out={}, now_micros=now_micros)
-    if parts.ranking is not None and not request.explain and type(session) is list:
+    if parts.ranking is not None and ruled is None and not request.explain and type(session) is list:
         ranked = parts.ranking.rank(item_ids, request, person, session, catalogue, tuning, now_micros)
         if ranked is not None:
             items, refused, unknown, personal, popular, weight, has_votes = ranked
@@ -86,7 +93,7 @@ def rank_given(
             unknown.append(item_id)
         else:
             places[number] = place
-    for number in eligible.refused(places):
+    for number in eligible.refused(places) if ruled is None else [n for n in places if not ruled.admits(n)]:
         del places[number]
     clock.done("filter")
 
@@ -98,9 +105,12 @@ def rank_given(
     scores = score_candidates(bases, votes, weight, wanted=len(places))
     clock.done("score")
 
-    ordered = sorted(places, key=scores.__getitem__, reverse=True)  # of equal scores the first one stays first
+    order = scores if ruled is None else ruled.sunk(list(places), scores)
+    ordered = sorted(places, key=order.__getitem__, reverse=True)  # of equal scores the first one stays first
     if silenced:
         ordered.sort(key=silenced.__contains__)
+    if ruled is not None:
+        ordered, unknown = ruled.placed(ordered), list(ruled.refuse_unknown(unknown))
     items, item_id_of = [], catalogue.item_ids
     for number in ordered[: request.num_results]:
         base, vote = bases[number], votes.get(number, 0.0)
@@ -122,12 +132,13 @@ def rank_given(
         items=_with_unknown(items, unknown, request.num_results),
         fallback_level=level,
         fallback_reason=fallback_reason(level, request, person, catalogue, unavailable, personalized=personalized),
-        filtered=eligible.counts(),
+        filtered=eligible.counts() if ruled is None else ruled.counts(),
         rungs=rungs,
         session=session,
         session_weight=weight,
         personalized=personalized,
         stage_micros=clock.micros,
+        policy=None if ruled is None else ruled.trace,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from feature_repo.contracts.events import subject_key
 from feature_repo.contracts.filter_language import depends_on_request, parse_filter
@@ -35,6 +35,14 @@ LOOKED_AT = 96
 """At least so many of the best, or four times the places, are put into a new order; the others stay behind them."""
 
 
+class _Climbed(NamedTuple):
+    """A rung that was not taken to its end: the rows that are left, and how high its best score is."""
+
+    rung: Rung
+    rows: Iterator[Sequence[Any]]
+    ceiling: float
+
+
 class RuledSlate:
     """One request's policy at work. `state` and `session` are empty without consent."""
 
@@ -47,15 +55,30 @@ class RuledSlate:
         state: SessionState,
         session: Sequence[SessionEvent],
         now_micros: int,
+        taken_out: Mapping[int, str] | None = None,
+        uncounted: str | None = None,
+        is_topped_up: bool = True,
     ) -> None:
+        """Of a list (`list_rules`), which has habits of its own:
+
+        taken_out     item number -> filter: what leaves beyond stock and the filters; None: what leaves a slate
+        uncounted     the filter among them that goes without saying
+        is_topped_up  from the lists of categories that a filter names, and from the catalogue
+        """
         self._policy = policy
         self._rules = policy.rules
         self._request = request
         self._catalogue = catalogue
         self._state = state
-        self._session = session
         self._now_micros = now_micros
-        self._taken_out = ruled_exclusions(policy.rules, request, catalogue, state, session, now_micros)
+        if taken_out is None:
+            taken_out = ruled_exclusions(policy.rules, request, catalogue, state, session, now_micros)
+        self._taken_out = taken_out
+        self._uncounted = uncounted
+        self._is_topped_up = is_topped_up
+        self.session = session
+        self.gives_reasons = policy.reasons
+        self.added_lists: list[Sequence[Sequence[Any]]] = []
         self._refused: dict[int, str] = {}
         self._passed_over: dict[int, str] = {}
         self._filters: list[tuple[str, Admits]] = []
@@ -71,6 +94,7 @@ class RuledSlate:
         self._given, self._unknown = _given_numbers(policy, catalogue)
         self.admits = self._admission()
         self._rungs: Iterator[Rung] = iter(())
+        self._climbed: _Climbed | None = None
         self._ceiling = 1.0
         self.reports: list[RungReport] = []
         self.propensities: list[float] = []
@@ -130,7 +154,7 @@ class RuledSlate:
             rules,
             request,
             person,
-            self._session,
+            self.session,
             catalogue,
             tuning,
             self._now_micros,
@@ -161,35 +185,59 @@ class RuledSlate:
         self._fill(pool, wanted)
         return pool, self.reports
 
+    def sunk(self, numbers: Sequence[int], scores: Mapping[int, float]) -> Mapping[int, float]:
+        """The scores that decide about the order of these items: less for what was shown and left alone."""
+        return self._adjusted(numbers, scores)
+
+    def placed(self, ordered: Sequence[int]) -> list[int]:
+        """Of items in their order those that get a place: no cap is broken."""
+        return self._take(iter(ordered), SlateCaps(self._rules, self._catalogue), self._request.num_results)
+
+    def refuse_unknown(self, item_ids: Sequence[str]) -> Sequence[str]:
+        """Of ids that the version does not have those that may be shown: none where a filter has to hold."""
+        if not self._filters:
+            return item_ids
+        self._unknown = len(item_ids)
+        return ()
+
     def _fill(self, pool: Pool, wanted: int) -> None:
         bases, origins, admits, refused = pool.bases, pool.origins, self.admits, self._refused
         while len(bases) < wanted:
-            rung = next(self._rungs, None)
-            if rung is None:
-                return
-            if not rung.rows:
-                self.reports.append(RungReport(rung.name, 0, 0))
-                continue
+            if self._climbed is None:
+                rung = next(self._rungs, None)
+                if rung is None:
+                    return
+                self.reports.append(RungReport(rung.name, len(rung.rows), 0))
+                if not rung.rows:
+                    continue
+                self._climbed = _Climbed(rung, iter(rung.rows), self._ceiling)
+            rung, rows, ceiling = self._climbed
             scale = normaliser(rung.rows[0][1], rung.rows[-1][1])
             origin = None if rung.source is None else (int(rung.source), NO_REASON, NO_REASON)
-            before, lowest = len(bases), self._ceiling
+            before, lowest = len(bases), ceiling
             most = wanted if origin is not None and not self._request.explain else len(self._catalogue.item_ids) + 1
-            for row in rung.rows:
+            for row in rows:
                 number = row[0]
                 if number in bases or number in refused or not admits(number):
                     continue
-                base = self._ceiling * scale(row[1])
+                base = ceiling * scale(row[1])
                 if base > 0:
                     bases[number] = lowest = base
                     origins[number] = origin or (row[2], row[3], row[4])
                     if len(bases) >= most:
                         break
-            self.reports.append(RungReport(rung.name, len(rung.rows), len(bases) - before))
+            else:
+                self._climbed = None
+            report = self.reports[-1]
+            self.reports[-1] = report._replace(eligible=report.eligible + len(bases) - before)
             if len(bases) > before:
                 self._ceiling = lowest * BELOW
 
     def rungs(self, rungs: Iterator[Rung]) -> Iterator[Rung]:
         """The rungs of every answer, and behind them those that a filter or a list of asked items adds."""
+        if not self._is_topped_up:
+            yield from rungs
+            return
         lists = self._catalogue.popular_by_category
         held: list[Rung] = []
         for rung in rungs:
@@ -199,6 +247,7 @@ class RuledSlate:
                 yield rung
         for category in self._categories:
             if category in lists:
+                self.added_lists.append(lists[category])
                 yield Rung("filtered_category", lists[category], Source.CATEGORY)
         yield from held
         if self._given is not None:
@@ -232,6 +281,8 @@ class RuledSlate:
     def counts(self) -> dict[str, int]:
         """Filter -> number of distinct items it took out, by name; caps count what they passed over."""
         counted = Counter(self._refused.values()) + Counter(self._passed_over.values())
+        if self._uncounted is not None:
+            del counted[self._uncounted]
         if self._unknown:
             counted[UNKNOWN_ITEM] = self._unknown
         return dict(sorted(counted.items()))
@@ -301,7 +352,7 @@ class RuledSlate:
     def _shown(self) -> dict[int, Showings]:
         """Item number -> its showings that were left alone."""
         numbers, since = self._catalogue.numbers, self._now_micros - self._rules.fatigue_days * DAY_MICROS
-        left = left_alone(self._state, self._session, since_micros=since)
+        left = left_alone(self._state, self.session, since_micros=since)
         return {numbers[item_id]: showings for item_id, showings in left.items() if item_id in numbers}
 
     def _take(

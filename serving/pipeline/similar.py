@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from feature_repo.contracts.packing import Source
 from serving.pipeline.candidates import Rung
 from serving.pipeline.catalogue import Catalogue
-from serving.pipeline.filters import SlateFilter, excluded_numbers
-from serving.pipeline.list_slate import because_of, in_words, list_slate, popular_rungs, popular_words
-from serving.pipeline.values import Reason, Slate
+from serving.pipeline.consent import as_allowed
+from serving.pipeline.list_rules import OF_ITEMS, eligible_in_list, is_about_person
+from serving.pipeline.list_slate import Tell, because_of, in_words, list_slate, popular_rungs, popular_words
+from serving.pipeline.values import Person, Reason, Slate, SlateRequest, Tuning
 
-ASKED = "asked_item"
 UNKNOWN = "unknown_item"
 
 
 def similar_items(
     item_number: int | None,
+    request: SlateRequest,
+    person: Person,
     catalogue: Catalogue,
+    tuning: Tuning,
     *,
-    num_results: int,
-    exclude_item_ids: Collection[str],
     now_micros: int,
-    explain: bool = True,
 ) -> Slate:
-    """The neighbours of an item, nearest first. The item itself is never among them.
+    """The neighbours of an item, nearest first. The item itself is never among them, nor what the person dismissed.
 
     fallback_level is `similar`, or the first rung that had something: category, popular, static, none. An item that the
     version does not have (None) is like nothing: what is popular, with the fallback reason `unknown_item`. Without
-    `explain` only what can get in is looked at, and counts of a full slate are not whole.
+    `request.explain` only what can get in is looked at, and counts of a full slate are not whole.
     """
     asked = [] if item_number is None else [item_number]
     category = catalogue.category(item_number) if item_number is not None else None
@@ -40,28 +40,22 @@ def similar_items(
             return in_words(words[source])
         return like
 
-    return list_slate(
-        _with_own("similar", Source.ITEM_KNN, catalogue.neighbours(asked[0]) if asked else (), catalogue, category),
-        own="similar",
-        wanted=num_results,
-        eligible=_others(asked, catalogue, exclude_item_ids, now_micros),
-        catalogue=catalogue,
-        tell=tell,
-        why_not=None if asked else UNKNOWN,
-        whole=explain,
-    )
+    rows = catalogue.neighbours(asked[0]) if asked else ()
+    rungs = _with_own("similar", Source.ITEM_KNN, rows, catalogue, category)
+    return _around(asked, rungs, "similar", request, person, catalogue, tuning, tell, now_micros=now_micros)
 
 
 def bought_together(
     item_numbers: Sequence[int],
+    request: SlateRequest,
+    person: Person,
     catalogue: Catalogue,
+    tuning: Tuning,
     *,
-    num_results: int,
-    exclude_item_ids: Collection[str],
     now_micros: int,
-    explain: bool = False,
 ) -> Slate:
-    """What is bought in the same baskets as these items (one, or a whole cart); none of them is among it.
+    """What is bought in the same baskets as these items (one, or a whole cart); none of them is among it, nor what the
+    person dismissed.
 
     Of several items the scores add up; each is named by the one that spoke loudest for it (ties: the smaller item id).
     Topped up with what is popular in the category of the first item. fallback_level is `bought_together`, or as in
@@ -83,15 +77,9 @@ def bought_together(
             return in_words(words[source])
         return because_of(speakers[number][1], catalogue, "often bought together with {title}")
 
-    return list_slate(
-        _with_own("bought_together", Source.TOGETHER, rows, catalogue, category),
-        own="bought_together",
-        wanted=num_results,
-        eligible=_others(item_numbers, catalogue, exclude_item_ids, now_micros),
-        catalogue=catalogue,
-        tell=tell,
-        why_not=None if item_numbers else UNKNOWN,
-        whole=explain,
+    rungs = _with_own("bought_together", Source.TOGETHER, rows, catalogue, category)
+    return _around(
+        item_numbers, rungs, "bought_together", request, person, catalogue, tuning, tell, now_micros=now_micros
     )
 
 
@@ -103,11 +91,29 @@ def _with_own(
     yield from popular_rungs(catalogue, category)
 
 
-def _others(
-    asked: Sequence[int], catalogue: Catalogue, exclude_item_ids: Collection[str], now_micros: int
-) -> SlateFilter:
-    taken_out: Mapping[int, str] = {
-        **excluded_numbers(exclude_item_ids, catalogue),
-        **dict.fromkeys(asked, ASKED),
-    }
-    return SlateFilter(catalogue, taken_out=taken_out, now_micros=now_micros, uncounted=ASKED)
+def _around(
+    asked: Sequence[int],
+    rungs: Iterator[Rung],
+    own: str,
+    request: SlateRequest,
+    person: Person,
+    catalogue: Catalogue,
+    tuning: Tuning,
+    tell: Tell,
+    *,
+    now_micros: int,
+) -> Slate:
+    """The list of these rungs. It counts as personalized when something of the person could decide about it."""
+    allowed = as_allowed(request, person)
+    eligible = eligible_in_list(allowed, catalogue, tuning, habits=OF_ITEMS, about=asked, now_micros=now_micros)
+    return list_slate(
+        rungs,
+        own=own,
+        wanted=request.num_results,
+        eligible=eligible,
+        catalogue=catalogue,
+        tell=tell,
+        why_not=None if asked else UNKNOWN,
+        personalized=allowed.personalized and is_about_person(eligible),
+        whole=request.explain,
+    )

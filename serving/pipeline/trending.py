@@ -10,9 +10,9 @@ from feature_repo.contracts.trend_record import TrendTable, most_votes
 from serving.pipeline.candidates import Rung
 from serving.pipeline.catalogue import CATEGORY_SEPARATOR, Catalogue
 from serving.pipeline.consent import as_allowed
-from serving.pipeline.filters import SlateFilter, personal_exclusions
+from serving.pipeline.list_rules import OF_THE_SHOP, eligible_in_list
 from serving.pipeline.list_slate import in_words, list_slate, popular_rungs, popular_words
-from serving.pipeline.values import Person, Reason, Slate, SlateRequest
+from serving.pipeline.values import Person, Reason, Slate, SlateRequest, Tuning
 
 WINDOW_WORDS: Mapping[str, str] = {"5m": "the last five minutes", "1h": "the last hour", "1d": "the last day"}
 MOST_ROWS = 1000
@@ -72,7 +72,14 @@ def trending_items(
 
 
 def trending_slate(
-    votes: Votes, request: SlateRequest, person: Person, catalogue: Catalogue, *, window: str, now_micros: int
+    votes: Votes,
+    request: SlateRequest,
+    person: Person,
+    catalogue: Catalogue,
+    tuning: Tuning,
+    *,
+    window: str,
+    now_micros: int,
 ) -> Slate:
     """What most people touched in the window, in the category of the request if it names one.
 
@@ -81,10 +88,8 @@ def trending_slate(
     Of somebody who is named and consents, what they bought or dismissed leaves. Topped up with what is popular.
     fallback_level is `trending`, or the first rung that had something.
     """
-    request, person, personalized, _ = as_allowed(request, person)
-    exclusions = personal_exclusions(
-        catalogue, state=person.session, session=(), exclude_item_ids=request.exclude_item_ids
-    )
+    allowed = as_allowed(request, person)
+    request, person, personalized, _ = allowed
     words = popular_words(request.category, request.region)
     trending = f"trending in {WINDOW_WORDS[window]}"
 
@@ -95,7 +100,7 @@ def trending_slate(
         _rungs(votes, catalogue, request.category, request.region),
         own="trending",
         wanted=request.num_results,
-        eligible=SlateFilter(catalogue, taken_out=exclusions, now_micros=now_micros),
+        eligible=eligible_in_list(allowed, catalogue, tuning, habits=OF_THE_SHOP, now_micros=now_micros),
         catalogue=catalogue,
         tell=tell,
         personalized=personalized,

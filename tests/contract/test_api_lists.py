@@ -21,7 +21,7 @@ from feature_repo.contracts.purchase_record import Purchase, pack_purchases
 from feature_repo.contracts.session_record import CartChange
 from serving.api import list_schemas, schemas
 from serving.pipeline.own_items import buy_again_slate
-from serving.pipeline.values import Person, SlateRequest
+from serving.pipeline.values import Person, SlateRequest, Tuning
 from tests.lists_world import DAY, GARDEN, NOW, SECOND, TEA, Installation, N, event, ids, words
 from tests.serving_builders import Shop
 
@@ -256,7 +256,7 @@ class TestBuyAgain:
         assert reads == [(api.version, "u1")]
         catalogue = api.app.state.services.recommender._shelf.current
         question = SlateRequest(5, user_id="u1", personalize=False)
-        slate = buy_again_slate([bought], question, Person(), catalogue, due_power=0.5, now_micros=NOW)
+        slate = buy_again_slate([bought], question, Person(), catalogue, Tuning(), due_power=0.5, now_micros=NOW)
         assert (slate.items, slate.fallback_reason) == ([], "consent")
 
     async def test_a_damaged_record_and_one_of_another_version_degrade(self, api: Installation) -> None:
@@ -342,7 +342,7 @@ async def test_every_example_works_and_every_list_has_the_common_shape(api: Inst
             assert response.status_code == 200, (path, response.text)
             assert set(response.json()) >= common, path
             tried += 1
-    assert tried == 15
+    assert tried == 16
 
 
 async def test_trends_go_on_from_the_last_copy_when_the_store_is_gone(api: Installation) -> None:
@@ -368,7 +368,7 @@ async def test_trends_go_on_from_the_last_copy_when_the_store_is_gone(api: Insta
 
 
 async def test_a_parameter_of_another_route_is_a_422_in_words(api: Installation) -> None:
-    answer = await api.client.get("/v1/similar?context=NaN&category=%00")
+    answer = await api.client.get("/v1/similar?max_age_days=NaN&window=%00")
     assert answer.status_code == 422
     fields = {problem["field"] for problem in answer.json()["errors"]}
-    assert {"context", "category"} <= fields
+    assert {"max_age_days", "window"} <= fields

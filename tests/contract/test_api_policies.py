@@ -101,7 +101,7 @@ async def test_a_misspelt_placement_is_told_of(api: Installation) -> None:
     ]
     for name in ("home", "a banner of ours", "recommendations"):
         assert "warnings" not in await api.ask(user_id="u1", placement=name), name
-    trending = await api.client.post("/v1/trending", json={"placement": "hoem"})  # it has no rules there
+    trending = await api.client.post("/v1/trending", json={"placement": "hoem"})  # only of recommendations
     assert "warnings" not in trending.json()
     places = [{"placement": "hoem"}, {"placement": "home"}, {}, {"kind": "new", "placement": "hoem"}]
     page = await api.client.post("/v1/pages/home", json={"user_id": "u1", "placements": places})

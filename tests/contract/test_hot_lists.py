@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -22,6 +24,7 @@ from serving.api.hot_slates import is_id
 from serving.native import parts
 from serving.observability import render_metrics
 from tests.contract.test_hot_slates import FIELDS, ITEM, NOW, PEOPLE, Shopfront, both, odd
+from tests.http_world import shelf_of
 
 ASKING = (
     "user_id", "anonymous_id", "session_id", "context", "recent_events", "session_items", "exclude_item_ids", "consent",
@@ -144,6 +147,46 @@ class TestBothAgree:
             said = await rank(hot, anonymous_id="phone", item_ids=GIVEN)
             assert said == await rank(plain, anonymous_id="phone", item_ids=GIVEN)
             assert b'"fallback_level":"session"' in said
+
+    async def test_where_placements_have_rules(self, environment: Environment, tmp_path: Path) -> None:
+        rules = tmp_path / "placements.toml"
+        rules.write_text(
+            """
+            [placements.default]
+            filter = 'not category == "Toys"'
+            [placements.shelf]
+            max_per_category = 2
+            [placements.all]
+            """
+        )
+        places = [
+            {"kind": "continue", "num_results": 6}, {"kind": "new", "num_results": 9, "placement": "shelf"},
+            {"kind": "recommendations", "num_results": 4}, {"kind": "similar", "num_results": 4},
+            {"kind": "trending", "num_results": 9, "placement": "all"},
+        ]  # fmt: skip
+        async with both(environment, placements=str(rules)) as (hot, plain):
+            for user in ("u1", "u2", "denied", "broken"):
+                for more, left in (({}, 12), ({"placement": "shelf"}, 6), ({"placement": "all"}, 19)):
+                    question = {"user_id": user, "item_ids": GIVEN, **more}
+                    said = await rank(hot, **question)
+                    assert said == await rank(plain, **question)
+                    assert len(body_of(said)["items"]) == left
+                question = {"user_id": user, "item_id": "i12", "placements": places}
+                said = await page(hot, **question)
+                assert said == await page(plain, **question)
+                shown = [[item["item_id"] for item in one["items"]] for one in body_of(said)["placements"]]
+                assert all(item < "i40" for one in (shown[0], shown[2], shown[3]) for item in one)
+                assert set(Counter(map(shelf_of, shown[1])).values()) == {2}
+                assert any(item >= "i40" for item in shown[4])
+                filtered = {"user_id": user, "filter": 'category == "Garden"'}
+                said = await rank(hot, **filtered, item_ids=GIVEN)
+                assert said == await rank(plain, **filtered, item_ids=GIVEN)
+                assert {item["item_id"][1] for item in body_of(said)["items"]} == {"2", "3"}
+                said = await page(hot, **filtered)
+                assert said == await page(plain, **filtered)
+                shown = [[item["item_id"] for item in one["items"]] for one in body_of(said)["placements"]]
+                assert {shelf_of(item) for one in shown for item in one} == {"Garden"}
+            assert hot.decisions.payloads == plain.decisions.payloads
 
     async def test_when_the_store_is_down_and_when_nothing_was_published(self, environment: Environment) -> None:
         async with both(environment) as (hot, plain):

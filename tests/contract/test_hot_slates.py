@@ -154,8 +154,11 @@ class Shopfront:
 
 
 @asynccontextmanager
-async def both(environment: Environment, *, published: bool = True) -> AsyncIterator[tuple[Shopfront, Shopfront]]:
-    async with Shopfront(environment, is_hot=True) as hot, Shopfront(environment, is_hot=False) as plain:
+async def both(
+    environment: Environment, *, published: bool = True, **settings: Any
+) -> AsyncIterator[tuple[Shopfront, Shopfront]]:
+    fronts = [Shopfront(environment, is_hot=is_hot, **settings) for is_hot in (True, False)]
+    async with fronts[0] as hot, fronts[1] as plain:
         if published:
             version = shop().version
             if not (environment_folder(environment) / version).exists():

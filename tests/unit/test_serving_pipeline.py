@@ -498,9 +498,8 @@ class TestSlate:
 
 class TestSimilar:
     def ask(self, catalogue: Catalogue, item: str, count: int, *excluded: str) -> tuple[list[str], str, dict[str, int]]:
-        found = similar_items(
-            N[item], catalogue, num_results=count, exclude_item_ids=frozenset(excluded), now_micros=NOW
-        )
+        request = SlateRequest(count, exclude_item_ids=frozenset(excluded), explain=True)
+        found = similar_items(N[item], request, Person(), catalogue, Tuning(), now_micros=NOW)
         return [i.item_id for i in found.items], found.fallback_level, dict(found.filtered)
 
     def test_neighbours_first_then_the_category_then_everybody(self, catalogue: Catalogue) -> None:
@@ -513,7 +512,7 @@ class TestSimilar:
         assert self.ask(catalogue, "chair", 2)[:2] == (["lamp", "mug"], "category")  # its one neighbour is out of stock
 
     def test_reasons_name_the_asked_item_only_where_it_is_the_reason(self, catalogue: Catalogue) -> None:
-        found = similar_items(N["cup"], catalogue, num_results=3, exclude_item_ids=frozenset(), now_micros=NOW)
+        found = similar_items(N["cup"], SlateRequest(3), Person(), catalogue, Tuning(), now_micros=NOW)
         assert [(i.item_id, i.reasons[0].item_id, i.reasons[0].text) for i in found.items] == [
             ("pot", "cup", "similar to Tea Cup"),
             ("lamp", "cup", "similar to Tea Cup"),

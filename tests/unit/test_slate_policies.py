@@ -418,3 +418,23 @@ def test_a_shown_item_sinks_in_the_slate(catalogue: Catalogue) -> None:
     twice = replace(state, shown={(NOW // DAY, "mug_blue"): 2})
     assert ids(slate_of(catalogue, rules=SlateRules(fatigue=0.25), state=twice))[:2] == ["mug_red", "cup"]
     assert "mug_blue" not in ids(slate_of(catalogue, rules=SlateRules(fatigue=0.25), state=twice))
+
+
+def test_a_cap_looks_behind_the_best_of_a_long_list(tmp_path: Path) -> None:
+    # Forty popular items of one category come before those of another: more than a slate looks at first.
+    items = [*(f"a{at:02d}" for at in range(40)), "b1", "b2", "b3"]
+    long = Shop(
+        {item: {"category": "A" if item[0] == "a" else "B"} for item in items},
+        popular=[(item, 100.0 - at) for at, item in enumerate(items)],
+        static=[("a00", 1.0)],
+    )
+    for explain in (False, True):
+        policy = SlatePolicy(SlateRules(max_per_category=2), "test")
+        slate = build_slate(
+            SlateRequest(5, policy=policy, explain=explain), Person(), long.catalogue(tmp_path / str(explain)), TUNING,
+            now_micros=NOW, timer=itertools.count().__next__,
+        )  # fmt: skip
+        assert ids(slate) == ["a00", "a01", "b1", "b2"]
+        assert slate.filtered == {"category_cap": 39}
+        assert [item.score for item in slate.items] == [1.0, 0.99, 0.6, 0.59]
+        assert slate.rungs == [("popular", 43, 43), ("static", 1, 0)]
