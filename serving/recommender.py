@@ -67,6 +67,10 @@ class NoVersionError(DependencyError):
     """Nothing can be recommended yet: no version was ever published, or none can be read, and no item is known."""
 
 
+class EmptyShopError(NoVersionError):
+    """No version was ever published, and no item put: nothing is wrong, and there is nothing to show."""
+
+
 class Settled(NamedTuple):
     """A version to serve, with records read for that version. `records` is None when the store is down."""
 
@@ -369,7 +373,7 @@ class Recommender:
         """No version was ever published here."""
         found = None if self._first is None else await self._first.catalogue()
         if found is None:
-            raise NoVersionError(
+            raise EmptyShopError(
                 "no version published yet, and no item known: put items (PUT /v1/items) to show the newest at once, "
                 "or run the night: nightjar run nightly"
             )

@@ -18,8 +18,10 @@ from serving.api.policies import policy_of
 from serving.api.questions import list_request, query_document, query_parameters
 from serving.api.services import Services
 from serving.observability import render_metrics
+from serving.pipeline.catalogue import FIRST_VERSION, NO_ITEM, NO_VERSION
 from serving.pipeline.placements import Placements
 from serving.pipeline.values import SlateRequest
+from serving.recommender import EmptyShopError
 
 
 def build_router(services: Services) -> APIRouter:
@@ -91,14 +93,19 @@ def build_router(services: Services) -> APIRouter:
         responses=problems(503),
     )
     async def ready() -> Response:
-        """200 while any rung of the ladder can answer, also degraded. 503 when no version was ever loaded and, where
-        none is published, no item was put either."""
-        settled = await services.recommender.settle()
+        """200 while any rung of the ladder can answer, also degraded, and in a new shop that has nothing to show yet
+        (`no_item`): it takes items and events. 503 when a version is published and none was ever loaded, or the store
+        does not say."""
+        try:
+            settled = await services.recommender.settle()
+            version, degraded = settled.catalogue.version, settled.degraded
+        except EmptyShopError:
+            version, degraded = FIRST_VERSION, [NO_VERSION, NO_ITEM]
         status = {
             "status": "ready",
-            "model_version": settled.catalogue.version,
-            "degraded": bool(settled.degraded),
-            "degraded_reasons": settled.degraded,
+            "model_version": version,
+            "degraded": bool(degraded),
+            "degraded_reasons": degraded,
         }
         return Response(orjson.dumps(status), media_type=JSON)
 

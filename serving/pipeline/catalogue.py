@@ -23,6 +23,7 @@ MAX_REMEMBERED = 65_536
 FIRST_VERSION = "none"
 """The name of what is answered from before any version is published (`pipeline.first_catalogue`)."""
 NO_VERSION = "no_published_version"
+NO_ITEM = "no_item"
 """Why such an answer is degraded, and not personal."""
 
 
