@@ -20,7 +20,8 @@ from serving.pipeline.rank_given import UNKNOWN_ITEM, rank_given
 from serving.pipeline.similar import bought_together, similar_items
 from serving.pipeline.trending import Votes, trending_slate
 from serving.pipeline.values import Slate, SlateRequest, Tuning
-from serving.recommender import STORE_DOWN, Asker, Recommender
+from serving.recommender import Asker, Recommender
+from serving.settled import STORE_DOWN
 
 RECOMMENDATIONS, SIMILAR, RANK = "recommendations", "similar", "rank"
 TRENDING, NEW = "trending", "new"

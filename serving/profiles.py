@@ -21,7 +21,8 @@ from serving.pipeline.new_items import listed_categories
 from serving.pipeline.own_items import bring_up_to_date, in_plain_words
 from serving.pipeline.session_signals import category_interests, session_signals
 from serving.pipeline.values import Row, Tuning
-from serving.recommender import STORE_DOWN, Asker
+from serving.recommender import Asker
+from serving.settled import STORE_DOWN
 
 MOST_SHOWN = 10
 DAMAGED_FEATURES = "features_damaged"

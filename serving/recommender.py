@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from feature_repo.contracts import session_record
@@ -43,51 +42,29 @@ from serving.pipeline.persons import MAX_READS, Edges, Identity, join_sessions, 
 from serving.pipeline.slate import build_slate
 from serving.pipeline.values import Person, Row, Slate, SlateRequest
 from serving.settings import ServingSettings
+from serving.settled import (
+    DAMAGED_CANDIDATES,
+    DAMAGED_EDGE,
+    DAMAGED_FEATURE,
+    DAMAGED_SESSION,
+    MIXED_VERSION,
+    STALE_FEATURE,
+    STORE_DOWN,
+    VERSION_NOT_LOADED,
+    EmptyShopError,
+    NoVersionError,
+    PersonRecords,
+    Settled,
+)
 from serving.turns import Turns
 
 logger = logging.getLogger("nightjar.serving")
 
 Made = TypeVar("Made")
 
-STORE_DOWN = "online_store_unavailable"
-VERSION_NOT_LOADED = "published_version_not_loaded"
-MIXED_VERSION = "candidates_of_another_version"
-DAMAGED_CANDIDATES = "candidates_damaged"
-DAMAGED_SESSION = "session_damaged"
-DAMAGED_FEATURE = "feature_damaged"
-STALE_FEATURE = "feature_stale"
-DAMAGED_EDGE = "edge_damaged"
-
 UNKNOWN_SESSION = SessionState()
 REMEMBERED_PERSONS = 20_000
 """Persons of several devices or names that a process remembers, so that one read brings all of theirs."""
-
-
-class NoVersionError(DependencyError):
-    """Nothing can be recommended yet: no version was ever published, or none can be read, and no item is known."""
-
-
-class EmptyShopError(NoVersionError):
-    """No version was ever published, and no item put: nothing is wrong, and there is nothing to show."""
-
-
-class Settled(NamedTuple):
-    """A version to serve, with records read for that version. `records` is None when the store is down."""
-
-    catalogue: Catalogue
-    records: OnlineRecords | None
-    reads: int
-    degraded: list[str]
-    read: PersonRecords | None = None
-
-
-class PersonRecords(NamedTuple):
-    """One person's records, with who that is (None: the request names nobody) and the edges that say so."""
-
-    records: OnlineRecords
-    identity: Identity | None = None
-    edges: Mapping[str, Edges] = MappingProxyType({})
-    reads: int = 1
 
 
 @dataclass(slots=True)

@@ -28,7 +28,7 @@ from starlette.responses import Response
 
 from feature_repo.contracts.errors import DependencyError, FilterError, NightjarError, RequestError, nearest
 from serving.adapters.event_log import OverloadedError
-from serving.recommender import NoVersionError
+from serving.settled import NoVersionError
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -21,7 +21,7 @@ from serving.observability import render_metrics
 from serving.pipeline.catalogue import FIRST_VERSION, NO_ITEM, NO_VERSION
 from serving.pipeline.placements import Placements
 from serving.pipeline.values import SlateRequest
-from serving.recommender import EmptyShopError
+from serving.settled import EmptyShopError
 
 
 def build_router(services: Services) -> APIRouter:

@@ -26,8 +26,8 @@ from serving.adapters.memory_event_log import MemoryEventLog
 from serving.adapters.online import SEGMENT_FIELD, SEGMENT_TIME_FIELD, MemoryOnlineStore
 from serving.api import schemas
 from serving.main import create_app
-from serving.recommender import STALE_FEATURE
 from serving.settings import ServingSettings
+from serving.settled import STALE_FEATURE
 from tests.http_world import ITEMS, Installation, click, ids, metric, shop
 from tests.serving_builders import TENANT
 
