@@ -60,6 +60,8 @@ LOAD_SECONDS = 0.9
 LEAST_EVENTS = 100
 """Events that are acknowledged after the harm and before the ending."""
 CONTROL_CYCLES = 6
+FORGET_SECONDS = 0.05
+"""In the control without dedup marks they vanish so often."""
 IMPORT_EVERY = 3
 VICTIMS = ("api worker", "consumer", "archiver", "redis-log", "redis-online", "importer")
 _TYPES = ("view_item", "view_item", "view_item", "add_to_cart", "purchase", "dislike", "search")
@@ -78,6 +80,7 @@ class Clients:
         self._number = 0
         self._began = datetime(2024, 3, 8, tzinfo=UTC)
         self.is_open = False
+        self.pause_seconds = 0.0
         self.requests = self.retries = 0
 
     async def run(self) -> None:
@@ -91,6 +94,7 @@ class Clients:
                 events = [self._event() for _ in range(size)]
                 await self._deliver(http, events)
                 if self._rng.random() < 0.1:  # a client that missed the answer
+                    await asyncio.sleep(self.pause_seconds)
                     await self._deliver(http, events)
 
     async def _deliver(self, http: httpx.AsyncClient, events: Sequence[Mapping[str, Any]]) -> None:
@@ -142,6 +146,8 @@ class Torture:
         self.installation = Installation(folder, variables, control=control)
         self.ledger = Ledger()
         self.clients = Clients(self.installation.url, self.ledger, self._rng)
+        if control == "no marks":  # what is sent again comes when its mark has vanished
+            self.clients.pause_seconds = 3 * FORGET_SECONDS
         self.imports = Imports(self.installation, folder / "imports")
         self.harm: Counter[str] = Counter()
         self.cut_bytes = 0
@@ -255,7 +261,7 @@ class Torture:
                 marks = list(client.scan_iter("*:dedup:*", count=1000))
                 if marks:
                     client.delete(*marks)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(FORGET_SECONDS)
 
     async def _settle(self) -> None:
         """Until everything runs and the consumer has applied all there is."""
