@@ -85,8 +85,10 @@ def read_table(
     try:
         rows = found.to_pyarrow_table(columns=stored, filters=filters)
     except pa.ArrowNotImplementedError:
-        # Files of deltalake's merge (imports) call their texts string views, which pyarrow compares with no bound of a
-        # file. Read as the table's own type, they compare.
+        if filters is None:
+            raise
+        # Files of deltalake's merge (imports) call their texts string views, which pyarrow cannot hold against the
+        # bounds of a file, as it does for up to 50 values. Read as the table's own type, they compare.
         rows = found.to_pyarrow_table().filter(filters_to_expression(filters)).select(stored)
     return with_missing(rows, wanted)
 

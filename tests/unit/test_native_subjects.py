@@ -220,7 +220,9 @@ def test_a_record_is_opened_as_the_twin_does() -> None:
 
 def test_a_damaged_record_is_what_the_twin_says() -> None:
     drawn = random.Random(9)
-    for record in records():
+    kept = records()
+    assert len(kept) > 3
+    for record in kept:
         damaged = [record[:cut] for cut in (0, 1, 20, 51, 52, len(record) // 2, len(record) - 1)]
         damaged += [record + b"\0", b"\x09" + record[1:]]
         for _ in range(300):
