@@ -18,8 +18,9 @@ from scipy import sparse
 from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
 from spark_jobs.models.base import InteractionMatrix, Terms
+from spark_jobs.models.item_pairs import Block, as_columns, item_pairs, times_pairs
 from spark_jobs.models.linear import LinearScores, strength
-from spark_jobs.models.spectral import right_singular_vectors
+from spark_jobs.models.spectral import leading_vectors, right_singular_vectors
 
 CELLS_PER_BLOCK = 16_000_000
 """Cells of (items + people) x histories that scoring holds at a time: fewer histories at once on a larger graph."""
@@ -36,8 +37,8 @@ class GraphFilter(LinearScores):
     singular vectors of N, D = Di. f sharpens what the sum has blurred: one Runge-Kutta step of length `sharpening`
     along ds/dt = -s P, that is f(p) = 1 - tp + (tp)^2/2 - (tp)^3/6 + (tp)^4/24. `sharpening` 0 is GF-CF, else BSPM.
 
-    P is never built: N' (N h) costs as much as the interactions are many. Within the span of V the series is summed by
-    its singular values, outside by as many products as matter there.
+    P is built only where histories are short (`item_pairs`); elsewhere N' (N h) costs as much as the interactions are
+    many. Within the span of V the series is summed by its singular values, outside by as many products as matter there.
 
     params
         factors        width of V, the ideal low-pass filter
@@ -66,6 +67,8 @@ class GraphFilter(LinearScores):
         self.item_degrees = item_degrees.astype(np.float32)
         self.vectors, self.values = vectors.astype(np.float32), values.astype(np.float32)
         self._mixed: NDArray[np.float64] | None = None
+        self._pairs: sparse.csr_matrix | None = None
+        self._tails: NDArray[np.float32] | None = None
 
     @property
     def item_count(self) -> int:  # type: ignore[override]
@@ -79,8 +82,21 @@ class GraphFilter(LinearScores):
             sparse.diags(_root_inverse(people)) @ weighted @ sparse.diags(_root_inverse(items)), dtype=np.float32
         )
         graph.sort_indices()
-        vectors, values = right_singular_vectors(graph, int(self.params["factors"]), seed=int(self.params["seed"]))
+        factors, seed = int(self.params["factors"]), int(self.params["seed"])
+        pairs = item_pairs(graph)
+        if pairs is None:
+            vectors, values = right_singular_vectors(graph, factors, seed=seed)
+        else:
+            vectors, values = leading_vectors(pairs, min(factors, graph.shape[0]), seed=seed)
         self._set(graph, items, vectors, values)
+        self._take_pairs(pairs)
+
+    def _take_pairs(self, pairs: sparse.csr_matrix | None) -> None:
+        """With P at hand, what the low pass leads to is summed beforehand: low_pass D^1/2 V sharpened, by columns."""
+        self._pairs = pairs
+        if pairs is not None and float(self.params["low_pass"]):
+            roots = np.sqrt(self.item_degrees) * np.float32(self.params["low_pass"])
+            self._tails = self._sharpened(np.ascontiguousarray(roots[:, None] * self.vectors))
 
     def refit(self, params: Mapping[str, Any]) -> GraphFilter | None:
         """The same fit with other params, nothing learned anew; None when they ask for other vectors."""
@@ -89,6 +105,7 @@ class GraphFilter(LinearScores):
         model = GraphFilter(params)
         model.graph, model._by_item, model.item_degrees = self.graph, self._by_item, self.item_degrees
         model.vectors, model.values = self.vectors, self.values
+        model._take_pairs(self._pairs)
         return model
 
     def score_block(
@@ -106,33 +123,43 @@ class GraphFilter(LinearScores):
 
     def _scores(self, weighted: sparse.csr_matrix) -> NDArray[np.float32]:
         """Scores of a few histories, items down, histories across."""
-        roots = np.sqrt(self.item_degrees)
         known = _root_inverse(self.item_degrees).astype(np.float32)
-        blurred = self._twice(weighted.T.toarray())
         tastes = self.vectors.T @ (sparse.diags(known) @ weighted.T)
         low_pass = np.float32(self.params["low_pass"])
-        if low_pass:
-            blurred += (low_pass * roots)[:, None] * (self.vectors @ tastes)
-        length = float(self.params["sharpening"])
-        if length:
-            inside = self.vectors.T @ blurred
-            within = self.values.astype(np.float64) ** 2
-            beyond = float(within.min()) if len(within) else 1.0
-            products = _terms_needed(length * beyond)
-            term, sharpened = blurred, blurred.copy()
-            for order in range(1, products + 1):
-                term = self._twice(term)
-                sharpened += np.float32((-length) ** order / factorial(order)) * term
-            rest = sum(
-                ((-length * within) ** order / factorial(order) for order in range(products + 1, ORDER + 1)),
-                start=np.zeros_like(within),
-            )
-            sharpened += self.vectors @ (rest.astype(np.float32)[:, None] * inside)
-            blurred = sharpened
+        if self._pairs is not None:
+            scores = self._sharpened(times_pairs(weighted, self._pairs))
+            if self._tails is not None:
+                scores += self._tails @ tastes
+        else:
+            blurred = self._twice(weighted.T.toarray())
+            if low_pass:
+                blurred += (low_pass * np.sqrt(self.item_degrees))[:, None] * (self.vectors @ tastes)
+            scores = self._sharpened(blurred)
         power = float(self.params["popular_power"])
         if power:
-            blurred *= (np.maximum(self.item_degrees, 1.0) ** -power).astype(np.float32)[:, None]
-        return blurred
+            scores *= (np.maximum(self.item_degrees, 1.0) ** -power).astype(np.float32)[:, None]
+        return scores
+
+    def _sharpened(self, blurred: Block) -> NDArray[np.float32]:
+        """f(P) of a block (`item_pairs.times_pairs`), items down."""
+        length = float(self.params["sharpening"])
+        if not length:
+            return as_columns(blurred)
+        inside = np.asarray((blurred @ self.vectors).T if sparse.issparse(blurred) else self.vectors.T @ blurred)
+        within = self.values.astype(np.float64) ** 2
+        beyond = float(within.min()) if len(within) else 1.0
+        products = _terms_needed(length * beyond)
+        term, sharpened = blurred, as_columns(blurred).copy()
+        for order in range(1, products + 1):
+            term = self._twice(term)
+            sharpened += np.float32((-length) ** order / factorial(order)) * as_columns(term)
+        rest = sum(
+            ((-length * within) ** order / factorial(order) for order in range(products + 1, ORDER + 1)),
+            start=np.zeros_like(within),
+        )
+        if products < ORDER:
+            sharpened += self.vectors @ (rest.astype(np.float32)[:, None] * inside)
+        return sharpened
 
     def terms(self, history: sparse.csr_matrix, row: int, item_numbers: Sequence[int]) -> Terms:  # noqa: ARG002
         """The terms of the score, but that outside the span of V the sharpening is left out: they sum to the score up
@@ -164,8 +191,11 @@ class GraphFilter(LinearScores):
             self._mixed = wide.T @ (np.sqrt(self.item_degrees.astype(np.float64))[:, None] * wide)
         return self._mixed
 
-    def _twice(self, columns: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.asarray(self._by_item @ (self.graph @ columns))
+    def _twice(self, block: Block) -> Block:
+        """P applied."""
+        if self._pairs is not None:
+            return times_pairs(block, self._pairs)
+        return np.asarray(self._by_item @ (self.graph @ block))
 
     def save(self, folder: Path) -> None:
         arrays = {
@@ -185,6 +215,7 @@ class GraphFilter(LinearScores):
         shape = (len(arrays["graph_indptr"]) - 1, len(arrays["item_degrees"]))
         graph = sparse.csr_matrix((arrays["graph_data"], arrays["graph_indices"], arrays["graph_indptr"]), shape=shape)
         model._set(graph, arrays["item_degrees"], arrays["vectors"], arrays["values"])
+        model._take_pairs(item_pairs(graph))
         return model
 
 

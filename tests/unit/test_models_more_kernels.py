@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import log, log2
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +11,14 @@ from scipy import sparse
 
 from feature_repo.contracts.errors import DataError
 from spark_jobs.models.base import InteractionMatrix, Model
-from spark_jobs.models.blend import blend, standardize, used_weights
+from spark_jobs.models.blend import blend, standardize, standardize_rows, used_weights
 from spark_jobs.models.ease import Ease
 from spark_jobs.models.factory import build_model
 from spark_jobs.models.graph_filter import GraphFilter, _terms_needed
 from spark_jobs.models.ials import Ials, _blocks, solve_rows
+from spark_jobs.models.item_pairs import item_pairs
 from spark_jobs.models.linear import linear_terms
-from spark_jobs.models.spectral import right_singular_vectors
+from spark_jobs.models.spectral import leading_vectors, right_singular_vectors
 
 USERS, ITEMS = 30, 14
 
@@ -103,10 +105,22 @@ def dense_filter(dense: np.ndarray, *, factors: int, low_pass: float, sharpening
     return blurred + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
 
 
+FORMS = {"people": (0, 0.0), "pairs": (10**6, 0.0), "sparse pairs": (10**6, 1.0)}
+"""Ways to apply P: through people, by P itself, and by P to blocks that are kept sparse."""
+
+
+@pytest.fixture(params=FORMS)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    products, share = FORMS[request.param]
+    monkeypatch.setattr("spark_jobs.models.item_pairs.PRODUCTS_PER_ENTRY", products)
+    monkeypatch.setattr("spark_jobs.models.item_pairs.SPARSE_SHARE", share)
+    return str(request.param)
+
+
 @pytest.mark.parametrize("sharpening", [0.0, 0.8, 2.5])
 @pytest.mark.parametrize("factors", [3, 12])
 def test_graph_filter_against_the_dense_formulas(
-    factors: int, sharpening: float, monkeypatch: pytest.MonkeyPatch
+    factors: int, sharpening: float, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also what the series leaves out stays small: within a hundredth of the largest score."""
     monkeypatch.setattr("spark_jobs.models.graph_filter.CELLS_PER_BLOCK", 7 * (USERS + ITEMS))
@@ -116,9 +130,48 @@ def test_graph_filter_against_the_dense_formulas(
     found = scores_of(model, dense)
     assert np.abs(found - expected).max() < 0.01 * np.abs(expected).max()
     assert np.abs(found[:, 13]).max() == 0, "nobody had it"
+    assert isinstance(model, GraphFilter)
+    assert (model._pairs is None) == (form == "people")
 
 
-def test_sharpening_at_once_is_refitting() -> None:
+def test_a_graph_filter_is_one_model_however_its_products_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vectors, scores and what was loaded agree but for rounding, also with `popular_power`."""
+    dense = lopsided()
+    params = {"factors": 5, "low_pass": 0.4, "sharpening": 1.5, "popular_power": 0.2}
+    found = {}
+    for name, (products, share) in FORMS.items():
+        monkeypatch.setattr("spark_jobs.models.item_pairs.PRODUCTS_PER_ENTRY", products)
+        monkeypatch.setattr("spark_jobs.models.item_pairs.SPARSE_SHARE", share)
+        model = fitted("graph_filter", dense, **params)
+        assert isinstance(model, GraphFilter)
+        model.save(tmp_path / name)
+        again = GraphFilter.load(tmp_path / name)
+        assert scores_of(again, dense).tobytes() == scores_of(model, dense).tobytes()
+        found[name] = model.values, model.vectors, scores_of(model, dense)
+    for name in ("pairs", "sparse pairs"):
+        for mine, theirs in zip(found[name], found["people"], strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=2e-3, atol=2e-3 * np.abs(theirs).max())
+
+
+def test_pairs_are_built_where_histories_are_short() -> None:
+    """Lengths 1, 2, 3: 14 products for 6 entries. One more history of 9 makes it 95 for 15, one of 20 beyond 8 each."""
+    short = sparse.csr_matrix(np.array([[1, 0, 0], [1, 1, 0], [1, 2, 1]], np.float32))
+    pairs = item_pairs(short)
+    assert pairs is not None
+    assert pairs.toarray().tolist() == [[3.0, 3.0, 1.0], [3.0, 5.0, 2.0], [1.0, 2.0, 1.0]]
+
+    def of_lengths(*lengths: int) -> sparse.csr_matrix:
+        return sparse.csr_matrix(np.arange(max(lengths)) < np.array(lengths)[:, None], dtype=np.float32)
+
+    assert item_pairs(of_lengths(1, 2, 3, 9)) is not None
+    assert item_pairs(of_lengths(8)) is not None
+    assert item_pairs(of_lengths(9)) is None
+    assert item_pairs(of_lengths(1, 2, 3, 20)) is None
+
+
+def test_sharpening_at_once_is_refitting(form: str) -> None:
     dense = lopsided()
     model = fitted("graph_filter", dense, factors=4, sharpening=0.5)
     assert isinstance(model, GraphFilter)
@@ -145,6 +198,10 @@ def test_singular_vectors_are_those_of_the_full_decomposition() -> None:
     assert vectors.tobytes() == again.tobytes()
     assert right_singular_vectors(matrix, 99, seed=1)[0].shape == (ITEMS, ITEMS)
     assert right_singular_vectors(sparse.csr_matrix((3, 0), dtype=np.float32), 2, seed=1)[0].shape == (0, 0)
+    by_square = leading_vectors(sparse.csr_matrix(matrix.T @ matrix), 3, seed=1, iterations=8)
+    np.testing.assert_allclose(by_square[1], values, rtol=1e-4)
+    np.testing.assert_allclose(by_square[0], vectors, atol=1e-3)
+    assert leading_vectors(sparse.csr_matrix((0, 0), dtype=np.float32), 2, seed=1)[0].shape == (0, 0)
 
 
 # --- EASE --------------------------------------------------------------------------------------------------------
@@ -297,6 +354,22 @@ def test_terms_add_up_to_the_score(name: str, monkeypatch: pytest.MonkeyPatch) -
     first, second = model.explain(history, 6, [3])[0]
     assert first == history.indices[terms[1].argmax()]
     assert second != first
+
+
+def test_rows_are_standardized_alike_however_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = np.random.default_rng(5).gamma(0.2, size=(9, 501)).astype(np.float32)
+    scores[2, 7], scores[4] = -np.inf, 3.0
+    found = []
+    for cells in (1, 1_200, 10**6):
+        monkeypatch.setattr("spark_jobs.models.blend.CELLS_AT_ONCE", cells)
+        found.append([array.tobytes() for array in standardize_rows(scores.copy())])
+    assert found[0] == found[1] == found[2]
+    alone = np.delete(scores[2], 7).astype(np.float64)
+    np.testing.assert_allclose(
+        np.delete(standardize(scores.copy())[2], 7), (alone - alone.mean()) / alone.std(), atol=1e-5
+    )
+    assert not standardize(scores.copy())[4].any()
+    assert standardize_rows(np.zeros((3, 0), np.float32))[1].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_blend_by_hand() -> None:

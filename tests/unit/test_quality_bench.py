@@ -185,6 +185,26 @@ def test_events_with_repeats_bring_repurchase(tmp_path: Path) -> None:
     assert alone["ndcg@5"] == pytest.approx(found["repurchase"]["ndcg@5"].mean())
 
 
+def test_a_blend_weighs_what_each_part_says_of_all_items(tmp_path: Path) -> None:
+    """Also of those that were seen: striking them out is for the list, not for the scale."""
+    train, test = write_pairs(tmp_path)
+    task = open_training("pairs", train=train, test=test)
+    space = {family.name: family for family in families(task, 60.0)}
+    parts = {name: Part(space[name].start, task.training) for name in ("item_knn", "popularity")}
+    asked = open_test(task)
+    found = evaluate_all(parts, {"both": {"item_knn": 0.5, "popularity": 1.0}}, asked, 3)
+    assert asked.seen is not None
+    for row in range(len(asked.questions)):
+        question = asked.questions.part(np.array([row]))
+        total = np.zeros(task.training.item_count)
+        for name, weight in (("item_knn", 0.5), ("popularity", 1.0)):
+            scores = parts[name].scores(question)[0].astype(np.float64)
+            total += weight * (scores - scores.mean()) / (scores.std() or 1.0)
+        unseen = sorted(set(range(len(total))) - set(asked.seen[row].indices), key=lambda n: (-round(total[n], 5), n))
+        hits = len(set(unseen[:3]) & set(asked.relevant[row].indices))
+        assert found["both"]["recall@3"][row] == pytest.approx(hits / asked.relevant_counts[row])
+
+
 def test_sessions_from_files_to_report(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     walks = [[(start + step) % 12 for step in range(3 + start % 3)] for start in rng.integers(0, 12, 120)]

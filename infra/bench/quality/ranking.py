@@ -146,12 +146,16 @@ def evaluate_all(
         for name in sorted(parts):
             scores = parts[name].scores(block.questions)
             used = {label: weights[name] for label, weights in blends.items() if weights.get(name)}
-            found[name] = measure(scores.copy() if used else scores, block, k)
+            is_kept = used and block.seen is not None  # measuring strikes out what was seen
+            found[name] = measure(scores.copy() if is_kept else scores, block, k)
             if used:
                 scaled = standardize(scores)
                 for label, weight in used.items():
                     term = scaled * np.float32(weight)
-                    sums[label] = sums[label] + term if label in sums else term
+                    if label in sums:
+                        sums[label] += term
+                    else:
+                        sums[label] = term
         return found | {label: measure(total, block, k) for label, total in sums.items()}
 
     blocks: Sequence[Mapping[str, Mapping[str, NDArray[np.float64]]]] = list(by_block(asked, work))
