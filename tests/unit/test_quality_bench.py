@@ -238,6 +238,17 @@ def test_the_search_climbs_each_grid_and_stops(tmp_path: Path, monkeypatch: pyte
     assert family.start["params"]["beta"] == 0.5, "the start is untouched"
 
 
+def test_one_question_chooses_a_model_and_no_weights(tmp_path: Path) -> None:
+    train, test = tmp_path / "train.txt", tmp_path / "test.txt"
+    train.write_text("u1 a b c d e\nu2 a z\n")
+    test.write_text("u1 z\n")
+    report = run(tmp_path, train, test, trials=6)
+    assert report["validation"]["best_single_on_the_same"] == report["validation"]["target"]["blend"]
+    assert report["shipped"] in report["recipes"], "one model, no blend"
+    assert report["weights"] == {report["shipped"]: 1.0}
+    assert report["models"][report["shipped"]]["hr@3"] == 1.0
+
+
 def test_a_budget_is_kept() -> None:
     now = [0.0]
     budget = Budget(100.0, clock=lambda: now[0])

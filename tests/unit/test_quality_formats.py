@@ -43,6 +43,11 @@ def test_lists_sessions_and_prefixes(tmp_path: Path, name: str) -> None:
     assert lines == (["0", "1"], [["a", "b"], ["c"]])
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_id(tmp_path: Path) -> None:
+    found = formats.read_lists(write(tmp_path / "t.txt", "\ufeffu1 a b\r\n\ufeffu2 a\r\n"), "--train")
+    assert found.users == ["u1", "\ufeffu2"]
+
+
 def test_attributes_as_lines_or_as_one_object(tmp_path: Path) -> None:
     lines = formats.read_attributes(write(tmp_path / "a.txt", "i1 red home\ni2\ni1 7\n"), "--attributes")
     assert lines == {"i1": ["red", "home", "7"], "i2": []}
@@ -101,6 +106,29 @@ def test_events_by_their_header(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("time", "micros"),
+    [
+        ("99999999999", 99_999_999_999_000_000),
+        ("100000000000", 100_000_000_000_000),
+        ("1700000000000000", 1_700_000_000_000_000),
+        ("1700000000000000000", 1_700_000_000_000_000),
+        ("-5.5", -5_500_000),
+        ("-1700000000000", -1_700_000_000_000_000),
+    ],
+)
+def test_times_in_any_part_of_a_second(tmp_path: Path, time: str, micros: int) -> None:
+    found = formats.read_events(write(tmp_path / "e.csv", f"user,item,time\nu,i,{time}\n"), "--train")
+    assert found.micros is not None
+    assert found.micros.tolist() == [micros]
+
+
+def test_a_comma_at_the_end_of_rows_moves_no_column(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    found = formats.read_events(write(tmp_path / "e.csv", "\ufeffuser,item\r\nu1,a,\r\nu2,b,\r\n"), "--train")
+    assert (found.user.tolist(), found.item.tolist()) == (["u1", "u2"], ["a", "b"])
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
     ("reader", "text", "message"),
     [
         (formats.read_lists, "\n\n", "--train .*: no line `user item ...` with at least one item"),
@@ -114,8 +142,15 @@ def test_events_by_their_header(tmp_path: Path) -> None:
         (formats.read_events, "user,item\nu,i\n,j\n", "line 3: no user"),
         (formats.read_events, "user,item\n", "a header and no row"),
         (formats.read_events, "", "not a csv"),
-        (formats.read_events, "user,item,time\nu,i,1\nu,i,soon\n", "line 3: time 'soon', expected seconds or milli"),
+        (formats.read_events, "user,item,time\nu,i,1\nu,i,soon\n", "line 3: time 'soon', expected seconds \\(or parts"),
         (formats.read_events, "user,item,time\nu,i,1\nu,i,2024-01-01\n", "one of them in the whole column"),
+        (
+            formats.read_events,
+            "user,item,time\nu,i,1\nu,i,1e30\n",
+            "line 3: time '1e30' is outside the years 1 to 9999",
+        ),
+        (formats.read_events, "user,item,time\nu,i,-9e10\n", "line 2: time '-9e10' is outside the years"),
+        (formats.read_events, "user,User,item\nu,v,i\n", "two columns 'user'"),
         (formats.read_events, "user,item,rating\nu,i,good\n", "line 2: rating 'good', expected a number"),
     ],
 )
@@ -269,6 +304,17 @@ def test_events_without_time_or_type(tmp_path: Path) -> None:
     assert task.training.target_types == ("rating_high", "rating_low")
 
 
+@pytest.mark.parametrize("repeats", ["new-only", "allowed"])
+def test_where_all_happened_at_one_time_chance_says_what_is_held_back(tmp_path: Path, repeats: str) -> None:
+    text = "user,item,time\n" + "".join(f"u{n},{item},7\n" for n in range(5) for item in "abc")
+    task = open_training("events", train=write(tmp_path / "t.csv", text), test=tmp_path / "none", repeats=repeats)
+    assert len(task.validations) == 3
+    assert [len(found.questions) for found in task.validations] == [5, 5, 5]
+    held = [{(user, item) for user, (items, _) in asked(found).items() for item in items} for found in task.validations]
+    assert len(set.union(*held)) == 15, "each row is held back once"
+    assert len(rows_of(task.validations[0])) == 10
+
+
 def test_a_low_rating_is_asked_for_like_a_high_one_in_validation_and_test(tmp_path: Path) -> None:
     """u1's newest row is rated below the mean of the training (3.6), u2's above it; so are their rows of the test."""
     train = write(
@@ -299,6 +345,18 @@ def test_sessions_validate_on_the_newest(tmp_path: Path) -> None:
     assert whole.questions.prefixes.starts.tolist() == [0, 1, 1, 2], "what is unknown is left out of a prefix"
     assert np.diff(whole.relevant.indptr).tolist() == [1, 1, 0]
     assert whole.relevant_counts.tolist() == [1, 1, 1], "an unknown target is a miss"
+
+
+def test_a_session_as_long_as_a_log_is_validated_by_its_last_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.bench.quality.tasks.LONGEST_PREFIX", 3)
+    train = write(tmp_path / "train.txt", "a b c d e f\n" * 19 + "a b c d e f\n")
+    (found,) = open_training("sessions", train=train, test=tmp_path / "none").validations
+    assert found.questions.prefixes is not None
+    prefixes = np.split(found.questions.prefixes.items, found.questions.prefixes.starts[1:-1])
+    assert [part.tolist() for part in prefixes] == [[0], [0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4]]
+    assert found.relevant.indices.tolist() == [1, 2, 3, 4, 5]
 
 
 def test_what_cannot_be_validated_is_refused(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@
                test: `item item ...<TAB>next item`
     sequences  one file of lines `user item item ...`, oldest first; the last item is the test, the one before it is for
                validation (of a user with two items the last is the test, one alone only teaches)
-    events     csv with a header: user, item and, if there are, event, time (seconds or milliseconds since 1970, or RFC
-               3339) and rating; other columns are ignored
+    events     csv with a header: user, item and, if there are, event, time (seconds, milli-, micro- or nanoseconds
+               since 1970, or RFC 3339) and rating; other columns are ignored
     attributes lines `item attribute attribute ...`, or one JSON object {"item": [attribute, ...], ...}
     negatives  lines `user item item ...`; for sessions the n-th line has the items for the n-th line of the test file
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,7 +31,10 @@ from feature_repo.contracts.errors import DataError, nearest
 
 REQUIRED = ("user", "item")
 OPTIONAL = ("event", "time", "rating")
-_MILLISECONDS_FROM = 1e11
+_UNITS = ((1e11, 1e3), (1e14, 1e6), (1e17, 1e9))
+"""From so large a number on a time is in so many parts of a second: milliseconds, microseconds, nanoseconds."""
+_EARLIEST, _LATEST = -62_135_596_800, 253_402_300_800
+"""The years 1 to 9999, seconds since 1970."""
 
 
 class Lists(NamedTuple):
@@ -143,14 +147,19 @@ def _json_attributes(text: str, path: Path, option: str) -> dict[str, list[str]]
 def read_events(path: Path, option: str) -> Events:
     """A csv with a header."""
     try:
-        frame = pd.read_csv(
-            _binary(path, option), dtype=str, keep_default_na=False, encoding="utf-8", skipinitialspace=True
-        )
+        with _binary(path, option) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", pd.errors.ParserWarning)  # a comma at the end of the rows
+            frame = pd.read_csv(
+                file, dtype=str, keep_default_na=False, encoding="utf-8", skipinitialspace=True, index_col=False
+            )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise DataError(f"{option} {path}: not a csv in UTF-8: {error}", field=option) from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{option} {path}: cannot be read: {error}", field=option) from error
     frame.columns = [str(name).strip().lower() for name in frame.columns]
+    twice = sorted(set(frame.columns[frame.columns.duplicated()]) & {*REQUIRED, *OPTIONAL})
+    if twice:
+        raise DataError(f"{option} {path} has two columns {twice[0]!r}", field=twice[0])
     for name in REQUIRED:
         if name not in frame:
             known = ", ".join(frame.columns)
@@ -174,15 +183,24 @@ def read_events(path: Path, option: str) -> Events:
 def _micros(column: pd.Series, path: Path, option: str) -> NDArray[np.int64]:
     numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
     if np.isfinite(numbers).all():
-        seconds = np.where(np.abs(numbers) >= _MILLISECONDS_FROM, numbers / 1000, numbers)
+        seconds = numbers
+        for least, parts in _UNITS:
+            seconds = np.where(np.abs(numbers) >= least, numbers / parts, seconds)
+        wrong = np.flatnonzero((seconds < _EARLIEST) | (seconds >= _LATEST))
+        if len(wrong):
+            raise DataError(
+                f"{option} {path}, line {wrong[0] + 2}: time {column.iloc[int(wrong[0])]!r} is outside the years 1 to "
+                "9999",
+                field="time",
+            )
         return np.round(seconds * 1e6).astype(np.int64)
     moments = pd.to_datetime(column.where(~np.isfinite(numbers)), utc=True, errors="coerce", format="ISO8601")
     wrong = np.flatnonzero(moments.isna().to_numpy() & ~np.isfinite(numbers))
     if len(wrong) or np.isfinite(numbers).any():
         row = int(wrong[0]) if len(wrong) else int(np.flatnonzero(np.isfinite(numbers))[0])
         raise DataError(
-            f"{option} {path}, line {row + 2}: time {column.iloc[row]!r}, expected seconds or milliseconds since 1970, "
-            "or RFC 3339 such as 2024-03-01T09:30:00Z, one of them in the whole column",
+            f"{option} {path}, line {row + 2}: time {column.iloc[row]!r}, expected seconds (or parts of them) since "
+            "1970, or RFC 3339 such as 2024-03-01T09:30:00Z, one of them in the whole column",
             field="time",
         )
     return moments.dt.as_unit("us").astype("int64").to_numpy()
@@ -213,7 +231,7 @@ def _lines(path: Path, option: str) -> Iterator[tuple[int, str]]:
     try:
         with _binary(path, option) as file:
             for number, raw in enumerate(file, 1):
-                line = raw.decode("utf-8").rstrip("\r\n")
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 if line.strip():
                     yield number, line
     except UnicodeDecodeError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from feature_repo.contracts.errors import DataError
-from feature_repo.contracts.events import DEFAULT_PREFERENCE_WEIGHTS, EVENT_TYPE_ALIASES, EVENT_TYPES
 from infra.bench.quality import formats
+from infra.bench.quality.event_words import canonical_types, most_valued
 from infra.bench.quality.training import Questions, Training
 from spark_jobs.models.item_content import Described, build_content
 from spark_jobs.models.matrix import sort_interactions
@@ -37,6 +37,8 @@ EVENTS_SHARE = 0.2
 """Of the target events, the newest, that validation takes."""
 SESSION_SHARE = 0.05
 """Of the training sessions, the newest, that validation takes."""
+LONGEST_PREFIX = 200
+"""Of a session that is validated on, so many last places: no model reads more."""
 MOST_QUESTIONS = 12_000
 """Validation, all slices together, has at most so many: the weights of the blend are searched on them."""
 SEARCH_QUESTIONS = 2_400
@@ -49,12 +51,6 @@ SEARCH_CELLS = 250_000_000
 SEED = 20_240_229
 
 ONLY_TYPE = "interaction"
-WORDS: Mapping[str, str] = {
-    "view": "view_item", "pv": "view_item", "pageview": "view_item", "click": "click", "cart": "add_to_cart",
-    "addtocart": "add_to_cart", "fav": "add_to_wishlist", "favorite": "add_to_wishlist", "wishlist": "add_to_wishlist",
-    "buy": "purchase", "bought": "purchase", "order": "purchase", "transaction": "purchase",
-}  # fmt: skip
-"""Names of event types that public logs use, beside the aliases of the event contract."""
 
 
 class Slice(NamedTuple):
@@ -167,7 +163,7 @@ def open_test(task: Task) -> Slice:
         events = formats.read_events(path, option)
         chosen = np.ones(len(events.user), bool)
         if events.event is not None:
-            types = np.array(_canonical(events.event), dtype=object)
+            types = np.array(canonical_types(events.event), dtype=object)
             targets = np.isin(types, list(training.target_types))
             chosen = targets if targets.any() else chosen
         users, items = events.user[chosen], events.item[chosen]
@@ -207,27 +203,18 @@ def _open_sequences(path: Path, _: bool) -> tuple[Training, Sequence[Slice]]:
 def _open_events(path: Path, repeats: bool) -> tuple[Training, Sequence[Slice]]:
     events = formats.read_events(path, "--train")
     if events.event is not None:
-        types = np.array(_canonical(events.event), dtype=object)
+        types = np.array(canonical_types(events.event), dtype=object)
     elif events.rating is not None:
         liked = events.rating >= events.rating.mean()
         types = np.where(liked, "rating_high", "rating_low").astype(object)
     else:
         types = np.full(len(events.user), ONLY_TYPE, dtype=object)
-    targets = _target_types(types)
+    targets = most_valued(types)
     form = {"types": types, "micros": events.micros, "has_order": events.micros is not None, "target_types": targets}
     training = _table_training(events.user, events.item, **form)  # type: ignore[arg-type]
     is_target = np.isin(types, list(targets))
     if events.micros is None:
-        chance = np.random.default_rng(SEED).random(len(types))
-        slices = _pairs_slices(events.user[is_target])
-        tenths = _shares_of_each(events.user, np.where(is_target, chance, -1.0), slices)
-        return training, [
-            _holdout(
-                training, events.user, events.item, held & is_target, removes_seen=not repeats, repeats=repeats,
-                slices=slices, **form,  # type: ignore[arg-type]
-            )
-            for held in tenths
-        ]  # fmt: skip
+        return training, _events_by_chance(training, events, is_target, form, repeats=repeats)
     micros = events.micros
     cut = int(np.quantile(micros[is_target], 1 - EVENTS_SHARE, method="lower")) + 1
     late = micros >= cut
@@ -247,7 +234,30 @@ def _open_events(path: Path, repeats: bool) -> tuple[Training, Sequence[Slice]]:
             dropped=held | (repeats & has_target & (micros >= newest)), slices=2, **form,  # type: ignore[arg-type]
         )
     )  # fmt: skip
+    if not any(len(found.questions) for found in cuts):  # what each did, they did at one time
+        return training, _events_by_chance(training, events, is_target, form, repeats=repeats)
     return training, cuts
+
+
+def _events_by_chance(
+    training: Training,
+    events: formats.Events,
+    is_target: NDArray[np.bool_],
+    form: Mapping[str, Any],
+    *,
+    repeats: bool,
+) -> Sequence[Slice]:
+    """Shares of each user's target events, where no time says which come last."""
+    chance = np.random.default_rng(SEED).random(len(is_target))
+    slices = _pairs_slices(events.user[is_target])
+    tenths = _shares_of_each(events.user, np.where(is_target, chance, -1.0), slices)
+    return [
+        _holdout(
+            training, events.user, events.item, held & is_target, removes_seen=not repeats, repeats=repeats,
+            slices=slices, **form,
+        )
+        for held in tenths
+    ]  # fmt: skip
 
 
 def _open_sessions(path: Path, _: bool) -> tuple[Training, Sequence[Slice]]:
@@ -257,12 +267,13 @@ def _open_sessions(path: Path, _: bool) -> tuple[Training, Sequence[Slice]]:
     training = _session_training(names, lines)
     first = len(lines) - max(1, int(len(lines) * SESSION_SHARE))
     earlier = _session_training(names, lines[:first])
-    prefixes = [(line[:end], line[end]) for line in lines[first:] for end in range(1, len(line))]
+    ends = [(line, end) for line in lines[first:] for end in range(1, len(line))]
     most = min(MOST_PREFIXES, max(1, SEARCH_CELLS // max(1, len(names))))
-    if len(prefixes) > most:
-        chosen = np.sort(np.random.default_rng(SEED).choice(len(prefixes), most, replace=False))
-        prefixes = [prefixes[number] for number in chosen]
-    return training, [_session_slice(earlier, [p for p, _ in prefixes], [t for _, t in prefixes])]
+    if len(ends) > most:
+        chosen = np.sort(np.random.default_rng(SEED).choice(len(ends), most, replace=False))
+        ends = [ends[number] for number in chosen]
+    prefixes = [line[max(0, end - LONGEST_PREFIX) : end] for line, end in ends]
+    return training, [_session_slice(earlier, prefixes, [line[end] for line, end in ends])]
 
 
 # --- making --------------------------------------------------------------------------------------------------------
@@ -474,21 +485,6 @@ def _last_of_each(
     lengths = np.repeat(np.array([len(found) for found in lists.items]), [len(found) for found in lists.items])
     last = (places >= lengths - count) & (lengths > count)
     return users[last], items[last]
-
-
-def _canonical(types: NDArray[np.object_]) -> list[str]:
-    """Event types by their canonical names; a name that nobody knows stays as it is."""
-    known = {alias.lower(): name for alias, name in EVENT_TYPE_ALIASES.items()} | dict(WORDS)
-    known |= {name: name for name in EVENT_TYPES}
-    by_name = {name: known.get(name, name) for name in set(types.tolist())}
-    return [by_name[name] for name in types.tolist()]
-
-
-def _target_types(types: NDArray[np.object_]) -> tuple[str, ...]:
-    """The most valued types there are: purchases, or else carts ...; all of them where none is known."""
-    worth = {name: DEFAULT_PREFERENCE_WEIGHTS.get(name, 0.0) for name in set(types.tolist())}
-    best = max(worth.values())
-    return tuple(sorted(name for name, value in worth.items() if value == best))
 
 
 def _pattern(rows: NDArray[np.integer], columns: NDArray[np.integer], shape: tuple[int, int]) -> sparse.csr_matrix:

@@ -235,7 +235,7 @@ def tune_blend(task: Task, found: Mapping[str, Found], budget: Budget, k: int, s
     pools = _pools(task, found, names, budget, k)
     count = sum(len(pool.counts) for pool in pools)
     say(f"{budget.spent():6.0f} s  blending {', '.join(names)} on {count:,} questions")
-    best_single = max(names, key=lambda name: (found[name].best.target, name))  # type: ignore[union-attr]
+    best_single = max(names, key=lambda name: found[name].best.target)  # type: ignore[union-attr]
     start = np.array([1.0 if name == best_single else 0.0 for name in names])
     alone = np.maximum(start, weight_floor(names))
     of_folds, targets, singles = [], [], []
@@ -253,6 +253,9 @@ def tune_blend(task: Task, found: Mapping[str, Found], budget: Budget, k: int, s
         of_folds.append(weights / weights.max())
         targets.append(_mean_target(outside, weights, protocol=task.protocol, k=k))
         singles.append(_mean_target(outside, alone, protocol=task.protocol, k=k))
+    if not of_folds:  # a single question: nothing to learn weights from
+        value = found[best_single].best.target  # type: ignore[union-attr]
+        return Blended({best_single: 1.0}, value, value)
     mean = np.mean(of_folds, axis=0)
     mean[mean < LEAST_WEIGHT * mean.max()] = 0.0
     mean = np.maximum(mean, weight_floor(names))
