@@ -17,6 +17,7 @@ PURE_PYTHON = "NIGHTJAR_PURE_PYTHON"
 PARTS = (
     "answers",
     "begun",
+    "filters",
     "fresh",
     "given",
     "columns",

@@ -34,6 +34,10 @@ cdef class AnswerWriter:
 
 
 cdef bint is_answered_here(object request, Columns columns, object catalogue)
+cdef bint is_told_by_records(object policy)
+cdef list passing(object policy, object catalogue, object now_micros, bint is_nobody)
+cdef int deeds_of(object rules) except -1
+cdef bytes policy_text(object policy)
 cdef int put_slate(
     Votes slate, Out out, Items prepared, Py_ssize_t count, object catalogue, object request, object segment,
     uint32_t* numbers, uint32_t* sources, list scores, bint with_reasons

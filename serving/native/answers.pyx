@@ -8,16 +8,17 @@ What `slates` declines is declined here too: then the twin answers, and writes t
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MIN, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from serving.native.borrowed cimport PyDict_GetItemWithError
 from serving.native.columns cimport Columns, columns_of
+from serving.native.filters cimport filters_of
 from serving.native.pieces cimport Items, Out, Written, give_back, items_of, put_item, put_reason, take_out
 from serving.native.reasons cimport because_of_session, is_of_session
 from serving.native.sessions cimport Heard, hash_of, hear_record
 from serving.native.slates cimport ROW_BYTES, Slates
-from serving.native.votes cimport Votes
+from serving.native.votes cimport BUYS, DISMISSES, TOUCHES, Votes
 from serving.native.work cimport MOST, Entry, Work, take_work
 from serving.native.work cimport give_back as give_back_work
 from serving.native.writing cimport close_answer, close_decision, open_answer, open_decision
@@ -28,6 +29,8 @@ from feature_repo.contracts.packing import CANDIDATES_HEADER_BYTES, FLAG_PERSONA
 from feature_repo.contracts.publication import pack_version
 from serving.native.columns import Declined
 from serving.pipeline.explain import base_reasons
+from serving.pipeline.item_filters import category_lists, item_filter
+from serving.pipeline.policy import EXCLUDE, KEEP, SESSION
 from serving.pipeline.values import Person
 
 
@@ -40,6 +43,9 @@ cdef uint8_t _DENIED = FLAG_PERSONALIZE_DENIED
 cdef frozenset _OF_THE_REQUEST = frozenset({int(Source.SEGMENT), int(Source.CATEGORY), int(Source.REGION)})
 """Sources whose words depend on who asks, and for what."""
 cdef dict _written = {}
+cdef Py_ssize_t _MOST_REMEMBERED = 4096
+cdef dict _rules_of = {}
+"""Placement -> its rules, whether items say why, and the policy as a decision has it."""
 cdef const char* _HEX = b"0123456789abcdef"
 
 
@@ -71,16 +77,23 @@ cdef class AnswerWriter:
         segment, feature_micros  what the records say of the person's category; `now_micros`  the instant of the slate
         """
         cdef object request = (<tuple>question)[0]
+        cdef object policy = request.policy
         cdef Columns columns = columns_of(catalogue)
         cdef Slates slate
         cdef Out out
         if not is_answered_here(request, columns, catalogue):
+            return None
+        if policy is not None and (policy.rules.arrange or not is_told_by_records(policy)):
             return None
         slate = Slates.__new__(Slates)
         slate.work = take_work()
         out = take_out()
         try:
             slate.begin(columns, request.num_results, now_micros)
+            if policy is not None:
+                filters = passing(policy, catalogue, now_micros, (<tuple>read)[2] is None)
+                slate.filters = filters_of(filters, columns.refused.size)
+                slate.added = list(category_lists(filters, catalogue).values())
             return self.written(
                 slate, out, question, request, started, catalogue, (<tuple>read)[1], (<tuple>read)[2], segment, feature_micros,
                 changes_micros,
@@ -96,6 +109,7 @@ cdef class AnswerWriter:
         bytes candidates, bytes session, object segment, object feature_micros, object changes_micros
     ):
         cdef Work work = slate.work
+        cdef object policy = request.policy, rules = None if policy is None else policy.rules
         cdef Items prepared
         cdef Heard heard
         cdef const uint8_t* packed = NULL
@@ -111,7 +125,9 @@ cdef class AnswerWriter:
             packed = <const uint8_t*>PyBytes_AS_STRING(candidates) + HEADER
         heard.count = 0
         if session is not None:
-            heard = hear_record(slate, session, request.session_id, self.gap_micros)
+            heard = hear_record(
+                slate, session, request.session_id, self.gap_micros, deeds_of(rules), INT64_MIN if rules is None else -1
+            )
         for item_id in request.exclude_item_ids:
             slate.exclude(item_id, False)
         count = slate.fill(None, packed, own, segment, request, catalogue, self.tuning)
@@ -124,7 +140,8 @@ cdef class AnswerWriter:
 
         prepared = items_of(catalogue)
         open_answer(out, (<tuple>question)[1], (<tuple>question)[2])
-        put_slate(slate, out, prepared, count, catalogue, request, segment, numbers, sources, scores, True)
+        put_slate(slate, out, prepared, count, catalogue, request, segment, numbers, sources, scores,
+                  policy is None or policy.reasons)
         close_answer(
             out, catalogue, (self.timer() - started) // 1000, level, reason, None, (<tuple>question)[4], feature_micros,
             session_micros, changes_micros
@@ -189,6 +206,9 @@ cdef class AnswerWriter:
             out.put_text(request.region)
         if request.personalize is not None:
             out.put_bytes(b',"personalize":true')
+        if request.policy is not None:
+            out.put_bytes(b',"policy":')
+            out.put_bytes(policy_text(request.policy))
         if not may_store:
             return out.put_bytes(b',"store":false')
         if request.exclude_item_ids:
@@ -208,9 +228,53 @@ cdef class AnswerWriter:
 cdef bint is_answered_here(object request, Columns columns, object catalogue):
     """Whether nothing about the request itself, or the version, asks for the steps."""
     return (
-        request.policy is None and not request.explain and not request.recent_events and request.personalize is not False
+        not request.explain and not request.recent_events and request.personalize is not False
         and columns is not None and columns.are_of(catalogue) and 0 < request.num_results <= MOST
     )
+
+
+cdef bint is_told_by_records(object policy):
+    """Whether native code knows from the records of a person what these rules take out."""
+    cdef object rules = policy.rules
+    return (
+        policy.item_ids is None and rules.frequency_cap is None and rules.seen in (KEEP, SESSION)
+        and rules.bought in (KEEP, EXCLUDE)
+    )
+
+
+cdef list passing(object policy, object catalogue, object now_micros, bint is_nobody):
+    """The filters of placement and request. Raises Declined where one asks about somebody."""
+    cdef list found = []
+    for text in (policy.rules.filter, policy.filter):
+        if text is not None:
+            one = item_filter(text, catalogue, now_micros=now_micros)
+            if one.asks_person and not is_nobody:
+                raise Declined
+            found.append(one)
+    return found
+
+
+cdef int deeds_of(object rules) except -1:
+    """For which deeds of the session an item leaves; `rules` None: of a slate without a policy."""
+    cdef int deeds = DISMISSES
+    if rules is None or rules.seen != KEEP:
+        deeds |= TOUCHES
+    if rules is None or rules.bought != KEEP:
+        deeds |= BUYS
+    return deeds
+
+
+cdef bytes policy_text(object policy):
+    """`SlatePolicy.inputs` as a decision has it; that of a placement is remembered."""
+    if policy.filter is not None:
+        return _dumps(policy.inputs())
+    found = _rules_of.get(policy.placement)
+    if found is None or (<tuple>found)[0] is not policy.rules or (<tuple>found)[1] is not policy.reasons:
+        if len(_rules_of) >= _MOST_REMEMBERED:
+            _rules_of.clear()
+        found = policy.rules, policy.reasons, bytes(_dumps(policy.inputs()))
+        _rules_of[policy.placement] = found
+    return (<tuple>found)[2]
 
 
 cdef object why_not_personal(str level, object request, bytes candidates):

@@ -6,9 +6,9 @@ Declined is what `answers` and `ranking` decline, and a list that ends with ids 
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport INT64_MIN, int64_t, uint8_t, uint32_t
 
-from serving.native.answers cimport HEADER, AnswerWriter, is_answered_here, why_not_personal
+from serving.native.answers cimport HEADER, AnswerWriter, deeds_of, is_answered_here, why_not_personal
 from serving.native.columns cimport Columns, columns_of
 from serving.native.pieces cimport Items, Out, Written, give_back, items_of, put_item, take_out
 from serving.native.ranking cimport Ranking
@@ -38,7 +38,7 @@ cdef class GivenWriter(AnswerWriter):
         cdef Columns columns = columns_of(catalogue)
         cdef Ranking ranking
         cdef Out out
-        if not is_answered_here(request, columns, catalogue):
+        if request.policy is not None or not is_answered_here(request, columns, catalogue):
             return None
         ranking = Ranking.__new__(Ranking)
         ranking.columns = columns
@@ -86,7 +86,7 @@ cdef class GivenWriter(AnswerWriter):
         popular = ranking.look_up_popularity(count, catalogue.popularity, lowest)
         heard.count = 0
         if session is not None:
-            heard = hear_record(ranking, session, request.session_id, self.gap_micros)
+            heard = hear_record(ranking, session, request.session_id, self.gap_micros, deeds_of(None), INT64_MIN)
             for at in range(count):
                 has_silenced = has_silenced or work.entries[work.order[at]].is_silenced
         if heard.count and count:

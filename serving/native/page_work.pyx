@@ -4,18 +4,17 @@
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport INT64_MIN, int64_t, uint8_t
 
-from serving.native.answers cimport HEADER, AnswerWriter, hex_of
+from serving.native.answers cimport HEADER, AnswerWriter, deeds_of, hex_of, policy_text
 from serving.native.columns cimport Columns
 from serving.native.pieces cimport Items, Out, give_back, items_of, take_out
 from serving.native.sessions cimport EVENTS, Record, hash_of, hear_events, pick, told_of
-from serving.native.votes cimport BUYS, DISMISSES, TOUCHES, Votes
+from serving.native.votes cimport BUYS, Votes
 from serving.native.work cimport Event, Work, take_work
 from serving.native.work cimport give_back as give_back_work
 from serving.native.writing cimport close_answer, close_decision, open_decision
 
 import orjson
 
-from serving.pipeline.policy import KEEP
 from serving.pipeline.values import Reason
 
 
@@ -23,8 +22,6 @@ cdef object _dumps = orjson.dumps
 cdef Py_ssize_t _MOST_REMEMBERED = 4096
 cdef dict _worded = {}
 """Words of a reason -> the reason as it is written."""
-cdef dict _rules_of = {}
-"""Placement -> its rules, whether items say why, and the policy as a decision has it."""
 
 
 cdef bytes in_words(str words):
@@ -35,17 +32,6 @@ cdef bytes in_words(str words):
             _worded.clear()
         found = _worded[words] = bytes(_dumps(Reason(None, None, words)._asdict()))
     return found
-
-
-cdef bytes _policy_text(object policy):
-    """`SlatePolicy.inputs` as a decision has it; that of a placement is remembered."""
-    found = _rules_of.get(policy.placement)
-    if found is None or (<tuple>found)[0] is not policy.rules or (<tuple>found)[1] is not policy.reasons:
-        if len(_rules_of) >= _MOST_REMEMBERED:
-            _rules_of.clear()
-        found = policy.rules, policy.reasons, bytes(_dumps(policy.inputs()))
-        _rules_of[policy.placement] = found
-    return (<tuple>found)[2]
 
 
 cdef class PageWork:
@@ -148,16 +134,11 @@ cdef class PageWork:
 
     cdef int exclude_known(self, Votes slate, object rules) except -1:
         """What the person knows, and what the page shows already."""
-        cdef int deeds = DISMISSES
-        cdef bint keeps_bought = rules is not None and rules.bought == KEEP
-        if rules is None or rules.seen != KEEP:
-            deeds |= TOUCHES
-        if not keeps_bought:
-            deeds |= BUYS
+        cdef int deeds = deeds_of(rules)
         slate.exclude_events(deeds)
         if self.record is not None:
             self.record.exclude_dismissed(slate)
-            if not keeps_bought:
+            if deeds & BUYS:
                 self.record.exclude_bought(slate, INT64_MIN if rules is None else -1)
         return self.exclude_taken(slate)
 
@@ -233,7 +214,7 @@ cdef class PageWork:
             out.put_bytes(b',"personalize":true')
         if policy is not None:
             out.put_bytes(b',"policy":')
-            out.put_bytes(_policy_text(policy))
+            out.put_bytes(policy_text(policy))
         if not self.may_store:
             return out.put_bytes(b',"store":false')
         if self.taken:

@@ -9,9 +9,12 @@ and says what it shows. `continue` may be short here too: it nearly always is.
 
 from libc.stdint cimport int64_t, uint32_t
 
-from serving.native.answers cimport AnswerWriter, is_answered_here, put_slate, why_not_personal
+from serving.native.answers cimport (
+    AnswerWriter, is_answered_here, is_told_by_records, passing, put_slate, why_not_personal
+)
 from serving.native.begun cimport begun_words, find_begun
 from serving.native.columns cimport Columns, PopularRows, columns_of, popular_rows
+from serving.native.filters cimport filters_of
 from serving.native.fresh cimport interest, interests_of, shelve_fresh
 from serving.native.order cimport Room
 from serving.native.page_work cimport PageWork, in_words
@@ -32,9 +35,9 @@ from feature_repo.contracts.packing import Source
 from serving.native.columns import Declined
 from serving.pipeline.catalogue import MAX_REMEMBERED
 from serving.pipeline.filters import SlateFilter
+from serving.pipeline.item_filters import category_lists
 from serving.pipeline.list_slate import NOTHING_ELIGIBLE, because_of
 from serving.pipeline.new_items import new_in_words, older_rows
-from serving.pipeline.policy import EXCLUDE, KEEP, SESSION
 from serving.pipeline.rotation import DAY_MICROS, rotation_seed
 from serving.pipeline.ruled_slate import LOOKED_AT
 from serving.pipeline.similar import UNKNOWN
@@ -69,7 +72,7 @@ cdef class PageWriter(AnswerWriter):
         cdef object request = (<tuple>asked)[1]
         cdef Columns columns = columns_of(catalogue)
         cdef Page page
-        if not is_answered_here(request, columns, catalogue):
+        if request.policy is not None or not is_answered_here(request, columns, catalogue):
             return None
         page = Page.__new__(Page)
         page.writer, page.columns, page.catalogue, page.request, page.started = self, columns, catalogue, request, started
@@ -122,21 +125,12 @@ cdef class Page(PageWork):
     # Recommendations
 
     cdef int recommend(self, object policy) except -1:
-        cdef object rules
         self.placed.heard = self.heard
         if policy is None:
             return self.choose(None)
-        rules = policy.rules
-        if policy.filter is not None or policy.item_ids is not None or rules.filter is not None:
+        if not is_told_by_records(policy):
             raise Declined
-        if rules.seen not in (KEEP, SESSION) or rules.bought not in (KEEP, EXCLUDE) or rules.frequency_cap is not None:
-            raise Declined
-        if (
-            rules.diversity or rules.exploration or rules.rotation or rules.fatigue or rules.one_per_group
-            or rules.max_per_category or rules.max_per_brand or rules.min_relevance
-        ):
-            return self.arrange(policy)
-        return self.choose(policy)
+        return self.arrange(policy) if policy.rules.arrange else self.choose(policy)
 
     cdef int choose(self, object policy) except -1:
         """`build_slate` where nothing is arranged."""
@@ -144,6 +138,10 @@ cdef class Page(PageWork):
         slate.work = take_work()
         try:
             slate.begin(self.columns, (<tuple>self.asked)[1], self.now_micros)
+            if policy is not None:
+                filters = passing(policy, self.catalogue, self.now_micros, self.record is None)
+                slate.filters = filters_of(filters, self.columns.refused.size)
+                slate.added = list(category_lists(filters, self.catalogue).values())
             self.hear(slate)
             self.exclude_known(slate, None if policy is None else policy.rules)
             self.placed.count = slate.fill(
@@ -166,7 +164,9 @@ cdef class Page(PageWork):
         cdef list propensities
         slate.work = take_work()
         try:
-            slate.begin(self.columns, self.catalogue, [], size, self.now_micros)
+            filters = passing(policy, self.catalogue, self.now_micros, self.record is None)
+            slate.begin(self.columns, self.catalogue, filters, size, self.now_micros)
+            slate.added = list(category_lists(filters, self.catalogue).values())
             self.hear(slate)
             self.exclude_known(slate, rules)
             slate.vote(tuning, tuning.session_weight if self.own else tuning.session_weight_alone)

@@ -10,14 +10,13 @@ from serving.native.votes cimport Votes
 
 
 cdef class Ruled(Votes):
-    cdef list filters
     cdef Shelves shelves
     cdef Py_ssize_t candidate_count
     cdef bint has_votes
-    cdef str level  # the first rung that gave a candidate
+    cdef str level   # the first rung that gave a candidate
+    cdef list added  # popular lists that filters name; None: none
 
-    cdef int begin(self, Columns columns, object catalogue, list filters, Py_ssize_t size, int64_t now_micros) except -1
-    cdef int exclude_ruled(self, object taken_out, list session, object dismissed) except -1
+    cdef int begin(self, Columns columns, object catalogue, object filters, Py_ssize_t size, int64_t now_micros) except -1
     cdef int vote(self, object tuning, double most) except -1
     cdef Py_ssize_t climb(self, object rows, object source, Py_ssize_t wanted, double* ceiling) except -1
     cdef Py_ssize_t climb_rows(

@@ -1,8 +1,9 @@
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from feature_repo.contracts.packing import SessionEvent
 from serving.pipeline.candidates import Rung
 from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.item_filters import ItemFilter, PersonalFilter
 from serving.pipeline.policy import SlateRules
 from serving.pipeline.values import Person, RungReport, SlateItem, SlateRequest, Tuning
 
@@ -15,10 +16,10 @@ def arrange(
     tuning: Tuning,
     now_micros: int,
     taken_out: Mapping[int, str],
-    filters: Sequence[Callable[[int], bool]],
+    filters: Sequence[ItemFilter | PersonalFilter],
     rungs: Iterator[Rung],
     depth: int,
     rotation_seed: int,
     shown: Mapping[int, tuple[int, int]],
     exploration_seed: str,
-) -> tuple[list[SlateItem], list[RungReport], float, list[float]] | None: ...
+) -> tuple[list[SlateItem], list[RungReport], float, Sequence[float]] | None: ...

@@ -13,6 +13,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from serving.native.columns cimport Column, Columns, PopularRows, columns_of, popular_rows
+from serving.native.filters cimport filters_of
 from serving.native.order cimport Room, sort_places
 from serving.native.reasons cimport explain
 from serving.native.shelves cimport Shelves, shelves_of
@@ -20,7 +21,6 @@ from serving.native.variety cimport MOST_PLACES, Caps, Diverse, Near
 from serving.native.votes cimport Votes
 from serving.native.work cimport MOST, Entry, Work, give_back, push, take_work
 
-from feature_repo.contracts.events import DISMISSING_TYPES
 from feature_repo.contracts.packing import CANDIDATE_ROW, NO_REASON, CandidateRows, Source
 from feature_repo.contracts.session_blend import BELOW, FLOOR
 from serving.native.columns import Declined
@@ -45,7 +45,6 @@ cdef double _FLOOR = FLOOR
 cdef double _UNIT = 2.0**-53
 cdef int64_t _DAY_MICROS = DAY_MICROS
 cdef Py_ssize_t _EXPLORED_POOL = EXPLORED_POOL
-cdef object _DISMISSING = frozenset(DISMISSING_TYPES)
 cdef object _tuple_of = tuple.__new__
 cdef object _sum = builtins.sum  # not written out by the compiler: Python's own rounds as it does
 cdef list _free_rooms = []
@@ -54,34 +53,11 @@ cdef list _free_rooms = []
 cdef class Ruled(Votes):
     """One slate under way."""
 
-    cdef int begin(self, Columns columns, object catalogue, list filters, Py_ssize_t size, int64_t now_micros) except -1:
+    cdef int begin(self, Columns columns, object catalogue, object filters, Py_ssize_t size, int64_t now_micros) except -1:
         self.columns, self.wanted, self.now_micros = columns, size, now_micros
-        self.shelves, self.filters = shelves_of(catalogue), filters
+        self.shelves, self.filters = shelves_of(catalogue), filters_of(filters, columns.refused.size)
         self.has_times = bool(columns.expire) or bool(columns.available)
         self.weight = 0.0
-        return 0
-
-    cdef bint admits(self, Entry* entry) except -1:
-        """`RuledSlate.admits`, remembered in the entry."""
-        if entry.is_refused >= 0:
-            return not entry.is_refused
-        if Votes.admits(self, entry) and self.filters:
-            number = entry.number
-            for passes in self.filters:
-                if not passes(number):
-                    entry.is_refused = 1
-                    break
-        return not entry.is_refused
-
-    cdef int exclude_ruled(self, object taken_out, list session, object dismissed) except -1:
-        """What the rules take out, and `silenced_items`."""
-        for number in taken_out:
-            self.work.enter(<uint32_t>number).is_excluded = True
-        for event in session:
-            if (<tuple>event)[1] in _DISMISSING:
-                self.exclude((<tuple>event)[3], True)
-        for mark in dismissed:
-            self.exclude((<tuple>mark)[1], True)
         return 0
 
     cdef int vote(self, object tuning, double most) except -1:
@@ -211,10 +187,16 @@ cdef class Ruled(Votes):
             found = catalogue.popular_by_region.get(request.region)
             if found is not None and self.is_full_by("region", found, _REGION, wanted, &ceiling):
                 return 0
+        if self.added is not None:
+            for rows in self.added:
+                if self.is_full_by("filtered_category", rows, _CATEGORY, wanted, &ceiling):
+                    return 0
         if catalogue.popular and self.is_full_by("popular", catalogue.popular, _POPULARITY, wanted, &ceiling):
             return 0
-        if catalogue.static:
-            self.is_full_by("static", catalogue.static, _STATIC, wanted, &ceiling)
+        if catalogue.static and self.is_full_by("static", catalogue.static, _STATIC, wanted, &ceiling):
+            return 0
+        if self.filters is not None:
+            raise Declined  # the catalogue itself comes next
         return 0
 
     cdef bint is_full_by(self, str name, object rows, uint32_t source, Py_ssize_t wanted, double* ceiling) except -1:
@@ -459,7 +441,7 @@ def arrange(
     """(items, rungs, weight of the session, propensities) of `RuledSlate` for a request that is allowed, names no items
     and is not to be explained; None when the twin has to answer.
 
-    filters   those of placement and request, by item number
+    filters   those of placement and request (`item_filters`)
     depth     how many of the best are put into a new order
     shown     item number -> `fatigue.Showings`
     """

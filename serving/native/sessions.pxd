@@ -49,7 +49,9 @@ cdef Py_ssize_t pick(
 cdef Py_ssize_t pick_last(const Sections* told, int64_t gap_micros, Py_ssize_t* places) except -1
 cdef Heard told_of(const Sections* told, const Py_ssize_t* places, Py_ssize_t picked) except *
 cdef int hear_events(Votes slate, const Sections* told, const Py_ssize_t* places, Py_ssize_t picked) except -1
-cdef Heard hear_record(Votes slate, bytes record, object session_id, int64_t gap_micros) except *
+cdef Heard hear_record(
+    Votes slate, bytes record, object session_id, int64_t gap_micros, int deeds, int64_t bought_since
+) except *
 cdef uint64_t hash_of(object session_id) except? 1
 
 

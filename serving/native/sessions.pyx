@@ -12,7 +12,7 @@ from libc.string cimport memchr, memcpy
 
 from serving.native.blake cimport blake2b_8
 from serving.native.names cimport Names
-from serving.native.votes cimport BUYS, DISMISSES, TOUCHES, Votes, know_kind
+from serving.native.votes cimport BUYS, Votes, know_kind
 from serving.native.work cimport Event
 
 from feature_repo.contracts.packing import FLAG_BOT, FLAG_PERSONALIZE_DENIED
@@ -232,9 +232,12 @@ cdef int hear_events(Votes slate, const Sections* told, const Py_ssize_t* places
     return 0
 
 
-cdef Heard hear_record(Votes slate, bytes record, object session_id, int64_t gap_micros) except *:
-    """What the record says is heard by the slate: the events of the session that asks, oldest first, and what was ever
-    bought or dismissed. Raises Declined, UnicodeError."""
+cdef Heard hear_record(
+    Votes slate, bytes record, object session_id, int64_t gap_micros, int deeds, int64_t bought_since
+) except *:
+    """What the record says is heard by the slate: the events of the session that asks, oldest first. Items leave for these
+    deeds of the session, and for having been dismissed, or, where BUYS is among the deeds, bought since. Raises Declined,
+    UnicodeError."""
     cdef Sections told
     cdef Py_ssize_t places[EVENTS]
     cdef Py_ssize_t picked, at, name
@@ -242,11 +245,13 @@ cdef Heard hear_record(Votes slate, bytes record, object session_id, int64_t gap
     open_record(record, &told)
     picked = pick(&told, session_id, gap_micros, slate.now_micros, places)
     hear_events(slate, &told, places, picked)
-    slate.exclude_events(TOUCHES | DISMISSES | BUYS)
+    slate.exclude_events(deeds)
     for at in range(told.dismissed):
         name = two(told.dismissed_rows + at * MARK + 8)
         slate.exclude_number(by_name.find(told.names[name], told.sizes[name]), True)
-    for at in range(told.bought):
+    for at in range(told.bought if deeds & BUYS else 0):
+        if eight(told.bought_rows + at * MARK) < bought_since:
+            continue
         name = two(told.bought_rows + at * MARK + 8)
         slate.exclude_number(by_name.find(told.names[name], told.sizes[name]), False)
     return told_of(&told, places, picked)

@@ -15,6 +15,7 @@ cdef class Slates(Votes):
     cdef Py_ssize_t candidate_count
     cdef list rungs      # reports of those that were tried; None: nobody asks
     cdef str level       # the first that gave a candidate
+    cdef list added      # popular lists that filters name; None: none
 
     cdef double within_reach(self) noexcept
     cdef int score(self, bint has_votes) except -1

@@ -20,6 +20,7 @@ from libc.string cimport memcpy
 
 from serving.native.borrowed cimport PyUnicode_Compare
 from serving.native.columns cimport Column, Columns, PopularRows, columns_of, popular_rows
+from serving.native.filters cimport filters_of
 from serving.native.reasons cimport explain
 from serving.native.votes cimport Votes
 from serving.native.work cimport MOST, Entry, Work, give_back, push, take_work
@@ -225,6 +226,8 @@ cdef class Slates(Votes):
             if not has_votes:
                 self.weight = 0.0
         self.take_rungs(candidates, packed, own, segment, request, catalogue, &ceiling, has_votes)
+        if self.filters is not None and self.candidate_count < self.wanted:
+            raise Declined  # the catalogue itself comes next
         self.score(has_votes)
         if has_votes:
             count = self.order(True)
@@ -257,6 +260,10 @@ cdef class Slates(Votes):
             found = catalogue.popular_by_region.get(request.region)
             if found is not None and self.is_full_by("region", found, _REGION, ceiling, has_votes):
                 return 0
+        if self.added is not None:
+            for rows in self.added:
+                if self.is_full_by("filtered_category", rows, _CATEGORY, ceiling, has_votes):
+                    return 0
         if catalogue.popular and self.is_full_by("popular", catalogue.popular, _POPULARITY, ceiling, has_votes):
             return 0
         if catalogue.static:
@@ -299,9 +306,17 @@ cdef inline double _base_of(double score, double top, double last, bint is_posit
     return ceiling * (_FLOOR if base < _FLOOR else base)
 
 
-def choose(object request, object person, list session, object catalogue, object tuning, object now_micros):
-    """(items, rungs, weight of the session, fallback level) of `build_slate` for a request that is allowed, has no policy and is not to
-    be explained; None when the twin has to answer."""
+def choose(
+    object request, object person, list session, object catalogue, object tuning, object now_micros,
+    object taken_out=None, object filters=(), list added=None,
+):
+    """(items, rungs, weight of the session, fallback level) of `build_slate` for a request that is allowed and is not to be
+    explained; None when the twin has to answer. Of one that has a policy, which arranges nothing:
+
+    taken_out  numbers that it takes out, beyond stock and filters
+    filters    those of placement and request (`item_filters`)
+    added      the popular lists that filters name
+    """
     cdef Columns columns = columns_of(catalogue)
     cdef Slates slate
     cdef Py_ssize_t count
@@ -312,7 +327,12 @@ def choose(object request, object person, list session, object catalogue, object
     try:
         slate.begin(columns, request.num_results, now_micros)
         slate.rungs = []
-        slate.exclude_all(session, person.session, request.exclude_item_ids)
+        if taken_out is None:
+            slate.exclude_all(session, person.session, request.exclude_item_ids)
+        else:
+            slate.filters, slate.added = filters_of(filters, columns.refused.size), added
+            slate.hear(session)
+            slate.exclude_ruled(taken_out, session, person.session.dismissed)
         count = slate.fill(person.candidates, NULL, 0, person.segment, request, catalogue, tuning)
         if count < slate.wanted:
             return None

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
-"""What the session says, in native code: which items it takes out, and which it speaks for. The twins are
-`pipeline.filters` and `pipeline.score`.
+"""What the session says, in native code: which items it takes out, and which it speaks for; and which items filters take
+out. The twins are `pipeline.filters`, `pipeline.ruled_slate` and `pipeline.score`.
 """
 
 from cpython.object cimport PyObject
@@ -25,6 +25,7 @@ cdef dict _KINDS = {
 }
 """Kind of an event -> its deeds, and what it weighs as a vote."""
 assert all(SESSION_VOTE_WEIGHTS.values())
+cdef object _DISMISSING = frozenset(DISMISSING_TYPES)
 cdef double _HALF = float("0.5")  # not a constant: pow(0.5, x) may not become another function
 cdef double _MICROS = MICROS
 cdef double _ALMOST = 1 - 1e-9
@@ -46,7 +47,7 @@ cdef class Votes:
     """One slate under way, as far as the session shapes it."""
 
     cdef bint admits(self, Entry* entry) except -1:
-        """`SlateFilter.admits`, remembered in the entry."""
+        """`SlateFilter.admits`, or `RuledSlate.admits`, remembered in the entry."""
         cdef Columns columns = self.columns
         cdef PyObject* moment
         if entry.is_refused >= 0:
@@ -65,6 +66,8 @@ cdef class Votes:
                 moment = PyDict_GetItemWithError(columns.available, number)
                 if moment is not NULL and <int64_t>(<object>moment) > self.now_micros:
                     entry.is_refused = 1
+        if self.filters is not None and not entry.is_refused and not self.filters.admit(entry.number):
+            entry.is_refused = 1
         return not entry.is_refused
 
     cdef int exclude(self, object item_id, bint is_silenced) except -1:
@@ -98,6 +101,17 @@ cdef class Votes:
         for at in range(self.work.event_count):
             if self.work.events[at].deeds & deeds:
                 self.exclude_number(self.work.events[at].number, (self.work.events[at].deeds & DISMISSES) != 0)
+        return 0
+
+    cdef int exclude_ruled(self, object taken_out, list session, object dismissed) except -1:
+        """What the rules take out, and `silenced_items`."""
+        for number in taken_out:
+            self.work.enter(<uint32_t>number).is_excluded = True
+        for event in session:
+            if (<tuple>event)[1] in _DISMISSING:
+                self.exclude((<tuple>event)[3], True)
+        for mark in dismissed:
+            self.exclude((<tuple>mark)[1], True)
         return 0
 
     cdef int exclude_all(self, list session, object state, object exclude_item_ids) except -1:

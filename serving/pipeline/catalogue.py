@@ -5,7 +5,7 @@ Read-only for those who answer; `pipeline.overlay` writes into it what the shop 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, MutableMapping, MutableSequence, Sequence
+from collections.abc import Container, Iterable, Mapping, MutableMapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -128,8 +128,8 @@ class Catalogue:
     """What was worked out of the columns above, by subject (`remember`)."""
 
     facts: ItemFacts = field(default_factory=ItemFacts, repr=False)
-    bound_filters: MutableMapping[str, Callable[[int], bool]] = field(default_factory=dict, repr=False)
-    """Filters that say the same in every request, ready for these columns; see `pipeline.item_filters`."""
+    bound_filters: dict[str, Any] = field(default_factory=dict, repr=False)
+    """Text -> `item_filters.ItemFilter` over these columns, the last asked last."""
 
     @property
     def is_first(self) -> bool:
@@ -148,6 +148,12 @@ class Catalogue:
         if found is None:
             found = self.remembered[subject] = {}
         return found
+
+    def forget(self, item_number: int) -> None:
+        """Whoever changes an item says so here: what filters say of it is worked out anew."""
+        for kept in self.bound_filters.values():
+            if kept.is_live:
+                kept.forget(item_number)
 
     def neighbours(self, item_number: int) -> list[tuple[int, float]]:
         """(neighbour number, similarity), best first; empty for an item without a row."""

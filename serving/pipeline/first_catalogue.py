@@ -69,10 +69,8 @@ def first_catalogue(records: Mapping[str, RecordState], *, now_micros: int) -> C
 def with_votes(catalogue: Catalogue, votes: Mapping[str, int]) -> Catalogue:
     """A first catalogue in which what was touched is popular. `votes`: item id -> votes, most first; MOST_VOTED count.
 
-    Columns of items are shared with the given one, so a change of stock shows in both.
+    Columns of items, and the filters over them, are shared with the given one, so a change of stock shows in both.
     """
     numbers = catalogue.numbers
     rows = [(numbers[item_id], float(count)) for item_id, count in votes.items() if item_id in numbers][:MOST_VOTED]
-    return replace(
-        catalogue, popular=RankedList(rows), popularity=dict(rows), remembered={}, bound_filters={}
-    )  # fmt: skip
+    return replace(catalogue, popular=RankedList(rows), popularity=dict(rows), remembered={})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,16 +13,17 @@ from feature_repo.contracts.filter_language import (
     BOUGHT_AT,
     IN_CART,
     IN_SESSION,
+    PERSON_FIELDS,
     SEEN_AT,
-    All,
+    Ago,
     Expression,
-    all_of,
-    depends_on_request,
+    Order,
     needed_values,
+    parse_filter,
     tests_of,
 )
 from feature_repo.contracts.filter_rules import bind_filter
-from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.catalogue import Catalogue, PopularList
 
 MAX_BOUND_FILTERS = 256
 """Filters that a version keeps ready, fewer for a large one: each takes a byte per item."""
@@ -47,51 +49,123 @@ class PersonFacts:
 NOBODY = PersonFacts()
 
 
-def filter_items(
-    expression: Expression, text: str, catalogue: Catalogue, person: PersonFacts, *, now_micros: int
-) -> Admits:
-    """The filter as a function of the item number (of an item of the catalogue).
+class ItemFilter:
+    """A filter over the items of a version, for nobody in particular: what it says of an item is worked out when it is
+    first asked, and remembered. Belongs to one event loop.
 
-    One that says the same in every request is kept with the version under its `text`, and what its unchanging tests say
-    of an item is remembered; price and stock are asked every time.
+    known       a byte for each item: 0 nobody asked yet, 1 no, 2 yes
+    apart       numbers of items of which it has to be asked each time; here none
+    categories  `named_categories`
+    is_live     whether it asks for what changes while the version is served; then who changes an item says `forget`
+    asks_person whether it asks about the person as well, of whom here nothing is known
     """
-    bound = catalogue.bound_filters.get(text)
-    if bound is not None:
-        return bound
-    if depends_on_request(expression):
-        return bind_filter(expression, _reader(catalogue, person), now_micros=now_micros)
-    parts = expression.parts if isinstance(expression, All) else (expression,)
-    fixed = [part for part in parts if not any(test.field in LIVE_FIELDS for test in tests_of(part))]
-    live = [part for part in parts if part not in fixed]
-    reader = _reader(catalogue, NOBODY)
-    now = bind_filter(all_of(*live), reader, now_micros=0)
-    bound = (
-        now if not fixed else _remembering(bind_filter(all_of(*fixed), reader, now_micros=0), len(catalogue.item_ids))
-    )
-    if fixed and live:
-        bound = _both(bound, now)
-    most = min(MAX_BOUND_FILTERS, max(4, MAX_REMEMBERED_BYTES // (len(catalogue.item_ids) + 1)))
-    while len(catalogue.bound_filters) >= most:
-        catalogue.bound_filters.pop(next(iter(catalogue.bound_filters)), None)
-    catalogue.bound_filters[text] = bound
-    return bound
 
+    __slots__ = (
+        "_ask", "_expression", "_now_micros", "_spans", "apart", "asks_person", "catalogue", "categories", "is_live",
+        "known",
+    )  # fmt: skip
 
-def _remembering(admits: Admits, size: int) -> Admits:
-    """The same, asked once for each of `size` items."""
-    known = bytearray(size)  # 0 not asked yet, 1 no, 2 yes
+    def __init__(self, expression: Expression, catalogue: Catalogue, *, now_micros: int) -> None:
+        tests = list(tests_of(expression))
+        self.known = bytearray(len(catalogue.item_ids))
+        self.apart: Set[int] = frozenset()
+        self.categories = named_categories(expression)
+        self.is_live = any(test.field in LIVE_FIELDS for test in tests)
+        self.asks_person = any(test.field in PERSON_FIELDS for test in tests)
+        self.catalogue = catalogue
+        self._expression = expression
+        self._spans = {
+            test.bound.micros
+            for test in tests
+            if isinstance(test, Order) and isinstance(test.bound, Ago) and test.field not in PERSON_FIELDS
+        }
+        self._now_micros = now_micros
+        self._ask: Admits | None = None
 
-    def remembered(number: int) -> bool:
-        said = known[number]
+    def __call__(self, number: int) -> bool:
+        """Whether an item of the catalogue passes."""
+        said = self.known[number]
         if not said:
-            said = known[number] = 2 if admits(number) else 1
+            if self._ask is None:
+                self._ask = bind_filter(
+                    self._expression, _reader(self.catalogue, NOBODY), now_micros=self._now_micros
+                )  # fmt: skip
+            said = self.known[number] = 2 if self._ask(number) else 1
         return said == 2
 
-    return remembered
+    def forget(self, number: int) -> None:
+        """The item was changed."""
+        self.known[number] = 0
+
+    def move_to(self, now_micros: int) -> None:
+        """Let it be that instant, earlier or later: of items that have since come of an age it is asked again."""
+        if not self._spans or now_micros == self._now_micros:
+            return
+        first, last = sorted((self._now_micros, now_micros))
+        newest = self.catalogue.newest
+        for span in self._spans:
+            start = bisect_left(newest, span - last, key=_age_order)
+            end = bisect_right(newest, span - first, key=_age_order)
+            if end - start > MAX_SCANNED:
+                self.known[:] = bytes(len(self.known))
+                break
+            for number, _ in newest[start:end]:
+                self.known[number] = 0
+        self._now_micros, self._ask = now_micros, None
 
 
-def _both(first: Admits, second: Admits) -> Admits:
-    return lambda number: first(number) and second(number)
+def _age_order(row: tuple[int, float]) -> int:
+    return -int(row[1])
+
+
+class PersonalFilter:
+    """An `ItemFilter` for one person and request: of items that they have to do with, `apart`, it is asked itself."""
+
+    __slots__ = ("_ask", "_of_nobody", "apart", "categories", "known")
+
+    def __init__(self, of_nobody: ItemFilter, ask: Admits, apart: Set[int]) -> None:
+        self.known = of_nobody.known
+        self.categories = of_nobody.categories
+        self.apart = apart
+        self._of_nobody = of_nobody
+        self._ask = ask
+
+    def __call__(self, number: int) -> bool:
+        """Whether an item of the catalogue passes."""
+        return self._ask(number) if number in self.apart else self._of_nobody(number)
+
+
+def item_filter(text: str, catalogue: Catalogue, *, now_micros: int) -> ItemFilter:
+    """The filter of a text, kept with the version; those that were asked last are kept. Raises FilterError."""
+    kept = catalogue.bound_filters
+    found = kept.pop(text, None)
+    if found is None:
+        most = min(MAX_BOUND_FILTERS, max(4, MAX_REMEMBERED_BYTES // (len(catalogue.item_ids) + 1)))
+        while len(kept) >= most:
+            del kept[next(iter(kept))]
+        found = ItemFilter(parse_filter(text), catalogue, now_micros=now_micros)
+    else:
+        found.move_to(now_micros)
+    kept[text] = found
+    return found
+
+
+def personal_filter(
+    text: str, of_nobody: ItemFilter, person: PersonFacts, *, now_micros: int
+) -> ItemFilter | PersonalFilter:
+    """`of_nobody` for this person."""
+    expression, catalogue = parse_filter(text), of_nobody.catalogue
+    facts: dict[str, Mapping[str, Any]] = {
+        IN_CART: person.in_cart, IN_SESSION: person.in_session, BOUGHT_AT: person.bought_at, SEEN_AT: person.seen_at
+    }  # fmt: skip
+    apart = set()
+    for name in {test.field for test in tests_of(expression)} & facts.keys():
+        apart |= {catalogue.numbers[item_id] for item_id in facts[name] if item_id in catalogue.numbers}
+    if not apart:
+        return of_nobody
+    return PersonalFilter(
+        of_nobody, bind_filter(expression, _reader(catalogue, person), now_micros=now_micros), apart
+    )  # fmt: skip
 
 
 def _reader(catalogue: Catalogue, person: PersonFacts) -> Callable[[str], Callable[[int], Any]]:
@@ -142,6 +216,12 @@ def _reader(catalogue: Catalogue, person: PersonFacts) -> Callable[[str], Callab
         raise AssertionError(f"no column for {name}")
 
     return reader
+
+
+def category_lists(filters: Iterable[ItemFilter | PersonalFilter], catalogue: Catalogue) -> dict[str, PopularList]:
+    """The popular lists of the categories that filters name, where there are any."""
+    lists = catalogue.popular_by_category
+    return {name: lists[name] for one in filters for name in one.categories if name in lists}
 
 
 def named_categories(expression: Expression) -> tuple[str, ...]:

@@ -53,6 +53,7 @@ def write_values(catalogue: Catalogue, number: int, said: dict[str, Any]) -> Non
             times.pop(number, None)
         elif name in said:
             times[number] = to_micros(parse_timestamp(said[name]))
+    catalogue.forget(number)
 
 
 def _is_built_in(catalogue: Catalogue, stamp: Stamp) -> bool:

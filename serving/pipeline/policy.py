@@ -49,6 +49,14 @@ class SlateRules:
     frequency_cap: int | None = None
     frequency_days: int = 7
 
+    @property
+    def arrange(self) -> bool:
+        """Whether more is made of the candidates than those that may be shown, best first."""
+        return bool(
+            self.diversity or self.exploration or self.rotation or self.fatigue or self.one_per_group
+            or self.max_per_category or self.max_per_brand or self.min_relevance
+        )  # fmt: skip
+
     def said(self) -> dict[str, Any]:
         """Only what differs from the defaults."""
         return dict(_said(self))

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from feature_repo.contracts.events import subject_key
-from feature_repo.contracts.filter_language import depends_on_request, parse_filter
+from feature_repo.contracts.filter_language import parse_filter
 from feature_repo.contracts.packing import NO_REASON, SessionEvent, SessionState, Source
 from feature_repo.contracts.session_blend import BELOW, normaliser
 from serving.native import parts
@@ -22,7 +22,15 @@ from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.diversity import DiverseOrder, discounted
 from serving.pipeline.exploration import EXPLORED_POOL, explore
 from serving.pipeline.fatigue import Showings, fatigued, left_alone
-from serving.pipeline.item_filters import NOBODY, Admits, filter_items, matching_numbers, named_categories
+from serving.pipeline.item_filters import (
+    Admits,
+    ItemFilter,
+    PersonalFilter,
+    category_lists,
+    item_filter,
+    matching_numbers,
+    personal_filter,
+)
 from serving.pipeline.order import order_candidates
 from serving.pipeline.personal_rules import person_facts, ruled_exclusions
 from serving.pipeline.policy import SlatePolicy
@@ -81,23 +89,23 @@ class RuledSlate:
         self.added_lists: list[Sequence[Sequence[Any]]] = []
         self._refused: dict[int, str] = {}
         self._passed_over: dict[int, str] = {}
-        self._filters: list[tuple[str, Admits]] = []
-        self._categories: dict[str, None] = {}
+        self._filters: list[tuple[str, ItemFilter | PersonalFilter]] = []
         texts = ((PLACEMENT_FILTER, policy.rules.filter), (REQUEST_FILTER, policy.filter))
         self._texts = [(name, text) for name, text in texts if text is not None]
         for name, text in self._texts:
-            expression = parse_filter(text)
-            person = person_facts(state, session) if depends_on_request(expression) else NOBODY
-            bound = filter_items(expression, text, catalogue, person, now_micros=now_micros)
+            bound: ItemFilter | PersonalFilter
+            bound = of_nobody = item_filter(text, catalogue, now_micros=now_micros)
+            if of_nobody.asks_person:
+                bound = personal_filter(text, of_nobody, person_facts(state, session), now_micros=now_micros)
             self._filters.append((name, bound))
-            self._categories |= dict.fromkeys(named_categories(expression))
+        self._category_lists = category_lists([bound for _, bound in self._filters], catalogue)
         self._given, self._unknown = _given_numbers(policy, catalogue)
         self.admits = self._admission()
         self._rungs: Iterator[Rung] = iter(())
         self._climbed: _Climbed | None = None
         self._ceiling = 1.0
         self.reports: list[RungReport] = []
-        self.propensities: list[float] = []
+        self.propensities: Sequence[float] = ()
         self.trace: dict[str, Any] = {"placement": policy.placement}
         if not policy.is_known:
             self.trace["unknown_placement"] = True
@@ -139,16 +147,33 @@ class RuledSlate:
     def arranges(self) -> bool:
         """Whether it makes more of the candidates than those it admits, best first: then `candidates` and `slate` make
         the slate; else the plain way does, over `rungs`."""
-        rules = self._rules
-        return bool(
-            rules.diversity or rules.exploration or rules.rotation or rules.fatigue or rules.one_per_group
-            or rules.max_per_category or rules.max_per_brand or rules.min_relevance
-        )  # fmt: skip
+        return self._rules.arrange
 
-    def arranged(self, person: Person, tuning: Tuning) -> tuple[list[SlateItem], list[RungReport], float] | None:
+    def made(self, person: Person, tuning: Tuning) -> tuple[list[SlateItem], list[RungReport], float] | None:
         """The whole slate in native code: (items, rungs, weight of the session). None when it has to be made here."""
+        if self._request.explain or self._given is not None:
+            return None
+        return self._arranged(person, tuning) if self.arranges else self._chosen(person, tuning)
+
+    def _chosen(self, person: Person, tuning: Tuning) -> tuple[list[SlateItem], list[RungReport], float] | None:
+        if parts.slates is None or self._catalogue.is_first:
+            return None
+        found = parts.slates.choose(
+            self._request,
+            person,
+            self.session,
+            self._catalogue,
+            tuning,
+            self._now_micros,
+            self._taken_out,
+            [passes for _, passes in self._filters],
+            list(self._category_lists.values()),
+        )
+        return found and found[:3]
+
+    def _arranged(self, person: Person, tuning: Tuning) -> tuple[list[SlateItem], list[RungReport], float] | None:
         rules, request, catalogue = self._rules, self._request, self._catalogue
-        if parts.ruled is None or request.explain or self._given is not None or not self.arranges:
+        if parts.ruled is None:
             return None
         found = parts.ruled.arrange(
             rules,
@@ -238,17 +263,15 @@ class RuledSlate:
         if not self._is_topped_up:
             yield from rungs
             return
-        lists = self._catalogue.popular_by_category
         held: list[Rung] = []
         for rung in rungs:
             if rung.source in (Source.POPULARITY, Source.STATIC):
                 held.append(rung)
             else:
                 yield rung
-        for category in self._categories:
-            if category in lists:
-                self.added_lists.append(lists[category])
-                yield Rung("filtered_category", lists[category], Source.CATEGORY)
+        for rows in self._category_lists.values():
+            self.added_lists.append(rows)
+            yield Rung("filtered_category", rows, Source.CATEGORY)
         yield from held
         if self._given is not None:
             yield Rung("asked_items", [(number, 1.0) for number in self._given], Source.STATIC)

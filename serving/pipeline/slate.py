@@ -83,9 +83,9 @@ def build_slate(
         eligible = ruled = RuledSlate(
             request.policy, request, catalogue, state=person.session, session=session, now_micros=now_micros
         )
-        arranged = ruled.arranged(person, tuning)
-        if arranged is not None:
-            items, rungs, weight = arranged
+        made = ruled.made(person, tuning)
+        if made is not None:
+            items, rungs, weight = made
             if not request.policy.reasons:
                 items = [item._replace(reasons=()) for item in items]
             level = fallback_level(rungs, items)
@@ -104,7 +104,7 @@ def build_slate(
 
     refused = eligible.refused if isinstance(eligible, SlateFilter) else refused_by(eligible.admits)
     weight = effective_weight(ballots, tuning, beside_own_list=bool(person.candidates))
-    all_votes_count = request.explain or request.policy is not None
+    all_votes_count = request.explain or (ruled is not None and ruled.arranges)
     votes = count_votes(ballots, refused, wanted=None if all_votes_count else request.num_results, weight=weight)
     if not votes:
         weight = 0.0

@@ -14,7 +14,7 @@ from feature_repo.contracts.publication import ITEMS_FILE
 from feature_repo.contracts.times import parse_timestamp, to_micros
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.item_facts import TextColumn
-from serving.pipeline.item_filters import MAX_BOUND_FILTERS, NOBODY, filter_items, matching_numbers
+from serving.pipeline.item_filters import MAX_BOUND_FILTERS, item_filter, matching_numbers
 from tests.serving_builders import Shop
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -31,7 +31,7 @@ def load(items: bytes, publications: Path) -> Catalogue:
 
 
 def passing(catalogue: Catalogue, text: str) -> list[str]:
-    admits = filter_items(parse_filter(text), text, catalogue, NOBODY, now_micros=0)
+    admits = item_filter(text, catalogue, now_micros=0)
     return [item_id for number, item_id in enumerate(catalogue.item_ids) if item_id is not None and admits(number)]
 
 

@@ -21,6 +21,8 @@ from serving.api.pages import PageQuestion, Place
 from serving.native import described, parts
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.item_facts import members_by_value
+from serving.pipeline.placements import PRESETS, Placement
+from serving.pipeline.policy import SlateRules
 from serving.pipeline.trending import Votes
 from serving.pipeline.values import SlateRequest
 from tests.serving_builders import Shop
@@ -32,8 +34,13 @@ pytestmark = pytest.mark.skipif(parts.pages is None, reason=f"serving answers fr
 
 KINDS = ("recommendations", "recommendations", "similar", "bought_together", "trending", "new", "continue")
 ODD = (ContractError, KeyError, ValueError, OverflowError, ZeroDivisionError)
-PLACEMENTS = (None, "home", "email", "product_page", "search", "raw", "cart", 'a"b')
-WITHOUT_RULES = (*[None, "default", 'a"b'] * 3, *PLACEMENTS)
+FILTERED = {
+    "without D": Placement("without D", rules=SlateRules(filter='not category == "D"')),
+    "of A": Placement("of A", rules=SlateRules(filter='category == "A"', diversity=0.3)),
+}
+NAMES = (None, "home", "email", "product_page", "search", "raw", "cart", 'a"b')
+PLACEMENTS = (*NAMES, *FILTERED)
+WITHOUT_RULES = (*[None, "default", 'a"b'] * 3, *NAMES)
 
 
 class BothPages(BothWays):
@@ -41,6 +48,8 @@ class BothPages(BothWays):
     of the pages that it began."""
 
     def __init__(self, environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, placement in FILTERED.items():
+            monkeypatch.setitem(PRESETS, name, placement)  # type: ignore[arg-type]
         super().__init__(environment)
         self.pages = HotPages(self.services, self.answers)
         self.votes: dict[str, Votes] = {}

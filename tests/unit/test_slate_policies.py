@@ -21,6 +21,7 @@ from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.diversity import SAME_BRAND, DiverseOrder, Likeness, category_likeness, discounted
 from serving.pipeline.exploration import explore
 from serving.pipeline.fatigue import Showings, fatigued, left_alone, shown_often
+from serving.pipeline.live_items import write_values
 from serving.pipeline.policy import KEEP, NO_RULES, OFF, SlatePolicy, SlateRules
 from serving.pipeline.rotation import DAY_MICROS, rotated, rotation_seed
 from serving.pipeline.slate import build_slate
@@ -156,7 +157,7 @@ def test_without_consent_filters_know_nobody(catalogue: Catalogue) -> None:
 def test_prices_and_stock_are_read_as_they_are_now(tmp_path: Path) -> None:
     fresh = SHOP.catalogue(tmp_path)
     assert ids(slate_of(fresh, filter='price < 4 and brand == "Acme"')) == ["cup", "ball"]
-    fresh.attributes[SHOP.numbers["mug_red"]] = {"title": None, "category": KITCHEN, "price": 1.0}
+    write_values(fresh, SHOP.numbers["mug_red"], {"price": 1.0})
     assert ids(slate_of(fresh, filter='price < 4 and brand == "Acme"')) == ["mug_red", "cup", "ball"]
 
 
