@@ -76,9 +76,15 @@ def day_files(
 
 
 def write_days(
-    environment: Environment, name: str, rows: Iterable[tuple[date, pa.Table]], *, before: date | None = None
+    environment: Environment,
+    name: str,
+    rows: Iterable[tuple[date, pa.Table]],
+    *,
+    before: date | None = None,
+    only: date | None = None,
 ) -> None:
-    """Put `rows` in the place of all that a table of Spark's has of days before `before` (None: of any), in one commit.
+    """Put `rows` in the place of all that a table of Spark's has of days before `before`, or of the day `only` (None:
+    of any), in one commit.
 
     rows  (day, its rows with the contract's columns but the day); each becomes a file. They are made while others are
           written: a few are in memory at once
@@ -97,7 +103,8 @@ def write_days(
             ]
             found = DeltaTable(path, storage_options=options)
             (day_column,) = spec.partition_by
-            filters = [(day_column, "<", before.isoformat())] if before is not None else None
+            replaced = {"<": before, "=": only}
+            filters = [(day_column, sign, day.isoformat()) for sign, day in replaced.items() if day is not None] or None
             found.create_write_transaction(
                 made, "overwrite", _with_new_columns(found, name), [day_column], partition_filters=filters
             )

@@ -14,6 +14,7 @@ from datetime import date
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 
@@ -26,13 +27,14 @@ from spark_jobs.io.delta import overwrite_partitions, read_table, side_by_side
 from spark_jobs.io.light_delta import days_by_row_count
 from spark_jobs.io.run_store import write_report
 from spark_jobs.jobs.entry import run_job
+from spark_jobs.jobs.features_in_memory import PastEvents, fits_in_memory, read_past, write_features
 from spark_jobs.session import get_session
 from spark_jobs.transforms.candidates import denied_users
 from spark_jobs.transforms.computed import computed
 from spark_jobs.transforms.feature_facts import feature_facts
 from spark_jobs.transforms.identity import identity_edges, resolve_events, under_current_names
 from spark_jobs.transforms.item_features import item_features
-from spark_jobs.transforms.item_ids import number_items
+from spark_jobs.transforms.item_ids import named_before, number_items
 from spark_jobs.transforms.user_features import user_category_features, user_features
 
 _EVENT_COLUMNS = ("event_type", "user_id", "anonymous_id", "subject_key", "session_id", "item_id", "event_id",
@@ -59,26 +61,40 @@ def main(environment: Environment, run: Run) -> None:
 
 def build_features(spark: SparkSession, environment: Environment, run: Run) -> dict[str, Any]:
     """Build gold for `run`; returns what it wrote to features.json. Raises DataError when silver has nothing for it."""
-    as_of = run.as_of_day
-    _require_events(environment, as_of, run.pins)
-    new_count = append_item_ids(spark, environment, as_of=as_of, versions=in_run(run.pins))
-    report = {
-        "as_of": run.as_of,
-        "items_new": new_count,
-        **build_feature_tables(spark, environment, as_of=as_of, versions=in_run(run.pins)),
-    }
+    as_of, versions = run.as_of_day, in_run(run.pins)
+    _require_events(environment, as_of, versions)
+    past = past_in_memory(spark, environment, as_of, versions)
+    new_count = append_item_ids(spark, environment, past, as_of=as_of, versions=versions)
+    rows = _build_feature_tables(spark, environment, past, as_of, versions)
+    report = {"as_of": run.as_of, "items_new": new_count, **rows}
     write_report(environment, run.run_key, FEATURES_FILE, report)
     return report
 
 
+def past_in_memory(
+    spark: SparkSession, environment: Environment, as_of: date, versions: Mapping[str, int] | None
+) -> PastEvents | None:
+    """silver.events before `as_of`; None when they are too many for one process: then Spark counts them."""
+    version = (versions or {}).get("silver.events")
+    return read_past(spark, environment, as_of, version) if fits_in_memory(environment, as_of, version) else None
+
+
 def append_item_ids(
-    spark: SparkSession, environment: Environment, *, as_of: date, versions: Mapping[str, int] | None = None
+    spark: SparkSession,
+    environment: Environment,
+    past: PastEvents | None,
+    *,
+    as_of: date,
+    versions: Mapping[str, int] | None = None,
 ) -> int:
     """Number the items known before `as_of` that have no number in gold.item_ids yet; returns how many."""
     known = read_table(spark, environment, "gold.item_ids")
     items = read_items(spark, environment, versions, cut_off=start_of_day(as_of))
-    found = number_items(known, items, _events_before(spark, environment, as_of, versions), as_of=as_of)
-    new = computed(found)  # planned once: it is counted, and written
+    if past is None:
+        named = named_before(_events_before(spark, environment, as_of, versions), as_of)
+    else:
+        named = spark.createDataFrame(pa.table({"item_id": past.items()}))
+    new = computed(number_items(known, items, named, as_of=as_of))  # planned once: it is counted, and written
     new_count = new.count()
     if new_count:
         overwrite_partitions(known.unionByName(new), environment, "gold.item_ids", None)
@@ -97,19 +113,33 @@ def build_feature_tables(
     Raises DataError when silver has no event before `as_of`; then nothing is
     written.
     """
-    try:
-        return _build_feature_tables(spark, environment, as_of, versions)
-    finally:
-        spark.catalog.clearCache()  # all at once: of each frame that goes alone Spark would plan what is left anew
+    _require_events(environment, as_of, versions)
+    past = past_in_memory(spark, environment, as_of, versions)
+    return _build_feature_tables(spark, environment, past, as_of, versions)
 
 
 def _build_feature_tables(
-    spark: SparkSession, environment: Environment, as_of: date, versions: Mapping[str, int] | None
+    spark: SparkSession,
+    environment: Environment,
+    past: PastEvents | None,
+    as_of: date,
+    versions: Mapping[str, int] | None,
 ) -> dict[str, int]:
-    _require_events(environment, as_of, versions)
-    events = _events_before(spark, environment, as_of, versions)
     items = read_items(spark, environment, versions, cut_off=start_of_day(as_of))
     users = read_users(spark, environment, versions)
+    if past is not None:
+        write_features(spark, environment, past, items, users, as_of=as_of)
+    else:
+        try:
+            _write_by_spark(environment, _events_before(spark, environment, as_of, versions), items, users, as_of)
+        finally:
+            spark.catalog.clearCache()  # all at once: of each frame that goes alone Spark would plan what is left anew
+    return {name: days_by_row_count(environment, table).get(as_of, 0) for name, table in FEATURE_TABLES.items()}
+
+
+def _write_by_spark(
+    environment: Environment, events: DataFrame, items: DataFrame, users: DataFrame, as_of: date
+) -> None:
     denied = denied_users(users, events, cut_off=start_of_day(as_of))
     edges = computed(identity_edges(events))  # of the past alone: as_of knows no login that came later
     denied = under_current_names(denied, edges)
@@ -121,7 +151,6 @@ def _build_feature_tables(
     }
     today = {"as_of": [as_of]}
     side_by_side(*(partial(overwrite_partitions, rows, environment, name, today) for name, rows in made.items()))
-    return {name: days_by_row_count(environment, table).get(as_of, 0) for name, table in FEATURE_TABLES.items()}
 
 
 def _require_events(environment: Environment, as_of: date, versions: Mapping[str, int] | None) -> None:

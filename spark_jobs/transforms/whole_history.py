@@ -146,13 +146,14 @@ def _stretch_at(device: Numbers, moment: Micros, of: Numbers, first: Micros, unt
 
 
 def split_sessions(
-    people: People, *, client_id: Numbers, client_ids: pa.StringArray, micros: Micros, item: Numbers,
+    people: People, *, client_id: Numbers, client_ids: pa.StringArray | None, micros: Micros, item: Numbers,
     is_purchase: NDArray[np.bool_], counts: NDArray[np.bool_],
 ) -> Sessions:  # fmt: skip
     """`sessions.assign_sessions` and what `summarise_sessions` counts, of the events that `counts` (no bot's, no
-    operator's unmerge)."""
+    operator's unmerge). Without `client_ids` there are no session keys."""
     rows = np.flatnonzero(counts)
-    group = people.number[rows].astype(np.int64) * (len(client_ids) + 1) + client_id[rows] + 1
+    width = int(client_id.max(initial=-1)) + 2
+    group = people.number[rows].astype(np.int64) * width + client_id[rows] + 1
     order = np.lexsort((micros[rows], group))
     group, rows = group[order], rows[order]
     moment = micros[rows]
@@ -164,13 +165,14 @@ def split_sessions(
     of_event = np.full(len(counts), -1, np.int32)
     of_event[rows] = number
     person, client, started = people.number[rows[first]], client_id[rows[first]], moment[first]
+    no_keys = np.empty((0, _KEY_BYTES), np.uint8)
     return Sessions(
         of_event=of_event, person=person, client_id=client, started=started,
         ended=moment[np.append(first[1:], len(rows)) - 1] if len(rows) else moment,
         event_count=np.diff(np.append(first, len(rows))),
         item_count=_distinct_items(number, item[rows], len(first)),
         has_purchase=np.bincount(number, weights=is_purchase[rows], minlength=len(first)) > 0,
-        key=_session_keys(people.keys, client_ids, person, client, started),
+        key=no_keys if client_ids is None else _session_keys(people.keys, client_ids, person, client, started),
     )  # fmt: skip
 
 

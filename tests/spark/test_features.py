@@ -24,7 +24,7 @@ from spark_jobs.io.table_hash import hash_tables
 from spark_jobs.jobs.build_features import build_features
 from spark_jobs.transforms.feature_facts import feature_facts
 from spark_jobs.transforms.item_features import item_features
-from spark_jobs.transforms.item_ids import number_items
+from spark_jobs.transforms.item_ids import named_before, number_items
 from spark_jobs.transforms.user_features import user_category_features, user_features
 from tests.builders import EventRow, make_events, make_frame, make_run, utc, write_rows
 
@@ -335,17 +335,18 @@ def test_item_numbers_are_appended_and_never_move(spark: SparkSession) -> None:
         "gold.item_ids",
         [{"item_id": "zz", "item_number": 0, "first_as_of": date(2024, 1, 1)}, {"item_id": "i2", "item_number": 4}],
     )
-    items, events = make_frame(spark, "bronze.items", ITEMS), make_events(spark, EVENTS)
-    assert sorted(number_items(known, items, events, as_of=MARCH_31).collect()) == [
+    items = make_frame(spark, "bronze.items", ITEMS)
+    named = named_before(make_events(spark, EVENTS), MARCH_31)
+    assert sorted(number_items(known, items, named, as_of=MARCH_31).collect()) == [
         ("i1", 5, MARCH_31),
         ("i3", 6, MARCH_31),
         ("i9", 7, MARCH_31),
     ]
     empty = make_frame(spark, "gold.item_ids", [])
-    first_night = sorted(number_items(empty, items, events, as_of=MARCH_31).collect())
+    first_night = sorted(number_items(empty, items, named, as_of=MARCH_31).collect())
     assert [row["item_number"] for row in first_night] == [0, 1, 2, 3]
     everybody = make_frame(spark, "gold.item_ids", [row.asDict() for row in first_night])
-    assert number_items(everybody, items, events, as_of=MARCH_31).count() == 0
+    assert number_items(everybody, items, named, as_of=MARCH_31).count() == 0
 
 
 def test_the_job_builds_gold_and_builds_the_same_again(spark: SparkSession, environment) -> None:
