@@ -18,7 +18,7 @@ from it. How it is computed stands in `spark_jobs/transforms/` (`user_features.p
 *Null* says when a row has no value. *Default* is what a reader who needs a number takes for a null, or for an entity without a row; where there is none (–),
 no number would be honest.
 
-To add one: a line in the table, an expression in the transform, its value by hand in `tests/spark/test_features.py`. The next night adds the column to a table
+To add one: a line in the table, an expression in the transform and its like in `features_of_arrays.py`, its value by hand in `tests/spark/test_features.py`. The next night adds the column to a table
 that is there already; its older rows have null in it.
 """
 
