@@ -26,6 +26,7 @@ from serving.settled import STORE_DOWN
 RECOMMENDATIONS, SIMILAR, RANK = "recommendations", "similar", "rank"
 TRENDING, NEW = "trending", "new"
 BOUGHT_TOGETHER, BUY_AGAIN, CONTINUE = "bought_together", "buy_again", "continue"
+KINDS = frozenset({RECOMMENDATIONS, SIMILAR, RANK, TRENDING, NEW, BOUGHT_TOGETHER, BUY_AGAIN, CONTINUE})
 
 NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 

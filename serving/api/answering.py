@@ -14,7 +14,7 @@ from serving.adapters.online import OnlineRecords
 from serving.api.decisions import recommendation_decision, tuning_digest
 from serving.api.rendering import render_answer
 from serving.api.services import Services
-from serving.lists import RECOMMENDATIONS
+from serving.lists import KINDS, RECOMMENDATIONS
 from serving.native import parts
 from serving.observability import SLATES, count_soon
 from serving.pipeline.catalogue import Catalogue
@@ -106,12 +106,13 @@ class SlateAnswers:
             return None
         if self._given is None:
             self._given = parts.given.GivenWriter(*self._means)
-        return self._logged(
+        content = self._logged(
             self._given.rank(
                 question, item_ids, started, catalogue, records, found[1], self._wall_micros(),
                 self._overlay.heard_micros,
             )
         )  # fmt: skip
+        return content and self._with_warning(content, question.placement)
 
     def open_page(self, asked: tuple[Any, ...], started: int, catalogue: Catalogue, records: OnlineRecords) -> Any:
         """A page (`pages.PageQuestion`) as native code makes it (`native.pages.Page`); None when the twin has to."""
@@ -147,16 +148,19 @@ class SlateAnswers:
     ) -> bytes:
         """The body of an answer, whose decision is logged. `inputs`: what else the slate depended on, for the decision;
         `more`: further fields of the body."""
-        content = self.body(answer, question, started)
-        if question.is_dry_run:
-            return content
-        self.log([self.decision(answer, question, inputs)])
-        return with_fields(content, more) if more else content
+        content = self._rendered(answer, question, started)
+        if not question.is_dry_run:
+            self.log([self.decision(answer, question, inputs)])
+            content = with_fields(content, more) if more else content
+        return self._with_warning(content, question.placement)
 
     def body(self, answer: Answer, question: Question, started: int) -> bytes:
         """The body of an answer."""
+        return self._with_warning(self._rendered(answer, question, started), question.placement)
+
+    def _rendered(self, answer: Answer, question: Question, started: int) -> bytes:
         asked = question.slate
-        content = render_answer(
+        return render_answer(
             answer,
             recommendation_id=question.recommendation_id,
             placement=question.placement,
@@ -166,13 +170,14 @@ class SlateAnswers:
             took_micros=(self._timer() - started) // 1000,
             include=question.include,
         )
-        return self._with_warning(content, question.placement) if question.kind == RECOMMENDATIONS else content
 
     def warning_of(self, placement: str) -> bytes:
-        """The field by which a recommendation for this placement ends when its name looks misspelt; else nothing."""
+        """The field by which an answer for this placement ends when its name looks misspelt; else nothing. What a list
+        or a place of a page is called by itself (`new`, `home.new`) is nobody's mistake."""
         found = self._misspelt.get(placement)
         if found is None:
-            words = None if placement == RECOMMENDATIONS else self._placements.misspelt(placement)  # a page's own name
+            is_own = placement.rpartition(".")[2] in KINDS
+            words = None if is_own else self._placements.misspelt(placement)
             if len(self._misspelt) >= MAX_NAMES:
                 self._misspelt.clear()
             found = self._misspelt[placement] = b"" if words is None else b',"warnings":' + orjson.dumps([words])

@@ -40,9 +40,7 @@ class HotPages:
         for at, place in enumerate(asked.places):
             name, answer_id = place.placement or place.kind, services.new_id()
             policy = self._policy(name)
-            is_short = policy is None or place.kind == RECOMMENDATIONS
-            if is_short and place.kind == RECOMMENDATIONS:
-                is_short = not self._answers.warning_of(name)
+            is_short = (policy is None or place.kind == RECOMMENDATIONS) and not self._answers.warning_of(name)
             if is_short and policy is not None and policy.rules.one_per_group:
                 is_short = not variants_on_page(asked, page.taken_ids, catalogue)
             if is_short and page.place(place, answer_id, policy, votes.get(place.window)):

@@ -230,7 +230,7 @@ class RecommendationResponse(_Given):
     )
     trace: dict[str, Any] | None = Field(default=None, description="only with explain")
     warnings: list[str] | None = Field(
-        default=None, description="only of recommendations whose placement looks misspelt: the nearest name"
+        default=None, description="only of a placement whose name looks misspelt: the nearest name"
     )
 
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [SLATE]})

@@ -14,6 +14,8 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError
 from serving.api import schemas
 from serving.api.answering import SlateAnswers
+from serving.api.pages import PRESETS as PAGES
+from serving.lists import KINDS
 from serving.main import create_app
 from serving.pipeline.placements import PRESETS, Placements
 from serving.pipeline.policy import SlatePolicy
@@ -101,17 +103,44 @@ async def test_a_misspelt_placement_is_told_of(api: Installation) -> None:
     ]
     for name in ("home", "a banner of ours", "recommendations"):
         assert "warnings" not in await api.ask(user_id="u1", placement=name), name
-    trending = await api.client.post("/v1/trending", json={"placement": "hoem"})  # only of recommendations
-    assert "warnings" not in trending.json()
+    get = await api.client.get("/v1/recommendations", params={"user_id": "u1", "placement": "hoem"})
+    assert get.json()["warnings"] == [words]
     places = [{"placement": "hoem"}, {"placement": "home"}, {}, {"kind": "new", "placement": "hoem"}]
     page = await api.client.post("/v1/pages/home", json={"user_id": "u1", "placements": places})
-    assert [place.get("warnings") for place in page.json()["placements"]] == [[words], None, None, None]
+    assert [place.get("warnings") for place in page.json()["placements"]] == [[words], None, None, [words]]
     batch = await api.client.post("/v1/recommendations/batch", json={"requests": [{"placement": "hoem"}]})
     assert batch.json()["results"][0]["answer"]["warnings"] == [words]
     named = Placements({**PRESETS, "recommended": replace(PRESETS["home"], name="recommended")})
     answers = SlateAnswers(replace(api.app.state.services, placements=named))
     assert b"'recommended'" in answers.warning_of("recommendation")
     assert answers.warning_of("recommendations") == b""  # what a page calls a place that has no name
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("similar", {"item_id": "i41"}), ("bought-together", {"item_id": "i41"}), ("buy-again", {}), ("trending", {}),
+        ("new", {}), ("continue", {}), ("rank", {"item_ids": ["i41", "i42"]}),
+    ],
+)  # fmt: skip
+async def test_a_misspelt_placement_of_a_list_is_told_of(api: Installation, path: str, body: dict[str, object]) -> None:
+    words = "no placement 'emial'; did you mean 'email'? The rules of 'default' hold"
+    asked = {"user_id": "u1", "num_results": 2, **body}
+    for placement, expected in (("emial", [words]), ("email", None), ("our banner", None), (None, None)):
+        said = {} if placement is None else {"placement": placement}
+        found = await api.client.post(f"/v1/{path}", json={**asked, **said})
+        assert found.status_code == 200, found.text
+        assert found.json().get("warnings") == expected
+        got = await api.client.get(f"/v1/{path}", params={**asked, **said})
+        assert got.json().get("warnings") == expected
+
+
+def test_what_lists_and_places_of_pages_are_called_is_no_mistake(api: Installation) -> None:
+    answers = SlateAnswers(api.app.state.services)
+    own = {place.placement or place.kind for places in PAGES.values() for place in places} | KINDS
+    assert [name for name in sorted(own) if answers.warning_of(name)] == []
+    assert answers.warning_of("emial.newest") == b""  # like none
+    assert b"'email'" in answers.warning_of("e-mail")
 
 
 async def test_a_placements_file(environment: Environment, tmp_path: Path) -> None:

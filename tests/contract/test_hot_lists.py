@@ -216,8 +216,16 @@ class TestBothAgree:
             for user in ("u1", "u2"):  # step by step, and at once
                 said = await page(hot, user_id=user, placements=places)
                 assert said == await page(plain, user_id=user, placements=places)
-                assert said.count(b'"warnings":') == 1
+                assert said.count(b'"warnings":') == 2
             assert hot.decisions.payloads == plain.decisions.payloads
+
+    async def test_given_items_at_a_misspelt_placement(self, environment: Environment) -> None:
+        async with both(environment) as (hot, plain):
+            for asked in ({"item_ids": GIVEN}, {"item_ids": [*GIVEN, "unknown"], "num_results": 99}):
+                for user in ("u1", "u2"):
+                    said = await rank(hot, user_id=user, placement="hoem", **asked)
+                    assert said == await rank(plain, user_id=user, placement="hoem", **asked)
+                    assert b"did you mean 'home'?" in said
 
     @pytest.mark.parametrize(
         "headers",
