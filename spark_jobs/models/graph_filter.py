@@ -24,6 +24,8 @@ from spark_jobs.models.spectral import leading_vectors, right_singular_vectors
 
 CELLS_PER_BLOCK = 16_000_000
 """Cells of (items + people) x histories that scoring holds at a time: fewer histories at once on a larger graph."""
+COLUMNS_OF_PAIRS = 32
+"""Histories that are multiplied by P at a time: their scores of some ten thousand items stay near the processor."""
 ORDER = 4
 """Of the Runge-Kutta step: the terms of the series."""
 NEGLIGIBLE = 0.02
@@ -116,6 +118,8 @@ class GraphFilter(LinearScores):
         """Histories alone decide; `rows` changes nothing."""
         scores = np.empty(histories.shape, np.float32)
         step = max(1, CELLS_PER_BLOCK // max(1, sum(self.graph.shape)))
+        if self._pairs is not None:
+            step = min(step, COLUMNS_OF_PAIRS)
         weighted = strength(histories)
         for start in range(0, histories.shape[0], step):
             scores[start : start + step] = self._scores(weighted[start : start + step]).T

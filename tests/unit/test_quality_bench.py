@@ -18,7 +18,7 @@ from infra.bench.quality.formats import read_events
 from infra.bench.quality.quality_bench import Sources, bench_quality
 from infra.bench.quality.ranking import Part, evaluate, evaluate_all
 from infra.bench.quality.spaces import families
-from infra.bench.quality.tasks import open_test, open_training
+from infra.bench.quality.tasks import SEED, open_test, open_training
 from infra.bench.quality.tuning import Budget, run_trial, tune
 from infra.cli.main import build_app
 from spark_jobs.evaluation.full_ranking import rank_unseen
@@ -178,7 +178,7 @@ def test_events_with_repeats_bring_repurchase(tmp_path: Path) -> None:
     assert ("half_life_days",) in space["ials"].grids
     parts = {name: Part(space[name].start, allowed.training) for name in ("popularity", "repurchase")}
     whole = open_test(allowed)
-    found = evaluate_all(parts, {"both": {"popularity": 0.5, "repurchase": 1.0}}, whole, 5)
+    found = evaluate_all(parts, {"both": {"popularity": 0.5, "repurchase": 1.0}}, whole, 5).values
     assert found["repurchase"]["recall@5"].shape == (40,)
     assert found["both"]["recall@5"].mean() >= found["popularity"]["recall@5"].mean()
     alone = evaluate(parts["repurchase"], whole, 5)
@@ -192,7 +192,7 @@ def test_a_blend_weighs_what_each_part_says_of_all_items(tmp_path: Path) -> None
     space = {family.name: family for family in families(task, 60.0)}
     parts = {name: Part(space[name].start, task.training) for name in ("item_knn", "popularity")}
     asked = open_test(task)
-    found = evaluate_all(parts, {"both": {"item_knn": 0.5, "popularity": 1.0}}, asked, 3)
+    found = evaluate_all(parts, {"both": {"item_knn": 0.5, "popularity": 1.0}}, asked, 3).values
     assert asked.seen is not None
     for row in range(len(asked.questions)):
         question = asked.questions.part(np.array([row]))
@@ -203,6 +203,53 @@ def test_a_blend_weighs_what_each_part_says_of_all_items(tmp_path: Path) -> None
         unseen = sorted(set(range(len(total))) - set(asked.seen[row].indices), key=lambda n: (-round(total[n], 5), n))
         hits = len(set(unseen[:3]) & set(asked.relevant[row].indices))
         assert found["both"]["recall@3"][row] == pytest.approx(hits / asked.relevant_counts[row])
+
+
+@pytest.mark.parametrize("needed", ["both", "item_knn"])
+def test_when_the_time_is_up_what_is_published_goes_on_alone(
+    tmp_path: Path, needed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others were asked of a sample, not of the first users: 4 blocks of 15 of the 60 users at least."""
+    train, test = write_pairs(tmp_path)
+    task = open_training("pairs", train=train, test=test)
+    monkeypatch.setattr("infra.bench.quality.ranking.CELLS_PER_BLOCK", 15 * task.training.item_count)
+    space = {family.name: family for family in families(task, 60.0)}
+    parts = {name: Part(space[name].start, task.training) for name in ("item_knn", "popularity", "ials")}
+    asked = open_test(task)
+    blends = {"both": {"item_knn": 0.5, "popularity": 1.0}, "other": {"ials": 1.0}}
+    whole = evaluate_all(parts, blends, asked, 3).values
+    assert {len(found["recall@3"]) for found in whole.values()} == {60}
+    found, seconds = evaluate_all(parts, blends, asked, 3, needed=needed, may_go_on=lambda: False)
+    assert found.keys() == whole.keys()
+    assert seconds.keys() == parts.keys()
+    for name, metrics in found.items():
+        assert len(metrics["recall@3"]) == (60 if name == needed else 15), name
+        place = 0 if name == needed else 15 * int(np.random.default_rng(SEED).permutation(4)[0])
+        np.testing.assert_array_equal(metrics["ndcg@3"], whole[name]["ndcg@3"][place:][: len(metrics["ndcg@3"])])
+    assert np.random.default_rng(SEED).permutation(4)[0] != 0, "or the test would see no shuffling"
+
+
+def test_the_report_says_who_was_asked_less_and_where_the_time_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, test = write_pairs(tmp_path)
+    report = run(tmp_path, train, test)
+    assert report["sampled_questions"] == {}
+    assert report["seconds_of_models"].keys() == report["recipes"].keys()
+    assert all(found.keys() == {"refit", "test"} for found in report["seconds_of_models"].values())
+    monkeypatch.setattr("infra.bench.quality.ranking.CELLS_PER_BLOCK", 15 * 32)
+    monkeypatch.setattr(quality_bench, "LEAST_REST_SECONDS", -1e9)
+    monkeypatch.setattr(quality_bench, "REST_SHARE", 0.0)
+    said: list[str] = []
+    hurried = bench_quality(
+        "pairs", Sources(train, test), k=3, budget=Budget(2.0), shipped_file=tmp_path / "o.json", say=said.append
+    )
+    others = {*hurried["models"]} - {hurried["shipped"]}
+    assert (
+        hurried["sampled_questions"] == dict.fromkeys(sorted(others), 15) or set(hurried["sampled_questions"]) == others
+    )
+    assert hurried["questions"] == 60
+    assert any(line.startswith("the time was up: ") for line in said)
 
 
 def test_sessions_from_files_to_report(tmp_path: Path) -> None:

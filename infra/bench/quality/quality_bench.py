@@ -6,19 +6,24 @@ import hashlib
 import json
 import resource
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from feature_repo.contracts.errors import DataError, nearest
 from infra.bench.quality import tasks
-from infra.bench.quality.ranking import Part, evaluate_all
+from infra.bench.quality.ranking import Part, Recipe, evaluate_all
 from infra.bench.quality.spaces import families
+from infra.bench.quality.training import Training
 from infra.bench.quality.tuning import Blended, Budget, Found, tune, tune_blend
 from infra.bench.report import figure, make_report
 
 Say = Callable[[str], None]
 BLEND = "blend"
+REST_SHARE, LEAST_REST_SECONDS = 0.5, 240.0
+"""Of the budget, and at least, for the test: then what is published goes on alone, and the other models have been asked
+of a sample."""
 
 
 class Sources(NamedTuple):
@@ -45,7 +50,8 @@ def bench_quality(
 
     Beside the common form: `protocol`, `k`, `models` {name: {"recall@k", "ndcg@k", "hr@k", "mrr@k"}}, `shipped` (the
     name in `models` of what the night would publish), `recipes`, `weights` (of the blend), `validation`, `questions`,
-    `seconds` (wall, everything), `seconds_of` {"tune", "refit", "test"}, `peak_mb`.
+    `sampled_questions` (of models that had no time for all), `seconds` (wall, everything), `seconds_of` {"tune",
+    "refit", "test"}, `seconds_of_models` {name: {"refit": wall, "test": processor}}, `peak_mb`.
     """
     _check(protocol, repeats, k)
     task = tasks.open_training(
@@ -75,17 +81,27 @@ def bench_quality(
     recipes = {name: one.best.recipe for name, one in found.items() if one.best is not None}
     for one in found.values():
         one.parts = []
-    parts = {name: Part(recipe, training) for name, recipe in sorted(recipes.items())}
+    parts, seconds_of_refit = _refit(recipes, training)
     refitted = budget.spent()
-    say(f"{refitted:6.0f} s  refitted on all training data; opening the test")
+    say(f"{refitted:6.0f} s  refitted on all training data ({_longest(seconds_of_refit)}); opening the test")
     asked = tasks.open_test(task)
-    values = evaluate_all(parts, {BLEND: weights}, asked, k)
+    last = budget.spent() + max(LEAST_REST_SECONDS, REST_SHARE * budget.seconds)
+    shipped = choice["shipped"]
+    measured = evaluate_all(
+        parts, {BLEND: weights}, asked, k,
+        needed=shipped, may_go_on=lambda: budget.trials is not None or budget.spent() < last,
+    )  # fmt: skip
+    values = measured.values
     done = budget.spent()
+    say(f"{done:6.0f} s  {len(asked.questions):,} questions of the test (processor: {_longest(measured.seconds)})")
     models = {
         name: {metric: float(f"{found_values.mean():.6g}") for metric, found_values in metrics.items()}
         for name, metrics in values.items()
     }
-    shipped = choice["shipped"]
+    sampled = {name: len(next(iter(metrics.values()))) for name, metrics in values.items()}
+    sampled = {name: count for name, count in sampled.items() if count < len(asked.questions)}
+    if sampled:
+        say(f"the time was up: {', '.join(sampled)} were asked {min(sampled.values()):,} of them, evenly")
     seconds_of = {"tune": tuned, "refit": refitted - tuned, "test": done - refitted}
     peak = peak_mb()
     figures = {
@@ -106,10 +122,31 @@ def bench_quality(
         weights=weights,
         validation=choice["validation"],
         questions=len(asked.questions),
+        sampled_questions=sampled,
         seconds=round(done, 2),
         seconds_of={name: round(value, 2) for name, value in seconds_of.items()},
+        seconds_of_models={
+            name: {"refit": round(seconds_of_refit[name], 2), "test": round(measured.seconds[name], 2)}
+            for name in sorted(parts)
+        },
         peak_mb=peak,
     )
+
+
+def _refit(recipes: Mapping[str, Recipe], training: Training) -> tuple[dict[str, Part], dict[str, float]]:
+    """(the recipes fitted, by name; the seconds that each took)."""
+    parts, seconds = {}, {}
+    for name, recipe in sorted(recipes.items()):
+        begun = time.monotonic()
+        parts[name] = Part(recipe, training)
+        seconds[name] = time.monotonic() - begun
+    return parts, seconds
+
+
+def _longest(seconds: Mapping[str, float]) -> str:
+    """The three that took most, in words."""
+    most = sorted(seconds, key=lambda name: -seconds[name])[:3]
+    return ", ".join(f"{name} {seconds[name]:.1f} s" for name in most)
 
 
 def _check(protocol: str, repeats: str, k: int) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from itertools import count
+from threading import Lock
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from infra.bench.quality.tasks import Slice
+from infra.bench.quality.tasks import SEED, Slice
 from infra.bench.quality.training import Questions, Training
 from spark_jobs.evaluation.full_ranking import is_relevant
 from spark_jobs.evaluation.metrics import ranking_metrics
-from spark_jobs.models.blend import standardize
+from spark_jobs.models.blend import standardize, used_weights
 from spark_jobs.models.factory import SEQUENCE_MODELS, build_model, build_sequence_model
 from spark_jobs.models.ranking import mask_items, top_items
 
@@ -72,14 +75,18 @@ class Part:
         return found
 
 
-def by_block(asked: Slice, work: Callable[[Slice], Any]) -> Iterator[Any]:
-    """`work` on blocks of the slice, in order; one BLAS thread each, as many at once as there are cores."""
+def by_block(asked: Slice, work: Callable[[Slice], Any], *, is_shuffled: bool = False) -> Iterator[Any]:
+    """`work` on blocks of the slice; one BLAS thread each, as many at once as there are cores. What it gives comes in
+    the order of the questions, also when the work is done in an order shuffled by a seed."""
     step = max(1, CELLS_PER_BLOCK // max(1, asked.training.item_count))
     rows = np.arange(len(asked.questions))
     blocks = [rows[start : start + step] for start in range(0, len(rows), step)]
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    order = np.random.default_rng(SEED).permutation(len(blocks)) if is_shuffled else np.arange(len(blocks))
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(lambda block: work(_block(asked, block)), blocks)
+        done = list(pool.map(lambda number: work(_block(asked, blocks[number])), order.tolist()))
+    for place in np.argsort(order).tolist():
+        yield done[place]
 
 
 def _block(asked: Slice, rows: NDArray[np.int64]) -> Slice:
@@ -135,19 +142,46 @@ def evaluate(part: Part, asked: Slice, k: int) -> dict[str, float]:
     return {name: float(np.concatenate([block[name] for block in found]).mean()) for name in found[0]}
 
 
+class Measured(NamedTuple):
+    """What `evaluate_all` found.
+
+    values   by name of a part or a blend: each metric of every question that it was asked
+    seconds  by part: processor time of its scores, its ranking and its share of the blends
+    """
+
+    values: dict[str, dict[str, NDArray[np.float64]]]
+    seconds: dict[str, float]
+
+
 def evaluate_all(
-    parts: Mapping[str, Part], blends: Mapping[str, Mapping[str, float]], asked: Slice, k: int
-) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """By name of a part or of a blend (part -> weight): each metric of every question. Each part scores once."""
+    parts: Mapping[str, Part],
+    blends: Mapping[str, Mapping[str, float]],
+    asked: Slice,
+    k: int,
+    *,
+    needed: str | None = None,
+    may_go_on: Callable[[], bool] = lambda: True,
+) -> Measured:
+    """Every part, and every blend (part -> weight), on all questions. Each part scores once.
+
+    Once `may_go_on` says no, only what `needed` (a part or a blend) is made of goes on. Blocks of questions come in an
+    order that is shuffled by a seed, so that the others were asked of a sample of all questions until then.
+    """
+    wanted = set(parts) if needed is None else set(used_weights(blends.get(needed, {needed: 1.0})))
+    seconds = dict.fromkeys(sorted(parts), 0.0)
+    begun_blocks, lock = count(), Lock()
 
     def work(block: Slice) -> dict[str, dict[str, NDArray[np.float64]]]:
+        is_whole = next(begun_blocks) == 0 or needed is None or may_go_on()
         found = {}
         sums: dict[str, NDArray[np.float32]] = {}
-        for name in sorted(parts):
+        for name in sorted(parts) if is_whole else sorted(wanted):
+            begun = time.thread_time()
             scores = parts[name].scores(block.questions)
             used = {label: weights[name] for label, weights in blends.items() if weights.get(name)}
-            is_kept = used and block.seen is not None  # measuring strikes out what was seen
-            found[name] = measure(scores.copy() if is_kept else scores, block, k)
+            if is_whole or name == needed:
+                is_kept = used and block.seen is not None  # measuring strikes out what was seen
+                found[name] = measure(scores.copy() if is_kept else scores, block, k)
             if used:
                 scaled = standardize(scores)
                 for label, weight in used.items():
@@ -156,10 +190,15 @@ def evaluate_all(
                         sums[label] += term
                     else:
                         sums[label] = term
-        return found | {label: measure(total, block, k) for label, total in sums.items()}
+            with lock:
+                seconds[name] += time.thread_time() - begun
+        totals = sums if is_whole else {label: total for label, total in sums.items() if label == needed}
+        return found | {label: measure(total, block, k) for label, total in totals.items()}
 
-    blocks: Sequence[Mapping[str, Mapping[str, NDArray[np.float64]]]] = list(by_block(asked, work))
-    return {
-        name: {metric: np.concatenate([block[name][metric] for block in blocks]) for metric in blocks[0][name]}
-        for name in blocks[0]
-    }
+    blocks: Sequence[Mapping[str, Mapping[str, NDArray[np.float64]]]] = list(by_block(asked, work, is_shuffled=True))
+    names = sorted({name for block in blocks for name in block}, key=[*sorted(parts), *blends].index)
+    values = {}
+    for name in names:
+        told = [block[name] for block in blocks if name in block]
+        values[name] = {metric: np.concatenate([block[metric] for block in told]) for metric in told[0]}
+    return Measured(values, seconds)
