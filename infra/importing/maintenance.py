@@ -16,8 +16,8 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import InputError, NightjarError
 from feature_repo.contracts.tables import TABLES
 from infra.importing.lease import writer_lease
-from infra.importing.tables import find_table
-from serving.speed.table_upkeep import MAX_RETENTION_DAYS, keep_up
+from infra.importing.tables import keep_up_on_disk
+from serving.speed.table_upkeep import MAX_RETENTION_DAYS
 
 WAIT_SECONDS = 600.0
 """How long a running import may keep this waiting."""
@@ -31,9 +31,9 @@ def maintain_imports(environment: Environment, *, dry_run: bool, retention_days:
     report = {}
     with writer_lease(environment, wait_seconds=WAIT_SECONDS):
         for name in sorted(name for name, spec in TABLES.items() if spec.writer == "importer"):
-            delta = find_table(environment, name)
-            if delta is not None:
-                report[name] = keep_up(delta, dry_run=dry_run, retention_days=retention_days)
+            done = keep_up_on_disk(environment, name, dry_run=dry_run, retention_days=retention_days)
+            if done is not None:
+                report[name] = done
     return report
 
 

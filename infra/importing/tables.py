@@ -18,6 +18,7 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError, NightjarError
 from feature_repo.contracts.object_store import is_on_store, store_problem
 from feature_repo.contracts.tables import TABLE_PROPERTIES, table, table_path
+from serving.speed.table_upkeep import keep_up
 from serving.speed.torn_commits import MOST_UNSYNCED_COMMITS, sync_commits, take_back_torn_commits
 
 _ARROW_TYPES = {
@@ -117,6 +118,30 @@ def users_who_refuse_storage(env: Environment) -> pa.Array:
     return rows["user_id"].combine_chunks()
 
 
+def keep_up_on_disk(env: Environment, name: str, *, dry_run: bool, retention_days: int) -> dict[str, Any] | None:
+    """Compact and vacuum a table, see `keep_up`; each commit is on disk before the next. None when there is none. The
+    lease is held.
+
+    Raises DependencyError when it cannot be written.
+    """
+    path = table_path(env.lakehouse, name, tenant=env.tenant)
+    is_local = not is_on_store(path)
+    if is_local and not dry_run:
+        take_back_torn_commits(Path(path))
+    delta = find_table(env, name)
+    if delta is None:
+        return None
+    synced = delta.version() - MOST_UNSYNCED_COMMITS  # who made the newest may have died before they were on disk
+
+    def committed() -> None:
+        nonlocal synced
+        if is_local:
+            sync_commits(Path(path), max(0, synced + 1), delta.version())
+            synced = delta.version()
+
+    return keep_up(delta, dry_run=dry_run, retention_days=retention_days, committed=committed)
+
+
 @contextmanager
 def _on_disk(env: Environment, name: str) -> Iterator[DeltaTable]:
     """The table, created where it is missing. What is committed inside is on disk at the end; the lease is held."""
@@ -127,10 +152,10 @@ def _on_disk(env: Environment, name: str) -> Iterator[DeltaTable]:
     root = Path(path)
     take_back_torn_commits(root)
     delta = _created(env, name)
-    before = delta.version()  # also fsynced below: who made it may have died before that
     yield delta
     delta.update_incremental()
-    sync_commits(root, max(before, delta.version() + 1 - MOST_UNSYNCED_COMMITS), delta.version())
+    newest = delta.version()  # and those before it: who made them may have died before they were on disk
+    sync_commits(root, max(0, newest + 1 - MOST_UNSYNCED_COMMITS), newest)
 
 
 def _created(env: Environment, name: str) -> DeltaTable:

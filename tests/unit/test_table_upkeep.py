@@ -73,6 +73,42 @@ def test_crowded_days_become_one_file_and_the_second_time_nothing_happens(enviro
     assert (again["compacted"], again["deleted_files"], delta_of(environment, name).version()) == ([], 0, version)
 
 
+def test_what_maintenance_of_imports_wrote_is_on_disk_when_it_is_done(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "bronze.events_import"
+    fill(environment, name)
+    before = set(delta_of(environment, name).file_uris())
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    maintain_imports(environment, dry_run=False, retention_days=30)
+    table = delta_of(environment, name)
+    log = Path(table.table_uri.removeprefix("file://")) / "_delta_log"
+    compacted = [path.removeprefix("file://") for path in set(table.file_uris()) - before]
+    entries = [str(log / f"{version:020d}.json") for version in (SMALL_FILES, SMALL_FILES + 1)]  # a day, and the nulls
+    assert len(compacted) == 2
+    assert {*compacted, *entries, str(log)} <= set(synced)
+    assert min(map(synced.index, compacted)) < synced.index(entries[0]) < synced.index(entries[1])
+
+
+def test_a_compaction_of_imports_that_a_power_cut_tore_is_taken_back(environment: Environment) -> None:
+    name = "bronze.events_import"
+    fill(environment, name)
+    rows, before = rows_of(environment, name), set(delta_of(environment, name).file_uris())
+    maintain_imports(environment, dry_run=False, retention_days=30)
+    for path in set(delta_of(environment, name).file_uris()) - before:
+        Path(path.removeprefix("file://")).write_bytes(b"")
+    done = maintain_imports(environment, dry_run=False, retention_days=30)[name]
+    assert done["compacted"] == ["2024-03-01", "null"]
+    assert rows_of(environment, name) == rows
+
+
 def test_a_version_of_last_week_can_be_read_after_a_vacuum(environment: Environment) -> None:
     """What a night has pinned stays: nothing goes whose removal is younger than the retention."""
     name = "bronze.items"
@@ -210,6 +246,34 @@ def test_a_day_that_grows_is_compacted_by_the_way_and_no_delivery_is_repeated(
     archiver.archive()
     assert [row["event_id"] for row in rows_of(environment, "bronze.events")] == [f"e{n}" for n in range(6)]
     assert len(delta_of(environment, "bronze.events").file_uris()) == 1
+
+
+@pytest.mark.redis
+def test_a_request_that_an_archiver_died_over_is_left_anew(
+    environment: Environment, redis_url: str, log: redis.Redis
+) -> None:
+    log.set(lease_key("archiver"), "somebody")
+    deaths = 0
+
+    def serve() -> None:
+        nonlocal deaths
+        while not stopping.wait(0.05):
+            if deaths == 0:
+                deaths = log.delete(maintenance_key())
+            else:
+                answer_request(log, "default", lambda **_: {"bronze.events": "done"})
+
+    stopping = threading.Event()
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        report = maintain_archive(
+            environment._replace(redis_log_url=redis_url), "r1", dry_run=False, retention_days=30, repeat_seconds=0.3
+        )
+    finally:
+        stopping.set()
+        thread.join()
+    assert (report, deaths) == ({"bronze.events": "done"}, 1)
 
 
 @pytest.mark.redis
