@@ -25,6 +25,8 @@ from serving.speed.table_upkeep import MAX_RETENTION_DAYS, check_retention
 PATIENCE_SECONDS = 1200.0
 ABSENCE_SECONDS = 20.0
 """So long nobody may hold the archiver's role before it counts as not running."""
+REPEAT_SECONDS = 5.0
+"""So long without an answer, and the request is left anew; done twice is done once."""
 _POLL_SECONDS = 0.2
 
 
@@ -57,16 +59,20 @@ def maintain_archive(
     dry_run: bool,
     retention_days: int,
     absence_seconds: float = ABSENCE_SECONDS,
+    repeat_seconds: float = REPEAT_SECONDS,
 ) -> dict[str, Any]:
     """Table -> what the archiver did to it. Raises DependencyError when none runs, when it fails or never answers."""
     log = redis.Redis.from_url(environment.redis_log_url, socket_timeout=10)
     try:
         ask(log, environment.tenant, run_key, dry_run=dry_run, retention_days=retention_days)
-        began = last_seen = time.monotonic()
+        began = last_seen = asked = time.monotonic()
         while (answer := read_answer(log, environment.tenant, run_key)) is None:
             now = time.monotonic()
             if log.exists(lease_key("archiver", environment.tenant)):
                 last_seen = now
+            if now - asked > repeat_seconds:  # an archiver that dies over a request takes it along
+                ask(log, environment.tenant, run_key, dry_run=dry_run, retention_days=retention_days)
+                asked = now
             if now - last_seen > absence_seconds:
                 raise DependencyError("no archiver is running (`nightjar status`): its tables were left as they are")
             if now - began > PATIENCE_SECONDS:
