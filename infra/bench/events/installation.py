@@ -76,7 +76,7 @@ class Installation:
             Program("archiver", [python, "-m", "serving.speed.archiver"]),
         ]
         self.programs = {program.name: program for program in programs}
-        self._importer: subprocess.Popen[bytes] | None = None
+        self._jobs: dict[str, subprocess.Popen[bytes]] = {}
         self.restarts = 0
 
     def _redis(self, role: Role, fsync: str) -> list[str]:
@@ -104,11 +104,10 @@ class Installation:
                     self.restarts += 1
                 program.process = self._started(program.name, program.command)
 
-    def start_import(self, path: Path) -> subprocess.Popen[bytes]:
-        """`nightjar import events` of a file, beside everything else; one at a time."""
-        command = [sys.executable, "-m", "infra.cli.main", "import", "events", str(path), "--wait", "5"]
-        self._importer = self._started("importer", command)
-        return self._importer
+    def start_job(self, name: str, words: Sequence[str]) -> subprocess.Popen[bytes]:
+        """A program that ends by itself (`python words`), beside everything else; one of its name at a time."""
+        self._jobs[name] = self._started(name, [sys.executable, *words])
+        return self._jobs[name]
 
     def _started(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
         shim = {} if self.disk is None else self.disk.variables()
@@ -130,10 +129,10 @@ class Installation:
             time.sleep(0.05)
 
     def pids_of(self, victim: str) -> list[int]:
-        """The processes that one may kill: of the API its workers, not their supervisor; an import while it runs."""
-        if victim == "importer":
-            is_running = self._importer is not None and self._importer.poll() is None
-            return [self._importer.pid] if self._importer is not None and is_running else []
+        """The processes that one may kill: of the API its workers, not their supervisor; a job while it runs."""
+        if victim not in {"api worker", *self.programs}:
+            job = self._jobs.get(victim)
+            return [job.pid] if job is not None and job.poll() is None else []
         program = self.programs["api" if victim == "api worker" else victim]
         if not program.is_alive() or program.process is None:
             return []
@@ -148,9 +147,10 @@ class Installation:
     def kill_everything(self) -> None:
         """As a power cut does: nobody says goodbye."""
         workers = self.pids_of("api worker")
-        if self._importer is not None and self._importer.poll() is None:
-            self._importer.kill()
-            self._importer.wait()
+        for job in self._jobs.values():
+            if job.poll() is None:
+                job.kill()
+                job.wait()
         for program in self.programs.values():
             if program.is_alive() and program.process is not None:
                 program.process.kill()

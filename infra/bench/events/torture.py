@@ -2,10 +2,10 @@
 
 An installation of its own: two Redis servers, an API with two workers, consumer and archiver, all watched by the
 library of `power`. Clients send events, alone and in batches, and send again whatever was not acknowledged. Meanwhile
-API workers, consumer, archiver and both Redis servers are killed or stopped for a while, the archiver is told to
-compact its table, and in every third cycle a file is imported by a command that may be killed too. Some cycles end with
-a power cut, a full disk, or a torn end of the log's file. Then everything comes back, the clients finish, and the
-`Ledger` judges.
+API workers, consumer, archiver and both Redis servers are killed or stopped for a while. The night's maintenance
+compacts the archive and the imported tables, and in every third cycle a file is imported; both are programs that may be
+killed or stopped too. Some cycles end with a power cut, a full disk, or a torn end of the log's file. Then everything
+comes back, the clients finish, and the `Ledger` judges.
 
 Both Redis servers keep an append-only file here, so that session records can be compared after their server's death; in
 an ordinary installation `online` is rebuilt instead. Two control runs show that the judge sees what it should: with
@@ -47,8 +47,8 @@ from infra.bench.events.ledger import Findings, Ledger, event_id_of
 from infra.bench.events.power import compiler
 from infra.bench.events.torture_imports import TABLE as IMPORTED
 from infra.bench.events.torture_imports import Imports
+from infra.bench.events.torture_maintenance import ARCHIVE, IMPORTS, Maintenance
 from infra.bench.report import figure, make_report
-from serving.speed.maintenance_requests import ask
 from serving.speed.positions import position_number
 
 Say = Callable[[str], None]
@@ -63,7 +63,7 @@ CONTROL_CYCLES = 6
 FORGET_SECONDS = 0.05
 """In the control without dedup marks they vanish so often."""
 IMPORT_EVERY = 3
-VICTIMS = ("api worker", "consumer", "archiver", "redis-log", "redis-online", "importer")
+VICTIMS = ("api worker", "consumer", "archiver", "redis-log", "redis-online", "importer", ARCHIVE, IMPORTS)
 _TYPES = ("view_item", "view_item", "view_item", "add_to_cart", "purchase", "dislike", "search")
 
 _ENDINGS: Sequence[Ending] = ("none", "power cut", "disk full", "power cut", "torn tail")
@@ -149,6 +149,7 @@ class Torture:
         if control == "no marks":  # what is sent again comes when its mark has vanished
             self.clients.pause_seconds = 3 * FORGET_SECONDS
         self.imports = Imports(self.installation, folder / "imports")
+        self.maintenance = Maintenance(self.installation)
         self.harm: Counter[str] = Counter()
         self.cut_bytes = 0
 
@@ -163,10 +164,9 @@ class Torture:
         self.clients.is_open = True
         sending = asyncio.create_task(self.clients.run())
         jobs = [asyncio.create_task(self._keep_up()), asyncio.create_task(self._forget_marks())]
-        importing = asyncio.create_task(self._import(number))
+        batch_work = asyncio.gather(self._import(number), self._maintain(number))
         try:
             if self._control is None:
-                ask(self._client(self.installation.log_url), "default", f"c{number}", dry_run=False, retention_days=7)
                 await self._harm(LOAD_SECONDS)
             await self._acknowledged(len(self.ledger.acknowledged) + LEAST_EVENTS)
             await self._end(ending, jobs)
@@ -177,12 +177,16 @@ class Torture:
                 job.cancel()
             await asyncio.gather(*jobs, sending, return_exceptions=True)
         await self._settle()
-        await importing
+        await batch_work
         return self.judge()
 
     async def _import(self, number: int) -> None:
         if self._control is None and number % IMPORT_EVERY == 0:
             await self.imports.run(number)
+
+    async def _maintain(self, number: int) -> None:
+        if self._control is None:
+            await self.maintenance.run(number)
 
     async def _acknowledged(self, count: int) -> None:
         """Wait until so many events are: on a busy machine an ending shall meet a load too."""
@@ -330,9 +334,9 @@ def torture_events(home: Path, variables: Mapping[str, str], *, cycles: int, see
     """Run it in `home` (made anew) and return the report.
 
     Figures: `events_lost` and `events_counted_twice` by cycle, `cycle_seconds`; events that were imported are among
-    them. Further keys: events, acknowledged, imported, import_attempts, harm, cut_bytes, restarts, wrong_sessions,
-    clean, controls (control -> {"caught", "cycles", "events_lost", "events_counted_twice"}), skipped (why there was no
-    power cut; None), and what `judge_disk` says.
+    them. Further keys: events, acknowledged, imported, import_attempts, maintenance_runs, maintenance_attempts, harm,
+    cut_bytes, restarts, wrong_sessions, clean, controls (control -> {"caught", "cycles", "events_lost",
+    "events_counted_twice"}), skipped (why there was no power cut; None), and what `judge_disk` says.
     """
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
@@ -358,6 +362,8 @@ def torture_events(home: Path, variables: Mapping[str, str], *, cycles: int, see
         acknowledged=len(torture.ledger.acknowledged),
         imported=len(torture.imports.acknowledged),
         import_attempts=torture.imports.attempts,
+        maintenance_runs=torture.maintenance.runs,
+        maintenance_attempts=torture.maintenance.attempts,
         requests=torture.clients.requests,
         retries=torture.clients.retries,
         restarts=torture.installation.restarts,
@@ -381,6 +387,7 @@ async def _cycles(
     findings: list[Findings] = []
     seconds: list[float] = []
     try:
+        torture.imports.begin()
         torture.installation.start()
         for number in range(cycles):
             began = time.monotonic()
