@@ -11,9 +11,14 @@ import typer
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.times import parse_as_of
+from infra.bench.serving.mix import MixName
 from infra.cli.bench_output import JsonOut, Seed, own_home, same_hashes, say, show_disk, show_report
 from infra.cli.limits_command import serving_limits
 from infra.cli.output import ExitCode, out
+
+Mix = Annotated[
+    MixName, typer.Option("--mix", help="usual: placement home with exploration, a session index. plain: neither.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -293,6 +298,7 @@ def ingest(
 
 
 def serving(
+    mix: Mix = MixName.USUAL,
     pairs: Annotated[int, typer.Option("--pairs", help="How often both sides are measured, in turns.")] = 5,
     seconds: Annotated[int, typer.Option("--seconds", help="Of each measurement.")] = 6,
     connections: Annotated[int, typer.Option("--connections", help="Of wrk.")] = 64,
@@ -307,8 +313,8 @@ def serving(
     from infra.bench.serving.throughput import SIMPLEST_PER_SECOND, bench_serving
 
     report = bench_serving(
-        own_home("bench-serving"), os.environ, pairs=pairs, seconds=seconds, connections=connections, seed=seed,
-        say=say,
+        own_home("bench-serving"), os.environ, mix_name=mix, pairs=pairs, seconds=seconds, connections=connections,
+        seed=seed, say=say,
     )  # fmt: skip
     show_report(report, report_file)
     for feature, micros in report["us_per_feature"].items():
@@ -329,6 +335,7 @@ def serving(
 
 def regression(
     base: Annotated[str, typer.Option("--base", help="The revision to compare with: a tag, a branch, a commit.")],
+    mix: Mix = MixName.USUAL,
     pairs: Annotated[int, typer.Option("--pairs", help="How often both sides are measured, in turns.")] = 5,
     seconds: Annotated[int, typer.Option("--seconds", help="Of each measurement.")] = 4,
     connections: Annotated[int, typer.Option("--connections", help="Of wrk.")] = 64,
@@ -339,8 +346,8 @@ def regression(
     from infra.bench.serving.regression import bench_regression
 
     report = bench_regression(
-        own_home("bench-regression"), os.environ, base=base, pairs=pairs, seconds=seconds, connections=connections,
-        seed=seed, say=say,
+        own_home("bench-regression"), os.environ, base=base, mix_name=mix, pairs=pairs, seconds=seconds,
+        connections=connections, seed=seed, say=say,
     )  # fmt: skip
     show_report(report, report_file)
     out.print(

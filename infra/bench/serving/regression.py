@@ -6,7 +6,6 @@ from the same Redis and the same published version, in turns; processor time per
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -24,12 +23,13 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError
 from infra.bench.events.ingest import Cores
 from infra.bench.report import figure, make_report
+from infra.bench.serving.mix import WITHOUT_CHANCE, MixName, read_mix, write_placements
 from infra.bench.serving.shop import BenchShop
 from infra.bench.serving.throughput import (
     BODIES,
-    MIX_FILE,
     PATIENCE,
     PATIENCE_MS,
+    PLACEMENTS,
     Sample,
     Say,
     Served,
@@ -52,6 +52,7 @@ def bench_regression(
     variables: Mapping[str, str],
     *,
     base: str,
+    mix_name: MixName,
     pairs: int,
     seconds: int,
     connections: int,
@@ -66,7 +67,7 @@ def bench_regression(
     require_wrk()
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
-    mix = json.loads(MIX_FILE.read_text())
+    mix = read_mix(mix_name)
     shop = BenchShop(mix, people=PEOPLE)
     cores = Cores.of_this_machine()
     load = write_load(home, "mix", make_requests(mix, shop, None, BODIES, seed))
@@ -81,6 +82,8 @@ def bench_regression(
             names.REDIS_ONLINE_URL: online.url,
             PATIENCE: PATIENCE_MS,
         }
+        write_placements(mix, home / "placements.json")
+        shared[PLACEMENTS] = str(home / "placements.json")
         with redis.Redis.from_url(online.url) as client:
             shop.publish(Environment.from_mapping(shared), client, now_micros=time.time_ns() // 1000)
         sides: list[Served] = []
@@ -89,8 +92,9 @@ def bench_regression(
             command = [sys.executable, "-m", "serving", "--port", "{port}", "--workers", "1"]
             sides.append(Served(name, online, command, here, cores, home / f"side-{len(sides)}.log", folder=folder))
             stack.callback(sides[-1].stop)
+        calm = mix | {"placement": WITHOUT_CHANCE} if "placement" in mix else mix  # each answer has draws of its own
         different = sum(
-            sides[0].ask(body) != sides[1].ask(body) for body in make_requests(mix, shop, None, SAMPLES, seed + 1)
+            sides[0].ask(body) != sides[1].ask(body) for body in make_requests(calm, shop, None, SAMPLES, seed + 1)
         )
         for side in sides:  # warm
             side.measure(load, seconds=1, connections=connections)

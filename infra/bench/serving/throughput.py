@@ -6,8 +6,9 @@ Redis and wrk share the others. Then our workers have all cores, and Redis and w
 
 What a request costs is processor time of the server's processes (user and system) per request: it hardly moves with
 what else the machine does. Everything that an installation has switched on is on: API keys with a limit, validation,
-consent, identity, stock, versions, metrics, and every decision logged to disk. The placement is `default`, whose lists
-are those that the other service can give too; what the rules of others add is told beside it.
+consent, identity, stock, versions, metrics, the session model, the rules of placement `home` with exploration, and
+every decision logged to disk. The other service gives the same lists: what is left to chance follows from what both are
+asked with (`baseline_rules`), the id of our answer included.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from infra.api_keys import ApiKeys
 from infra.bench.events.ingest import Cores, free_port, listens, not_listening
 from infra.bench.events.load import Load
 from infra.bench.report import Figure, figure, make_report
+from infra.bench.serving.mix import WITHOUT_CHANCE, MixName, read_mix, write_placements
 from infra.bench.serving.shop import BenchShop
 from infra.bench.small_installation import cpu_seconds
 from infra.bench.wrk import require_wrk, send_load, write_load
@@ -46,7 +48,6 @@ from serving.settings import MULTIPROCESS_FOLDER
 
 Say = Callable[[str], None]
 
-MIX_FILE = Path(__file__).parents[1] / "mix.json"
 BODIES = 20_000
 SAMPLES = 1_000
 SIMPLEST_PER_SECOND = 2_500
@@ -56,15 +57,16 @@ START_SECONDS = 120.0
 PATIENCE, PATIENCE_MS = "NIGHTJAR_SERVING_ONLINE_TIMEOUT_MS", "200"
 """All of it shares a machine, and what is measured shall not be the cheap answers of the ladder."""
 API_KEYS = "NIGHTJAR_SERVING_API_KEYS"
+PLACEMENTS = "NIGHTJAR_SERVING_PLACEMENTS"
 KEY_RATE, KEY_BURST = 1_000_000.0, 2_000_000
 """The limit of the key: counted with each request, and never reached."""
 ASKED_MORE: Mapping[str, Mapping[str, Any]] = {
-    "the rules of placement home: one of a product, diversity, rotation, fatigue": {"placement": "home"},
     "a filter expression": {"filter": 'not category == "C3"'},
-    "a tenth of exploration": {"exploration": 0.1},
     "the whole explanation": {"explain": True},
 }
 """What known users in a session may ask for beside the mix, by what it is called in the report."""
+RULES = "the rules of placement home: one of a product, diversity, rotation, fatigue, and exploration"
+CHANCE = "exploration alone"
 _FEATURE_SECONDS = 2
 
 
@@ -127,7 +129,7 @@ class Served:
 
     def ask(self, body: Mapping[str, Any]) -> list[str]:
         """The item ids of one answer."""
-        return [item["item_id"] for item in self.post("/v1/recommendations", body)["items"]]
+        return items_of(self.post("/v1/recommendations", body))
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """One answer whole. Raises httpx.HTTPStatusError."""
@@ -174,6 +176,20 @@ class Served:
             time.sleep(0.05)
 
 
+def items_of(answer: Mapping[str, Any]) -> list[str]:
+    """The item ids of an answer, in their order."""
+    return [item["item_id"] for item in answer["items"]]
+
+
+def count_different(ours: Served, theirs: Served, bodies: Sequence[Mapping[str, Any]]) -> int:
+    """To how many questions the baseline, told the id of our answer, gives other items, or others first."""
+    different = 0
+    for body in bodies:
+        answer = ours.post("/v1/recommendations", body)
+        different += items_of(answer) != theirs.ask({**body, "recommendation_id": answer["recommendation_id"]})
+    return different
+
+
 def pin(pid: int, cores: Sequence[int]) -> None:
     """From now on the process, and those it starts, run on these cores; where the system can say so."""
     if hasattr(os, "sched_setaffinity"):
@@ -192,6 +208,8 @@ def make_requests(
         chosen = mix["kinds"][kind or drawn.choices(kinds, shares)[0]]
         person = drawn.randrange(shop.people)
         body = json.loads(json.dumps(chosen["body"]).replace("{n}", str(person)))
+        if "placement" in mix:
+            body["placement"] = mix["placement"]
         if excluded := chosen.get("excluded"):
             rows = shop.candidates_of(person)
             body["exclude_item_ids"] = [f"i{rows[3 * at].item_number}" for at in range(excluded)]
@@ -200,7 +218,15 @@ def make_requests(
 
 
 def bench_serving(
-    home: Path, variables: Mapping[str, str], *, pairs: int, seconds: int, connections: int, seed: int, say: Say
+    home: Path,
+    variables: Mapping[str, str],
+    *,
+    mix_name: MixName,
+    pairs: int,
+    seconds: int,
+    connections: int,
+    seed: int,
+    say: Say,
 ) -> dict[str, Any]:
     """Run it in `home` (made anew) and return the report.
 
@@ -211,7 +237,7 @@ def bench_serving(
     require_wrk()
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
-    mix = json.loads(MIX_FILE.read_text())
+    mix = read_mix(mix_name)
     shop = BenchShop(mix)
     cores = Cores.of_this_machine()
     load = write_load(home, "mix", make_requests(mix, shop, None, BODIES, seed))
@@ -223,7 +249,9 @@ def bench_serving(
             shop.publish(Environment.from_mapping(environment), online, now_micros=now_micros)
             shop.publish_plain(other, now_micros=now_micros)
         catalogue = home / "catalogue.json"
-        shop.write_catalogue(catalogue)
+        placements = write_placements(mix, home / "placements.json")
+        environment[PLACEMENTS] = str(home / "placements.json")
+        shop.write_catalogue(catalogue, placements.by_name)
         key = make_key(environment)
         theirs = [sys.executable, "-m", "infra.bench.serving.baseline", "{port}", plain.url, str(catalogue)]
         nightjar = Served("nightjar", store, our_command(1), environment, cores, home / "nightjar.log", key=key)
@@ -231,7 +259,7 @@ def bench_serving(
         baseline = Served("baseline", plain, theirs, environment, cores, home / "baseline.log")
         stack.callback(baseline.stop)
         samples = make_requests(mix, shop, None, SAMPLES, seed + 1)
-        different = sum(nightjar.ask(body) != baseline.ask(body) for body in samples)
+        different = count_different(nightjar, baseline, samples)
         say(f"{SAMPLES:,} samples: {different} have other items")
         simplest = write_load(home, "simplest", [{"num_results": 1}])
         options: dict[str, Any] = {"connections": connections}
@@ -264,7 +292,7 @@ def bench_serving(
             found["box"].append(box.measure(load, seconds=seconds, **options))
             say(f"{everybody} workers, run {number + 1}: {words_of(found['box'][-1])}")
     shutil.rmtree(home, ignore_errors=True)
-    return _report(variables, found, different, simple.requests_per_second, features, connections)
+    return _report(variables, found, different, simple.requests_per_second, features, connections, mix_name)
 
 
 def _features(
@@ -282,6 +310,9 @@ def _features(
     kinds = {name: make_requests(mix, shop, name, BODIES, seed) for name in mix["kinds"]}
     kinds["calm"] = [{**body, "session_id": "another"} for body in strangers]
     kinds |= {name: [{**body, **more} for body in strangers] for name, more in ASKED_MORE.items()}
+    if "placement" in mix:
+        kinds["ruleless"] = [{**body, "placement": "default"} for body in strangers]
+        kinds["certain"] = [{**body, "placement": WITHOUT_CHANCE} for body in strangers]
     cost = {
         name: served.measure(write_load(home, f"kind-{at}", bodies), seconds=_FEATURE_SECONDS, **options).cpu_us
         for at, (name, bodies) in enumerate(kinds.items())
@@ -290,13 +321,15 @@ def _features(
     open_to_all.measure(known, seconds=1, **options)  # warm
     unasked = open_to_all.measure(known, seconds=_FEATURE_SECONDS, **options).cpu_us
     found = {
-        "a popular list, read, answered, counted and logged": cost["cold"],
+        "a popular list, read, arranged by the placement, answered, counted and logged": cost["cold"],
         "a list of one's own": cost["calm"] - cost["cold"],
         "a session of 5 events": cost["known"] - cost["calm"],
         "10 excluded items and a category": cost["filtered"] - cost["known"],
         "an API key and its limit": cost["known"] - unasked,
         **{name: cost[name] - cost["known"] for name in ASKED_MORE},
     }
+    if "placement" in mix:
+        found |= {RULES: cost["known"] - cost["ruleless"], CHANCE: cost["known"] - cost["certain"]}
     return {name: round(value, 1) for name, value in found.items()}
 
 
@@ -316,6 +349,7 @@ def _report(
     simplest: float,
     features: Mapping[str, float],
     connections: int,
+    mix_name: MixName,
 ) -> dict[str, Any]:
     def compared(unit: str, value: Callable[[Sample], float]) -> Figure:
         ours, theirs = ([value(sample) for sample in found[name]] for name in ("nightjar", "baseline"))
@@ -345,6 +379,7 @@ def _report(
         missed_bars=missed,
         worker_busy=round(min(sample.worker_busy for sample in found["nightjar"]), 3),
         connections=connections,
+        mix=mix_name.value,
     )
 
 

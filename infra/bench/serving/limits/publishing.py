@@ -6,7 +6,6 @@ process of its own; the bundle lies ready beside its place.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from feature_repo.contracts.publication import MANIFEST_FILE, Manifest
 from infra.bench.report import Figure, figure
 from infra.bench.serving.limits.setting import Setting, Shop
 from infra.bench.serving.limits.shop import AS_OF, LargeShop
-from infra.bench.serving.throughput import MIX_FILE
+from infra.bench.serving.mix import MixName, read_mix
 from infra.bench.small_installation import cpu_seconds
 from infra.local.variables import REPOSITORY
 from spark_jobs.giving_way import give_way
@@ -145,7 +144,7 @@ def _bundle(shop: Shop, turn: int) -> Path:
 def main() -> None:
     """When a line comes, put the bundle in its place, publish and flip."""
     bundle = Path(sys.argv[1])
-    shop = LargeShop(json.loads(MIX_FILE.read_text()), people=int(sys.argv[2]), items=int(sys.argv[3]))
+    shop = LargeShop(read_mix(MixName.PLAIN), people=int(sys.argv[2]), items=int(sys.argv[3]))
     manifest = Manifest.from_json((bundle / MANIFEST_FILE).read_bytes())
     batches = list(shop.batches())  # a night reads them in native code; to think of them is none of its work
     give_way()

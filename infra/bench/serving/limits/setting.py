@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,7 +14,8 @@ from feature_repo.contracts.environment import Environment
 from infra.bench.events.ingest import Cores
 from infra.bench.sender import Sender, Sending, Sent, http_request, write_requests
 from infra.bench.serving.limits.shop import LargeShop
-from infra.bench.serving.throughput import MIX_FILE, Served, bench_stores, make_key, make_requests, our_command
+from infra.bench.serving.mix import MixName, read_mix
+from infra.bench.serving.throughput import Served, bench_stores, make_key, make_requests, our_command
 from infra.local.redis_server import RunningServer
 
 Say = Callable[[str], None]
@@ -55,7 +55,7 @@ class Setting:
         """`seconds`: of each measurement."""
         self.home, self.variables, self.say = home, variables, say
         self.connections, self.seconds, self.seed = connections, seconds, seed
-        self.mix: dict[str, Any] = json.loads(MIX_FILE.read_text())
+        self.mix: dict[str, Any] = read_mix(MixName.PLAIN)
         self.sender = Sender(home)
         self.cores = Cores.of_this_machine()
 
