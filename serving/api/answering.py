@@ -72,7 +72,7 @@ class SlateAnswers:
     def submit(self, question: Question, started: int, answered: Callable[[bytes | None], None]) -> bool:
         """`answer` for those who do not wait: `answered` is called in a later turn of the loop, with None when `answer`
         has to be asked after all; so it has when this returns False."""
-        at_once = None if parts.answers is None else partial(self._write_at_once, question, started)
+        at_once = None if parts.arranged is None else partial(self._write_at_once, question, started)
         return self._recommender.submit_meeting(
             question.slate, partial(self._build, question, started), answered, at_once
         )  # fmt: skip
@@ -89,11 +89,12 @@ class SlateAnswers:
         if found is None or question.include or question.is_dry_run:
             return None
         if self._writer is None:
-            self._writer = parts.answers.AnswerWriter(*self._means)
+            self._writer = parts.arranged.ArrangedWriter(*self._means)
+        policy = question.slate.policy
+        is_arranged = policy is not None and policy.rules.arrange
+        write = self._writer.arrange if is_arranged else self._writer.write
         content = self._logged(
-            self._writer.write(
-                question, started, catalogue, records, *found, self._wall_micros(), self._overlay.heard_micros
-            )
+            write(question, started, catalogue, records, *found, self._wall_micros(), self._overlay.heard_micros)
         )
         return content and self._with_warning(content, question.placement)
 

@@ -25,7 +25,7 @@ from serving.api.tally import RequestTally
 from serving.api.visits import NOBODY, Visit, Visits
 from serving.lists import RECOMMENDATIONS
 from serving.native import parts
-from serving.pipeline.placements import DEFAULT, Placements
+from serving.pipeline.placements import DEFAULT, Placement, Placements
 from serving.pipeline.policy import MAX_EXPLORATION
 from serving.pipeline.values import SlateRequest
 
@@ -62,8 +62,9 @@ class HotSlates:
         self._reader: Any = None
         if parts.questions is not None:
             self._reader = parts.questions.QuestionReader(
-                Question, RECOMMENDATIONS, self._plain, DEFAULT, self.new_id, MAX_RESULTS, MAX_EXCLUDED_ITEMS
-            )
+                Question, RECOMMENDATIONS, self._plain, ruled_placements(services.placements), DEFAULT, self.new_id,
+                MAX_RESULTS, MAX_EXCLUDED_ITEMS,
+            )  # fmt: skip
 
     def remember_head(self, said: bytes, head: Head, visit: Visit) -> None:
         """A head that came whole, of a request that is answered here. One with an id or a trace of its own does not
@@ -111,6 +112,12 @@ def plain_placements(placements: Placements) -> Mapping[str, int | None]:
         name: None if placements.policy(name, seed="") is not None else placement.num_results
         for name, placement in placements.by_name.items()
     }
+
+
+def ruled_placements(placements: Placements) -> Mapping[str, Placement]:
+    """Those with a policy, by name."""
+    plain = plain_placements(placements)
+    return {name: placement for name, placement in placements.by_name.items() if plain[name] is None}
 
 
 def read_question(

@@ -16,7 +16,9 @@ from pathlib import Path
 PURE_PYTHON = "NIGHTJAR_PURE_PYTHON"
 PARTS = (
     "answers",
+    "arranged",
     "begun",
+    "chances",
     "filters",
     "fresh",
     "given",

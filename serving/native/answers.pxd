@@ -27,7 +27,7 @@ cdef class AnswerWriter:
     )
     cdef int decide(
         self, Out out, object question, object catalogue, object level, object reason, Items prepared,
-        const uint32_t* numbers, const uint32_t* sources, list scores, const Heard* heard
+        const uint32_t* numbers, const uint32_t* sources, list scores, object propensities, const Heard* heard
     ) except -1
     cdef Py_ssize_t rows_of(self, bytes candidates, object catalogue) except -1
     cdef int put_inputs(self, Out out, object request, bint may_store, const Heard* heard) except -1

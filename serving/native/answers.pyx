@@ -149,15 +149,16 @@ cdef class AnswerWriter:
         out.put_one(125)
         body = PyBytes_FromStringAndSize(out.data, out.size)
 
-        self.decide(out, question, catalogue, level, reason, prepared, numbers, sources, scores, &heard)
+        self.decide(out, question, catalogue, level, reason, prepared, numbers, sources, scores, None, &heard)
         out.put_bytes(b"}}")
         return body, PyBytes_FromStringAndSize(out.data, out.size), level
 
     cdef int decide(
         self, Out out, object question, object catalogue, object level, object reason, Items prepared,
-        const uint32_t* numbers, const uint32_t* sources, list scores, const Heard* heard
+        const uint32_t* numbers, const uint32_t* sources, list scores, object propensities, const Heard* heard
     ) except -1:
-        """The decision in place of what was written, but for its last two braces: those of the inputs and its own."""
+        """The decision in place of what was written, but for its last two braces: those of the inputs and its own.
+        `propensities`: None where nothing was left to chance."""
         cdef object request = (<tuple>question)[0]
         cdef object subject = None, hashed = None
         cdef bint may_store = (<tuple>question)[3] and not self.refuses_storing(request.user_id)
@@ -169,7 +170,7 @@ cdef class AnswerWriter:
         open_decision(
             out, catalogue, (<tuple>question)[1], (<tuple>question)[7], (<tuple>question)[2], subject, hashed, level, reason, None, (<tuple>question)[4]
         )
-        close_decision(out, prepared, numbers, sources, scores, None)
+        close_decision(out, prepared, numbers, sources, scores, propensities)
         return self.put_inputs(out, request, may_store, heard)
 
     cdef Py_ssize_t rows_of(self, bytes candidates, object catalogue) except -1:

@@ -111,7 +111,7 @@ cdef class GivenWriter(AnswerWriter):
         out.put_bytes(b',"unknown_item_ids":[]}')
         body = PyBytes_FromStringAndSize(out.data, out.size)
 
-        self.decide(out, question, catalogue, level, reason, prepared, numbers, sources, scores, &heard)
+        self.decide(out, question, catalogue, level, reason, prepared, numbers, sources, scores, None, &heard)
         out.put_bytes(b',"item_ids":')
         out.put_bytes(_dumps(item_ids))
         out.put_bytes(b"}}")

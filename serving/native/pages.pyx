@@ -13,6 +13,7 @@ from serving.native.answers cimport (
     AnswerWriter, is_answered_here, is_told_by_records, passing, put_slate, why_not_personal
 )
 from serving.native.begun cimport begun_words, find_begun
+from serving.native.chances cimport day_seed
 from serving.native.columns cimport Columns, PopularRows, columns_of, popular_rows
 from serving.native.filters cimport filters_of
 from serving.native.fresh cimport interest, interests_of, shelve_fresh
@@ -38,7 +39,7 @@ from serving.pipeline.filters import SlateFilter
 from serving.pipeline.item_filters import category_lists
 from serving.pipeline.list_slate import NOTHING_ELIGIBLE, because_of
 from serving.pipeline.new_items import new_in_words, older_rows
-from serving.pipeline.rotation import DAY_MICROS, rotation_seed
+from serving.pipeline.rotation import DAY_MICROS
 from serving.pipeline.ruled_slate import LOOKED_AT
 from serving.pipeline.similar import UNKNOWN
 from serving.pipeline.trending import WINDOW_WORDS, voted_rows
@@ -172,7 +173,7 @@ cdef class Page(PageWork):
             slate.vote(tuning, tuning.session_weight if self.own else tuning.session_weight_alone)
             slate.take_rungs(self.packed, self.own, self.segment, self.request, self.catalogue)
             if rules.rotation > 0:
-                seed = rotation_seed(self.subject, self.now_micros)
+                seed = day_seed(self.subject, self.now_micros)
             if rules.fatigue > 0 and self.record is not None:
                 shown = left_alone(self.record, self.now_micros - <int64_t>rules.fatigue_days * _DAY_MICROS)
             propensities = slate.place(room, rules, max(4 * size, _LOOKED_AT), seed, shown, self.answer_id)

@@ -1,7 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
 """The body of a common question, read in native code. The twin is `hot_slates.read_question` behind orjson.
 
-Read here are the fields that nearly all send, as plain JSON: strings without escapes, no policy, no events. Whatever
+Read here are the fields that nearly all send, as plain JSON: strings without escapes, no events, of a policy the
+placement's rules alone. Whatever
 else comes is declined (None), and the twin looks at it; so it is with what may be wrong.
 """
 
@@ -9,6 +10,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.string cimport memcmp, strlen
 
 from feature_repo.contracts.events import MAX_ID_BYTES
+from serving.pipeline.policy import SlatePolicy
 from serving.pipeline.values import SlateRequest
 
 
@@ -137,15 +139,17 @@ cdef inline bint _is(const char* name, Py_ssize_t size, const char* wanted) noex
 
 
 cdef class QuestionReader:
-    """Of one process. `kind_of_question` is `answering.Question`; `plain` is `plain_placements`."""
+    """Of one process. `kind_of_question` is `answering.Question`; `plain` is `plain_placements`, `ruled` the
+    `ruled_placements`."""
 
-    cdef object kind_of_question, plain, usual, new_id, kind
+    cdef object kind_of_question, plain, ruled, usual, new_id, kind
     cdef str default
     cdef Py_ssize_t most_excluded
     cdef int most_results
 
-    def __init__(self, kind_of_question, kind, plain, default, new_id, most_results, most_excluded):
+    def __init__(self, kind_of_question, kind, plain, ruled, default, new_id, most_results, most_excluded):
         self.kind_of_question, self.kind, self.plain, self.default = kind_of_question, kind, plain, default
+        self.ruled = ruled
         self.usual, self.new_id = plain[default], new_id
         self.most_results, self.most_excluded = most_results, most_excluded
 
@@ -164,7 +168,7 @@ cdef class QuestionReader:
 
     cdef object question(self, Body body, object now_micros):
         cdef object user_id = None, anonymous_id = None, session_id = None, category = None, region = None
-        cdef object personalize = None, may_store = True, usual
+        cdef object personalize = None, may_store = True, usual, policy = None, ruled, new_id
         cdef str placement = self.default
         cdef frozenset excluded = _NOBODY
         cdef int num_results = 0
@@ -235,11 +239,17 @@ cdef class QuestionReader:
         if body.next() or body.at < body.end:
             raise _Odd
         usual = self.plain.get(placement, self.usual)
-        if usual is None:
+        ruled = self.ruled.get(placement) if usual is None else None
+        if usual is None and ruled is None:
             return None
+        new_id = self.new_id()
+        if ruled is not None:
+            usual = ruled.num_results
+            policy = SlatePolicy(ruled.rules, placement, True, None, None, ruled.reasons, new_id)
         slate = SlateRequest(
-            num_results or usual, user_id, anonymous_id, session_id, category, region, (), excluded, personalize
+            num_results or usual, user_id, anonymous_id, session_id, category, region, (), excluded, personalize, False,
+            policy
         )
         return _tuple_of(
-            self.kind_of_question, (slate, self.new_id(), placement, may_store, now_micros, (), False, self.kind)
+            self.kind_of_question, (slate, new_id, placement, may_store, now_micros, (), False, self.kind)
         )

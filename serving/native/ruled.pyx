@@ -13,6 +13,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from serving.native.columns cimport Column, Columns, PopularRows, columns_of, popular_rows
+from serving.native.chances cimport leave_to_chance
 from serving.native.filters cimport filters_of
 from serving.native.order cimport Room, sort_places
 from serving.native.reasons cimport explain
@@ -24,7 +25,7 @@ from serving.native.work cimport MOST, Entry, Work, give_back, push, take_work
 from feature_repo.contracts.packing import CANDIDATE_ROW, NO_REASON, CandidateRows, Source
 from feature_repo.contracts.session_blend import BELOW, FLOOR
 from serving.native.columns import Declined
-from serving.pipeline.exploration import EXPLORED_POOL, explore
+from serving.pipeline.exploration import EXPLORED_POOL
 from serving.pipeline.rotation import DAY_MICROS
 from serving.pipeline.values import RungReport
 
@@ -295,7 +296,7 @@ cdef class Ruled(Votes):
         diverse.categories = near_at + count
         diverse.is_taken = <uint8_t*>spare  # nothing is sorted any more by then
         count = self.score(self.has_votes, rules.min_relevance, ranked, keys)
-        sorted_count = _best_first(self, ranked, count, depth, keys, spare)
+        sorted_count = _best_first(self, ranked, count, depth, keys, spare, rotation > 0 or fatigue > 0)
         near_count = min(depth, count)
         memset(near_at, 0xFF, work.entry_count * sizeof(int32_t))
         for at in range(near_count):
@@ -350,9 +351,10 @@ cdef class Ruled(Votes):
                 if chosen < size:
                     diverse.take(of)
             at = near_count
-        if chosen < size or rules.exploration > 0:  # somebody behind may get a place: in order of score
-            sort_places(ranked + sorted_count, count - sorted_count, keys, spare, work, self.columns.item_ids)
         while chosen < size and at < count:
+            if at == sorted_count:  # those behind, in order of score
+                sort_places(ranked + sorted_count, count - sorted_count, keys, spare, work, self.columns.item_ids)
+                sorted_count = count
             if not caps.refuses(work.entries[ranked[at]].number):
                 caps.take(work.entries[ranked[at]].number)
                 slate[chosen] = ranked[at]
@@ -369,16 +371,14 @@ cdef class Ruled(Votes):
             for at in range(count):
                 if len(spares) == _EXPLORED_POOL:
                     break
+                if at == sorted_count:
+                    sort_places(ranked + sorted_count, count - sorted_count, keys, spare, work, self.columns.item_ids)
+                    sorted_count = count
                 if near_at[ranked[at]] == -2 or caps.refuses(work.entries[ranked[at]].number):
                     continue
                 caps.take(work.entries[ranked[at]].number)
                 spares.append(ranked[at])
-            found = explore(
-                [slate[at] for at in range(chosen)], spares, share=rules.exploration, seed=exploration_seed
-            )
-            propensities = found.propensities
-            for at in range(chosen):
-                slate[at] = found.slate[at]
+            leave_to_chance(slate, chosen, spares, propensities, rules.exploration, exploration_seed)
         if self.has_votes:
             self.lead(size)
         memcpy(work.order, slate, chosen * sizeof(uint32_t))
@@ -399,9 +399,11 @@ cdef inline double _chance(uint64_t value) noexcept:
 
 
 cdef Py_ssize_t _best_first(
-    Ruled ruled, uint32_t* ranked, Py_ssize_t count, Py_ssize_t depth, const double* keys, uint32_t* spare
+    Ruled ruled, uint32_t* ranked, Py_ssize_t count, Py_ssize_t depth, const double* keys, uint32_t* spare,
+    bint may_be_unordered
 ) except -1:
-    """The best `depth` of the ranked to the front, in order, with all that tie with the last of them; how many."""
+    """The best `depth` of the ranked to the front, with all that tie with the last of them; how many. They are in order;
+    with `may_be_unordered` only where others tie with the last."""
     cdef Work work = ruled.work
     cdef Py_ssize_t at, kept = 0, front = 0, behind = 0
     cdef double least
@@ -419,6 +421,8 @@ cdef Py_ssize_t _best_first(
         memcpy(ranked + front, spare, behind * sizeof(uint32_t))
     else:
         front = count
+    if may_be_unordered and front <= depth:
+        return front
     sort_places(ranked, front, keys, spare, work, ruled.columns.item_ids)
     return front
 

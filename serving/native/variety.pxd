@@ -46,6 +46,7 @@ cdef class Diverse:
     cdef double* to_category
     cdef uint8_t* is_taken
     cdef Py_ssize_t count, category_count
+    cdef Py_ssize_t best        # the next, where it is known; else -1
     cdef int32_t takes
     cdef double diversity
 

@@ -74,6 +74,7 @@ cdef class Diverse:
         cdef uint32_t number
         cdef Near* one
         cdef Shelves shelves = self.shelves
+        self.best = -1
         for at in range(self.count):
             key = keys[self.near[at].place]
             top = key if at == 0 or key > top else top
@@ -100,10 +101,12 @@ cdef class Diverse:
 
     cdef Py_ssize_t next(self) noexcept:
         """The place among the near ones of the next; -1: none is left."""
-        cdef Py_ssize_t at, best = -1
-        for at in range(self.count):
-            if not self.near[at].is_gone and (best < 0 or self.near[at].value < self.near[best].value):
-                best = at
+        cdef Py_ssize_t at, best = self.best
+        if best < 0:
+            for at in range(self.count):
+                if not self.near[at].is_gone and (best < 0 or self.near[at].value < self.near[best].value):
+                    best = at
+        self.best = -1
         if best >= 0:
             self.near[best].is_gone = True
         return best
@@ -143,6 +146,7 @@ cdef class Diverse:
             if one.neighbour < similarities[at]:
                 one.neighbour = similarities[at] if similarities[at] < 1.0 else 1.0
         self.takes += 1
+        self.best = -1
         for at in range(self.count):
             one = &self.near[at]
             if one.is_gone:
@@ -160,4 +164,6 @@ cdef class Diverse:
                 if one.has_brand and _SAME_BRAND > nearest:
                     nearest = _SAME_BRAND
             one.value = self.diversity * nearest - one.worth
+            if self.best < 0 or one.value < self.near[self.best].value:
+                self.best = at
         return 0

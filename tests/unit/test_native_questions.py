@@ -11,17 +11,17 @@ import pytest
 
 from feature_repo.contracts.events import MAX_ID_BYTES
 from serving.api.answering import Question
-from serving.api.hot_slates import plain_placements, read_question
+from serving.api.hot_slates import plain_placements, read_question, ruled_placements
 from serving.api.schemas import MAX_EXCLUDED_ITEMS, MAX_RESULTS
 from serving.lists import RECOMMENDATIONS
 from serving.native import described, parts
-from serving.pipeline.placements import DEFAULT, Placements
+from serving.pipeline.placements import DEFAULT, Placements, read_placements
 
 pytestmark = pytest.mark.skipif(parts.questions is None, reason=f"serving answers from {described()}")
 
 NOW = 1_709_900_000_123_456
 PLACEMENTS = Placements()
-PLAIN = plain_placements(PLACEMENTS)
+PLAIN, RULED = plain_placements(PLACEMENTS), ruled_placements(PLACEMENTS)
 IDS = ("u1", "ü ser/1", "日本", "x" * MAX_ID_BYTES, " ", "a'b")
 ODD = (
     None, True, False, 0, -1, 1.0, 10**30, "", "x" * (MAX_ID_BYTES + 1), "ä" * 129, 'quo"te', "a\x00b", "\ud800", [],
@@ -31,7 +31,7 @@ ODD = (
 
 def native(body: bytes) -> Question | None:
     reader = parts.questions.QuestionReader(
-        Question, RECOMMENDATIONS, PLAIN, DEFAULT, lambda: "id1", MAX_RESULTS, MAX_EXCLUDED_ITEMS
+        Question, RECOMMENDATIONS, PLAIN, RULED, DEFAULT, lambda: "id1", MAX_RESULTS, MAX_EXCLUDED_ITEMS
     )
     found: Question | None = reader.read(body, NOW)
     return found
@@ -140,9 +140,24 @@ def test_garbled_bodies_are_read_as_the_twin_reads_them() -> None:
     assert 0 < read < 3_000
 
 
-def test_a_placement_with_a_policy_is_the_twins() -> None:
-    ruled = next(name for name, usual in PLAIN.items() if usual is None)
-    assert native(orjson.dumps({"placement": ruled})) is None
+@pytest.mark.parametrize("placement", PLACEMENTS.by_name)
+def test_the_policy_of_a_placement_is_read_too(placement: str) -> None:
+    assert both(orjson.dumps({"placement": placement}))
+    assert both(orjson.dumps({"placement": placement, "user_id": "u1", "num_results": 3}))
+    assert native(orjson.dumps({"placement": placement, "exploration": 0.1})) is None
+
+
+def test_the_rules_of_default_are_the_twins_for_a_name_that_is_none() -> None:
+    placements = read_placements('{"placements":{"default":{"diversity":0.2}}}', is_json=True)
+    plain, ruled = plain_placements(placements), ruled_placements(placements)
+    reader = parts.questions.QuestionReader(
+        Question, RECOMMENDATIONS, plain, ruled, DEFAULT, lambda: "id1", MAX_RESULTS, MAX_EXCLUDED_ITEMS
+    )
+    assert reader.read(b'{"placement":"nobody\'s"}', NOW) is None
+    found = reader.read(b"{}", NOW)
+    assert found is not None
+    assert found == read_question({}, NOW, placements, plain, lambda: "id1")
+    assert found.slate.policy is not None
 
 
 def test_too_many_excluded_items_are_declined() -> None:
