@@ -18,7 +18,7 @@ from infra.bench.quality.formats import read_events
 from infra.bench.quality.quality_bench import Sources, bench_quality
 from infra.bench.quality.ranking import Part, evaluate, evaluate_all
 from infra.bench.quality.spaces import families
-from infra.bench.quality.tasks import SEED, open_test, open_training
+from infra.bench.quality.tasks import SEED, Task, open_test, open_training
 from infra.bench.quality.tuning import Budget, run_trial, tune
 from infra.cli.main import build_app
 from spark_jobs.evaluation.full_ranking import rank_unseen
@@ -165,6 +165,51 @@ def test_the_kernels_are_those_of_the_night(tmp_path: Path) -> None:
         np.testing.assert_array_equal(ours, theirs)
         compared += len(rows)
     assert compared > 100
+
+
+def widths(task: Task, cells: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int, list[int]]]:
+    """By model with vectors: the width that its search starts at, and those it may try."""
+    monkeypatch.setattr("infra.bench.quality.spaces.FACTOR_CELLS", cells)
+    space = {family.name: family for family in families(task, 60.0)}
+    return {
+        name: (space[name].start["params"]["factors"], list(space[name].grids["params", "factors"]))
+        for name in ("ials", "graph_filter")
+        if name in space
+    }
+
+
+def test_vectors_are_as_wide_as_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 users and 32 items make 92 rows."""
+    train, test = write_pairs(tmp_path)
+    task = open_training("pairs", train=train, test=test)
+    ials, graph = (64, [16, 32, 64, 128, 192]), (256, [32, 64, 128, 256, 512])
+    assert widths(task, 92 * 512, monkeypatch) == {"ials": ials, "graph_filter": graph}
+    assert widths(task, 92 * 33, monkeypatch) == {"ials": (32, [16, 32]), "graph_filter": (32, [32])}
+    assert widths(task, 92 * 20, monkeypatch) == {"ials": (16, [16])}
+    assert widths(task, 92 * 15, monkeypatch) == {}
+
+
+@pytest.mark.parametrize(("length", "has_graph"), [(8, True), (9, False)])
+def test_of_short_sessions_a_graph_filter_has_vectors_of_items_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int, *, has_graph: bool
+) -> None:
+    train = tmp_path / "train.txt"
+    train.write_text((" ".join(f"i{n}" for n in range(length)) + "\n") * 100)
+    task = open_training("sessions", train=train, test=tmp_path / "none")
+    assert ("graph_filter" in widths(task, 32 * (length + 1), monkeypatch)) == has_graph
+
+
+def test_a_blend_asks_no_more_than_the_search_did_where_that_is_all_there_is_time_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, test = write_pairs(tmp_path)
+    monkeypatch.setattr("infra.bench.quality.tasks.SEARCH_CELLS", 32 * 20)
+    task = open_training("pairs", train=train, test=test)
+    assert sum(len(asked.questions) for asked in task.searched) == 20
+    said: list[str] = []
+    budget = Budget(60.0, trials=4)
+    tuning.tune_blend(task, tune(task, families(task, 60.0), budget, 3, said.append), budget, 3, said.append)
+    assert any("on 20 questions" in line for line in said)
 
 
 def test_events_with_repeats_bring_repurchase(tmp_path: Path) -> None:

@@ -9,14 +9,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from feature_repo.contracts.events import DEFAULT_PREFERENCE_WEIGHTS, EVENT_TYPES
 from infra.bench.quality.tasks import Task
+from infra.bench.quality.training import Training
 from spark_jobs.models.ease import MOST_ITEMS
+from spark_jobs.models.item_pairs import PRODUCTS_PER_ENTRY
 from spark_jobs.models.recipes import default_recipe, default_sequence_recipe
 from spark_jobs.models.search_spaces import GRIDS, HALF_LIVES, OTHER_WEIGHTS, Grid, Path, searched_params
 
 EASE_SECONDS_PER_CUBE = 3e-11
 """Of a fit, times items cubed: a large catalogue is left out where one fit would take a tenth of the budget."""
+
+
+FACTOR_CELLS = 200_000_000
+"""Vectors of all people and items have at most so many entries: several such arrays stand in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,7 @@ def families(task: Task, budget_seconds: float) -> list[Family]:
         names.append("content")
     if task.protocol == "events" and training.has_order:
         names.append("session_knn")  # the history of a shopper is long for a session: it costs most
-    return [_family(name, task) for name in names]
+    return [family for family in (_family(name, task) for name in names) if _has_room(family)]
 
 
 def _ease_seconds(task: Task) -> float:
@@ -60,6 +68,12 @@ def _family(name: str, task: Task) -> Family:
     grids: dict[Path, Grid] = {("params", param): grid for param, grid in GRIDS[name].items()}
     if name == "content" and training.content is not None:
         grids = {path: grid for path, grid in grids.items() if path[1] in searched_params(training.content)}
+    if ("params", "factors") in grids:
+        by_items_alone = name == "graph_filter" and _has_short_sessions(training)
+        rows = training.item_count + (0 if by_items_alone else training.people_count)
+        widths = [width for width in grids["params", "factors"] if width * rows <= FACTOR_CELLS]
+        grids["params", "factors"] = widths
+        recipe["params"]["factors"] = min(recipe["params"]["factors"], max(widths, default=0))
     if name == "popularity":
         grids = {}  # the baseline stays as it is
     if not is_sequential:
@@ -80,6 +94,19 @@ def _family(name: str, task: Task) -> Family:
             if kind not in training.target_types and recipe["weights"][kind]:
                 grids[("weights", kind)] = OTHER_WEIGHTS
     return Family(name, recipe, grids)
+
+
+def _has_short_sessions(training: Training) -> bool:
+    """Whether a graph filter multiplies pairs of items (`item_pairs`), and has no array of people."""
+    if training.sessions is None:
+        return False
+    lengths = np.diff(training.sessions.starts)
+    return int((lengths**2).sum()) <= PRODUCTS_PER_ENTRY * int(lengths.sum())
+
+
+def _has_room(family: Family) -> bool:
+    """Whether vectors of any width fit."""
+    return all(len(grid) > 0 for grid in family.grids.values())
 
 
 def _first_weight(kind: str) -> float:

@@ -67,6 +67,11 @@ class Training:
         return len(self.item_names)
 
     @property
+    def people_count(self) -> int:
+        """Users, or sessions."""
+        return len(self.user_names) if self.sessions is None else len(self.sessions)
+
+    @property
     def subjects(self) -> NDArray[np.str_]:
         return np.array([f"u:{name}" for name in self.user_names], dtype=np.str_)
 

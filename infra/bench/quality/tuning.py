@@ -267,7 +267,8 @@ def tune_blend(task: Task, found: Mapping[str, Found], budget: Budget, k: int, s
 
 def _pools(task: Task, found: Mapping[str, Found], names: list[str], budget: Budget, k: int) -> list[Pool]:
     """The pool of each slice: of the least number of questions first, of more when that took little of the budget."""
-    least = max(1, LEAST_BLEND_QUESTIONS // len(task.validations))
+    searched = sum(len(asked.questions) for asked in task.searched)  # fewer than that only of a very large catalogue
+    least = max(1, min(LEAST_BLEND_QUESTIONS, searched) // len(task.validations))
 
     def make(most: int) -> list[Pool]:
         return [
