@@ -20,7 +20,7 @@ from serving.pipeline.rank_given import UNKNOWN_ITEM, rank_given
 from serving.pipeline.similar import bought_together, similar_items
 from serving.pipeline.trending import Votes, trending_slate
 from serving.pipeline.values import Slate, SlateRequest, Tuning
-from serving.recommender import Asker, Recommender
+from serving.recommender import Asker, Recommender, asks_ranker
 from serving.settled import STORE_DOWN
 
 RECOMMENDATIONS, SIMILAR, RANK = "recommendations", "similar", "rank"
@@ -83,6 +83,9 @@ class Lists:
                 return self._trending(wanted, asker, request, votes, stale)
             case "buy_again":
                 return await self._buy_again(asker, request)
+        if asks_ranker(request):
+            slate, degraded, reads = await self._recommender.ranked_slate(asker, request)
+            return Built(slate, degraded, reads=reads)
         return Built(self._recommender.slate(asker, request))
 
     def fresh_votes(self, window: str) -> Votes | None:

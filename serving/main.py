@@ -134,8 +134,9 @@ def create_app(
     beside = open_list_stores(environment, settings, store, decisions, wall_micros=wall_micros, timer=timer)
     first = FirstShelf(overlay, beside.board, wall_micros=wall_micros)
     recommender = Recommender(
-        store, shelf, settings, wall_micros=wall_micros, timer=timer, overlay=overlay, first=first
-    )
+        store, shelf, settings, wall_micros=wall_micros, timer=timer, overlay=overlay, first=first,
+        features=beside.ranker_features,
+    )  # fmt: skip
     lists = Lists(recommender, beside.board, beside.purchases, settings.tuning(), wall_micros=wall_micros, timer=timer)
     replays = Replays(
         recommender,

@@ -24,6 +24,11 @@ REQUEST_SECONDS = Histogram(
 )
 SLATES = Counter("nightjar_api_slates_total", "Slates by the rung that gave them", ["fallback_level"])
 DEGRADED = Counter("nightjar_api_degraded_total", "Degraded answers by reason", ["reason"])
+RANKINGS = Counter(
+    "nightjar_api_rankings_total",
+    "Answers of placements with a ranker, by what it did: ranked, or why the order is the first stage's",
+    ["outcome"],
+)
 SECOND_READS = Counter("nightjar_api_second_reads_total", "Requests that read twice because the pointer had moved")
 IDENTITY_READS = Counter("nightjar_api_identity_reads_total", "Further reads because a person's devices were not known")
 STALE_FEATURES = Counter(

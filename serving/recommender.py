@@ -23,12 +23,14 @@ from feature_repo.contracts.packing import (
 )
 from serving.adapters.feast_online import USER_VIEW, read_string_value, read_timestamp_micros
 from serving.adapters.online import OnlineRecords, OnlineStore
+from serving.adapters.ranker_features import RankerFeatures
 from serving.adapters.shelf import VersionShelf
 from serving.first_shelf import FirstShelf
 from serving.native import parts
 from serving.observability import (
     DEGRADED,
     IDENTITY_READS,
+    RANKINGS,
     REFUSED_RECORDS,
     SECOND_READS,
     SLATES,
@@ -39,7 +41,8 @@ from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.consent import with_refusal
 from serving.pipeline.overlay import CatalogueOverlay
 from serving.pipeline.persons import MAX_READS, Edges, Identity, join_sessions, person_of, stranger
-from serving.pipeline.slate import build_slate
+from serving.pipeline.ranker import FAILURES, NOT_READ, PersonFeatures
+from serving.pipeline.slate import build_slate, slate_steps
 from serving.pipeline.values import Person, Row, Slate, SlateRequest
 from serving.settings import ServingSettings
 from serving.settled import (
@@ -63,8 +66,15 @@ logger = logging.getLogger("nightjar.serving")
 Made = TypeVar("Made")
 
 UNKNOWN_SESSION = SessionState()
+RANKED = "ranked"
+"""The outcome of a ranker that did its work (`RANKINGS`)."""
 REMEMBERED_PERSONS = 20_000
 """Persons of several devices or names that a process remembers, so that one read brings all of theirs."""
+
+
+def asks_ranker(request: SlateRequest) -> bool:
+    """Whether the slate of a request is `Recommender.ranked_slate`."""
+    return request.policy is not None and request.policy.asks_ranker
 
 
 @dataclass(slots=True)
@@ -111,12 +121,15 @@ class Recommender:
         timer: Callable[[], int],
         overlay: CatalogueOverlay | None = None,
         first: FirstShelf | None = None,
+        features: RankerFeatures | None = None,
     ) -> None:
-        """`first`: what is answered from before the first version; None: nothing is."""
+        """`first`: what is answered from before the first version; None: nothing is. `features`: what a placement's
+        ranker reads; None: nothing is read."""
         self._store = store
         self._overlay = overlay or CatalogueOverlay()
         self._shelf = shelf
         self._first = first
+        self._features = features
         self._settings = settings
         self._tuning = settings.tuning()
         self._wall_micros = wall_micros
@@ -127,7 +140,38 @@ class Recommender:
     async def recommend(self, request: SlateRequest) -> Answer:
         """The slate of one request. Raises NoVersionError when there is nothing to serve from."""
         asker = await self.meet(request)
+        if asks_ranker(asker.request):
+            slate, degraded, reads = await self.ranked_slate(asker, asker.request)
+            return self.answer(asker, slate, degraded=degraded, reads=reads)
         return self.answer(asker, self.slate(asker, asker.request))
+
+    async def ranked_slate(
+        self, asker: Asker, request: SlateRequest, *, now_micros: int | None = None, known: str | None = None
+    ) -> tuple[Slate, list[str], int]:
+        """(`slate` where a placement asks for a ranker, why it is degraded, further reads that it took). `known`: why
+        the ranker is to know nothing, for who does not want it to read anything."""
+        steps = slate_steps(
+            request,
+            asker.person,
+            asker.catalogue,
+            self._tuning,
+            now_micros=self._wall_micros() if now_micros is None else now_micros,
+            timer=self._timer,
+        )
+        reads = 0
+        try:
+            wanted = next(steps)
+            found: PersonFeatures | str = known or NOT_READ
+            if self._features is not None and known is None:
+                found, reads = await self._features.read(wanted), 1
+            steps.send(found)
+        except StopIteration as done:
+            slate: Slate = done.value
+        else:
+            raise AssertionError("a slate asks for features once")
+        reason = None if slate.ranking is None else slate.ranking.reason
+        count_soon(RANKINGS, reason or RANKED)
+        return slate, [reason] if reason in FAILURES else [], reads
 
     def slate(self, asker: Asker, request: SlateRequest, *, now_micros: int | None = None) -> Slate:
         """The slate of somebody who was read. `request`: as `asker.request`, perhaps for another place of a page;

@@ -22,7 +22,7 @@ from serving.pipeline.rank_given import rank_given
 from serving.pipeline.rotation import DAY_MICROS
 from serving.pipeline.similar import bought_together, similar_items
 from serving.pipeline.values import Person, Slate, SlateRequest, Tuning
-from serving.recommender import Asker, Recommender
+from serving.recommender import Asker, Recommender, asks_ranker
 
 VERSION_GONE = "version_gone"
 SUBJECT_NOT_LOGGED = "subject_not_logged"
@@ -33,6 +33,7 @@ SETTINGS_CHANGED = "settings_changed"
 INPUTS_NOT_KEPT = "inputs_not_kept"
 INPUTS_UNKNOWN = "inputs_unknown"
 LEFT_TO_CHANCE = "left_to_chance"
+FEATURES_CHANGED = "features_changed"
 STORE_DOWN_NOW = "online_store_unavailable"
 
 WORDS: Mapping[str, str] = {
@@ -45,12 +46,13 @@ WORDS: Mapping[str, str] = {
     INPUTS_NOT_KEPT: "it depended on what is not kept: votes of that hour, purchases, or a session as it was then",
     INPUTS_UNKNOWN: "it has inputs that this server does not know",
     LEFT_TO_CHANCE: "a place was left to chance",
+    FEATURES_CHANGED: "the features that the ranker read are others now, or cannot be read",
     STORE_DOWN_NOW: "the online store does not answer now",
 }
 
 _KNOWN_INPUTS = frozenset(
     {"num_results", "tuning", "personalized", "category", "region", "personalize", "recent_events", "exclude_item_ids",
-     "session", "store", "policy", "item_id", "item_ids", "max_age_days", "window", "page", "place"}
+     "session", "store", "policy", "item_id", "item_ids", "max_age_days", "window", "page", "place", "ranker"}
 )  # fmt: skip
 _SCORE_TOLERANCE = 1e-5
 """Delta keeps scores as 32-bit floats."""
@@ -147,7 +149,23 @@ class Replays:
             session = found
             person = replace(person, session=_state_then(person.session, at), unavailable=None)
         request = replace(asker.request, recent_events=session, policy=_policy_of(decision))
-        slate = self._slate(decision, asker._replace(request=request, person=person), request, catalogue)
+        asker = asker._replace(request=request, person=person)
+        if decision["kind"] == RECOMMENDATIONS and asks_ranker(request):
+            return await self._ranked(decision, asker, request, catalogue)
+        return Replay(self._slate(decision, asker, request, catalogue), catalogue)
+
+    async def _ranked(
+        self, decision: Mapping[str, Any], asker: Asker, request: SlateRequest, catalogue: Catalogue
+    ) -> Replay:
+        """What a ranker ordered is made again where it reads what it read then; what it could not order then, it does
+        not order now."""
+        then = decision["inputs"].get("ranker", {})
+        slate, _, _ = await self._recommender.ranked_slate(
+            asker, request, now_micros=decision["at"], known=then.get("reason")
+        )
+        now = slate.ranking
+        if now is None or (now.reason, now.digest) != (then.get("reason"), then.get("digest")):
+            return Replay(None, None, [FEATURES_CHANGED])
         return Replay(slate, catalogue)
 
     def _slate(self, decision: Mapping[str, Any], asker: Asker, request: SlateRequest, catalogue: Catalogue) -> Slate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,14 @@ class Shop:
             parts=parts or {},
         )
         self.version = self.manifest.version()
+
+    def with_files(self, files: Mapping[str, bytes]) -> Shop:
+        """This version with further files: another version."""
+        self.files |= files
+        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in self.files.items()}
+        self.manifest = replace(self.manifest, files=hashes)
+        self.version = self.manifest.version()
+        return self
 
     def write(self, publications: Path | str) -> str:
         """Write the bundle under `<publications>/default/`; returns the version."""

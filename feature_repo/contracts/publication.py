@@ -19,6 +19,7 @@ May be there, and is when the manifest names it:
     session_index.bin  what comes next in sessions (`contracts.session_index`); without it sessions are served from
                      the neighbours
     together.bin     what is bought together, as neighbours.bin: with each item those of the same baskets
+    ranker.bin       trees that order the best of an answer when it is asked for (`contracts.ranker_file`)
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ SESSION_INDEX_FILE = "session_index.bin"
 BUNDLE_FILES = (ITEMS_FILE, NEIGHBOURS_FILE, POPULAR_FILE)
 """What every bundle has."""
 TOGETHER_FILE = "together.bin"
-LATER_FILES = (SESSION_INDEX_FILE, TOGETHER_FILE)
+RANKER_FILE = "ranker.bin"
+LATER_FILES = (SESSION_INDEX_FILE, TOGETHER_FILE, RANKER_FILE)
 """What a bundle has if its manifest names it."""
 PURCHASES_PART = "purchases"
 

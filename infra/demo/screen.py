@@ -83,7 +83,10 @@ def show_models(console: Console, evaluation: Mapping[str, Any], gate: Mapping[s
     for name, model in models:
         if model.get("beside"):
             had = f"{test['users_in_a_session']:,} of {test['users']:,} had one"
-            console.print(f"{name}: {model['beside']}'s lists, blended with the session that asks; {had}. Not judged.")
+            words = f"{model['beside']}'s lists, blended with the session that asks; {had}"
+            if name == "with_ranker":
+                words = f"the answers of {model['beside']}, their best in the order of a ranker"
+            console.print(f"{name}: {words}. Not judged.")
     console.print(f"The gate says [bold]{gate['verdict']}[/]:")
     for reason in gate["reasons"]:
         console.print(f"- {reason}", markup=False)

@@ -18,6 +18,7 @@ from feature_repo.contracts.publication import (
     MANIFEST_FILE,
     NEIGHBOURS_FILE,
     POPULAR_FILE,
+    RANKER_FILE,
     SESSION_INDEX_FILE,
     TOGETHER_FILE,
     Manifest,
@@ -31,6 +32,7 @@ from serving.adapters.item_facts import read_item_facts
 from serving.adapters.json_columns import read_columns
 from serving.adapters.pace import HURRIED, Pace
 from serving.pipeline.catalogue import Catalogue, PopularList, RankedList, Refusals, Stock
+from serving.pipeline.ranker import read_ranker
 from serving.pipeline.session_index import read_session_index
 
 _CHUNK = 1 << 20
@@ -71,6 +73,8 @@ def load_catalogue(publications: str, version: str, pace: Pace = HURRIED, *, ten
         memory = _memory_map(folder / NEIGHBOURS_FILE)
         has_index = SESSION_INDEX_FILE in manifest.files
         session_index = read_session_index(_memory_map(folder / SESSION_INDEX_FILE)) if has_index else None
+        has_ranker = RANKER_FILE in manifest.files
+        ranker = read_ranker(_memory_map(folder / RANKER_FILE), manifest.files[RANKER_FILE][:8]) if has_ranker else None
         has_together = TOGETHER_FILE in manifest.files
         together = _memory_map(folder / TOGETHER_FILE) if has_together else memoryview(pack_neighbours([]))
     except OSError as error:
@@ -89,6 +93,7 @@ def load_catalogue(publications: str, version: str, pace: Pace = HURRIED, *, ten
             neighbour_numbers=numbers,
             similarities=similarities,
             session_index=session_index,
+            ranker=ranker,
             popular=_popular(popular["all"]),
             popular_by_category={name: _popular(rows) for name, rows in popular["by_category"].items()},
             popular_by_region={name: _popular(rows) for name, rows in popular["by_region"].items()},

@@ -34,6 +34,30 @@ OPENS_AT = 0.5
 _FORGOTTEN = 0.001
 
 
+class FailureShare:
+    """The moving share of failures, of one dependency. `seconds` is a monotonic clock."""
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self.value = 0.0
+        self._counts_again_at = [0.0, 0.0]
+        """From when on the next answer is a time of its own, and the next failure."""
+
+    def note(self, *, has_failed: bool) -> bool:
+        """Count an answer or a failure; whether the circuit is to open."""
+        now = self._seconds()
+        if now < self._counts_again_at[has_failed]:
+            return False
+        self._counts_again_at[has_failed] = now + TOGETHER_SECONDS
+        self.value *= 1 - WEIGHT
+        if not has_failed:
+            if self.value < _FORGOTTEN:
+                self.value = 0.0
+            return False
+        self.value += WEIGHT
+        return self.value > OPENS_AT
+
+
 class GuardedStore:
     """An `OnlineStore` behind a breaker. Belongs to one event loop. `seconds` is a monotonic clock."""
 
@@ -46,10 +70,7 @@ class GuardedStore:
     ) -> None:
         self._store = store
         self._probe_seconds = probe_seconds
-        self._seconds = seconds
-        self._failures = 0.0
-        self._counts_again_at = [0.0, 0.0]
-        """From when on the next answer is a time of its own, and the next failure."""
+        self._failures = FailureShare(seconds)
         self._probing: asyncio.Task[None] | None = None
 
     @property
@@ -92,7 +113,7 @@ class GuardedStore:
         )
 
     def _on_read(self, answered: Answered, found: OnlineRecords | DependencyError) -> None:
-        if self._failures or type(found) is not OnlineRecords:
+        if self._failures.value or type(found) is not OnlineRecords:
             self._note(found)
         answered(found)
 
@@ -102,17 +123,7 @@ class GuardedStore:
         await self._store.close()
 
     def _note(self, found: OnlineRecords | DependencyError) -> None:
-        has_failed, now = isinstance(found, DependencyError), self._seconds()
-        if now < self._counts_again_at[has_failed]:
-            return
-        self._counts_again_at[has_failed] = now + TOGETHER_SECONDS
-        self._failures *= 1 - WEIGHT
-        if not has_failed:
-            if self._failures < _FORGOTTEN:
-                self._failures = 0.0
-            return
-        self._failures += WEIGHT
-        if self._failures > OPENS_AT and self._probing is None:
+        if self._failures.note(has_failed=isinstance(found, DependencyError)) and self._probing is None:
             CIRCUIT_OPENINGS.inc()
             logger.warning("the online store does not answer; it is asked again every %g s", self._probe_seconds)
             self._probing = asyncio.get_running_loop().create_task(self._probe())
@@ -129,7 +140,7 @@ class GuardedStore:
                 logger.exception("a probe of the online store failed")
                 continue
             break
-        self._failures = 0.0
+        self._failures.value = 0.0
         self._probing = None
         logger.warning("the online store answers again")
 

@@ -31,6 +31,14 @@ class FeatureColumns(NamedTuple):
     micros: list[int | None]
 
 
+class Asked(NamedTuple):
+    """Features of a view for some entities, each the values of `view.join_keys` in their order; one may come twice."""
+
+    view: FeatureView
+    features: Sequence[str]
+    entities: Sequence[Sequence[str]]
+
+
 class FeatureStore(Protocol):
     """Raises DependencyError when the store does not answer in time, ContractError on a value it cannot read."""
 
@@ -41,6 +49,9 @@ class FeatureStore(Protocol):
 
         Raises ContractError naming the nearest feature when the view has none of a name.
         """
+
+    async def read_all(self, asked: Sequence[Asked]) -> list[FeatureColumns]:
+        """`read` of several views in one round trip."""
 
     async def close(self) -> None:
         """Give the connection back."""
@@ -55,13 +66,21 @@ class RedisFeatureStore:
     async def read(
         self, view: FeatureView, features: Sequence[str], entities: Sequence[Sequence[str]]
     ) -> FeatureColumns:
-        fields = _packed_fields(view, tuple(features))
-        keys = [entity_key(view.join_keys, entity) for entity in entities]
-        if not keys:
-            return _columns([], len(features))
-        arguments = len(features) + 3
-        commands = [b"*%d\r\n$5\r\nHMGET\r\n$%d\r\n%b\r\n%b" % (arguments, len(key), key, fields) for key in keys]
-        return _columns(await self._caller.send(b"".join(commands), len(commands)), len(features))
+        return (await self.read_all([Asked(view, features, entities)]))[0]
+
+    async def read_all(self, asked: Sequence[Asked]) -> list[FeatureColumns]:
+        commands: list[bytes] = []
+        for view, features, entities in asked:
+            fields, arguments = _packed_fields(view, tuple(features)), len(features) + 3
+            for entity in entities:
+                key = entity_key(view.join_keys, entity)
+                commands.append(b"*%d\r\n$5\r\nHMGET\r\n$%d\r\n%b\r\n%b" % (arguments, len(key), key, fields))
+        replies = await self._caller.send(b"".join(commands), len(commands)) if commands else []
+        found, at = [], 0
+        for _, features, entities in asked:
+            found.append(_columns(replies[at : at + len(entities)], len(features)))
+            at += len(entities)
+        return found
 
     async def close(self) -> None:
         await self._caller.close()
@@ -79,6 +98,9 @@ class MemoryFeatureStore:
         fields = _fields_of(view, tuple(features))
         rows = [self._hashes.get(entity_key(view.join_keys, entity), {}) for entity in entities]
         return _columns([[row.get(field) for field in fields] for row in rows], len(features))
+
+    async def read_all(self, asked: Sequence[Asked]) -> list[FeatureColumns]:
+        return [await self.read(*one) for one in asked]
 
     async def close(self) -> None:
         """Nothing to give back."""

@@ -15,6 +15,7 @@ from serving.adapters.decision_reader import DecisionReader, LoggedDecisions, Me
 from serving.adapters.feature_store import FeatureStore, MemoryFeatureStore, RedisFeatureStore
 from serving.adapters.online import MemoryOnlineStore, OnlineStore
 from serving.adapters.purchases import MemoryPurchaseStore, PurchaseStore, RedisPurchaseStore
+from serving.adapters.ranker_features import RankerFeatures
 from serving.adapters.trend_board import TrendBoard
 from serving.adapters.trends import MemoryTrendStore, RedisTrendStore, TrendStore
 from serving.settings import ServingSettings
@@ -28,6 +29,7 @@ class ListStores(NamedTuple):
     board: TrendBoard
     purchases: PurchaseStore
     features: FeatureStore
+    ranker_features: RankerFeatures
     decided: DecisionReader
     close: Callable[[], Awaitable[None]]
 
@@ -46,11 +48,12 @@ def open_list_stores(
     trends: TrendStore
     purchases: PurchaseStore
     features: FeatureStore
+    in_request: FeatureStore
     decided: DecisionReader
     if isinstance(store, MemoryOnlineStore):
         trends = MemoryTrendStore(store.strings, tenant=tenant)
         purchases = MemoryPurchaseStore(store.strings, tenant=tenant)
-        features = MemoryFeatureStore(store.hashes)
+        features = in_request = MemoryFeatureStore(store.hashes)
         close = _nothing_to_close
     else:
         timeout = settings.online_timeout_ms / 1000
@@ -69,11 +72,15 @@ def open_list_stores(
         purchases = RedisPurchaseStore(client, tenant=tenant, timeout_seconds=2 * timeout)
         features = over_redis = RedisFeatureStore(environment.redis_online_url, timeout_seconds=2 * timeout)
 
+        in_request = RedisFeatureStore(environment.redis_online_url, timeout_seconds=timeout)
+
         async def close() -> None:
             await over_redis.close()
+            await ranker_features.close()
             await client.aclose()
             await client.connection_pool.disconnect()
 
+    ranker_features = RankerFeatures(in_request)
     if isinstance(decisions, MemoryDecisionLog):
         decided = MemoryDecisions(decisions.payloads)
     else:
@@ -89,7 +96,7 @@ def open_list_stores(
         wall_micros=wall_micros,
         timer=lambda: timer() / 1_000_000_000,
     )
-    return ListStores(board, purchases, features, decided, close)
+    return ListStores(board, purchases, features, ranker_features, decided, close)
 
 
 async def _nothing_to_close() -> None:

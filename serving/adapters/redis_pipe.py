@@ -108,6 +108,7 @@ class PipeCaller:
     def __init__(self, url: str, *, timeout_seconds: float, what: str) -> None:
         self._url, self._timeout, self._what = url, timeout_seconds, what
         self._pipe: RedisPipe | None = None
+        self._opening = asyncio.Lock()
 
     async def ask(self, *commands: Sequence[str | int | bytes], blocks_seconds: float = 0.0) -> Replies:
         """One reply a command. `blocks_seconds`: how long a command may wait on purpose, beyond the time-out.
@@ -119,10 +120,11 @@ class PipeCaller:
     async def send(self, commands: bytes, count: int, blocks_seconds: float = 0.0) -> Replies:
         """`ask` with `count` commands that are packed already."""
         try:
-            if self._pipe is None or not self._pipe.is_open:
-                self._pipe = await asyncio.wait_for(open_pipe(self._url), self._timeout)
+            pipe = self._pipe
+            if pipe is None or not pipe.is_open:
+                pipe = await asyncio.wait_for(self._open(), self._timeout)
             async with asyncio.timeout(self._timeout + blocks_seconds):
-                replies = await self._pipe.send(commands, count)
+                replies = await pipe.send(commands, count)
         except (OSError, TimeoutError, RedisError, hiredis.HiredisError) as error:
             await self.close()
             why = f"Redis does not answer: {type(error).__name__}: {error}"
@@ -135,6 +137,13 @@ class PipeCaller:
                 await self.close()
                 raise DependencyError(f"{self._what} cannot be read: {reply}")
         return replies
+
+    async def _open(self) -> RedisPipe:
+        """The one connection, however many ask for it at a time."""
+        async with self._opening:
+            if self._pipe is None or not self._pipe.is_open:
+                self._pipe = await open_pipe(self._url)
+            return self._pipe
 
     async def close(self) -> None:
         """End the connection; the next question opens another."""

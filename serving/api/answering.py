@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,14 +13,14 @@ import orjson
 
 from serving.adapters.online import OnlineRecords
 from serving.api.decisions import recommendation_decision, tuning_digest
-from serving.api.rendering import render_answer
+from serving.api.rendering import ranker_report, render_answer
 from serving.api.services import Services
 from serving.lists import KINDS, RECOMMENDATIONS
 from serving.native import parts
 from serving.observability import SLATES, count_soon
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.values import SlateRequest
-from serving.recommender import Answer, Asker
+from serving.recommender import Answer, Asker, asks_ranker
 
 logger = logging.getLogger("nightjar.serving")
 
@@ -72,6 +73,9 @@ class SlateAnswers:
     def submit(self, question: Question, started: int, answered: Callable[[bytes | None], None]) -> bool:
         """`answer` for those who do not wait: `answered` is called in a later turn of the loop, with None when `answer`
         has to be asked after all; so it has when this returns False."""
+        if asks_ranker(question.slate):  # it reads twice
+            asyncio.get_running_loop().call_soon(answered, None)
+            return True
         at_once = None if parts.arranged is None else partial(self._write_at_once, question, started)
         return self._recommender.submit_meeting(
             question.slate, partial(self._build, question, started), answered, at_once
@@ -161,7 +165,7 @@ class SlateAnswers:
 
     def _rendered(self, answer: Answer, question: Question, started: int) -> bytes:
         asked = question.slate
-        return render_answer(
+        content = render_answer(
             answer,
             recommendation_id=question.recommendation_id,
             placement=question.placement,
@@ -171,6 +175,9 @@ class SlateAnswers:
             took_micros=(self._timer() - started) // 1000,
             include=question.include,
         )
+        if answer.slate.ranking is None:
+            return content
+        return with_fields(content, {"ranker": ranker_report(answer.slate.ranking)})
 
     def warning_of(self, placement: str) -> bytes:
         """The field by which an answer for this placement ends when its name looks misspelt; else nothing. What a list

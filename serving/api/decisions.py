@@ -64,6 +64,10 @@ def recommendation_decision(
         inputs["personalize"] = request.personalize
     if request.policy is not None:
         inputs["policy"] = request.policy.inputs()
+    if slate.ranking is not None:
+        inputs["ranker"] = {"ranker": slate.ranking.ranker, "reason": slate.ranking.reason}
+        if may_store and slate.ranking.digest is not None:
+            inputs["ranker"] |= {"features_at": slate.ranking.micros, "digest": slate.ranking.digest}
     if may_store:
         if request.user_id is not None or request.anonymous_id is not None:
             subject, hashed = _names_of(request.user_id, request.anonymous_id, request.session_id)

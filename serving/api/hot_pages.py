@@ -26,12 +26,13 @@ class HotPages:
         self._services = services
         self._answers = answers
         self._policies: dict[str, SlatePolicy | None] = {}
+        self._may_rank = services.placements.ask_ranker
 
     def at_once(self, asked: PageQuestion, started: int, catalogue: Catalogue, records: OnlineRecords) -> bytes | None:
         """The page of somebody who is known by one name, or by none, and does not refuse; None when `by_steps` has to
         be asked. A place that native code declines, a list with rules of its placement, and a place that has to know
         which products the page shows already are made by the twin alone."""
-        services, votes = self._services, self._fresh_votes(asked)
+        services, votes = self._services, None if self._is_ranked(asked) else self._fresh_votes(asked)
         page = None if votes is None else self._answers.open_page(asked, started, catalogue, records)
         if votes is None or page is None:
             return None
@@ -61,7 +62,7 @@ class HotPages:
 
     def by_steps(self, asked: PageQuestion, started: int, asker: Asker) -> bytes | None:
         """The page of somebody who was read; None when something has to be read first."""
-        services, votes = self._services, self._fresh_votes(asked)
+        services, votes = self._services, None if self._is_ranked(asked) else self._fresh_votes(asked)
         if votes is None:
             return None
         answer = PageAnswer(services, self._answers, asked, asker, started)
@@ -69,6 +70,16 @@ class HotPages:
             question, seen = answer.ask(place)
             answer.add(services.lists.build_at_once(question, asker, seen, votes.get(place.window)))
         return answer.body()
+
+    def _is_ranked(self, asked: PageQuestion) -> bool:
+        """Whether a place asks for a ranker, which has to read more than a page does."""
+        if not self._may_rank:
+            return False
+        for place in asked.places:
+            policy = self._policy(place.placement or place.kind) if place.kind == RECOMMENDATIONS else None
+            if policy is not None and policy.asks_ranker:
+                return True
+        return False
 
     def _fresh_votes(self, asked: PageQuestion) -> Mapping[str, Votes] | None:
         """By window, those that its places need; None when some have to be read."""

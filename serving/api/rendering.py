@@ -8,11 +8,12 @@ from typing import Any
 import orjson
 
 from feature_repo.contracts.packing import Source
+from feature_repo.contracts.times import format_timestamp, from_micros
 from serving.api.policies import included_attributes
 from serving.native import parts
 from serving.pipeline.catalogue import MAX_REMEMBERED, Catalogue
 from serving.pipeline.rank_given import UNKNOWN_ITEM
-from serving.pipeline.values import Reason, RungReport, SlateItem
+from serving.pipeline.values import Ranking, Reason, RungReport, SlateItem
 from serving.recommender import Answer
 
 NO_ATTRIBUTES = {"title": None, "category": None, "price": None}
@@ -154,10 +155,26 @@ def render_answer(
                 for event in slate.session
             ],
             **({} if slate.policy is None else {"policy": slate.policy}),
+            **({} if slate.ranking is None else {"ranker": _ranker_trace(slate.ranking, slate.items)}),
             "session_weight": round(slate.session_weight, 6),
             "scores": {i.item_id: {"base": round(i.base, 6), "vote": round(i.vote, 6)} for i in slate.items},
         }
     return orjson.dumps(body)
+
+
+def ranker_report(ranking: Ranking) -> dict[str, Any]:
+    """What an answer says of its ranker."""
+    return {"applied": ranking.reason is None, "reason": ranking.reason, "ranker": ranking.ranker}
+
+
+def _ranker_trace(ranking: Ranking, items: Sequence[SlateItem]) -> dict[str, Any]:
+    """The same with what it said of each item, and where the item would have stood by its score."""
+    moved = {item.item_id: ranking.moved[item.item_number] for item in items if item.item_number in ranking.moved}
+    return {
+        **ranker_report(ranking),
+        "features_at": None if ranking.micros is None else format_timestamp(from_micros(ranking.micros)),
+        "items": {item_id: {"rank_before": rank, "score": round(said, 6)} for item_id, (rank, said) in moved.items()},
+    }
 
 
 def render_rungs(rungs: Iterable[RungReport]) -> list[dict[str, Any]]:

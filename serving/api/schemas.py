@@ -203,6 +203,17 @@ class Freshness(_Given):
     )
 
 
+class RankerReport(_Given):
+    """What the request-time ranker did. Where it could not do what it should have, the answer is degraded as well."""
+
+    applied: bool
+    reason: str | None = Field(
+        description="why the order is that of the scores: not_published, no_consent, no_user, no_list, asked_items; "
+        "ranker_features_unavailable, ranker_features_missing, ranker_features_stale, ranker_features_damaged"
+    )
+    ranker: str | None = Field(description="8 hex digits of the version's ranker; null: it has none")
+
+
 class RecommendationResponse(_Given):
     """A slate. Send `recommendation_id` back on events, so that clicks find the answer they came from."""
 
@@ -229,6 +240,7 @@ class RecommendationResponse(_Given):
         default=None, description="only when fewer items than asked for, or with explain: items taken out, by filter"
     )
     trace: dict[str, Any] | None = Field(default=None, description="only with explain")
+    ranker: RankerReport | None = Field(default=None, description="only where the placement asks for a ranker")
     warnings: list[str] | None = Field(
         default=None, description="only of a placement whose name looks misspelt: the nearest name"
     )

@@ -43,6 +43,7 @@ PARTS = (
     "showings",
     "slates",
     "subjects",
+    "trees",
     "variety",
     "votes",
     "work",

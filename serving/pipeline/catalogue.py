@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from feature_repo.contracts.publication import Manifest
 from serving.pipeline.item_facts import CATEGORY_SEPARATOR as CATEGORY_SEPARATOR
 from serving.pipeline.item_facts import ItemFacts
+from serving.pipeline.ranker import RequestRanker
 from serving.pipeline.session_index import SessionIndex
 
 PopularList = Sequence[tuple[int, float]]
@@ -89,6 +90,7 @@ class Catalogue:
     available_micros   only items that become available at some time: number -> the same
     changes_position   up to here the night knew of changes through the API; -1: of none
     neighbour_offsets, neighbour_numbers, similarities  `publication.unpack_neighbours`; may be memory maps
+    ranker             None in a version whose night published none
     session_index      None in a version of before there was one
     published_micros, last_event_micros  None when the manifest does not say
     popularity         item number -> score, of every item that is on any popular list; comparable with one another
@@ -112,6 +114,7 @@ class Catalogue:
     static: PopularList
     as_of_micros: int
     session_index: SessionIndex | None = None
+    ranker: RequestRanker | None = None
     published_micros: int | None = None
     last_event_micros: int | None = None
     stocks: MutableSequence[Stock | None] = field(default_factory=list)

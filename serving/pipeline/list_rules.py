@@ -17,7 +17,7 @@ from serving.pipeline.consent import Allowed
 from serving.pipeline.filters import DISMISSED, SlateFilter, personal_exclusions
 from serving.pipeline.identify import BUYING_TYPES, session_events
 from serving.pipeline.personal_rules import ruled_exclusions
-from serving.pipeline.policy import EXCLUDE, KEEP, SESSION, SlatePolicy, SlateRules
+from serving.pipeline.policy import EXCLUDE, KEEP, RANKER_OFF, SESSION, SlatePolicy, SlateRules
 from serving.pipeline.ruled_slate import RuledSlate
 from serving.pipeline.values import Tuning
 
@@ -54,12 +54,13 @@ GIVEN = ListHabits(keeps_dismissed=True, has_order=True, is_topped_up=False)
 
 @lru_cache(maxsize=4096)
 def rules_in_list(rules: SlateRules, habits: ListHabits) -> SlateRules:
-    """The rules of a placement as far as they hold in such a list.
+    """The rules of a placement as far as they hold in such a list; a ranker learned from recommendations alone.
 
     `seen = "session"` and `bought = "exclude"` are what a placement has that says nothing: there the habits count.
     """
     rules = replace(
         rules,
+        ranker=RANKER_OFF,
         seen=KEEP if habits.shows_seen or rules.seen == SESSION else rules.seen,
         bought=KEEP if rules.bought == EXCLUDE and not habits.takes_bought else rules.bought,
     )

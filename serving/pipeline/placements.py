@@ -21,7 +21,18 @@ from typing import Any
 
 from feature_repo.contracts.errors import DataError, FilterError, nearest
 from feature_repo.contracts.filter_language import parse_filter, parse_span
-from serving.pipeline.policy import EXCLUDE, KEEP, MAX_EXPLORATION, NO_RULES, OFF, SESSION, SlatePolicy, SlateRules
+from serving.pipeline.policy import (
+    EXCLUDE,
+    KEEP,
+    MAX_EXPLORATION,
+    NO_RULES,
+    OFF,
+    RANKER_OFF,
+    RANKER_PUBLISHED,
+    SESSION,
+    SlatePolicy,
+    SlateRules,
+)
 
 DEFAULT = "default"
 MAX_NAME_LENGTH = 64
@@ -67,6 +78,11 @@ class Placements:
     """All placements of an installation, by name."""
 
     by_name: Mapping[str, Placement] = field(default_factory=lambda: PRESETS)
+
+    @property
+    def ask_ranker(self) -> bool:
+        """Whether any of them asks for a ranker."""
+        return any(placement.rules.ranker == RANKER_PUBLISHED for placement in self.by_name.values())
 
     def find(self, name: str) -> tuple[Placement, bool]:
         """(the placement, True), or the default one and False for a name that is none."""
@@ -141,6 +157,7 @@ _COUNTS = {
 }  # fmt: skip
 _MAY_BE_OFF = ("max_per_category", "category_depth", "max_per_brand", "filter", "frequency_cap")
 _WORDS = {"seen": (SESSION, KEEP), "bought": (EXCLUDE, KEEP)}
+_CHOICES = {"ranker": (RANKER_OFF, RANKER_PUBLISHED)}
 
 
 def _placement(name: str, said: Any) -> Placement:
@@ -188,6 +205,11 @@ def _checked(where: str, key: str, value: Any) -> Any:
         raise _refusal(where, "a text", value)
     if key in _WORDS:
         return _word(where, key, value)
+    if key in _CHOICES:
+        if value not in _CHOICES[key]:
+            hint = nearest(value, _CHOICES[key])
+            raise DataError(f"{where} is {' or '.join(_CHOICES[key])}, got {value[:40]!r}{hint}", field=where)
+        return value
     try:
         parse_filter(value)
     except FilterError as error:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 KEEP, SESSION, EXCLUDE = "keep", "session", "exclude"
+RANKER_OFF, RANKER_PUBLISHED = "off", "published"
 MAX_EXPLORATION = 0.2
 
 
@@ -29,6 +30,8 @@ class SlateRules:
     rotation           [0, 1]: the largest share of its score that an item loses to chance, anew every day and person
     fatigue            [0, 1]: the share of its score that an item loses that was just shown and left alone, once for
                        each time that it was shown; it comes back evenly over `fatigue_days`
+    ranker             `published`: the best candidates are put into the order of the version's ranker, when it has one
+                       (`pipeline.ranker`); `off`: the order is that of their scores
     frequency_cap      an item that was shown so often within `frequency_days` (today is one), on whatever channel,
                        leaves; None: however often
     """
@@ -48,6 +51,7 @@ class SlateRules:
     fatigue_days: int = 7
     frequency_cap: int | None = None
     frequency_days: int = 7
+    ranker: str = RANKER_OFF
 
     @property
     def arrange(self) -> bool:
@@ -92,6 +96,11 @@ class SlatePolicy:
     item_ids: tuple[str, ...] | None = None
     reasons: bool = True
     seed: str = ""
+
+    @property
+    def asks_ranker(self) -> bool:
+        """Whether the version's ranker is to order the best."""
+        return self.rules.ranker == RANKER_PUBLISHED
 
     def inputs(self) -> dict[str, Any]:
         """What an answer depended on here, for the decision log, where the seed is the decision's id.

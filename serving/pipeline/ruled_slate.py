@@ -151,7 +151,7 @@ class RuledSlate:
 
     def made(self, person: Person, tuning: Tuning) -> tuple[list[SlateItem], list[RungReport], float] | None:
         """The whole slate in native code: (items, rungs, weight of the session). None when it has to be made here."""
-        if self._request.explain or self._given is not None:
+        if self._request.explain or self._given is not None or self._policy.asks_ranker:
             return None
         return self._arranged(person, tuning) if self.arranges else self._chosen(person, tuning)
 

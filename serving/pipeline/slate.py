@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from feature_repo.contracts.packing import SessionEvent, SessionState
 from serving.native import parts
@@ -13,6 +13,17 @@ from serving.pipeline.explain import explain_slate
 from serving.pipeline.filters import SlateFilter, personal_exclusions, refused_by
 from serving.pipeline.identify import session_events
 from serving.pipeline.order import leading_candidates, order_candidates
+from serving.pipeline.ranker import (
+    ASKED_ITEMS,
+    NO_CONSENT,
+    NO_LIST,
+    NO_USER,
+    NOT_PUBLISHED,
+    NOT_READ,
+    PersonFeatures,
+    Wanted,
+    with_order,
+)
 from serving.pipeline.ruled_slate import RuledSlate
 from serving.pipeline.score import (
     count_votes,
@@ -23,6 +34,7 @@ from serving.pipeline.score import (
 )
 from serving.pipeline.values import (
     Person,
+    Ranking,
     RungReport,
     Slate,
     SlateItem,
@@ -51,6 +63,9 @@ class StageClock:
 _NO_CLOCK = StageClock(None)
 
 
+SlateSteps = Generator[Wanted, PersonFeatures | str, Slate]
+
+
 def build_slate(
     request: SlateRequest,
     person: Person,
@@ -63,8 +78,30 @@ def build_slate(
     """The best slate that this version, this person and this session allow; never empty while an eligible item exists.
 
     Without consent the person and the session do not exist: not as candidates, not as votes, not as filters. A bot gets
-    the same slate as somebody without consent. Equal arguments give equal slates (`stage_micros` aside).
+    the same slate as somebody without consent. Equal arguments give equal slates (`stage_micros` aside). Where a ranker
+    is asked for, nothing is read for it, and the slate says so: `slate_steps` is for that.
     """
+    steps = slate_steps(request, person, catalogue, tuning, now_micros=now_micros, timer=timer)
+    try:
+        next(steps)
+        steps.send(NOT_READ)
+    except StopIteration as done:
+        slate: Slate = done.value
+        return slate
+    raise AssertionError("a slate asks for features once")
+
+
+def slate_steps(
+    request: SlateRequest,
+    person: Person,
+    catalogue: Catalogue,
+    tuning: Tuning,
+    *,
+    now_micros: int,
+    timer: Callable[[], int],
+) -> SlateSteps:
+    """The same, with a stop where a ranker has to know something of the person: it yields what, and is sent that, or
+    why it cannot be had. Where no ranker has anything to do it does not stop."""
     clock = StageClock(timer) if request.explain else _NO_CLOCK
     request, person, personalized, unavailable = as_allowed(request, person)
     clock.done("consent")
@@ -101,10 +138,15 @@ def build_slate(
     silenced = silenced_items(session, [mark.item_id for mark in person.session.dismissed], catalogue)
     ballots = session_ballots(session, catalogue, tuning, silenced=silenced)
     clock.done("session")
+    ranker, ranking = None, None
+    if request.policy is not None and request.policy.asks_ranker:
+        why_not = _why_not_ranked(request, person, catalogue, unavailable, personalized=personalized)
+        ranker = None if why_not else catalogue.ranker
+        ranking = Ranking(None if catalogue.ranker is None else catalogue.ranker.name, why_not)
 
     refused = eligible.refused if isinstance(eligible, SlateFilter) else refused_by(eligible.admits)
     weight = effective_weight(ballots, tuning, beside_own_list=bool(person.candidates))
-    all_votes_count = request.explain or (ruled is not None and ruled.arranges)
+    all_votes_count = request.explain or ranker is not None or (ruled is not None and ruled.arranges)
     votes = count_votes(ballots, refused, wanted=None if all_votes_count else request.num_results, weight=weight)
     if not votes:
         weight = 0.0
@@ -118,17 +160,30 @@ def build_slate(
             offered,
             wanted=request.num_results,
             admits=eligible.admits,
-            whole=request.explain,
+            whole=request.explain or ranker is not None,
             votes=votes,
             weight=weight,
         )
     clock.done("candidates")
 
-    scores = score_candidates(pool.bases, votes, weight, wanted=request.num_results if ruled is None else None)
+    is_cut = ruled is None and ranker is None
+    scores = score_candidates(pool.bases, votes, weight, wanted=request.num_results if is_cut else None)
     clock.done("score")
+    best: list[int] = []
+    if ranker is not None:
+        best = order_candidates(scores, ranker.depth, catalogue.item_ids)
+        categories = [catalogue.category(number) for number in best]
+        assert request.user_id is not None
+        known = yield ranker.wants(request.user_id, categories, catalogue.as_of_micros)
+        clock.done("features")
+        best, ranking = ranker.rank(best, scores, pool.bases, votes, weight, categories, known)
+        scores = with_order(scores, best)
+        clock.done("ranker")
 
     if ruled is not None:
-        ordered, scores = ruled.slate(pool, scores, lambda: score_candidates(pool.bases, votes, weight))
+        ordered, scores = ruled.slate(
+            pool, scores, lambda: with_order(score_candidates(pool.bases, votes, weight), best)
+        )  # fmt: skip
     else:
         ordered = order_candidates(scores, request.num_results, catalogue.item_ids)
     without_votes = leading_candidates(pool.bases, request.num_results, catalogue.item_ids) if votes else frozenset()
@@ -162,7 +217,24 @@ def build_slate(
         stage_micros=clock.micros,
         propensities=() if ruled is None else ruled.propensities,
         policy=eligible.trace if isinstance(eligible, RuledSlate) else None,
+        ranking=ranking,
     )
+
+
+def _why_not_ranked(
+    request: SlateRequest, person: Person, catalogue: Catalogue, unavailable: str | None, *, personalized: bool
+) -> str | None:
+    """Why a ranker that is asked for has nothing to do; None: it has. It learned from people with a list of their
+    own."""
+    if catalogue.ranker is None:
+        return NOT_PUBLISHED
+    if not personalized:
+        return unavailable or NO_CONSENT
+    if request.user_id is None:
+        return NO_USER
+    if not person.candidates:
+        return unavailable or NO_LIST
+    return ASKED_ITEMS if request.policy is not None and request.policy.item_ids is not None else None
 
 
 def _session_of(request: SlateRequest, state: SessionState, now_micros: int, tuning: Tuning) -> list[SessionEvent]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from feature_repo.contracts.packing import SessionEvent, SessionState, Source
@@ -77,6 +78,22 @@ class Pool:
     origins: dict[int, Origin] = field(default_factory=dict)
 
 
+class Ranking(NamedTuple):
+    """What the ranker did in one answer. `reason`: why it did nothing; None: it did.
+
+    ranker    8 hex digits of its file; None: the version has none
+    micros    the instant that the person's features are stamped with (us since 1970 UTC)
+    digest    16 hex digits that stand for the features that it read
+    moved     item number -> (place in the answer without it, from 1; what the trees say)
+    """
+
+    ranker: str | None
+    reason: str | None
+    micros: int | None = None
+    digest: str | None = None
+    moved: Mapping[int, tuple[int, float]] = MappingProxyType({})
+
+
 class Reason(NamedTuple):
     """Why an item is in the slate. `item_id` and `title` name the past item that spoke for it, if one did."""
 
@@ -121,6 +138,7 @@ class Slate:
     propensities     per place the probability with which the policy shows this item there; empty: nothing was left
                      to chance
     policy           what the policy did, for the trace; None without a policy
+    ranking          what the request-time ranker did, or why it did nothing; None where nobody asked for it
     """
 
     items: Sequence[SlateItem]
@@ -134,3 +152,4 @@ class Slate:
     stage_micros: Mapping[str, int]
     propensities: Sequence[float] = ()
     policy: Mapping[str, Any] | None = None
+    ranking: Ranking | None = None

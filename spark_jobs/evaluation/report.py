@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from spark_jobs.evaluation.split import SLICES
+from spark_jobs.evaluation.with_ranker import WITH_RANKER
 
 TITLES = {
     "publish": "published: a personal model won",
@@ -36,14 +37,16 @@ def report_markdown(gate: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
             lines.append(_row(name, part, f"{test['users_by_slice'][part]:,}", *values))
     for name, model in evaluation["models"].items():
         if model.get("beside"):
-            words = f"{name}: not judged, answers that blend the lists of {model['beside']} with the session that asks"
-            lines += ["", f"{words}; {test['users_in_a_session']:,} of {test['users']:,} persons had one."]
+            words = f"{name}: not judged, {what_answers(name, model)}"
+            lines += ["", f"{words}; {test['users_in_a_session']:,} of {test['users']:,} persons were in a session."]
     lines += ["", "## Lists", "", _row("model", *LIST_COLUMNS), _row(*["---"] * (1 + len(LIST_COLUMNS)))]
     for name, model in evaluation["models"].items():
         beyond = model.get("beyond_accuracy", {})
         lines.append(_row(name, *(f"{beyond[c]:.4f}" if c in beyond else "-" for c in LIST_COLUMNS)))
     if evaluation.get("blend"):
         lines += ["", f"Blend: {evaluation['blend']}."]
+    if ranker := gate.get("ranker"):
+        lines += ["", f"Ranker of answers: {'published' if ranker['publishes'] else 'left out'}, {ranker['words']}."]
     lines += [f"Left out: {note}." for note in evaluation.get("left_out", ())]
     lines += ["", "## Differences in NDCG@20, paired, 95 % intervals", ""]
     lines += [_row("model", "against", "slice", "persons", "difference", "relative"), _row(*["---"] * 6)]
@@ -56,6 +59,13 @@ def report_markdown(gate: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
     for check in gate["checks"]:
         lines.append(_row("yes" if check["passed"] else "NO", check["name"], check["model"] or "", check["words"]))
     return "\n".join(lines) + "\n"
+
+
+def what_answers(name: str, model: Mapping[str, Any]) -> str:
+    """What a row is that is of no model."""
+    if name == WITH_RANKER:
+        return f"the answers of {model['beside']}, their best in the order of a ranker"
+    return f"answers that blend the lists of {model['beside']} with the session that asks"
 
 
 def _row(*cells: str) -> str:

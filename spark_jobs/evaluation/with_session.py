@@ -146,6 +146,21 @@ def session_row_recipe(base: str, choice: Choice) -> dict[str, Any]:
     return {"model": WITH_SESSION, "weights": dict(SESSION_VOTE_WEIGHTS), "half_life_days": None, "params": params}
 
 
+class Scored(NamedTuple):
+    """All items of an answer, best first, ties by number.
+
+    bases   their scores in the list, before the session speaks; NaN of what the session alone brought
+    votes   the session's, 0 where it has none
+    weight  how loud the session is; 0: nobody votes
+    """
+
+    numbers: NDArray[np.int32]
+    scores: NDArray[np.float64]
+    bases: NDArray[np.float64]
+    votes: NDArray[np.float64]
+    weight: float
+
+
 class SessionAnswers:
     """Answers for the test persons of a split; `rank` is a `full_ranking.Rank`.
 
@@ -178,7 +193,7 @@ class SessionAnswers:
         scores = self._base.score_block(histories_of(self._matrix, rows), rows)
         non_finite = int((np.isnan(scores) | (scores == np.inf)).sum())
         numbers = rank_unseen(scores, self._split.seen[places], count)
-        asking = np.flatnonzero(self._sessions.has_any[places])
+        asking = np.flatnonzero(self.answers(places))
         lists = _published(self._base, scores[asking])
         for at, (listed, values) in zip(asking.tolist(), lists, strict=True):
             answer = self.answer(int(places[at]), listed, values)[: numbers.shape[1]]
@@ -186,8 +201,23 @@ class SessionAnswers:
             numbers[at, : len(answer)] = answer
         return Ranked(numbers, non_finite)
 
+    def answers(self, places: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whose answers are other than their list: those who were in a session."""
+        return self._sessions.has_any[places]
+
+    def lists(self, places: NDArray[np.int64]) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+        """(items, scores) of each person's own list, as it is published."""
+        rows = matrix_rows(self._matrix, self._split.subjects[places])
+        scores = self._base.score_block(histories_of(self._matrix, rows), rows)
+        rank_unseen(scores, self._split.seen[places], 1)
+        return _published(self._base, scores)
+
     def answer(self, person: int, listed: NDArray[np.int32], values: NDArray[np.floating]) -> NDArray[np.int32]:
-        """All items of the answer, best first, ties by number. `listed` and `values` are the person's own list."""
+        """All items of the answer, best first. `listed` and `values` are the person's own list."""
+        return self.scored(person, listed, values).numbers
+
+    def scored(self, person: int, listed: NDArray[np.int32], values: NDArray[np.floating]) -> Scored:
+        """The same with what made it so."""
         part = slice(self._sessions.starts[person], self._sessions.starts[person + 1])
         touched = self._sessions.items[part]
         voting = self._voting_places(touched, self._sessions.votes[part], self._sessions.micros[part])
@@ -198,11 +228,12 @@ class SessionAnswers:
         weight = session_loudness(sum(loudness for _, _, loudness in voting), most) if len(voted) else 0.0
         offered, bases = self._bases(listed, values, touched, out)
         numbers, row = np.unique(np.r_[offered, voted], return_inverse=True)
-        base, vote = np.zeros(len(numbers)), np.zeros(len(numbers))
+        base, vote = np.full(len(numbers), np.nan), np.zeros(len(numbers))
         base[row[: len(offered)]] = bases
         vote[row[len(offered) :]] = votes
-        score = (base + weight * vote) / (1 + weight)
-        return numbers[np.lexsort((numbers, -score))].astype(np.int32)
+        score = (np.nan_to_num(base, nan=0.0) + weight * vote) / (1 + weight)
+        order = np.lexsort((numbers, -score))
+        return Scored(numbers[order].astype(np.int32), score[order], base[order], vote[order], weight)
 
     def _voting_places(
         self, items: NDArray[np.int32], votes: NDArray[np.float64], micros: NDArray[np.int64]

@@ -44,8 +44,9 @@ from spark_jobs.evaluation.gate import (
 from spark_jobs.evaluation.model_card import model_card
 from spark_jobs.evaluation.parameters import read_parameters
 from spark_jobs.evaluation.pictures import draw_pictures
-from spark_jobs.evaluation.report import TITLES, report_markdown
+from spark_jobs.evaluation.report import TITLES, report_markdown, what_answers
 from spark_jobs.evaluation.split import SLICE_SUFFIX
+from spark_jobs.evaluation.with_ranker import WITH_RANKER, ranker_verdict
 from spark_jobs.io import registry, tracking
 from spark_jobs.io.catalogue import in_run, records_by_id
 from spark_jobs.io.light_delta import read_table
@@ -67,8 +68,12 @@ def main(environment: Environment, run: Run) -> dict[str, Any]:
         **verdict.to_report(),
     }  # fmt: skip
     report["comparisons"] += compare_beside(shown, evaluation, night)
+    ranker = ranker_verdict(evaluation, report["comparisons"], verdict.contestant)
+    report["ranker"] = ranker._asdict()
     if verdict.contestant is not None:
         _verify_files(environment, run, evaluation["models"][verdict.contestant], verdict.contestant)
+    if ranker.publishes:
+        _verify_files(environment, run, evaluation["models"][WITH_RANKER], WITH_RANKER)
     write_report(environment, run.run_key, GATE_FILE, report)
 
     page = report_markdown(report, evaluation)
@@ -139,6 +144,7 @@ def _log_night(
     tags = {
         "verdict": report["verdict"],
         "winner": report["model"] or "none",
+        "request_ranker": "published" if report["ranker"]["publishes"] else "left out",
         "examples_of": " ".join(one["key"] for one in examples),
         "mlflow.note.content": f"**{TITLES[report['verdict']]}**\n\n" + "\n".join(f"- {r}" for r in report["reasons"]),
     }
@@ -162,7 +168,7 @@ def _log_models(
         }
         card = cards.get(name)
         files = {"model_card.md": card} if card else {}
-        note = card or f"Answers that blend the lists of `{model['beside']}` with the session that asks: not a model."
+        note = card or f"Not a model: {what_answers(name, model)}."
         tags = {"mlflow.note.content": note}
         tracking.log_report(environment, model["mlflow_run_id"], files=files, tags=tags, metrics=bounds)
 

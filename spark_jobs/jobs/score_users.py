@@ -1,7 +1,7 @@
 """Refit the winner on everything before as_of, rank items for every active user, and publish the lists.
 
-Reads    run.json, gate.json; silver.interactions, silver.events, gold.item_ids; bronze.items and bronze.users with
-         their changes (pinned); what it writes itself of the day before (pinned)
+Reads    run.json, gate.json, evaluation.json; silver.interactions, silver.events, gold.item_ids; bronze.items and
+         bronze.users with their changes (pinned); what it writes itself of the day before (pinned)
 Writes   gold.candidates, gold.item_neighbours, gold.item_factors and gold.session_index (partition as_of),
          publication.json; when the run publishes also the bundle folder, and the packed rows and purchases of users in
          Redis `online`, under the keys of a version that nobody serves yet
@@ -47,12 +47,13 @@ from threadpoolctl import threadpool_limits
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError, DependencyError
-from feature_repo.contracts.publication import PURCHASES_PART, Manifest
+from feature_repo.contracts.publication import PURCHASES_PART, RANKER_FILE, Manifest
 from feature_repo.contracts.purchase_record import Purchase
-from feature_repo.contracts.run import GATE_FILE, PUBLICATION_FILE, Run
+from feature_repo.contracts.run import EVALUATION_FILE, GATE_FILE, PUBLICATION_FILE, Run
 from feature_repo.contracts.times import format_timestamp, from_micros
 from spark_jobs.evaluation.session_choice import Choice, choose_session_recipe
 from spark_jobs.evaluation.split import seen_policy
+from spark_jobs.evaluation.with_ranker import WITH_RANKER, learn_ranker
 from spark_jobs.giving_way import give_way
 from spark_jobs.io.bundle import file_hashes, write_bundle
 from spark_jobs.io.catalogue import changes_position, in_run, read_items, read_users
@@ -202,6 +203,10 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
         together = together_rows(baskets_of(known), eligible)
         tell(f"{sum(map(len, together)):,} items bought with {sum(map(bool, together)):,} others")
         files = bundle_files(items_json(items), neighbours, popular, session_index, together)
+        ranker, ranker_words = answer_ranker(environment, run, recipe, data, known, policy)
+        if ranker is not None:
+            files[RANKER_FILE] = ranker
+        tell(f"ranker of answers: {ranker_words}")
         purchases = list(purchases_of_users(interactions, BUY_AGAIN, eligible, denied=denied, cut_off=run.cut_off))
         published_recipe = {**recipe, "exclude_seen": policy, "candidates_per_user": CANDIDATES_PER_USER}
         last_event_at = format_timestamp(from_micros(pc.max(interactions["micros"]).as_py()))
@@ -210,6 +215,7 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
             recipe=published_recipe, item_count=items.num_rows, last_event_at=last_event_at,
         )  # fmt: skip
         report["session_model"] = {**choice.recipe, "manner": choice.manner, "reached": choice.reached}
+        report["ranker"] = {"published": ranker is not None, "words": ranker_words}
         tell(f"published {report['version']}: {report['user_count']:,} users, {report['row_count']:,} rows")
     report["rescore"] = {
         "rescore": decision.rescore, "why": decision.why,
@@ -294,6 +300,25 @@ def build_session_index(
     frame = spark.createDataFrame(session_index_table(lists, run.as_of_day), schema)
     overwrite_partitions(frame, environment, "gold.session_index", {"as_of": [run.as_of_day]})
     return session_index_bytes(choice.recipe, lists, session_count=len(sequences)), choice
+
+
+def answer_ranker(
+    environment: Environment, run: Run, recipe: Mapping[str, Any], data: TrainingData, known: pa.Table, policy: str
+) -> tuple[bytes | None, str]:
+    """(`ranker.bin` where the gate lets a ranker be published, learned from the last days before as_of; why, or why
+    not)."""
+    gate = read_report(environment, run.run_key, GATE_FILE)
+    said = gate.get("ranker") or {"publishes": False, "words": "the gate says nothing of one"}
+    if not said["publishes"]:
+        return None, said["words"]
+    trained = read_report(environment, run.run_key, EVALUATION_FILE)["models"][WITH_RANKER]["recipe"]["params"]
+    by_category = bool(trained["by_category"])
+    try:
+        ranker = learn_ranker(recipe, data, known, by_category=by_category, policy=policy)
+        now = data.features_at(run.cut_off, by_category=by_category)
+    except DataError as error:
+        return None, str(error)
+    return ranker.file(now), f"{said['words']}; learned from {ranker.learned['people']:,} people"
 
 
 def publish(

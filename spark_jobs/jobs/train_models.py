@@ -21,7 +21,9 @@ Run params
     slice_by         attributes of people (bronze.users) by whose values models are compared as well; default region
 
 `with_session` stands below them, of no recipe: what answers would be that blend the best model's lists with the session
-that asks (`evaluation.with_session`). It is measured on the same persons, and is never judged or published.
+that asks (`evaluation.with_session`). `with_ranker` is what they would be whose best a ranker orders in the request
+(`evaluation.with_ranker`); whether the night publishes one is decided by it. Both are measured on the same persons, and
+are never judged or published themselves.
 
 The champion's recipe is trained beside them when it is none of tonight's: the gate compares recipes on one split. Too
 little data for a test is no error: models are trained, the evaluation says why it is empty, and the gate goes on.
@@ -43,7 +45,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyspark.sql import SparkSession
-from scipy import sparse
 
 from feature_repo.contracts.changes import USERS
 from feature_repo.contracts.environment import Environment
@@ -76,14 +77,8 @@ from spark_jobs.evaluation.split import (
     split_by_time,
 )
 from spark_jobs.evaluation.trials import TRIAL_EVENTS
-from spark_jobs.evaluation.with_session import (
-    WITH_SESSION,
-    SessionAnswers,
-    Sessions,
-    fit_session_model,
-    session_row_recipe,
-    sessions_when_asked,
-)
+from spark_jobs.evaluation.with_ranker import why_no_answer_ranker
+from spark_jobs.evaluation.with_session import sessions_when_asked
 from spark_jobs.io import registry, tracking
 from spark_jobs.io.catalogue import categories_of_items, in_run, records_by_id
 from spark_jobs.io.delta import overwrite_partitions
@@ -94,6 +89,7 @@ from spark_jobs.io.light_delta import version as light_version
 from spark_jobs.io.run_store import folder_of, write_report
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.jobs.resources import measured
+from spark_jobs.jobs.trained_answers import TrainedAnswers
 from spark_jobs.jobs.trained_models import (
     Examination,
     Trained,
@@ -110,7 +106,7 @@ from spark_jobs.models.matrix import numbered_interactions
 from spark_jobs.models.night_models import check_models, measure_sizes, plan_models
 from spark_jobs.models.ranker import RANKER
 from spark_jobs.models.recipe_choice import read_choice
-from spark_jobs.models.recipes import default_recipe, recipe_id
+from spark_jobs.models.recipes import recipe_id
 from spark_jobs.models.training_data import TrainingData
 from spark_jobs.session import get_session
 
@@ -208,20 +204,12 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
         split.train, item_count=item_count, cut_off=split.test_start, content=content, features=features
     )
     trained, best = _train_all(recipes, data, examination, folder / MODELS_FOLDER)
-    left_out = list(program.notes)
-    if why := why_no_sessions(sessions):
-        print(f"left out: {WITH_SESSION}: {why}", flush=True)
-        left_out.append(f"{WITH_SESSION}: {why}")
-    else:
-        trained[WITH_SESSION] = _train_with_session(
-            best,
-            trained[best[0]].learned_until,
-            met,
-            sessions,
-            data,
-            examination,
-            folder / MODELS_FOLDER / WITH_SESSION,
-        )
+    answers = TrainedAnswers(best, trained[best[0]], met, sessions, data, examination, folder / MODELS_FOLDER)
+    no_ranker = why_no_answer_ranker(interactions.num_rows, len(split.subjects), why_no_ranker(split, run, features))
+    by_category = not no_ranker and not why_no_categories(split, run, features)
+    rows, not_shown = answers.rows(recipes[best[0]], no_ranker=no_ranker, by_category=by_category, policy=policy)
+    trained |= rows
+    left_out = [*program.notes, *not_shown]
     write_user_metrics(folder / USER_METRICS_FILE, split, trained)
     counts = {**_users_by_slice(split), **further.person_counts(split)}
     overwrite_partitions(
@@ -329,42 +317,6 @@ def _train(
     trained = examination.of(rank, recipe, folder, usage, losses=losses, learned_until=newest_learned(fitted))
     why = explain_examples(*fitted, examination.split, examination.persons, trained.examples)
     return replace(trained, why=why), fitted
-
-
-def why_no_sessions(sessions: Sessions) -> str:
-    """Why there is nothing to say of answers with a session; empty when there is."""
-    if sessions.has_any.any():
-        return ""
-    return f"none of {len(sessions.starts) - 1:,} test persons had a session running when they came for something"
-
-
-def _train_with_session(
-    base: tuple[str, Fitted],
-    learned_until: int | None,
-    met: pa.Table,
-    sessions: Sessions,
-    data: TrainingData,
-    examination: Examination,
-    folder: Path,
-) -> Trained:
-    """The answers that blend the lists of `base` with the session that asks (`evaluation.with_session`)."""
-    name, fitted = base
-    split = examination.split
-    with measured() as usage:
-        model, choice, newest = fit_session_model(met, split)
-        popular = fit(default_recipe("popularity"), data)
-    model.save(folder)
-    nobody = sparse.csr_matrix((1, data.item_count), dtype=np.float32)
-    answers = SessionAnswers(fitted, split, sessions, model, popular.model.score_block(nobody)[0])
-    known = [moment for moment in (learned_until, newest) if moment is not None]
-    return examination.of(
-        answers.rank,
-        session_row_recipe(name, choice),
-        folder,
-        usage,
-        learned_until=max(known, default=None),
-        beside=name,
-    )
 
 
 def _categories(environment: Environment, run: Run, numbers: pa.Table, item_count: int) -> list[str | None]:

@@ -5,7 +5,7 @@ Reads    publication.json; gold.candidates (lists of this as_of); every record o
 Writes   the version's verified mark: set when all is well, taken away when something differs
 
 Beside that it asks of the lists what no model may break: only items of the bundle that are shown at as_of, none twice,
-scores of usual size (`transforms.list_checks`).
+scores of usual size (`transforms.list_checks`); and a ranker that answers can read, if there is one.
 
 A difference is a ContractError (exit 1): the store lost or changed something after it was written. Clear score_users in
 Airflow and the night publishes the same version again, over what is there; the served version is not touched.
@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError
-from feature_repo.contracts.publication import ITEMS_FILE
+from feature_repo.contracts.publication import ITEMS_FILE, RANKER_FILE
+from feature_repo.contracts.ranker_file import unpack_ranker
 from feature_repo.contracts.run import PUBLICATION_FILE, Run
 from spark_jobs.io.bundle import bundle_folder, check_bundle
 from spark_jobs.io.light_delta import read_table
@@ -48,6 +50,7 @@ def main(environment: Environment, run: Run) -> None:
     if not broken:
         items = json.loads((folder / ITEMS_FILE).read_bytes())
         differences += list_faults(scored, items, cut_off=run.cut_off)
+        differences += ranker_faults(folder / RANKER_FILE) if RANKER_FILE in manifest.files else []
     if differences:
         publication.mark_verified(version, at=None)
         raise ContractError(
@@ -56,6 +59,15 @@ def main(environment: Environment, run: Run) -> None:
         )
     publication.mark_verified(version, at=datetime.now(UTC).replace(microsecond=0))
     print(f"{version} is whole: {found.record_count:,} users, {found.row_count:,} rows, {found.checksum}", flush=True)
+
+
+def ranker_faults(path: Path) -> list[str]:
+    """Why answers could not use the ranker of a version; empty when they can."""
+    try:
+        unpack_ranker(path.read_bytes())
+    except ContractError as error:
+        return [str(error)]
+    return []
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ class Ranker:
 
     def _predict(self, table: NDArray[np.float32]) -> NDArray[np.float32]:
         if self._trees is None:
-            self._trees = _lightgbm().Booster(model_str=self.text)
+            self._trees = trees_of(self.text)
         found: NDArray[np.float64] = self._trees.predict(table, num_threads=1)
         return found.astype(np.float32)
 
@@ -282,6 +282,11 @@ def grow_trees(
     data = lightgbm.Dataset(table, label=labels.astype(np.int32), group=list(sizes), feature_name=list(names))
     text: str = lightgbm.train(settings, data, num_boost_round=int(params["rounds"])).model_to_string()
     return text
+
+
+def trees_of(text: str) -> Any:
+    """LightGBM's trees of a text."""
+    return _lightgbm().Booster(model_str=text)
 
 
 def _codes(pattern: sparse.csr_matrix) -> NDArray[np.int64]:

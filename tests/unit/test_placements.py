@@ -9,6 +9,7 @@ import pytest
 
 from feature_repo.contracts.errors import DataError
 from serving.adapters.placements_file import load_placements
+from serving.pipeline.list_rules import BEGUN, GIVEN, concerns_list
 from serving.pipeline.placements import PRESETS, Placements, read_placements
 from serving.pipeline.policy import KEEP, NO_RULES, SlatePolicy, SlateRules
 
@@ -124,3 +125,12 @@ def test_a_policy_comes_back_from_its_decision() -> None:
     plain = Placements().policy("search", seed="r2")
     assert plain is not None
     assert SlatePolicy.from_inputs(plain.inputs(), seed="r2") == plain
+
+
+def test_a_ranker_is_no_rule_of_a_list() -> None:
+    """So a list at such a placement takes no longer way than without."""
+    ranked = SlatePolicy(SlateRules(ranker="published"), "front")
+    capped = SlatePolicy(SlateRules(ranker="published", max_per_brand=1), "front")
+    assert ranked.asks_ranker
+    assert [concerns_list(ranked, habits) for habits in (GIVEN, BEGUN)] == [False, False]
+    assert concerns_list(capped, GIVEN)
