@@ -29,6 +29,7 @@ MLFLOW_URI = "MLFLOW_TRACKING_URI"
 AIRFLOW_URL = "NIGHTJAR_AIRFLOW_URL"
 CODE_VERSION = "NIGHTJAR_CODE_VERSION"
 QUALITY_LIMITS = "NIGHTJAR_QUALITY_LIMITS"
+PLACEMENTS = "NIGHTJAR_SERVING_PLACEMENTS"
 FEAST_REDIS = "NIGHTJAR_FEAST_REDIS"
 INBOX = "NIGHTJAR_INBOX"
 
@@ -43,6 +44,7 @@ class Environment(NamedTuple):
     jars          folder with the Delta jars
     inbox         folder whose subfolders users, items and events `nightjar import sync` takes files from
     quality_limits  a TOML or JSON file with limits of the quality gate; empty: the defaults
+    placements    the TOML or JSON file of the placements that serving has; empty: the presets
     """
 
     home: str
@@ -57,6 +59,7 @@ class Environment(NamedTuple):
     code_version: str
     inbox: str
     quality_limits: str = ""
+    placements: str = ""
     store: ObjectStore | None = None
 
     @property
@@ -102,6 +105,7 @@ class Environment(NamedTuple):
             code_version=variables.get(CODE_VERSION, "unknown"),
             inbox=variables.get(INBOX, f"{home}/inbox"),
             quality_limits=variables.get(QUALITY_LIMITS, ""),
+            placements=variables.get(PLACEMENTS, ""),
             store=ObjectStore.of(lakehouse, variables),
         )
 

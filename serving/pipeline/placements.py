@@ -21,6 +21,7 @@ from typing import Any
 
 from feature_repo.contracts.errors import DataError, FilterError, nearest
 from feature_repo.contracts.filter_language import parse_filter, parse_span
+from feature_repo.contracts.placement_shapes import PRESET_SHAPES
 from serving.pipeline.policy import (
     EXCLUDE,
     KEEP,
@@ -55,20 +56,20 @@ class Placement:
 
 
 _HOME = SlateRules(one_per_group=True, diversity=0.3, rotation=0.1, fatigue=0.3)
-_CART = SlateRules(filter="not in_cart(item)", seen=KEEP, one_per_group=True, max_per_category=2)
+_CART = SlateRules(filter=PRESET_SHAPES["cart"].filter, seen=KEEP, one_per_group=True, max_per_category=2)
 _EMAIL = SlateRules(one_per_group=True, max_per_category=2, diversity=0.4, rotation=0.2, fatigue=0.6)
 
+_RULES = {
+    "home": _HOME,
+    "product_page": SlateRules(one_per_group=True, diversity=0.1),
+    "cart": _CART,
+    "search": SlateRules(seen=KEEP, bought=KEEP),
+    "email": _EMAIL,
+    "raw": OFF,
+}
 PRESETS: Mapping[str, Placement] = {
-    placement.name: placement
-    for placement in (
-        Placement(DEFAULT),
-        Placement("home", 24, rules=_HOME),
-        Placement("product_page", 12, rules=SlateRules(one_per_group=True, diversity=0.1)),
-        Placement("cart", 6, rules=_CART),
-        Placement("search", 24, reasons=False, rules=SlateRules(seen=KEEP, bought=KEEP)),
-        Placement("email", 6, rules=_EMAIL),
-        Placement("raw", rules=OFF),
-    )
+    name: Placement(name, shape.num_results, reasons=name != "search", rules=_RULES.get(name, NO_RULES))
+    for name, shape in PRESET_SHAPES.items()
 }
 """What there is without a file. `default` keeps to no rules; `raw` shows what the models say."""
 

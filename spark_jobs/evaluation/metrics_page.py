@@ -7,6 +7,7 @@ from datetime import date
 from html import escape
 from typing import Any
 
+from spark_jobs.evaluation.filters_section import filters_section
 from spark_jobs.quality.page import PAGE_CSS
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 360, 150, 46, 22, 10
@@ -33,6 +34,7 @@ def render_metrics_page(report: Mapping[str, Any]) -> str:
     body = _summary(report)
     if total["decisions"]:
         body += "".join((_clicks(report), _levels(report), _tables(report), _footer(report)))
+    body += filters_section(report.get("filters"))
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'

@@ -1,6 +1,6 @@
 """What the answers brought: clicks, carts, purchases and refunds credited to the decisions that showed the items.
 
-Reads    silver.decisions at the run's pin; silver.events; gold.metrics_daily (what is written already)
+Reads    silver.decisions at the run's pin; silver.events; gold.metrics_daily (what is written already); placements.json
 Writes   silver.impressions and gold.metrics_daily, by day of the decisions; metrics.json and metrics.html in the run
          folder, and hashes.json there, what the run made; metrics/metrics.html and the end of the run in MLflow
 
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_repo.contracts.environment import Environment
-from feature_repo.contracts.run import HASHES_FILE, METRICS_FILE, METRICS_PAGE, Run
+from feature_repo.contracts.run import HASHES_FILE, METRICS_FILE, METRICS_PAGE, PLACEMENTS_FILE, Run
 from spark_jobs.evaluation.metrics_page import render_metrics_page
 from spark_jobs.evaluation.placement_metrics import WINDOW_DAYS, summarize
 from spark_jobs.io import tracking
@@ -29,7 +29,7 @@ from spark_jobs.io.attribution_inputs import read_answers, read_interactions, re
 from spark_jobs.io.light_delta import arrow_schema, days_by_row_count, read_table
 from spark_jobs.io.light_tables import replace_days
 from spark_jobs.io.run_hashes import run_hashes
-from spark_jobs.io.run_store import write_page, write_report
+from spark_jobs.io.run_store import has_report, read_report, write_page, write_report
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.transforms.attribution import ID_WINDOW, SLOT, credit_outcomes, daily_metrics, seen_slots
 
@@ -63,6 +63,8 @@ def main(environment: Environment, run: Run) -> dict[str, Any]:
         "events": dict(sorted(counts.items())),
         **summary,
     }
+    if has_report(environment, run.run_key, PLACEMENTS_FILE):
+        report["filters"] = read_report(environment, run.run_key, PLACEMENTS_FILE)
     write_report(environment, run.run_key, METRICS_FILE, report)
     page = render_metrics_page(report)
     write_page(environment, run.run_key, METRICS_PAGE, page)

@@ -3,8 +3,8 @@
 Reads    run.json, gate.json, evaluation.json; silver.interactions, silver.events, gold.item_ids; bronze.items and
          bronze.users with their changes (pinned); what it writes itself of the day before (pinned)
 Writes   gold.candidates, gold.item_neighbours, gold.item_factors and gold.session_index (partition as_of),
-         publication.json; when the run publishes also the bundle folder, and the packed rows and purchases of users in
-         Redis `online`, under the keys of a version that nobody serves yet
+         publication.json, placements.json (`placement_report`); when the run publishes also the bundle folder, and the
+         packed rows and purchases of users in Redis `online`, under the keys of a version that nobody serves yet
 Then     verify_publication reads everything back, flip_version makes it live.
 
 Who is scored: every identified user ("u:" subjects) with at least one interaction. Who denies personalization gets an
@@ -68,6 +68,7 @@ from spark_jobs.io.publication import Publication, purchases_part
 from spark_jobs.io.run_store import read_report, write_report
 from spark_jobs.io.stored_lists import StoredLists
 from spark_jobs.jobs.entry import run_job
+from spark_jobs.jobs.placement_report import report_placements
 from spark_jobs.models.base import InteractionMatrix, Model
 from spark_jobs.models.factory import fit
 from spark_jobs.models.matrix import numbered_interactions
@@ -184,6 +185,8 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
         f"ranked {int(eligible.sum()):,} eligible of {item_count:,} items for {len(scoring.rows):,} users, "
         f"kept {len(kept.keys):,} lists"
     )
+    reach = report_placements(spark, environment, run, catalogue, numbers, eligible)
+    tell(f"{len(reach['placements'])} placements have a filter, {len(reach['warnings'])} warnings")
 
     near = write_neighbours_and_vectors(
         spark, environment, run, data, eligible, every_number, learned, starts, decision

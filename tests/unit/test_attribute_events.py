@@ -12,14 +12,14 @@ from scipy.stats import norm
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError
-from feature_repo.contracts.run import METRICS_FILE, METRICS_PAGE, Run
+from feature_repo.contracts.run import METRICS_FILE, METRICS_PAGE, PLACEMENTS_FILE, Run
 from feature_repo.contracts.tables import table
 from spark_jobs.evaluation.metrics_page import render_metrics_page
 from spark_jobs.evaluation.placement_metrics import proportion
 from spark_jobs.io import light_delta, tracking
 from spark_jobs.io.light_delta import arrow_schema, read_table
 from spark_jobs.io.light_tables import replace_days
-from spark_jobs.io.run_store import folder_of, read_report
+from spark_jobs.io.run_store import folder_of, read_report, write_report
 from spark_jobs.io.table_hash import hash_table
 from spark_jobs.jobs import attribute_events as job
 from tests.builders import make_run, silver_event, utc, write_rows
@@ -248,3 +248,18 @@ def test_names_from_outside_are_text_on_the_page(shop: Environment) -> None:
     assert "script" not in parser.names
     assert parser.names.count("svg") == 6  # placements, days, a figure by position each (3), levels
     assert "&lt;script&gt;" in page
+
+
+def test_the_filters_of_placements_are_on_the_page(shop: Environment) -> None:
+    run = night(shop, "2024-03-08")
+    assert "Filters of placements" not in render_metrics_page(job.main(shop, run))
+    line = {
+        "placement": "gifts", "filter": "price < 5", "num_results": 12, "items": 5000, "items_left": 7, "lists": 1200,
+        "short_lists": 800, "empty_lists": 30,
+    }  # fmt: skip
+    write_report(shop, run.run_key, PLACEMENTS_FILE, {"placements": [line], "warnings": ["<b>too few</b>"]})
+    report = job.main(shop, run)
+    assert report["filters"]["placements"] == [line]
+    page = render_metrics_page(report)
+    for words in ("price &lt; 5", "7 of 5,000", ">1,200<", ">800<", ">30<", "&lt;b&gt;too few&lt;/b&gt;"):
+        assert words in page

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from feature_repo.contracts.errors import DataError
+from feature_repo.contracts.placement_shapes import read_shapes
 from serving.adapters.placements_file import load_placements
 from serving.pipeline.list_rules import BEGUN, GIVEN, concerns_list
 from serving.pipeline.placements import PRESETS, Placements, read_placements
@@ -50,6 +52,44 @@ def test_a_file_over_the_presets() -> None:
     assert newsletter.rules.max_per_category == 2
     assert (sidebar.num_results, sidebar.reasons, sidebar.rules) == (10, False, SlateRules(max_per_brand=2))
     assert found["cart"] is PRESETS["cart"]
+
+
+SHAPES = """
+[placements.cart]
+filter = false
+[placements.basket]
+preset = "cart"
+num_results = 4
+[placements.search]
+filter = 'price < 5'
+"""
+
+
+@pytest.mark.parametrize("text", ["", FILE, SHAPES], ids=["none", "rules", "shapes"])
+def test_batch_jobs_know_the_same_sizes_and_filters(text: str, tmp_path: Path) -> None:
+    found = read_placements(text, is_json=False)
+    (tmp_path / "placements.toml").write_text(text)
+    (tmp_path / "placements.json").write_text(json.dumps(tomllib.loads(text)))
+    for name in ("placements.toml", "placements.json"):
+        shapes = read_shapes(str(tmp_path / name))
+        assert shapes == {one.name: (one.num_results, one.rules.filter) for one in found.by_name.values()}
+    assert read_shapes("") == {name: (one.num_results, one.rules.filter) for name, one in PRESETS.items()}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[placements.home", "placements = 3", "[placements]\nhome = 1", '[placements.home]\npreset = "hoem"',
+        "[placements.home]\nnum_results = 0", "[placements.home]\nfilter = 'prise < 3'",
+        "[placements.home]\nfilter = 7",
+    ],
+)  # fmt: skip
+def test_batch_jobs_refuse_what_is_wrong_there(text: str, tmp_path: Path) -> None:
+    (tmp_path / "placements.toml").write_text(text)
+    with pytest.raises(DataError, match="placements"):
+        read_shapes(str(tmp_path / "placements.toml"))
+    with pytest.raises(DataError):
+        read_placements(text, is_json=False)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,85 @@
+"""What the filters of placements leave, as a part of `score_users`: placements.json in the run folder.
+
+Reads    the placements' file (NIGHTJAR_SERVING_PLACEMENTS), the items of the run, gold.candidates of its as_of
+Writes   placements.json; attribute_events shows it in metrics.html
+
+A filter asks about the items as the night knows them: prices and stock change by day. A file that cannot be read, and a
+filter that leaves too little, are warnings: the lists are right without them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import DataError
+from feature_repo.contracts.placement_shapes import read_shapes
+from feature_repo.contracts.run import PLACEMENTS_FILE, Run
+from spark_jobs.io.delta import read_table
+from spark_jobs.io.run_store import write_report
+from spark_jobs.transforms.placement_reach import (
+    Filter,
+    count_lists,
+    passing_items,
+    placement_lines,
+    reach_by_number,
+    reach_warnings,
+)
+
+
+def report_placements(
+    spark: SparkSession,
+    environment: Environment,
+    run: Run,
+    catalogue: DataFrame,
+    numbers: pa.Table,
+    eligible: NDArray[np.bool_],
+) -> dict[str, Any]:
+    """The report, written. `catalogue`: items as bronze.items; `numbers`: item_id and item_number; `eligible`: by item
+    number, what may be published."""
+    warnings: list[str] = []
+    lines: list[dict[str, Any]] = []
+    try:
+        shapes = read_shapes(environment.placements)
+    except DataError as error:
+        warnings.append(f"placements were not looked at: {error}")
+    else:
+        filters = {
+            name: Filter(shape.filter, shape.num_results) for name, shape in sorted(shapes.items()) if shape.filter
+        }
+        if filters:
+            lines = _lines(spark, environment, run, filters, catalogue, numbers, eligible)
+        warnings += reach_warnings(lines)
+    for words in warnings:
+        print(f"warning: {words}", flush=True)
+    report = {"as_of": run.as_of, "placements": lines, "warnings": warnings}
+    write_report(environment, run.run_key, PLACEMENTS_FILE, report)
+    return report
+
+
+def _lines(
+    spark: SparkSession,
+    environment: Environment,
+    run: Run,
+    filters: dict[str, Filter],
+    catalogue: DataFrame,
+    numbers: pa.Table,
+    eligible: NDArray[np.bool_],
+) -> list[dict[str, Any]]:
+    passing = passing_items(catalogue, [one.text for one in filters.values()], now=run.cut_off).toArrow()
+    known = passing.join(numbers.select(["item_id", "item_number"]), keys="item_id", join_type="inner")
+    reach = reach_by_number(known, len(filters), eligible)
+    narrow = [at for at in range(len(filters)) if (reach[at] != eligible).any()]
+    counts: list[dict[str, Any]] = []
+    if narrow:  # the others leave every list as it is
+        lists = read_table(spark, environment, "gold.candidates").where(F.col("as_of") == F.lit(run.as_of_day))
+        chosen = [list(filters.values())[at] for at in narrow]
+        rows = count_lists(lists, chosen, reach[narrow]).collect()
+        counts = [{**row.asDict(), "filter_number": narrow[row["filter_number"]]} for row in rows]
+    return placement_lines(filters, reach, eligible, counts)
