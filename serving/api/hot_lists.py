@@ -1,5 +1,5 @@
-"""POST /v1/rank and POST /v1/pages/{page} without the framework: reads the questions that nearly all are, and answers
-those that one read of the store can answer.
+"""POST /v1/rank, /v1/similar and /v1/pages/{page} without the framework: reads the questions that nearly all are, and
+answers those that one read of the store can answer.
 
 As `hot_slates` does it: whatever is not common goes to the application, which answers the same, and says what is wrong.
 """
@@ -17,8 +17,8 @@ from serving.api.answering import Question, SlateAnswers
 from serving.api.errors import InvalidRequestError, validated
 from serving.api.hot_pages import HotPages
 from serving.api.hot_slates import MAX_HEADS, Head, is_id, plain_placements, read_question
-from serving.api.list_routes import RANK_ROUTE, answer_list, write_list
-from serving.api.list_schemas import MAX_PLACEMENTS, MAX_RANKED_ITEMS, PageRequest, RankRequest
+from serving.api.list_routes import RANK_ROUTE, SIMILAR_ROUTE, answer_list, write_list
+from serving.api.list_schemas import MAX_PLACEMENTS, MAX_RANKED_ITEMS, PageRequest, RankRequest, SimilarRequest
 from serving.api.page_routes import answer_page
 from serving.api.pages import PageQuestion, Place, places_of
 from serving.api.policies import policy_in_list
@@ -26,13 +26,13 @@ from serving.api.schemas import MAX_EXCLUDED_ITEMS, MAX_RESULTS
 from serving.api.services import Services
 from serving.api.tally import RequestTally
 from serving.api.visits import Visit, Visits
-from serving.lists import BUY_AGAIN, RANK, ListQuestion
+from serving.lists import BUY_AGAIN, RANK, SIMILAR, ListQuestion
 from serving.native import parts
 from serving.pipeline.placements import DEFAULT
 from serving.pipeline.trending import WINDOW_WORDS
 from serving.recommender import Asker
 
-RANK_PATH, PAGE_PATH = "/v1/rank", "/v1/pages/{page}"
+RANK_PATH, SIMILAR_PATH, PAGE_PATH = "/v1/rank", "/v1/similar", "/v1/pages/{page}"
 MAX_PAGES, MAX_PAGE_BYTES = 1_024, 4_096
 """So many lists of places, of at most so many bytes, are remembered as they were read."""
 Answered = Callable[[bytes | None], None]
@@ -48,7 +48,7 @@ _PLACE = frozenset({"kind", "placement", "num_results", "item_id", "window", "ma
 
 
 class HotRoute(NamedTuple):
-    """One address. `page`: whose it is; None for /v1/rank."""
+    """One address. `page`: whose it is; None where it is a list's."""
 
     path: str
     page: str | None
@@ -62,8 +62,8 @@ class ListHead(NamedTuple):
     head: Head
 
 
-class RankQuestion(NamedTuple):
-    """A list to be put in order, read and checked."""
+class AskedList(NamedTuple):
+    """A list that was asked for, read and checked."""
 
     asked: Question
     wanted: ListQuestion
@@ -83,12 +83,15 @@ class HotLists:
         self._plain = plain_placements(services.placements)
         self._places: dict[bytes, Sequence[Place]] = {}
         self._rank = HotRoute(RANK_PATH, None, RequestTally(RANK_PATH, services.timer))
+        self._similar = HotRoute(SIMILAR_PATH, None, RequestTally(SIMILAR_PATH, services.timer))
         self._page_tally = RequestTally(PAGE_PATH, services.timer)
 
     def route(self, url: bytes) -> HotRoute | None:
         """The route of an address; None when it is another's."""
         if url == b"/v1/rank":
             return self._rank
+        if url == b"/v1/similar":
+            return self._similar
         found = _PAGE.fullmatch(url)
         return None if found is None else HotRoute(PAGE_PATH, found[1].decode("ascii"), self._page_tally)
 
@@ -112,12 +115,13 @@ class HotLists:
             return False
         recommender = self._services.recommender
         if route.page is None:
-            ranked = self._rank_question(document)
-            if ranked is None:
+            listed = self._rank_question(document) if route is self._rank else self._similar_question(document)
+            if listed is None:
                 return False
-            asked, item_ids = ranked.asked, list(ranked.wanted.item_ids)
-            at_once = None if parts.given is None else partial(self.answers.rank_at_once, asked, item_ids, started)
-            return recommender.submit_meeting(asked.slate, partial(self._ranked, ranked, started), answered, at_once)
+            asked, at_once = listed.asked, None
+            if route is self._rank and parts.given is not None:
+                at_once = partial(self.answers.rank_at_once, asked, list(listed.wanted.item_ids), started)
+            return recommender.submit_meeting(asked.slate, partial(self._listed, listed, started), answered, at_once)
         page = self._page_question(route.page, document)
         if page is None:
             return False
@@ -127,11 +131,13 @@ class HotLists:
     async def answer(self, route: HotRoute, body: bytes, started: int) -> bytes:
         """The same with as many reads as it takes, as the application does it. Raises what that raises."""
         services = self._services
+        if route is self._similar:
+            return await answer_list(services, self.answers, SIMILAR_ROUTE, validated(SimilarRequest, body), started)
         if route.page is None:
             return await answer_list(services, self.answers, RANK_ROUTE, validated(RankRequest, body), started)
         return await answer_page(services, self.answers, route.page, validated(PageRequest, body), started)
 
-    def _rank_question(self, document: dict[str, Any]) -> RankQuestion | None:
+    def _rank_question(self, document: dict[str, Any]) -> AskedList | None:
         item_ids, placement = document.pop("item_ids", None), document.pop("placement", RANK)
         num_results = document.pop("num_results", None)
         if type(item_ids) is not list or not 1 <= len(item_ids) <= MAX_RANKED_ITEMS or not are_ids(item_ids):
@@ -145,7 +151,23 @@ class HotLists:
         if self._plain.get(placement, self._plain[DEFAULT]) is None:
             placements, seed = self._services.placements, asked.recommendation_id
             asked.slate.policy = policy_in_list(RANK, placement, placements, seed=seed)
-        return RankQuestion(asked._replace(placement=placement, kind=RANK), ListQuestion(RANK, item_ids))
+        return AskedList(asked._replace(placement=placement, kind=RANK), ListQuestion(RANK, item_ids))
+
+    def _similar_question(self, document: dict[str, Any]) -> AskedList | None:
+        item_id, placement = document.pop("item_id", None), document.pop("placement", SIMILAR)
+        num_results = document.pop("num_results", None)
+        if not is_id(item_id) or not is_id(placement):
+            return None
+        if num_results is not None and (type(num_results) is not int or not 1 <= num_results <= MAX_RESULTS):
+            return None
+        asked = self._asking(document)
+        if asked is None:
+            return None
+        placements = self._services.placements
+        asked.slate.num_results = num_results or placements.find(placement)[0].num_results
+        if self._plain.get(placement, self._plain[DEFAULT]) is None:
+            asked.slate.policy = policy_in_list(SIMILAR, placement, placements, seed=asked.recommendation_id)
+        return AskedList(asked._replace(placement=placement, kind=SIMILAR), ListQuestion(SIMILAR, [item_id]))
 
     def _page_question(self, page: str, document: dict[str, Any]) -> PageQuestion | None:
         item_id, said = document.pop("item_id", None), document.pop("placements", ())
@@ -198,9 +220,12 @@ class HotLists:
             asked.slate.policy = None  # that of `default`; lists have that of their own placement
         return asked
 
-    def _ranked(self, question: RankQuestion, started: int, asker: Asker) -> bytes:
-        services = self._services
-        built = services.lists.build_at_once(question.wanted, asker, asker.request)
+    def _listed(self, question: AskedList, started: int, asker: Asker) -> bytes | None:
+        """None for what is like an item that the version does not have: `answer` says so."""
+        services, wanted = self._services, question.wanted
+        if wanted.kind == SIMILAR and wanted.item_ids[0] not in asker.catalogue.numbers:
+            return None
+        built = services.lists.build_at_once(wanted, asker, asker.request)
         return write_list(services, self.answers, question.asked, asker, built, started)
 
 

@@ -1,5 +1,5 @@
-"""The server's side of POST /v1/rank and POST /v1/pages/{page}: common ones are answered in the protocol's callbacks,
-as `slate_protocol` does it for recommendations."""
+"""The server's side of POST /v1/rank, /v1/similar and /v1/pages/{page}: common ones are answered in the protocol's
+callbacks, as `slate_protocol` does it for recommendations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from serving.api.visits import Visit
 
 logger = logging.getLogger("nightjar.serving")
 
-_BEGINNINGS = (b"POST /v1/rank ", b"POST /v1/pages/")
+_BEGINNINGS = (b"POST /v1/rank ", b"POST /v1/similar ", b"POST /v1/pages/")
 _ANSWERED = STATUS_LINE[200] + b"%bcontent-length: %d\r\ncontent-type: application/json\r\n%b\r\n%b"
 _END = b"\r\n\r\n"
 

@@ -45,18 +45,19 @@ RANK_ROUTE = _ListRoute(
     "`fallback_level`: personal, session, popular, or given when nothing is known of any of the items.",
     lambda wanted: ListQuestion(RANK, wanted.item_ids),
 )
+SIMILAR_ROUTE = _ListRoute(
+    "/v1/similar",
+    list_schemas.SimilarRequest,
+    schemas.RecommendationResponse,
+    "Items like one item",
+    "The item's neighbours, nearest first; when they are too few, what is popular in its category, then at all. "
+    "Of somebody who is named and consents, what they dismissed leaves.",
+    lambda wanted: ListQuestion(SIMILAR, [wanted.item_id]),
+    needs_item=True,
+)
 _ROUTES = (
     RANK_ROUTE,
-    _ListRoute(
-        "/v1/similar",
-        list_schemas.SimilarRequest,
-        schemas.RecommendationResponse,
-        "Items like one item",
-        "The item's neighbours, nearest first; when they are too few, what is popular in its category, then at all. "
-        "Of somebody who is named and consents, what they dismissed leaves.",
-        lambda wanted: ListQuestion(SIMILAR, [wanted.item_id]),
-        needs_item=True,
-    ),
+    SIMILAR_ROUTE,
     _ListRoute(
         "/v1/trending",
         list_schemas.TrendingRequest,

@@ -1,4 +1,4 @@
-"""The raw routes of /v1/rank and /v1/pages/{page} and the application behind them agree: bytes and decisions."""
+"""The raw routes of /v1/rank, /v1/similar and /v1/pages/{page} and the application behind them agree, to the byte."""
 
 from __future__ import annotations
 
@@ -44,6 +44,22 @@ RANKS = st.one_of(
                 "item_ids": st.lists(st.one_of(ITEM, st.sampled_from(GIVEN)), min_size=1),
             },
             optional={name: RANKED[name] for name in ("session_id", "num_results", "exclude_item_ids", "consent")},
+        )
+        for _ in range(2)
+    ],
+)  # fmt: skip
+LIKE: dict[str, st.SearchStrategy[Any]] = {
+    **{name: FIELDS[name] for name in (*ASKING, "unknown")},
+    "placement": odd(st.sampled_from(["similar", "home", "cart", "email", "mine", "hoem", 'a"b'])),
+    "num_results": odd(st.sampled_from([1, 3, 12, 100, 101])),
+    "filter": st.sampled_from(["price < 5", "prise < 5"]),
+}
+SIMILAR = st.one_of(
+    st.fixed_dictionaries({}, optional={**LIKE, "item_id": odd(ITEM)}),
+    *[
+        st.fixed_dictionaries(
+            {"item_id": st.one_of(ITEM, st.sampled_from(GIVEN)), "user_id": st.sampled_from(PEOPLE)},
+            optional={name: LIKE[name] for name in ("placement", "session_id", "exclude_item_ids", "consent")},
         )
         for _ in range(2)
     ],
@@ -94,11 +110,40 @@ async def rank(front: Shopfront, **question: Any) -> bytes:
     return await front.post(orjson.dumps(question), path="/v1/rank")
 
 
+async def similar(front: Shopfront, **question: Any) -> bytes:
+    return await front.post(orjson.dumps(question), path="/v1/similar")
+
+
 async def page(front: Shopfront, name: str = "home", **question: Any) -> bytes:
     return await front.post(orjson.dumps(question), path=f"/v1/pages/{name}")
 
 
 class TestBothAgree:
+    @settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(SIMILAR, min_size=15, max_size=20))
+    async def test_on_what_is_like_any_item(self, environment: Environment, documents: list[dict[str, Any]]) -> None:
+        async with both(environment) as (hot, plain):
+            for document in documents:
+                body = json.dumps(document).encode()
+                said = await hot.post(body, path="/v1/similar")
+                assert said == await plain.post(body, path="/v1/similar"), document
+            assert hot.decisions.payloads == plain.decisions.payloads
+
+    async def test_what_is_like_an_item_leaves_the_framework(self, environment: Environment) -> None:
+        async with both(environment) as (hot, plain):
+            for placement in ("similar", "home"):
+                for user in ("u1", "u2", None):
+                    said = await similar(hot, user_id=user, item_id="i05", placement=placement, num_results=3)
+                    assert said == await similar(plain, user_id=user, item_id="i05", placement=placement, num_results=3)
+                    assert said.count(b'"rank":') == 3
+            for odd_one in ({"item_id": "nowhere"}, {"item_id": ""}, {}, {"item_id": "i05", "num_results": 101}):
+                said = await similar(hot, **odd_one)
+                assert said == await similar(plain, **odd_one)
+                assert said.startswith((b"HTTP/1.1 404 ", b"HTTP/1.1 422 "))
+            heads = hot.server.config.loaded_app.lists.heads.values()
+            assert {known.route.path for known in heads} == {"/v1/similar"}
+            assert hot.decisions.payloads == plain.decisions.payloads
+
     @settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(RANKS, min_size=15, max_size=20))
     async def test_on_any_list(self, environment: Environment, documents: list[dict[str, Any]]) -> None:
