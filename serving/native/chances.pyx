@@ -98,22 +98,34 @@ cdef double next_draw(Draws* draws) noexcept:
 
 
 cdef int leave_to_chance(
-    uint32_t* slate, Py_ssize_t count, list spares, list propensities, double share, str seed
+    uint32_t* slate, Py_ssize_t count, list spares, list untried, list propensities, double share,
+    double untried_share, str seed
 ) except -1:
-    """`explore`: changes the slate, its propensities (1 each) and the order of the spares."""
+    """`explore`: changes the slate, its propensities (1 each) and the order of the others."""
     cdef Draws draws
-    cdef Py_ssize_t size = len(spares), at, drawn = 0, other
+    cdef Py_ssize_t size = len(spares), size_new = len(untried), at, drawn = 0, drawn_new = 0
+    cdef Py_ssize_t first_new = count - size_new if untried_share > 0 else count
     seed_draws(&draws, "exploration/" + seed)
     for at in range(max(0, count - size), count):
         if next_draw(&draws) >= share:
             propensities[at] = 1.0 - share
             continue
-        other = drawn + <Py_ssize_t>(next_draw(&draws) * <double>(size - drawn))
-        spares[drawn], spares[other] = spares[other], spares[drawn]
-        slate[at] = spares[drawn]
-        propensities[at] = share / <double>size
-        drawn += 1
+        if at >= first_new and next_draw(&draws) < untried_share:
+            slate[at] = _drawn(untried, drawn_new, &draws)
+            propensities[at] = share * untried_share / <double>size_new
+            drawn_new += 1
+        else:
+            slate[at] = _drawn(spares, drawn, &draws)
+            propensities[at] = share * (1.0 - untried_share if at >= first_new else 1.0) / <double>size
+            drawn += 1
     return 0
+
+
+cdef object _drawn(list items, Py_ssize_t at, Draws* draws):
+    """`exploration._draw`."""
+    cdef Py_ssize_t other = at + <Py_ssize_t>(next_draw(draws) * <double>(len(items) - at))
+    items[at], items[other] = items[other], items[at]
+    return items[at]
 
 
 cdef uint64_t day_seed(str subject, int64_t now_micros) except? 1:

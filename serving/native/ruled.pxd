@@ -34,6 +34,7 @@ cdef class Ruled(Votes):
     cdef bint is_full(self, str name, Py_ssize_t taken, Py_ssize_t wanted) except -1
     cdef Py_ssize_t score(self, bint has_votes, double least, uint32_t* ranked, double* keys) except -1
     cdef int lead(self, Py_ssize_t wanted) except -1
+    cdef Py_ssize_t enter_untried(self, uint32_t* news) except -1
     cdef list place(
         self, Room room, object rules, Py_ssize_t depth, object rotation_seed, dict shown, object exploration_seed
     )

@@ -27,12 +27,15 @@ from feature_repo.contracts.session_blend import BELOW, FLOOR
 from serving.native.columns import Declined
 from serving.pipeline.exploration import EXPLORED_POOL
 from serving.pipeline.rotation import DAY_MICROS
+from serving.pipeline.untried import MOST_UNTRIED, untried_items
 from serving.pipeline.values import RungReport
 
 
 cdef enum:
     ROW_BYTES = 17  # of a candidate: number u32, score f32, source u8, two reasons u32
+    MOST_NEW = 200
 
+assert MOST_UNTRIED == MOST_NEW
 assert CANDIDATE_ROW.size == ROW_BYTES and CANDIDATE_ROW.format == "<IfBII"
 
 cdef uint32_t NONE = NO_REASON
@@ -41,6 +44,7 @@ cdef uint32_t _CATEGORY = Source.CATEGORY
 cdef uint32_t _REGION = Source.REGION
 cdef uint32_t _POPULARITY = Source.POPULARITY
 cdef uint32_t _STATIC = Source.STATIC
+cdef uint32_t _NEW = Source.NEW
 cdef double _BELOW = BELOW
 cdef double _FLOOR = FLOOR
 cdef double _UNIT = 2.0**-53
@@ -261,6 +265,20 @@ cdef class Ruled(Votes):
             work.entries[work.order[at]].is_leading = True
         return 0
 
+    cdef Py_ssize_t enter_untried(self, uint32_t* news) except -1:
+        """Entries of the new items that exploration may show, in their order; how many."""
+        cdef Entry* entry
+        cdef Py_ssize_t count = 0
+        for number in untried_items(self.shelves.catalogue):
+            entry = self.work.enter(<uint32_t>number)
+            if entry.base > 0 or entry.vote > 0 or not self.admits(entry):
+                continue
+            entry.source, entry.first, entry.second = _NEW, NONE, NONE
+            entry.score = 0.0
+            news[count] = <uint32_t>(entry - self.work.entries)
+            count += 1
+        return count
+
     cdef list place(
         self, Room room, object rules, Py_ssize_t depth, object rotation_seed, dict shown, object exploration_seed
     ):
@@ -279,7 +297,11 @@ cdef class Ruled(Votes):
         cdef Entry* entry
         cdef Caps caps
         cdef Diverse diverse
-        cdef list spares, propensities
+        cdef list spares, untried, propensities
+        cdef uint32_t news[MOST_NEW]
+        cdef Py_ssize_t new_count = 0
+        if rules.exploration > 0 and rules.exploration_new > 0 and not rules.min_relevance:
+            new_count = self.enter_untried(news)
         count = work.entry_count
         keys = <double*>room.of(
             count * (2 * sizeof(double) + 5 * sizeof(uint32_t)) + depth * sizeof(Near) + 64
@@ -378,7 +400,16 @@ cdef class Ruled(Votes):
                     continue
                 caps.take(work.entries[ranked[at]].number)
                 spares.append(ranked[at])
-            leave_to_chance(slate, chosen, spares, propensities, rules.exploration, exploration_seed)
+            untried = []
+            for at in range(new_count):
+                if len(untried) == _EXPLORED_POOL:
+                    break
+                if not caps.refuses(work.entries[news[at]].number):
+                    caps.take(work.entries[news[at]].number)
+                    untried.append(news[at])
+            leave_to_chance(
+                slate, chosen, spares, untried, propensities, rules.exploration, rules.exploration_new, exploration_seed
+            )
         if self.has_votes:
             self.lead(size)
         memcpy(work.order, slate, chosen * sizeof(uint32_t))

@@ -148,8 +148,8 @@ _OWN_KEYS = ("preset", "num_results", "reasons")
 _RULE_KEYS = tuple(one.name for one in fields(SlateRules))
 _KEYS = (*_OWN_KEYS, *_RULE_KEYS)
 _NUMBERS = {
-    "diversity": (0.0, 1.0), "min_relevance": (0.0, 1.0), "exploration": (0.0, MAX_EXPLORATION), "rotation": (0.0, 1.0),
-    "fatigue": (0.0, 1.0),
+    "diversity": (0.0, 1.0), "min_relevance": (0.0, 1.0), "exploration": (0.0, MAX_EXPLORATION),
+    "exploration_new": (0.0, 1.0), "rotation": (0.0, 1.0), "fatigue": (0.0, 1.0),
 }  # fmt: skip
 _COUNTS = {
     "num_results": (1, MAX_RESULTS), "max_per_category": (1, MAX_RESULTS), "category_depth": (1, 20),

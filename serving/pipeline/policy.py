@@ -27,6 +27,7 @@ class SlateRules:
     diversity          [0, 1]: 0 orders by relevance alone, 1 by unlikeness to the places above alone
     min_relevance      [0, 1]: items that score lower leave, also when the slate gets shorter
     exploration        [0, 0.2]: the chance of each place to be given to one of the next best items
+    exploration_new    [0, 1]: of the places that exploration gives away the share that goes to `untried_items`
     rotation           [0, 1]: the largest share of its score that an item loses to chance, anew every day and person
     fatigue            [0, 1]: the share of its score that an item loses that was just shown and left alone, once for
                        each time that it was shown; it comes back evenly over `fatigue_days`
@@ -46,6 +47,7 @@ class SlateRules:
     diversity: float = 0.0
     min_relevance: float = 0.0
     exploration: float = 0.0
+    exploration_new: float = 0.0
     rotation: float = 0.0
     fatigue: float = 0.0
     fatigue_days: int = 7

@@ -35,6 +35,7 @@ from serving.pipeline.order import order_candidates
 from serving.pipeline.personal_rules import person_facts, ruled_exclusions
 from serving.pipeline.policy import SlatePolicy
 from serving.pipeline.rotation import DAY_MICROS, rotated, rotation_seed
+from serving.pipeline.untried import untried_items
 from serving.pipeline.values import Person, Pool, RungReport, SlateItem, SlateRequest, Tuning
 
 PLACEMENT_FILTER, REQUEST_FILTER = "placement_filter", "filter"
@@ -79,10 +80,12 @@ class RuledSlate:
         self._catalogue = catalogue
         self._state = state
         self._now_micros = now_micros
+        is_of_slate = taken_out is None
         if taken_out is None:
             taken_out = ruled_exclusions(policy.rules, request, catalogue, state, session, now_micros)
         self._taken_out = taken_out
         self._uncounted = uncounted
+        self._tries_new = is_of_slate and policy.rules.exploration_new > 0 and not policy.rules.min_relevance
         self._is_topped_up = is_topped_up
         self.session = session
         self.gives_reasons = policy.reasons
@@ -285,17 +288,24 @@ class RuledSlate:
     ) -> tuple[list[int], Mapping[int, float]]:
         """(item numbers best first, the scores). When the policy leaves places empty, all rungs that are left are
         taken in and `rescore` is asked again."""
-        slate, spare = self._ordered(scores)
+        slate, spare, caps = self._ordered(scores)
         if len(slate) < self._request.num_results:
             before = len(pool.bases)
             self._fill(pool, len(self._catalogue.item_ids) + 1)
             if len(pool.bases) > before:
                 scores = rescore()
-                slate, spare = self._ordered(scores)
+                slate, spare, caps = self._ordered(scores)
         self.propensities = [1.0] * len(slate)
         if self._rules.exploration > 0:
-            found = explore(slate, spare, share=self._rules.exploration, seed=self._policy.seed)
+            untried = self._untried(scores, caps)
+            found = explore(
+                slate, spare, share=self._rules.exploration, seed=self._policy.seed, untried=untried,
+                untried_share=self._rules.exploration_new,
+            )  # fmt: skip
             slate, self.propensities = found.slate, found.propensities
+            if shown := set(untried).intersection(slate):
+                scores = {**scores, **dict.fromkeys(shown, 0.0)}
+                pool.origins.update(dict.fromkeys(shown, (int(Source.NEW), NO_REASON, NO_REASON)))
             self.trace["exploration"] = {
                 "share": self._rules.exploration, "pool": len(spare), "ranks": [at + 1 for at in found.explored]
             }  # fmt: skip
@@ -314,8 +324,15 @@ class RuledSlate:
     def _depth(self) -> int:
         return max(4 * self._request.num_results, LOOKED_AT)
 
-    def _ordered(self, scores: Mapping[int, float]) -> tuple[list[int], list[int]]:
-        """(the slate, the next best items that may stand beside it)."""
+    def _untried(self, scores: Mapping[int, float], caps: SlateCaps) -> list[int]:
+        """New items that exploration may show beside the slate: those that nothing speaks for."""
+        if not self._tries_new:
+            return []
+        line = (n for n in untried_items(self._catalogue) if n not in scores and self.admits(n))
+        return self._take(line, caps, EXPLORED_POOL, counted=False)
+
+    def _ordered(self, scores: Mapping[int, float]) -> tuple[list[int], list[int], SlateCaps]:
+        """(the slate, the next best items that may stand beside it, the caps beside both)."""
         rules, size, item_ids = self._rules, self._request.num_results, self._catalogue.item_ids
         self._passed_over = {}
         scores = self._relevant(scores)
@@ -329,13 +346,13 @@ class RuledSlate:
         spare_size = EXPLORED_POOL if rules.exploration > 0 else 0
         if rules.diversity == 0:
             slate = self._take(line, caps, size)
-            return slate, self._take(line, caps, spare_size, counted=False)
+            return slate, self._take(line, caps, spare_size, counted=False), caps
         diverse = DiverseOrder(near, adjusted, self._catalogue, rules.diversity)
         slate = self._take(iter(diverse.next, None), caps, size, placed=diverse.take)
         slate += self._take(self._behind(scores, depth), caps, size - len(slate))
         self._measure_diversity(slate, near, adjusted)
         chosen = set(slate)
-        return slate, self._take((n for n in line if n not in chosen), caps, spare_size, counted=False)
+        return slate, self._take((n for n in line if n not in chosen), caps, spare_size, counted=False), caps
 
     def _behind(self, scores: Mapping[int, float], depth: int) -> Iterator[int]:
         """What comes after the best `depth`, in order of score; sorted only when somebody gets that far."""

@@ -25,6 +25,7 @@ from serving.pipeline.live_items import write_values
 from serving.pipeline.policy import KEEP, NO_RULES, OFF, SlatePolicy, SlateRules
 from serving.pipeline.rotation import DAY_MICROS, rotated, rotation_seed
 from serving.pipeline.slate import build_slate
+from serving.pipeline.untried import untried_items
 from serving.pipeline.values import Person, Row, Slate, SlateRequest, Tuning
 from tests.serving_builders import Shop
 
@@ -300,6 +301,49 @@ def test_exploration_shows_what_it_logs() -> None:
     for (_, number), count in shown.items():
         expected = 0.8 if number < 10 else 0.05
         assert abs(count / runs - expected) < 4 * math.sqrt(expected * (1 - expected) / runs)
+
+
+def test_a_share_of_exploration_goes_to_untried_items() -> None:
+    """3 places, 4 others, 2 untried items for a quarter: they can have the last two places only."""
+    shown: Counter[tuple[int, int]] = Counter()
+    runs = 6_000
+    for seed in range(runs):
+        found = explore([1, 2, 3], [11, 12, 13, 14], share=0.4, seed=str(seed), untried=[21, 22], untried_share=0.25)
+        assert len(set(found.slate)) == 3
+        for position, (number, propensity) in enumerate(zip(found.slate, found.propensities, strict=True)):
+            shown[position, number] += 1
+            of_pool = 0.1 if position == 0 else 0.075
+            assert propensity == pytest.approx(0.6 if number < 10 else of_pool if number < 20 else 0.05)
+            assert (position in found.explored) == (number > 10)
+    assert len(shown) == 5 + 7 + 7
+    for (position, number), count in shown.items():
+        expected = 0.6 if number < 10 else 0.05 if number > 20 else 0.1 if position == 0 else 0.075
+        assert abs(count / runs - expected) < 4 * math.sqrt(expected * (1 - expected) / runs)
+
+
+def test_new_items_that_nobody_had_are_shown_by_exploration_alone(catalogue: Catalogue) -> None:
+    """as_of is 2024-03-08. Untried are `odd` and `game`; `ball` is popular, `kite` sold out, `rug` too old."""
+    as_of = catalogue.as_of_micros
+    ages = {"odd": 0, "ball": 1, "kite": 2, "game": 30, "rug": 31}
+    newest = [(SHOP.numbers[name], as_of - days * DAY) for name, days in ages.items()]
+    popularity = {SHOP.numbers["ball"]: 8.0}
+    fresh = replace(catalogue, newest=newest, popularity=popularity, remembered={})
+    assert [SHOP.numbers[name] for name in ("odd", "kite", "game")] == untried_items(fresh)
+    rules = SlateRules(exploration=0.2, exploration_new=0.5)
+    shown: Counter[str] = Counter()
+    for seed in range(300):
+        found = slate_of(fresh, rules=rules, size=2, seed=str(seed))
+        for item, propensity in zip(found.items, found.propensities, strict=True):
+            if item.item_id in ("odd", "game"):
+                shown[item.item_id] += 1
+                assert (item.source, item.score) == (Source.NEW, 0.0)
+                assert [reason.text for reason in item.reasons] == ["new in the shop"]
+                assert propensity == pytest.approx(0.2 * 0.5 / 2)
+            assert item.item_id != "kite"
+    assert min(shown["odd"], shown["game"]) > 10  # 600 places x 0.05 are 30 of each
+    for without in (replace(rules, exploration_new=0.0), replace(rules, min_relevance=0.1)):
+        slates = [slate_of(fresh, rules=without, size=2, seed=str(seed)) for seed in range(100)]
+        assert not {"odd", "game"} & {item.item_id for found in slates for item in found.items}
 
 
 def test_exploration_with_few_others() -> None:

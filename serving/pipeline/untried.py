@@ -1,0 +1,21 @@
+"""New items that nobody had yet: no list of the night can have them, so exploration may show them."""
+
+from __future__ import annotations
+
+from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.rotation import DAY_MICROS
+
+UNTRIED_DAYS = 30
+MOST_UNTRIED = 200
+
+
+def untried_items(catalogue: Catalogue) -> list[int]:
+    """Items made at most 30 days before the end of the version's data that are in none of its popular lists: the newest
+    200, newest first, ties by number. Items that do not say when they were made are not new."""
+    remembered = catalogue.remember("untried items")
+    found: list[int] | None = remembered.get("numbers")
+    if found is None:
+        oldest = catalogue.as_of_micros - UNTRIED_DAYS * DAY_MICROS
+        found = [n for n, micros in catalogue.newest if micros >= oldest and n not in catalogue.popularity]
+        found = remembered["numbers"] = found[:MOST_UNTRIED]
+    return found
