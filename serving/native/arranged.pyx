@@ -48,7 +48,7 @@ cdef class ArrangedWriter(AnswerWriter):
         cdef Out out
         if not (is_answered_here(request, columns, catalogue) and request.num_results <= _MOST):
             return None
-        if not (is_told_by_records(request.policy) and request.policy.rules.arrange):
+        if request.policy.asks_ranker or not (is_told_by_records(request.policy) and request.policy.rules.arrange):
             return None
         slate = Ruled.__new__(Ruled)
         slate.work = take_work()

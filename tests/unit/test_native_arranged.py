@@ -98,6 +98,7 @@ def test_a_policy_that_asks_for_more_is_left_to_the_steps(tmp_path: Path, both: 
         (replace(diverse, seen="7d"), False),
         (replace(diverse, bought="7d"), False),
         (replace(diverse, frequency_cap=2), False),
+        (replace(diverse, ranker="published"), False),
         (replace(diverse, filter='not brand == "x"'), True),
         (replace(diverse, filter="not in_cart(item)"), False),
         (NO_RULES, True),  # `answers` does these
