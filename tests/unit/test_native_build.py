@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from infra.native import compiling
-from serving.native import PARTS
+from serving.native import PARTS, why_not
 from tests.conftest import ROOT
 
 CAN_COMPILE = importlib.util.find_spec("Cython") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
@@ -114,3 +114,15 @@ def test_compiled_once_used_put_into_wheels_switched_off_and_never_used_when_old
     name, found = wheel_of(checkout, PATH=str(empty))
     assert name.endswith("-py3-none-any.whl")
     assert found == sources
+
+
+@pytest.mark.skipif(why_not is not None, reason="not compiled")
+@pytest.mark.parametrize(
+    "first", ["main", "pipeline.catalogue", "pipeline.ranker", "pipeline.slate", "pipeline.ruled_slate"]
+)
+def test_native_code_is_loaded_whichever_module_comes_first(first: str) -> None:
+    """Native code imports parts of the pipeline, which asks for native code."""
+    words = f"import serving.{first}; from serving.native import parts; print(parts.slates, parts.trees)"
+    found = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert "None" not in found.stdout
+    assert not found.stderr
