@@ -236,7 +236,7 @@ def main() -> int:
         metrics=metrics,
     )
 
-    def resume() -> None:
+    def open_tables() -> None:
         archiver.resume()
         decisions.resume()
 
@@ -248,6 +248,9 @@ def main() -> int:
     gc.freeze()
     gc.set_threshold(500_000, 50, 1000)
     batch_work = LowPriority(settings.backlog_niceness, longest_seconds=settings.lease_seconds / 4)
+
+    def resume() -> None:
+        batch_work.call(open_tables)  # the engine starts its threads with the first table, and they inherit priority
 
     def step(stopping: threading.Event) -> None:
         answer_request(log, environment.tenant, maintain)

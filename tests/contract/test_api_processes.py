@@ -285,6 +285,21 @@ def test_every_decision_is_archived_once_whoever_is_killed(stack: Stack) -> None
 
 
 @pytest.mark.redis
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux alone")
+def test_the_threads_of_the_engine_that_writes_the_archive_stand_back(stack: Stack) -> None:
+    stack.start("archiver", "serving.speed.archiver")
+    tasks = Path(f"/proc/{stack.processes['archiver'].pid}/task")
+
+    def niceness_of_engine() -> set[int]:
+        found = [task for task in tasks.iterdir() if (task / "comm").read_text().startswith("tokio")]
+        return {os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in found}
+
+    made = Path(table_path(stack.environment.lakehouse, "silver.decisions"))
+    wait_for(lambda: DeltaTable.is_deltatable(str(made)), "the last table is made")
+    assert niceness_of_engine() == {os.getpriority(os.PRIO_PROCESS, 0) + 10}
+
+
+@pytest.mark.redis
 def test_workers_end_with_a_supervisor_that_is_killed(stack: Stack) -> None:
     stack.publish()
     stack.start_api()
