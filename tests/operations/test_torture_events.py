@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from feature_repo.contracts.packing import SessionState
+from infra.bench.events import torture
 from infra.bench.events.ingest import free_port
-from infra.bench.events.ledger import Ledger
+from infra.bench.events.ledger import Findings, Ledger
 from infra.bench.events.power import Disk, compiler
 from infra.bench.events.torture import torture_events
 from infra.local.redis_server import find_server, server_command
@@ -86,6 +88,30 @@ class TestLedger:
     def test_an_event_that_nobody_sent(self, ledger: Ledger) -> None:
         found = self.judge(ledger, [("e1", "s", 1), ("e2", "s", 2), ("e9", "s", 9)], 3, 1, 2)
         assert (found.strangers, found.is_clean()) == ({"e9"}, False)
+
+
+@pytest.mark.parametrize(("control", "cycles"), [("everysec", 3), ("no marks", 2)])
+def test_a_control_goes_on_until_its_own_harm_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, control: Any, cycles: int
+) -> None:
+    """What was lost and sent again counts twice: that is no proof of a loss."""
+    harm = [Findings(), Findings(twice={"e1"}), Findings(lost={"e2"}, twice={"e1"}), Findings()]
+
+    class Weakened:
+        ledger, installation = Ledger(), SimpleNamespace(kill_everything=lambda: None)
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            """There is nothing to start."""
+
+        def begin(self) -> None:
+            """Nor here."""
+
+        async def cycle(self, number: int) -> Findings:
+            return harm[number]
+
+    monkeypatch.setattr(torture, "Torture", Weakened)
+    found = torture._control(tmp_path, {}, 1, control, lambda _: None)
+    assert (found["caught"], found["cycles"]) == (True, cycles)
 
 
 @needs_compiler
