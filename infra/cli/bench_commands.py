@@ -363,6 +363,10 @@ def freshness(
     seconds: Annotated[int, typer.Option("--seconds", help="Of each round.")] = 10,
     events_per_second: Annotated[int, typer.Option("--events", min=50, help="Events a second, one a request.")] = 5_000,
     reads_per_second: Annotated[int, typer.Option("--reads", min=1, help="Recommendations a second.")] = 5_000,
+    rates: Annotated[
+        str, typer.Option("--rates", help="Before that, so many events and as many reads a second: 1000,2000,3000.")
+    ] = "",
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Of the API.")] = 1,
     report_file: JsonOut = None,
 ) -> None:
     """How soon an acknowledged event changes its person's next answer, under a fixed load of events and reads.
@@ -371,12 +375,20 @@ def freshness(
     """
     from infra.bench.events.freshness import bench_freshness
 
+    try:
+        steps = [int(each) for each in rates.split(",") if each.strip()]
+    except ValueError as error:
+        raise DataError(f"--rates {rates!r}, expected numbers with commas: 1000,2000", field="--rates") from error
+    if any(step < 50 for step in steps):
+        raise DataError(f"--rates {rates!r}, expected numbers from 50 on", field="--rates")
     report = bench_freshness(
         own_home("bench-freshness"), os.environ, rounds=rounds, seconds=seconds, events_per_second=events_per_second,
-        reads_per_second=reads_per_second, say=say,
+        reads_per_second=reads_per_second, say=say, workers=workers, rates=steps,
     )  # fmt: skip
     show_report(report, report_file)
     out.print(f"{report['probes']} probes, {report['unchanged']} never changed; {report['errors']} requests failed")
+    if report["rates"]:
+        out.print(f"highest rate within the bar: {report['highest_rate_in_time'] or 'none of them'}")
     show_disk(report)
     if report["errors"] or report["unchanged"] or report["missed_bars"]:
         raise typer.Exit(ExitCode.FAILED)

@@ -18,9 +18,12 @@ from feature_repo.contracts.times import format_timestamp, from_micros, to_micro
 from infra.bench import disk
 from infra.bench.disk import filesystem_of, judge_disk
 from infra.bench.events import load as event_load
+from infra.bench.events.archive_lag import ArchiveLag
 from infra.bench.events.backlog import backlog_entries, bench_backlog, fill_log
-from infra.bench.events.freshness import bench_freshness
+from infra.bench.events.freshness import Rate, Round, _Found, bench_freshness
 from infra.bench.events.ingest import bench_ingest
+from infra.bench.events.probes import Probes
+from infra.bench.sender import Sent, Times
 from serving.adapters.json_bytes import encode_json
 
 
@@ -73,10 +76,36 @@ def test_bench_ingest_measures_both_sides(tmp_path: Path, monkeypatch: pytest.Mo
 def test_bench_freshness_sees_every_probe_change(tmp_path: Path) -> None:
     report = bench_freshness(
         tmp_path / "home", os.environ, rounds=1, seconds=2, events_per_second=200, reads_per_second=50,
-        say=lambda _: None,
+        rates=[100], say=lambda _: None,
     )  # fmt: skip
     assert (report["probes"], report["unchanged"], report["errors"]) == (8, 0, 0)
     assert 0 < report["figures"]["event_to_answer_p99_ms"]["median"] < 10_000
+    assert [(one["rate"], one["errors"]) for one in report["rates"]] == [(100, 0)]
+    figures = {name: one["median"] for name, one in report["figures"].items()}
+    programs = ("api", "consumer", "archiver", "redis_log", "redis_online", "generator")
+    assert all(figures[f"{program}_cpu_us"] > 0 for program in programs)
+    assert 0 < figures["cores"] < 8
+
+
+@pytest.mark.parametrize(
+    ("p99_ms", "changed", "failed", "is_in_time"),
+    [(4.9, 10, 0, True), (5.0, 10, 0, False), (4.9, 9, 0, False), (4.9, 10, 1, False)],
+)
+def test_a_rate_is_kept_up_with_when_all_is_right_and_in_time(
+    p99_ms: float, changed: int, failed: int, is_in_time: bool
+) -> None:
+    times = Times(100, 1.0, 2.0, 3.0, 4.0)
+    sent = Sent(10.0, 100, failed, 0, 0, 0, 0, "fifo", times, times, times, Times(0), Times(0))
+    probes = Probes(10, changed, 0, 1.0, p99_ms, 6.0)
+    cpu = {"api": 0.5, "consumer": 0.25, "generator": 0.25}
+    said: list[str] = []
+    found = _Found.of(Rate(100, 100), [Round(probes, sent, sent, cpu, ArchiveLag(100, 1.0, 2.0))], said.append)
+    assert found.is_in_time is is_in_time
+    # half a second for 200 requests, a quarter for 100 events, a quarter for 200 requests; a second in ten
+    assert [found.told()[name] for name in ("api_cpu_us", "consumer_cpu_us", "generator_cpu_us", "cores")] == [
+        2500.0, 2500.0, 1250.0, 0.1,
+    ]  # fmt: skip
+    assert len(said) == 1
 
 
 class TestBacklog:

@@ -88,6 +88,13 @@ class TestSender:
         assert found.in_time <= 60
         assert (found.seconds, found.lag.count) == (0.5, 100)
 
+    async def test_so_is_every_one_of_many_whose_answers_are_looked_at_together(
+        self, sender: Sender, tmp_path: Path
+    ) -> None:
+        found = await sent(sender, tmp_path, ["/ok"] * 4 + ["/full"], rate=1_000, seconds=0.4, connections=20)
+        assert (found.sent, found.lag.count) == (400, 400)
+        assert (found.ok_due.count, found.refused_due.count, found.failed) == (320, 80, 0)
+
     async def test_times_count_from_when_a_request_was_due(self, sender: Sender, tmp_path: Path) -> None:
         # 60 of 100 requests are due while the server stands still; one connection waits for it, 59 have none
         found = await sent(sender, tmp_path, ["/ok"], stall=0.3, rate=200, seconds=0.5, connections=1)

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+import orjson
+
 from feature_repo.contracts.errors import DependencyError
 from infra.bench.serving.answers import AnswerConnection
 from infra.bench.small_version import favourite_of
@@ -115,7 +117,7 @@ class _Run:
         while (passed := time.perf_counter() - began) < seconds:
             while self._probes < passed * self._per_second:
                 self._probe(began + self._probes / self._per_second)
-            await asyncio.sleep(_TICK_SECONDS)
+            await asyncio.sleep(max(_TICK_SECONDS, began + self._probes / self._per_second - time.perf_counter()))
         while self._open and time.perf_counter() - began < seconds + _LONGEST_SECONDS:
             await asyncio.sleep(0.01)
         return Probes(
@@ -168,7 +170,7 @@ class _Run:
 
             def look(status: int, body: bytes) -> None:
                 now = time.perf_counter()
-                if status == 200 and item not in [one["item_id"] for one in json.loads(body)["items"]]:
+                if status == 200 and item not in [one["item_id"] for one in orjson.loads(body)["items"]]:
                     self._acknowledged_ms.append((now - acknowledged_at) * 1000)
                     self._sent_ms.append((now - due) * 1000)
                 elif status and now - acknowledged_at < _LONGEST_SECONDS:
