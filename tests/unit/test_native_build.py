@@ -117,9 +117,7 @@ def test_compiled_once_used_put_into_wheels_switched_off_and_never_used_when_old
 
 
 @pytest.mark.skipif(why_not is not None, reason="not compiled")
-@pytest.mark.parametrize(
-    "first", ["main", "pipeline.catalogue", "pipeline.ranker", "pipeline.slate", "pipeline.ruled_slate"]
-)
+@pytest.mark.parametrize("first", ["main", "pipeline.catalogue", "pipeline.ranker", "pipeline.slate"])
 def test_native_code_is_loaded_whichever_module_comes_first(first: str) -> None:
     """Native code imports parts of the pipeline, which asks for native code."""
     words = f"import serving.{first}; from serving.native import parts; print(parts.slates, parts.trees)"
