@@ -220,6 +220,7 @@ def test_events_with_repeats_bring_repurchase(tmp_path: Path) -> None:
     assert "repurchase" not in {family.name for family in families(new_only, 60.0)}
     space = {family.name: family for family in families(allowed, 60.0)}
     assert ("weights", "view_item") in space["item_knn"].grids
+    assert list(space)[-3:] == ["ials", "session_knn", "graph_filter"], "a small budget ends before what costs most"
     assert ("half_life_days",) in space["ials"].grids
     parts = {name: Part(space[name].start, allowed.training) for name in ("popularity", "repurchase")}
     whole = open_test(allowed)

@@ -47,11 +47,12 @@ def families(task: Task, budget_seconds: float) -> list[Family]:
         names.append("repurchase")
     if training.item_count <= MOST_ITEMS and _ease_seconds(task) < 0.1 * budget_seconds:
         names.append("ease")
-    names += ["rp3beta", "ials", "graph_filter"]
+    names += ["rp3beta", "ials"]
+    if task.protocol == "events" and training.has_order:
+        names.append("session_knn")  # the history of a shopper is long for a session: it costs more than rules
+    names.append("graph_filter")  # its first trial costs most
     if training.content is not None:
         names.append("content")
-    if task.protocol == "events" and training.has_order:
-        names.append("session_knn")  # the history of a shopper is long for a session: it costs most
     return [family for family in (_family(name, task) for name in names) if _has_room(family)]
 
 
