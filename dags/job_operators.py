@@ -20,7 +20,7 @@ from airflow.sdk import Asset, AssetAlias, BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from feature_repo.contracts.environment import Environment
-from feature_repo.contracts.run import RUN_FILE, Run, run_folder
+from feature_repo.contracts.run import MOST_IN_MEMORY, RUN_FILE, Run, run_folder
 
 JOBS_FOLDER = Path(__file__).resolve().parents[1] / "spark_jobs" / "jobs"
 NEVER_RETRY_EXIT_CODE = 2
@@ -29,6 +29,8 @@ TASK = "NIGHTJAR_TASK"
 """Environment variable of a program that a task has started: the marker of the task."""
 LARGE_RUN = 2_000_000
 """Events from which on a job lives long enough for Java's optimising compiler to win back what it costs."""
+_WITHOUT_JAVA = frozenset({"refine_events", "build_features"})
+"""Jobs that count and write up to MOST_IN_MEMORY events without Java, which has little to do until then."""
 _SHORT_JOBS_ONLY = "-XX:TieredStopAtLevel=1"
 _JAVA_OPTIONS = ("spark.driver.extraJavaOptions", "spark.executor.extraJavaOptions")
 _LAST_LINES = 20
@@ -57,7 +59,7 @@ class SparkJobOperator(SparkSubmitOperator):
     def execute(self, context: Any) -> None:
         """Raises AirflowFailException when the job says that no retry can help."""
         stop_leftovers(self.application, self.run_key)
-        self.conf = {**(self.conf or {}), **settings_for_size(os.environ, self.run_key)}
+        self.conf = {**(self.conf or {}), **settings_for_size(os.environ, self.run_key, self.job)}
         try:
             super().execute(context)
         except AirflowException as error:
@@ -84,12 +86,13 @@ def settings_of(variables: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def settings_for_size(variables: Mapping[str, str], run_key: str) -> dict[str, str]:
-    """Settings of a job beside those in SPARK_CONF_DIR, which suit short ones: none unless the run is a large one."""
+def settings_for_size(variables: Mapping[str, str], run_key: str, job: str) -> dict[str, str]:
+    """Settings of a job beside those in SPARK_CONF_DIR, which suit short ones: none unless Java has much to do."""
     environment = Environment.from_mapping(variables)
     pinned = Path(run_folder(environment.runs, environment.tenant, run_key), RUN_FILE)
     settings = Path(variables.get("SPARK_CONF_DIR", ""), "spark-defaults.conf")
-    if not (pinned.is_file() and settings.is_file()) or Run.from_json(pinned.read_bytes()).event_count < LARGE_RUN:
+    small = MOST_IN_MEMORY if job in _WITHOUT_JAVA else LARGE_RUN - 1
+    if not (pinned.is_file() and settings.is_file()) or Run.from_json(pinned.read_bytes()).event_count <= small:
         return {}
     lines = (line.split(maxsplit=1) for line in settings.read_text().splitlines())
     said = {words[0]: words[1] for words in lines if len(words) == 2 and words[0] in _JAVA_OPTIONS}

@@ -61,6 +61,10 @@ PINNED_TABLES = (
 that does not exist yet is pinned at -1 (empty)."""
 
 
+MOST_IN_MEMORY = 30_000_000
+"""Events of which one process can hold what is derived from them: some thirty to fifty bytes each, and their texts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """Grain: one DAG run.

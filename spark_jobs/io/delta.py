@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import cast
 from urllib.parse import unquote
 
+import pyarrow as pa
 from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
@@ -65,6 +66,11 @@ def read_table(spark: SparkSession, environment: Environment, name: str, version
             for column, kind in spec.columns.items()
         )
     )
+
+
+def frame_of(spark: SparkSession, rows: pa.Table) -> DataFrame:
+    """A frame of rows of Arrow. PySpark alone would lose those that come after many empty pieces of a table."""
+    return spark.createDataFrame(rows.combine_chunks())
 
 
 def overwrite_partitions(

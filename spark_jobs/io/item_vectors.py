@@ -67,5 +67,5 @@ def write_vectors(
             "as_of": pa.array([day] * len(numbers), pa.date32()),
         }
         tables.append(pa.table(columns, schema=arrow_schema(VECTORS)))
-    frame = spark.createDataFrame(pa.concat_tables(tables), spark_schema(VECTORS))
+    frame = spark.createDataFrame(pa.concat_tables(tables).combine_chunks(), spark_schema(VECTORS))
     overwrite_partitions(frame, environment, VECTORS, {"as_of": [day]})

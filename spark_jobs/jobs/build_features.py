@@ -23,7 +23,7 @@ from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.run import FEATURES_FILE, Run
 from feature_repo.contracts.times import start_of_day
 from spark_jobs.io.catalogue import in_run, read_items, read_users
-from spark_jobs.io.delta import overwrite_partitions, read_table, side_by_side
+from spark_jobs.io.delta import frame_of, overwrite_partitions, read_table, side_by_side
 from spark_jobs.io.light_delta import days_by_row_count
 from spark_jobs.io.run_store import write_report
 from spark_jobs.jobs.entry import run_job
@@ -93,7 +93,7 @@ def append_item_ids(
     if past is None:
         named = named_before(_events_before(spark, environment, as_of, versions), as_of)
     else:
-        named = spark.createDataFrame(pa.table({"item_id": past.items()}))
+        named = frame_of(spark, pa.table({"item_id": past.items()}))
     new = computed(number_items(known, items, named, as_of=as_of))  # planned once: it is counted, and written
     new_count = new.count()
     if new_count:

@@ -19,12 +19,13 @@ from pyspark.sql import functions as F  # noqa: N812
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.events import EventType
+from feature_repo.contracts.run import MOST_IN_MEMORY
 from feature_repo.contracts.times import start_of_day, to_micros
 from spark_jobs.io.day_files import DayFile, day_files, write_days
-from spark_jobs.io.delta import create_if_missing, side_by_side
+from spark_jobs.io.delta import create_if_missing, frame_of, side_by_side
 from spark_jobs.io.interactions import words_of
 from spark_jobs.io.light_delta import NO_DAY, arrow_schema, days_by_row_count, with_missing
-from spark_jobs.jobs.refine_in_memory import MOST_IN_MEMORY, identity_of
+from spark_jobs.jobs.refine_in_memory import identity_of
 from spark_jobs.transforms.candidates import denied_users
 from spark_jobs.transforms.computed import computed
 from spark_jobs.transforms.extremes import first_and_last, sightings
@@ -114,8 +115,8 @@ def write_features(
     spark: SparkSession, environment: Environment, past: PastEvents, items: DataFrame, users: DataFrame, *, as_of: date
 ) -> None:
     """The partition `as_of` of the feature tables."""
-    edges = computed(identity_edges(spark.createDataFrame(past.sightings)))
-    denied = denied_users(users, spark.createDataFrame(past.consents), cut_off=start_of_day(as_of))
+    edges = computed(identity_edges(frame_of(spark, past.sightings)))
+    denied = denied_users(users, frame_of(spark, past.consents), cut_off=start_of_day(as_of))
     denied_ids = under_current_names(denied, edges).toArrow()["user_id"].combine_chunks()
     shelf = shelf_of(items.select(*_SHELF).toArrow())
     facts = facts_of(past, identity_of(edges), denied_ids, shelf, end=to_micros(start_of_day(as_of)))
@@ -183,7 +184,7 @@ def _devices(spark: SparkSession, events: pa.Table) -> pa.ChunkedArray:
     if not pc.any(may_tell).as_py():
         return channel
     texts = pc.if_else(may_tell, events["properties"], pa.scalar(None, pa.string()))
-    asked = spark.createDataFrame(pa.table({"properties": pc.unique(texts).drop_null()}))
+    asked = frame_of(spark, pa.table({"properties": pc.unique(texts).drop_null()}))
     told = asked.select("properties", F.get_json_object("properties", "$.device").alias("device")).toArrow()
     place = pc.index_in(texts, value_set=told["properties"].combine_chunks(), skip_nulls=True)
     return pc.coalesce(told["device"].combine_chunks().take(place), channel)

@@ -32,26 +32,28 @@ from feature_repo.contracts.sequences import NOT_LEARNED_FROM
 from feature_repo.contracts.tables import table
 from spark_jobs.io import tracking
 from spark_jobs.io.catalogue import in_run, read_items, read_users
-from spark_jobs.io.delta import note_on_table, overwrite_partitions, read_table, side_by_side, spark_schema
+from spark_jobs.io.delta import frame_of, note_on_table, overwrite_partitions, read_table, side_by_side, spark_schema
 from spark_jobs.io.light_delta import NO_DAY, days_by_row_count
 from spark_jobs.io.refine_state import EVENT_TABLES, read_state, state_after
 from spark_jobs.io.run_store import write_report
+from spark_jobs.jobs.deliveries_in_memory import delivered, fits_in_memory, sorted_apart
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.jobs.refine_in_memory import (
-    fits_in_memory,
-    ids_in_doubt,
+    doubtful_deeds,
     kept_of,
     look_through,
+    outcomes_of,
     read_history,
     write_events,
     write_history,
 )
 from spark_jobs.quality.gate import QualityReport, check_quality
+from spark_jobs.quality.profile import Delivered, delivered_by_spark
 from spark_jobs.session import get_session
 from spark_jobs.transforms.bots import find_bots, flag_bots
 from spark_jobs.transforms.computed import computed
 from spark_jobs.transforms.consent import users_denying, users_who_changed
-from spark_jobs.transforms.deliveries import Outcome, by_exception, mark, of_marked
+from spark_jobs.transforms.deliveries import Outcome, by_exception, mark, of_doubtful, of_marked
 from spark_jobs.transforms.events import check_deliveries, quarantine_rows, repeated_ids, subject_key
 from spark_jobs.transforms.identity import (
     SIGHTING_COLUMNS,
@@ -63,7 +65,7 @@ from spark_jobs.transforms.identity import (
     under_current_names,
 )
 from spark_jobs.transforms.interactions import select_interactions
-from spark_jobs.transforms.sequences import READS, find_breaks, may_break
+from spark_jobs.transforms.sequences import READS, find_breaks, find_breaks_among, may_break
 from spark_jobs.transforms.sessions import assign_sessions, summarise_sessions
 
 Keep = Callable[[DataFrame], DataFrame]
@@ -156,31 +158,40 @@ def _refine(
         scope, deliveries = _narrow(run, deliveries, before, users, keep)
         deliveries = keep(deliveries)
     denying = users_denying(users, "store")
+    apart = kept = None
     if by_exceptions:
-        in_memory = fits_in_memory(environment, run)
-        repeated = spark.createDataFrame(ids_in_doubt(environment, run)) if in_memory else None
-        sorted_out = by_exception(deliveries, denying, repeated=repeated, rest_elsewhere=in_memory)
+        apart = sorted_apart(environment, run) if fits_in_memory(environment, run) else None
+        if apart is None:
+            sorted_out = by_exception(deliveries, denying)
+        else:
+            sorted_out = of_doubtful(frame_of(spark, apart.doubtful), denying)
     else:
         marked = keep(mark(deliveries, keep(repeated_ids(deliveries)), denying))
         sorted_out = of_marked(marked, marked if scope.days is None else marked.filter(_day().isin(sorted(scope.days))))
-    kept = suspects = None
-    outcomes = sorted_out.outcomes
-    if sorted_out.exceptions is not None:
-        kept = kept_of(environment, run, sorted_out.exceptions, denying)
-        others, suspects = look_through(kept)
-        outcomes = [*outcomes, *others]
+    outcomes, suspects = sorted_out.outcomes, [sorted_out.kept]
+    if apart is not None:
+        kept = kept_of(environment, run, apart, sorted_out.checked, denying)
+        others, some = look_through(kept)
+        outcomes = [*outcomes, *outcomes_of(apart, kept.denying), *others]
+        suspects = [frame_of(spark, rows) for rows in some]
     report = _count(environment, run, scope, outcomes)
     write_report(environment, run.run_key, REFINE_FILE, report)
+    catalogue = _catalogue(spark, environment, run)
 
-    def between(first: date, end: date) -> DataFrame:
+    def look(first: date, end: date) -> Delivered:
+        if apart is not None:
+            checked = sorted_out.checked
+            return delivered(spark, environment, run, first, catalogue=catalogue, marked=checked)
         in_window = (F.col(_EVENT_DATE) >= F.lit(first)) & (F.col(_EVENT_DATE) < F.lit(end))
         if scope.days is None:
-            return sorted_out.checked.filter(in_window)
-        return keep(check_deliveries(_read_deliveries(spark, environment, run).filter(in_window)))
+            checked = sorted_out.checked.filter(in_window)
+        else:
+            checked = keep(check_deliveries(_read_deliveries(spark, environment, run).filter(in_window)))
+        return delivered_by_spark(checked, catalogue, first=first, end=end)
 
     quality = check_quality(
-        environment, run, deliveries_between=between, catalogue=_catalogue(spark, environment, run),
-        catalogue_version_before=state.pins.get("bronze.items") if state is not None else None, counts=report,
+        environment, run, look=look, counts=report,
+        catalogue_version_before=state.pins.get("bronze.items") if state is not None else None,
     )  # fmt: skip
     if tell is not None:
         tell(quality)
@@ -189,18 +200,20 @@ def _refine(
     _refuse_if_empty(run, report)
 
     before_as_of = f"`{_EVENT_DATE}` < DATE'{run.as_of}'" if scope.days is None else {_EVENT_DATE: scope.days}
-    bots = _local(find_bots(sorted_out.kept if suspects is None else spark.createDataFrame(suspects)))
+    bots = _local(*(find_bots(some) for some in suspects))
     events = flag_bots(sorted_out.kept, bots).select(*table("silver.events").columns)
+    bot_events: int | None = None
     if by_exceptions:
         # Written first and read again, a few columns at a time. Without the state: this run is not over.
         if kept is not None:
-            write_events(spark, environment, run, kept, bots)
+            seen, bot_events = write_events(spark, environment, run, kept, bots)
         else:
             overwrite_partitions(events, environment, "silver.events", before_as_of, as_it_lies=True)
         written = read_table(spark, environment, "silver.events")
         events = written.filter(F.col(_EVENT_DATE) < F.lit(run.as_of_day))
     edges_before = read_table(spark, environment, "silver.identity_edges")
-    edges = keep(identity_edges(_sightings(spark, environment, run, scope, events)))
+    met = events.select(*SIGHTING_COLUMNS) if kept is None else frame_of(spark, seen)
+    edges = keep(identity_edges(_sightings(spark, environment, run, scope, met)))
     scope = _with_persons(scope, edges_before, edges)
     if by_exceptions:
         history = written.select(*_HISTORY_COLUMNS)
@@ -208,15 +221,21 @@ def _refine(
         history = _unchanged_events(spark, environment, run, scope).unionByName(events.select(*_HISTORY_COLUMNS))
     if scope.days is not None:
         history = keep(history)
-    breaks, break_counts = _sequence_breaks(history.select(*_DEED_COLUMNS), edges, keep, keeps_deeds=not by_exceptions)
+    sessions_of_all = None if kept is None else read_history(environment, edges)
+    doubtful = None if sessions_of_all is None else doubtful_deeds(sessions_of_all)
+    if sessions_of_all is not None and doubtful is not None:
+        asked = frame_of(spark, doubtful)
+        breaks, break_counts = _counted_breaks(keep(find_breaks_among(asked, [*sessions_of_all.doubts])))
+    else:
+        deeds = history.select(*_DEED_COLUMNS)
+        breaks, break_counts = _sequence_breaks(deeds, edges, keep, keeps_deeds=not by_exceptions)
     untold = None
     if breaks is not None:
         untold = breaks.filter(F.col("rule").isin([rule.value for rule in NOT_LEARNED_FROM]))
     denied = under_current_names(users_denying(users, "train"), edges)
 
     replace_subjects = partial(_replace_subjects, environment, scope=scope, as_it_lies=by_exceptions)
-    if kept is not None:
-        sessions_of_all = read_history(environment, edges)
+    if sessions_of_all is not None:
         writes = [partial(write_history, spark, environment, sessions_of_all, denied=denied, untold=untold)]
     else:
         assigned = assign_sessions(resolve_events(history.select(*_SESSION_COLUMNS), edges))
@@ -249,7 +268,7 @@ def _refine(
     report |= {
         "bots": bots.count(),
         "bots_by_rule": _count_words(bots.select(F.explode("bot_rules").alias("rule")), "rule"),
-        "bot_events": events.filter("is_bot").count(),
+        "bot_events": events.filter("is_bot").count() if bot_events is None else bot_events,
         "sequence_breaks": break_counts,
         **{name: _rows_before(environment, f"silver.{name}", run) for name in ("events", "sessions", "interactions")},
     }
@@ -322,9 +341,10 @@ def _narrow(
     return Scope(frozenset(days), keep(subjects.distinct())), inside.unionByName(elsewhere)
 
 
-def _local(frame: DataFrame) -> DataFrame:
-    """The same rows, computed once and kept by the driver: for a few rows that many queries join."""
-    return frame.sparkSession.createDataFrame(frame.collect(), frame.schema)
+def _local(*frames: DataFrame) -> DataFrame:
+    """Their rows, computed once and kept by the driver: for a few rows that many queries join."""
+    rows = [row for frame in frames for row in frame.collect()]
+    return frames[0].sparkSession.createDataFrame(rows, frames[0].schema)
 
 
 def _days_of(deliveries: DataFrame) -> set[date]:
@@ -376,13 +396,13 @@ def _refuse_if_empty(run: Run, report: dict[str, Any]) -> None:
         )
 
 
-def _sightings(spark: SparkSession, environment: Environment, run: Run, scope: Scope, events: DataFrame) -> DataFrame:
-    """Events of silver that name both ids: of the days that are derived from `events`, of the others as stored."""
+def _sightings(spark: SparkSession, environment: Environment, run: Run, scope: Scope, met: DataFrame) -> DataFrame:
+    """Events of silver that name both ids: of the days that are derived from `met`, of the others as stored."""
     stored = read_table(spark, environment, "silver.events").select(*SIGHTING_COLUMNS, _EVENT_DATE)
     day = F.col(_EVENT_DATE)
     others = stored.filter(day >= F.lit(run.as_of_day) if scope.days is None else ~day.isin(sorted(scope.days)))
     both = F.col("user_id").isNotNull() & F.col("anonymous_id").isNotNull()
-    return others.select(*SIGHTING_COLUMNS).unionByName(events.select(*SIGHTING_COLUMNS)).filter(both)
+    return others.select(*SIGHTING_COLUMNS).unionByName(met).filter(both)
 
 
 def _with_persons(scope: Scope, before: DataFrame, after: DataFrame) -> Scope:
@@ -407,11 +427,13 @@ def _sequence_breaks(
     if not possible:
         return None, {}
     resolved = resolve_events(deeds, edges)
-    breaks = keep(find_breaks(keep(resolved) if keeps_deeds else resolved, possible))  # every rule reads the history
+    events = keep(resolved) if keeps_deeds else resolved  # every rule reads the history
+    return _counted_breaks(keep(find_breaks(events, possible)))
+
+
+def _counted_breaks(breaks: DataFrame) -> tuple[DataFrame | None, dict[str, int]]:
     counts = _count_words(breaks, "rule")
-    if not counts:
-        return None, {}
-    return breaks, counts
+    return (breaks, counts) if counts else (None, {})
 
 
 def _no_breaks(spark: SparkSession) -> DataFrame:

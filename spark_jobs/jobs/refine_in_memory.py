@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -21,34 +21,34 @@ from pyspark.sql import DataFrame, SparkSession
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.events import EventType
 from feature_repo.contracts.run import Run
+from feature_repo.contracts.sequences import SequenceRule
 from feature_repo.contracts.tables import table
 from spark_jobs.io.day_files import DayFile, day_files, write_days
 from spark_jobs.io.delta import create_if_missing, side_by_side
 from spark_jobs.io.interactions import words_of
-from spark_jobs.io.light_delta import NO_DAY, arrow_schema, days_by_row_count, with_missing
-from spark_jobs.io.refine_state import EVENT_TABLES
+from spark_jobs.io.light_delta import NO_DAY, arrow_schema, with_missing
+from spark_jobs.jobs.deliveries_in_memory import files_before
 from spark_jobs.transforms.deliveries import Outcome, counting
-from spark_jobs.transforms.identity import current_names, device_stretches
+from spark_jobs.transforms.doubts import Repeated
+from spark_jobs.transforms.extremes import first_and_last, sightings
+from spark_jobs.transforms.identity import SIGHTING_COLUMNS, current_names, device_stretches
+from spark_jobs.transforms.sequence_doubts import Deeds, suspicious
+from spark_jobs.transforms.sequences import ORDER_WORDS, READS, REGION_WORDS
 from spark_jobs.transforms.whole_history import (
     People,
     Sessions,
     interaction_rows,
-    more_than_once,
     session_days,
     session_rows,
-    short_hashes,
     split_sessions,
     subject_keys,
     suspects,
     whose,
 )
 
-MOST_IN_MEMORY = 30_000_000
-"""Deliveries of which the driver can hold what sessions are made from: some thirty bytes each, and their texts."""
-MOST_OF_DAY = 2_000_000
-"""Deliveries of one day: they are held with all their columns, three days at once."""
 MOST_SUSPECTS = 1_000_000
-"""Rows that are handed to Spark to find bots among."""
+"""Rows that are handed to Spark at once to find bots among, but for those of one day, and at most to find impossible
+sequences among."""
 ROWS_OF_FILE = 1_000_000
 
 _KEYS = ("subject_key", "session_id", "item_id", "event_type")
@@ -73,43 +73,36 @@ class Kept(NamedTuple):
     denying: pa.Array
 
 
-def fits_in_memory(environment: Environment, run: Run) -> bool:
-    """Whether a whole history, and each of its days, is small enough for one process."""
-    days: Counter[date] = Counter()
-    for name in EVENT_TABLES:
-        days.update(days_by_row_count(environment, name, run.pins.get(name, -1)))
-    return days.total() <= MOST_IN_MEMORY and max(days.values(), default=0) <= MOST_OF_DAY
-
-
-def ids_in_doubt(environment: Environment, run: Run) -> pa.Table:
-    """event_id of the pinned deliveries before as_of whose id another one has too, and of hardly any other: of two ids
-    that share a hash both are named."""
-    files = [
-        file
-        for name in EVENT_TABLES
-        for file in day_files(environment, name, run.pins.get(name, -1))
-        if (file.day or NO_DAY) < run.as_of_day
-    ]
-    hashes = [short_hashes(batch["event_id"]) for file in files for batch in file.batches(["event_id"])]
-    several = more_than_once(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64)
-    found = []
-    again = iter(hashes)
-    for file in files:
-        for batch in file.batches(["event_id"]):
-            is_repeated = np.isin(next(again), several)
-            found.append(batch["event_id"].filter(pa.array(is_repeated)).drop_null().cast(pa.string()))
-    return pa.table({"event_id": pa.chunked_array(found, pa.string()).unique()})
-
-
-def kept_of(environment: Environment, run: Run, exceptions: DataFrame, denying: DataFrame) -> Kept:
-    """From `deliveries.SortedOut.exceptions` and the users (user_id) who do not allow storing."""
+def kept_of(environment: Environment, run: Run, apart: Repeated, marked: DataFrame, denying: DataFrame) -> Kept:
+    """From the deliveries that were sorted apart, those of them that Spark `marked` (`deliveries.mark`) because they
+    were doubtful, and the users (user_id) who do not allow storing."""
     files: dict[date, list[tuple[str, DayFile]]] = defaultdict(list)
-    for name in EVENT_TABLES:
-        for file in day_files(environment, name, run.pins.get(name, -1)):
-            if file.day is not None and file.day < run.as_of_day:
-                files[file.day].append((name, file))
-    winners = counting(exceptions).select(*table("bronze.events").columns).toArrow()
-    return Kept(files, _by_day(exceptions, "event_id"), winners, _column(denying, "user_id"))
+    for name, file in files_before(environment, run):
+        if file.day is not None:
+            files[file.day].append((name, file))
+    columns = list(table("bronze.events").columns)
+    skipped = [rows.select(["event_id", "event_date"]) for rows in apart]
+    refused = _column(denying, "user_id")
+    is_refused = pc.is_in(apart.firsts["user_id"], value_set=refused, skip_nulls=True)
+    winners = [apart.firsts.filter(pc.invert(is_refused)).select(columns)]
+    if apart.doubtful.num_rows:
+        winners.append(counting(marked).select(*columns).toArrow().cast(winners[0].schema))
+    return Kept(files, _texts_by_day(pa.concat_tables(skipped), "event_id"), pa.concat_tables(winners), refused)
+
+
+def outcomes_of(apart: Repeated, denying: pa.Array) -> list[Outcome]:
+    """What became of the deliveries whose order told which of them counts."""
+    is_refused = pc.is_in(apart.firsts["user_id"], value_set=denying, skip_nulls=True)
+    ways = {
+        "kept": apart.firsts.filter(pc.invert(is_refused)),
+        "withheld": apart.firsts.filter(is_refused),
+        "duplicates": apart.duplicates,
+    }
+    return [
+        Outcome(one["values"], outcome, None, one["counts"])
+        for outcome, rows in ways.items()
+        for one in pc.value_counts(rows["table"]).to_pylist()
+    ]
 
 
 def kept_days(
@@ -137,65 +130,119 @@ def kept_days(
         yield day, rows.append_column("subject_key", subject_keys(rows["user_id"], rows["anonymous_id"]))
 
 
-def look_through(kept: Kept) -> tuple[list[Outcome], pa.Table | None]:
-    """(what became of the deliveries that are no exceptions, the events that can make somebody a bot:
-    `whole_history.suspects`, None when they are too many to be handed over)."""
+def look_through(kept: Kept) -> tuple[list[Outcome], list[pa.Table]]:
+    """(what became of the deliveries that were not sorted apart, the events that can make somebody a bot:
+    `whole_history.suspects`, some whole days in each table)."""
     counts: Counter[tuple[str, str]] = Counter()
-    found, count = [], 0
+    found: list[list[pa.Table]] = [[]]
     for day, rows in kept_days(kept, _OF_BOTS, counts):
-        if count <= MOST_SUSPECTS:
-            some = suspects(rows)
-            found.append(some.append_column("event_date", pa.array([day] * some.num_rows, pa.date32())))
-            count += some.num_rows
+        some = suspects(rows)
+        if sum(table.num_rows for table in found[-1]) + some.num_rows > MOST_SUSPECTS:
+            found.append([])
+        found[-1].append(some.append_column("event_date", pa.array([day] * some.num_rows, pa.date32())))
     outcomes = [Outcome(name, outcome, None, number) for (name, outcome), number in sorted(counts.items()) if number]
-    return outcomes, pa.concat_tables(found) if found and count <= MOST_SUSPECTS else None
+    return outcomes, [pa.concat_tables(tables) for tables in found if tables]
 
 
-def write_events(spark: SparkSession, environment: Environment, run: Run, kept: Kept, bots: DataFrame) -> None:
+class Written(NamedTuple):
+    """Of the events that were written: all that `identity_edges` asks for, and how many are a bot's."""
+
+    sightings: pa.Table
+    bot_events: int
+
+
+def write_events(spark: SparkSession, environment: Environment, run: Run, kept: Kept, bots: DataFrame) -> Written:
     """silver.events before as_of; `bots` as from `find_bots`."""
     bots_of = _by_day(bots, "subject_key")
     columns = [name for name in table("bronze.events").columns if name != "event_date"]
+    nobody = pa.schema([arrow_schema("silver.events").field(name) for name in SIGHTING_COLUMNS]).empty_table()
+    seen, bot_events = [nobody], 0
 
     def flagged() -> Iterator[tuple[date, pa.Table]]:
+        nonlocal bot_events
         for day, rows in kept_days(kept, columns):
             is_bot = pc.is_in(rows["subject_key"], value_set=bots_of.get(day, _NO_TEXTS))
+            seen.append(sightings(rows, SIGHTING_COLUMNS[:3]).select(SIGHTING_COLUMNS))
+            bot_events += pc.sum(is_bot).as_py() or 0
             yield day, rows.append_column("is_bot", is_bot)
 
     create_if_missing(spark, environment, "silver.events")
     write_days(environment, "silver.events", flagged(), before=run.as_of_day)
+    return Written(first_and_last(pa.concat_tables(seen), SIGHTING_COLUMNS[:3]), bot_events)
 
 
 class History(NamedTuple):
-    """All of silver.events: its files, and who did each event, in their order, and in which session."""
+    """All of silver.events: its files, and who did each event, in their order, and in which session. `doubts` are the
+    events that a rule on sequences must be asked about."""
 
     files: list[DayFile]
     people: People
     sessions: Sessions
     client_ids: pa.StringArray
+    doubts: dict[SequenceRule, NDArray[np.int64]]
 
 
 def read_history(environment: Environment, edges: DataFrame) -> History:
     """silver.events with its sessions; `edges` as from `identity_edges`."""
     files = day_files(environment, "silver.events", words=_KEYS)
     columns = [*_KEYS, "event_timestamp", "is_bot"]
-    whole = pa.concat_tables([pa.table(batch) for file in files for batch in file.batches(columns)])
+    held = []
+    for file in files:
+        for batch in file.batches([*columns, "properties"]):
+            rows = pa.table(batch)
+            names = [_mentions(rows, words) for words in (ORDER_WORDS, REGION_WORDS)]
+            held.append(rows.select(columns).append_column("order", names[0]).append_column("region", names[1]))
+    whole = pa.concat_tables(held)
+    del held
     words = {name: words_of(whole, name) for name in _KEYS}
     micros = whole["event_timestamp"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
-    is_bot = whole["is_bot"].to_numpy()
+    is_bot, names_order, names_region = (whole[name].to_numpy() for name in ("is_bot", "order", "region"))
     del whole
     kinds = words["event_type"].dictionary.to_pylist()
     kind = _numbers(words["event_type"])
-    is_purchase, is_unmerge = (
-        np.array([word == wanted.value for word in kinds], bool)[kind]
-        for wanted in (EventType.PURCHASE, EventType.UNMERGE)
-    )
+
+    def is_a(wanted: EventType) -> NDArray[np.bool_]:
+        return np.array([word == wanted.value for word in kinds], bool)[kind]
+
     people = whose(words.pop("subject_key"), micros, *identity_of(edges))
     client = words.pop("session_id")
-    sessions = split_sessions(
-        people, client_id=_numbers(client), client_ids=client.dictionary, micros=micros,
-        item=_numbers(words.pop("item_id")), is_purchase=is_purchase, counts=~is_bot & ~is_unmerge,
+    client_id, item = _numbers(client), _numbers(words.pop("item_id"))
+    is_purchase = is_a(EventType.PURCHASE)
+    doubts = suspicious(
+        Deeds(
+            people.number, item, client_id, micros, is_purchase, is_a(EventType.REFUND), is_a(EventType.ADD_TO_CART),
+            is_a(EventType.REMOVE_FROM_CART), names_order, names_region,
+        )
     )  # fmt: skip
-    return History(files, people, sessions, client.dictionary)
+    sessions = split_sessions(
+        people, client_id=client_id, client_ids=client.dictionary, micros=micros, item=item, is_purchase=is_purchase,
+        counts=~is_bot & ~is_a(EventType.UNMERGE),
+    )  # fmt: skip
+    return History(files, people, sessions, client.dictionary, doubts)
+
+
+def doubtful_deeds(history: History) -> pa.Table | None:
+    """The events that a rule on sequences must be asked about, with the columns `sequences.READS`, the person's
+    subject_key, and for each rule a boolean column of its name; None when they are too many to be handed to Spark."""
+    asked = {rule.value: np.zeros(len(history.people.number), bool) for rule in history.doubts}
+    for rule, places in history.doubts.items():
+        asked[rule.value][places] = True
+    by_any = np.logical_or.reduce([*asked.values(), np.zeros(len(history.people.number), bool)])
+    if by_any.sum() > MOST_SUSPECTS:
+        return None
+    schema = pa.schema([arrow_schema("silver.events").field(name) for name in READS])
+    found, begin = [], 0
+    for file in history.files:
+        rows = slice(begin, begin + file.fragment.count_rows())
+        begin = rows.stop
+        if by_any[rows].any():
+            events = pa.concat_tables([with_missing(pa.table(batch), schema) for batch in file.batches(READS)])
+            keys = history.people.keys.take(pa.array(history.people.number[rows]))
+            events = events.set_column(schema.get_field_index("subject_key"), "subject_key", keys)
+            for name, mask in asked.items():
+                events = events.append_column(name, pa.array(mask[rows]))
+            found.append(events.filter(pa.array(by_any[rows])))
+    return pa.concat_tables(found) if found else schema.empty_table()
 
 
 def write_history(
@@ -268,6 +315,13 @@ def identity_of(edges: DataFrame) -> tuple[pa.Table, pa.Table | None]:
     return device_stretches(edges).toArrow(), names
 
 
+def _mentions(rows: pa.Table, words: tuple[str, ...]) -> pa.ChunkedArray | pa.Array:
+    if "properties" not in rows.column_names or rows["properties"].null_count == rows.num_rows:
+        return pa.repeat(False, rows.num_rows)
+    found = [pc.fill_null(pc.match_substring(rows["properties"], word), False) for word in words]
+    return reduce(pc.or_, found)
+
+
 def _numbers(words: pa.DictionaryArray) -> NDArray[np.int32]:
     return np.asarray(pc.fill_null(words.indices, -1).to_numpy(zero_copy_only=False), np.int32)
 
@@ -278,7 +332,11 @@ def _column(frame: DataFrame, name: str) -> pa.Array:
 
 def _by_day(frame: DataFrame, name: str) -> dict[date, pa.Array]:
     """The texts of a column by event_date; rows without a day are left out."""
-    rows = frame.select(name, "event_date").toArrow().sort_by("event_date")
+    return _texts_by_day(frame.select(name, "event_date").toArrow(), name)
+
+
+def _texts_by_day(rows: pa.Table, name: str) -> dict[date, pa.Array]:
+    rows = rows.sort_by("event_date")
     days = rows["event_date"].to_pylist()
     texts = rows[name].combine_chunks().cast(pa.string())
     begins = [n for n, day in enumerate(days) if n == 0 or day != days[n - 1]]

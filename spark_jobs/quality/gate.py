@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date, timedelta
 from typing import Any
 
-from pyspark.sql import DataFrame
-
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.run import QUALITY_FILE, QUALITY_PAGE, Run
@@ -26,8 +24,7 @@ from spark_jobs.io.run_store import write_page, write_report
 from spark_jobs.quality.judging import Evidence, Verdict, breach_message, choose_judged_days, judge
 from spark_jobs.quality.limits import Limits, accepted_limits, read_limits, with_stop
 from spark_jobs.quality.page import render_page
-from spark_jobs.quality.profile import Day, profile_days
-from spark_jobs.transforms.quality import count_sources
+from spark_jobs.quality.profile import Day, Delivered
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +55,13 @@ def check_quality(
     environment: Environment,
     run: Run,
     *,
-    deliveries_between: Callable[[date, date], DataFrame],
-    catalogue: DataFrame,
+    look: Callable[[date, date], Delivered],
     catalogue_version_before: int | None,
     counts: Mapping[str, Any],
 ) -> QualityReport:
     """Judge the run's deliveries and write the report; raises nothing on a breach.
 
-    deliveries_between  the checked deliveries of the days [first, end), with `table`; best persisted
+    look                what came on the days [first, end)
     counts              refine.json so far: `total` and `quarantined_by_reason` of the days that the run derives
     catalogue_version_before  the version of bronze.items that the last run read, None when unknown
     """
@@ -78,13 +74,12 @@ def check_quality(
 
     evidence = Evidence(end, [Day(first + timedelta(days=n)) for n in range(limits.window_days)], judged)
     if judged:
-        checked = deliveries_between(first, end)
-        days = profile_days(checked, catalogue, first=first, end=end)
+        days, sources_of = look(first, end)
         refused = refused_live(environment, run.pins, start_of_day(judged[0]))
         came = [day for day in days if day.day in set(judged)]
         arrived = sum(day.total.live for day in came)
         if any(day.total.live < day.total.deliveries for day in came):
-            sources = {row["source"]: row["deliveries"] for row in count_sources(checked, judged).collect()}
+            sources = sources_of(judged)
             arrived += sum(sources.values())
             for reason, count in refused_of_sources(environment, run.pins, sources).items():
                 refused[reason] = refused.get(reason, 0) + count

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F  # noqa: N812
 
 from spark_jobs.transforms.quality import (
     NULLABLE_COLUMNS,
     count_outcomes,
     count_property_keys,
+    count_sources,
     describe_days,
     describe_subjects,
 )
@@ -75,6 +77,23 @@ class Day:
         return max(0, self.total.event_ids - self.total.contents)
 
 
+class Delivered(NamedTuple):
+    """What came in a window: each of its days, and `sources`: of some days, the imported files that brought them with
+    how many of their deliveries (`quality.count_sources`)."""
+
+    days: list[Day]
+    sources: Callable[[Collection[date]], Mapping[str, int]]
+
+
+def delivered_by_spark(checked: DataFrame, catalogue: DataFrame, *, first: date, end: date) -> Delivered:
+    """From the checked deliveries of [first, end)."""
+
+    def sources(days: Collection[date]) -> dict[str, int]:
+        return {row["source"]: row["deliveries"] for row in count_sources(checked, sorted(days)).collect()}
+
+    return Delivered(profile_days(checked, catalogue, first=first, end=end), sources)
+
+
 def profile_days(checked: DataFrame, catalogue: DataFrame, *, first: date, end: date) -> list[Day]:
     """Every day of [first, end), in order; days without deliveries are there and empty.
 
@@ -100,7 +119,7 @@ def profile_days(checked: DataFrame, catalogue: DataFrame, *, first: date, end: 
         values = row.asDict()
         days[values.pop("event_date")].values.update(values)
     if has_properties:
-        for row in count_property_keys(checked).collect():
+        for row in count_property_keys(checked.withColumn("deliveries", F.lit(1))).collect():
             days[row["event_date"]].property_keys[row["key"]] = row["deliveries"]
     return [gathered.as_day(day) for day, gathered in days.items()]
 

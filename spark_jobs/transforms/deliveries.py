@@ -41,14 +41,12 @@ class SortedOut(NamedTuple):
     kept      one delivery of each event that counts, with subject_key
     rejected  those that break a rule, with broken_rule
     outcomes  where every delivery went
-    exceptions  when `outcomes` are those of exceptions alone: every delivery that is one, with its marks; else None
     """
 
     checked: DataFrame
     kept: DataFrame
     rejected: DataFrame
     outcomes: list[Outcome]
-    exceptions: DataFrame | None = None
 
 
 def of_marked(marked: DataFrame, in_scope: DataFrame) -> SortedOut:
@@ -61,21 +59,25 @@ def of_marked(marked: DataFrame, in_scope: DataFrame) -> SortedOut:
     )
 
 
-def by_exception(
-    deliveries: DataFrame, denying: DataFrame, *, repeated: DataFrame | None = None, rest_elsewhere: bool = False
-) -> SortedOut:
-    """The same of a whole history; `denying` are users (user_id) who do not allow storing.
+def of_doubtful(doubtful: DataFrame, denying: DataFrame) -> SortedOut:
+    """The same of deliveries that are in doubt, all of their event_ids, and are kept; who asks knows of the others."""
+    marked = with_withheld(first_deliveries(check_deliveries(doubtful)), denying)
+    marked = marked.withColumn("subject_key", subject_key()).persist()
+    return SortedOut(
+        checked=marked,
+        kept=counting(marked),
+        rejected=marked.filter(F.col("broken_rule").isNotNull()),
+        outcomes=_outcomes(marked),
+    )
 
-    repeated        event_ids that several deliveries have, and maybe others; None: they are looked for
-    rest_elsewhere  the caller counts what becomes of all others: when the exceptions are few, `outcomes` are theirs
+
+def by_exception(deliveries: DataFrame, denying: DataFrame) -> SortedOut:
+    """The same of a whole history; `denying` are users (user_id) who do not allow storing.
 
     Only exceptions are kept: deliveries that break a rule, and all those whose event_id several have. Whether one is an
     exception follows from its event_id alone, so the others are told by that. The frames read the deliveries anew.
     """
-    if repeated is None:
-        hashes = repeated_hashes(deliveries).persist()
-    else:
-        hashes = repeated.select(id_hash().alias("id_hash")).distinct().persist()
+    hashes = repeated_hashes(deliveries).persist()
     several = _small(hashes.withColumn("is_repeated", F.lit(True)), hashes.count())
     flagged = check_deliveries(deliveries).withColumn("id_hash", id_hash()).join(several, on="id_hash", how="left")
     is_exception = F.col("broken_rule").isNotNull() | F.col("is_repeated")
@@ -84,16 +86,13 @@ def by_exception(
     ordinary = deliveries.filter(F.col("event_id").isNotNull()).withColumn("id_hash", id_hash())
     ordinary = ordinary.join(_small(ids, ids.count()), on="id_hash", how="left_anti").select(*deliveries.columns)
     marked = with_withheld(first_deliveries(found), denying).persist()
-    exceptional = _outcomes(marked)
-    alone = rest_elsewhere and sum(one.deliveries for one in exceptional) <= MOST_BROADCAST
     no_rule = F.lit(None).cast("int")
     single = with_withheld(ordinary.withColumns({"broken_rule": no_rule, "is_first": F.lit(True)}), denying)
     both = SortedOut(
         checked=ordinary.withColumn("broken_rule", no_rule).unionByName(found),
         kept=counting(single).unionByName(counting(marked).coalesce(1)),
         rejected=marked.filter(F.col("broken_rule").isNotNull()),
-        outcomes=exceptional if alone else [*_outcomes(single), *exceptional],
-        exceptions=marked if alone else None,
+        outcomes=[*_outcomes(single), *_outcomes(marked)],
     )
     return both._replace(kept=both.kept.withColumn("subject_key", subject_key()))
 

@@ -147,16 +147,18 @@ def describe_subjects(checked: DataFrame) -> DataFrame:
     )
 
 
-def count_property_keys(checked: DataFrame) -> DataFrame:
+def count_property_keys(texts: DataFrame) -> DataFrame:
     """How often each top-level key of `properties` came on each day; at most MAX_PROPERTY_KEYS rows a day on average.
+
+    `texts` has event_date, properties and deliveries: how many have this text.
 
     Properties that are no JSON object have no keys. Returns: event_date, key (its first 64 characters), deliveries.
     """
-    keys = checked.filter(F.col("properties").isNotNull()).select(
-        "event_date", F.explode(F.json_object_keys("properties")).alias("key")
+    keys = texts.filter(F.col("properties").isNotNull()).select(
+        "event_date", F.explode(F.json_object_keys("properties")).alias("key"), "deliveries"
     )
     counts = keys.groupBy("event_date", F.substring("key", 1, 64).alias("key")).agg(
-        F.count(F.lit(1)).alias("deliveries")
+        F.sum("deliveries").alias("deliveries")
     )
     return counts.orderBy(F.desc("deliveries"), "key", "event_date").limit(MAX_PROPERTY_KEYS * 28)
 

@@ -16,6 +16,9 @@ READS = ("event_id", "event_type", "subject_key", "item_id", "session_id", "even
          "source_position", "properties", "event_date")  # fmt: skip
 """The columns of silver.events that the rules look at."""
 
+ORDER_WORDS, REGION_WORDS = ("order", "transaction_id"), ("region", "country")
+"""Properties that name an order, or a region, have one of these words."""
+
 _FOUND = ("event_id", "subject_key", "rule", "event_date")
 
 
@@ -25,8 +28,8 @@ def may_break(events: DataFrame) -> list[SequenceRule]:
     candidates = {
         SequenceRule.REFUND_WITHOUT_PURCHASE: kind == EventType.REFUND.value,
         SequenceRule.REMOVAL_WITHOUT_ADDITION: kind == EventType.REMOVE_FROM_CART.value,
-        SequenceRule.ORDER_REPEATED: (kind == EventType.PURCHASE.value) & _mentions(("order", "transaction_id")),
-        SequenceRule.SESSION_IN_TWO_REGIONS: F.col("session_id").isNotNull() & _mentions(("region", "country")),
+        SequenceRule.ORDER_REPEATED: (kind == EventType.PURCHASE.value) & _mentions(ORDER_WORDS),
+        SequenceRule.SESSION_IN_TWO_REGIONS: F.col("session_id").isNotNull() & _mentions(REGION_WORDS),
         SequenceRule.SESSION_TIME_BACKWARDS: F.col("session_id").isNotNull(),
     }
     counts = events.agg(*(F.count_if(candidate).alias(rule.value) for rule, candidate in candidates.items())).first()
@@ -40,6 +43,13 @@ def find_breaks(events: DataFrame, only: Sequence[SequenceRule] = tuple(Sequence
     Grain: one row per event and rule. Returns: event_id, subject_key, rule, event_date.
     """
     found = [_FINDERS[rule](events).withColumn("rule", F.lit(rule.value)).select(*_FOUND) for rule in only]
+    return reduce(DataFrame.unionByName, found) if found else _nothing(events)
+
+
+def find_breaks_among(events: DataFrame, rules: Sequence[SequenceRule]) -> DataFrame:
+    """`find_breaks`, each rule among the events that have a true in the column of its name. Each has its own: an event
+    that one rule is asked about may lack what another one would look for."""
+    found = [find_breaks(events.filter(rule.value), [rule]) for rule in rules]
     return reduce(DataFrame.unionByName, found) if found else _nothing(events)
 
 

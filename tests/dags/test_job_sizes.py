@@ -30,18 +30,24 @@ def installation(home: Path, event_count: int) -> dict[str, str]:
 
 
 def test_only_a_large_run_is_given_the_optimising_compiler(tmp_path: Path) -> None:
-    large = installation(tmp_path / "large", 2_000_000)
-    assert settings_for_size(large, "night") == {
+    optimising = {
         "spark.driver.extraJavaOptions": "-Duser.timezone=UTC -Xss4m",
         "spark.executor.extraJavaOptions": "",
     }
-    assert settings_for_size(installation(tmp_path / "small", 1_999_999), "night") == {}
+    large = installation(tmp_path / "large", 2_000_000)
+    assert settings_for_size(large, "night", "train_models") == optimising
+    assert settings_for_size(installation(tmp_path / "small", 1_999_999), "night", "train_models") == {}
+    in_memory = installation(tmp_path / "in memory", 30_000_000)
+    for job in ("refine_events", "build_features"):
+        assert settings_for_size(in_memory, "night", job) == {}
+    beyond = installation(tmp_path / "beyond", 30_000_001)
+    assert settings_for_size(beyond, "night", "refine_events") == optimising
 
 
 def test_without_a_run_or_settings_nothing_is_said(tmp_path: Path) -> None:
     variables = installation(tmp_path, 9_000_000)
-    assert settings_for_size(variables, "another") == {}
-    assert settings_for_size({"NIGHTJAR_HOME": str(tmp_path)}, "night") == {}
+    assert settings_for_size(variables, "another", "train_models") == {}
+    assert settings_for_size({"NIGHTJAR_HOME": str(tmp_path)}, "night", "train_models") == {}
 
 
 def test_the_task_hands_it_to_spark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +55,7 @@ def test_the_task_hands_it_to_spark(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, value)
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(SparkSubmitOperator, "execute", lambda self, _: told.append(dict(self.conf)))
-    task = SparkJobOperator(task_id="refine_events", job="refine_events", run_key="night", conf={"spark.x": "1"})
+    task = SparkJobOperator(task_id="train_models", job="train_models", run_key="night", conf={"spark.x": "1"})
     task.execute({})
     assert [one["spark.driver.extraJavaOptions"] for one in told] == ["-Duser.timezone=UTC -Xss4m"]
     assert told[0]["spark.x"] == "1"

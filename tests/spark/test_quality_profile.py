@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import date
+from dataclasses import replace
+from datetime import date, timedelta
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 
 from spark_jobs.quality.profile import Day, profile_days
+from spark_jobs.quality.profile_in_memory import PROFILE_COLUMNS, PROFILE_WORDS, Broken, profile_day
 from spark_jobs.transforms.events import check_deliveries
 from spark_jobs.transforms.quality import count_sources
 from tests.builders import make_bronze_events, make_frame, utc
@@ -49,9 +53,23 @@ def checked(spark: SparkSession) -> DataFrame:
     return check_deliveries(both).persist()
 
 
-@pytest.fixture(scope="module")
-def days(spark: SparkSession, checked: DataFrame) -> list[Day]:
-    return profile_days(checked, make_frame(spark, "bronze.items", ITEMS), first=FIRST, end=END)
+@pytest.fixture(scope="module", params=["by Spark", "in memory"])
+def days(spark: SparkSession, checked: DataFrame, request: pytest.FixtureRequest) -> list[Day]:
+    catalogue = make_frame(spark, "bronze.items", ITEMS)
+    if request.param == "by Spark":
+        return profile_days(checked, catalogue, first=FIRST, end=END)
+    broken = {FIRST: [Broken("purchase", "invalid_quantity", 1), Broken("viewed", "unknown_event_type", 1)]}
+    rows = checked.toArrow()
+    found = []
+    for day in (FIRST + timedelta(days=n) for n in range(3)):
+        of_day = rows.filter(pc.equal(rows["event_date"], pa.scalar(day))).select([*PROFILE_COLUMNS, "table"])
+        of_day = of_day.combine_chunks()
+        for word in PROFILE_WORDS if of_day.num_rows else ():
+            place = of_day.schema.get_field_index(word)
+            of_day = of_day.set_column(place, word, of_day[word].dictionary_encode())
+        found.append(profile_day(day, of_day, catalogue.select("item_id", "price").toArrow(), broken.get(day, [])))
+    keys = {"colour": 1, "size": 1}  # Spark counts those of both ways
+    return [replace(found[0], property_keys=keys), *found[1:]]
 
 
 def test_counts_of_a_day(days: list[Day]) -> None:

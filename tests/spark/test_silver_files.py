@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
@@ -11,7 +12,7 @@ from pyspark.sql import functions as F  # noqa: N812
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.tables import table, table_path
-from spark_jobs.io.delta import overwrite_partitions
+from spark_jobs.io.delta import frame_of, overwrite_partitions
 
 pytestmark = pytest.mark.spark
 ROWS = 27_000
@@ -38,3 +39,10 @@ def test_files_of_silver_are_written_with_small_pages_and_dictionaries(
     assert (dictionaries["event_id"], found["event_id"].has_dictionary_page) == ([], False)
     assert dictionaries["item_id"] == ["PLAIN_DICTIONARY"]
     assert ("PLAIN" in found["item_id"].encodings, "PLAIN" in found["session_key"].encodings) == (False, True)
+
+
+def test_rows_of_arrow_in_many_pieces_are_all_in_the_frame(spark: SparkSession) -> None:
+    """Of a table that begins with many empty pieces PySpark makes an empty frame, without a word."""
+    piece = pa.table({"n": pa.array([1, 2, 3], pa.int64())})
+    rows = pa.concat_tables([*[piece.slice(0, 0)] * 25, piece, *[piece.slice(0, 0)] * 25, piece])
+    assert sorted(row["n"] for row in frame_of(spark, rows).collect()) == [1, 1, 2, 2, 3, 3]
