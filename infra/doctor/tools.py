@@ -9,6 +9,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from feature_repo.contracts.errors import NightjarError
+from feature_repo.contracts.native_code import PURE_PYTHON
 from infra.doctor.checks import Check, State, Subject
 from infra.local.jars import wrong_jars
 from infra.local.java import choose_java
@@ -122,7 +123,7 @@ def examine_settings(subject: Subject) -> Check:
 def examine_native(_: Subject) -> Check:
     """Whether answers and events are worked in compiled code; without it they are the same, and cost more."""
     needed = "serving/native compiled: the same in less time"
-    is_wanted = native.why_not is not None and native.PURE_PYTHON not in native.why_not
+    is_wanted = native.why_not is not None and PURE_PYTHON not in native.why_not
     seen = f"serving works in {native.described()}"
     remedy = "apt install gcc libc6-dev python3-dev; make setup" if is_wanted else ""
     return Check("native", State.WARN if is_wanted else State.OK, seen, needed, remedy)

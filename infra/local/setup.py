@@ -21,7 +21,7 @@ from infra.local.java import Java, choose_java
 from infra.local.redis_server import find_server
 from infra.local.spark_conf import write_spark_conf
 from infra.local.store_jars import S3A
-from infra.native.compiling import SOURCES, NotCompiledError, compile_into
+from infra.native.compiling import ROOT, NotCompiledError, compile_into
 
 
 class Tools(NamedTuple):
@@ -69,13 +69,13 @@ def main() -> int:
 
 
 def compile_native() -> str:
-    """Compile the native parts of serving, where that can be done; what came of it, in words."""
+    """Compile the native parts, where that can be done; what came of it, in words."""
     try:
-        compile_into(SOURCES)
+        compile_into(ROOT)
     except NotCompiledError as error:
         return f"none, serving answers from Python: {error}"
     except OSError as error:
-        return f"none, serving answers from Python: {SOURCES} cannot be written: {error.strerror}"
+        return f"none, serving answers from Python: {ROOT} cannot be written: {error.strerror}"
     return "serving is compiled"
 
 

@@ -1,10 +1,10 @@
-"""Compiles the native parts of serving (`serving/native/*.pyx`), where there is a C compiler.
+"""Compiles the native parts of serving and of the models (`*/native/*.pyx`), where there is a C compiler.
 
     python -m infra.native.compiling            beside their sources, what is not up to date
     python -m infra.native.compiling --force    all of them
 
-Nothing else of Nightjar needs a compiler: without one, serving answers the same from Python. Imports the standard
-library alone, because it also runs where a wheel is built.
+Nothing else of Nightjar needs a compiler: without one, serving answers the same from Python, models from scipy. Imports
+the standard library alone, because it also runs where a wheel is built.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-SOURCES = Path(__file__).resolve().parents[2] / "serving" / "native"
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("serving/native", "spark_jobs/native")
 ARITHMETIC = ("-O2", "-fno-fast-math", "-ffp-contract=off")
 """No operation may be fused or reordered: answers are the same bytes as those of Python's floats."""
 
@@ -32,8 +33,8 @@ class NotCompiledError(Exception):
 
 
 def sources() -> list[Path]:
-    """The parts, by name."""
-    return sorted(SOURCES.glob("*.pyx"))
+    """The parts, by folder and name."""
+    return [source for folder in FOLDERS for source in sorted((ROOT / folder).glob("*.pyx"))]
 
 
 def compiled_name(source: Path) -> str:
@@ -46,26 +47,35 @@ def mark_name(source: Path) -> str:
     return f"{source.stem}.compiled"
 
 
-def is_current(source: Path, folder: Path = SOURCES) -> bool:
-    """Whether what lies in `folder` was made of this source, in this way, for this Python."""
+def is_current(source: Path, root: Path = ROOT) -> bool:
+    """Whether what lies under `root` was made of this source, in this way, for this Python."""
+    folder = _folder_of(source, root)
     mark = folder / mark_name(source)
     return (folder / compiled_name(source)).exists() and mark.exists() and mark.read_text() == _made_of(source)
 
 
-def compile_into(folder: Path, *, force: bool = False) -> list[Path]:
-    """Compile what is not up to date, or take what lies beside its source and is; the compiled files and their marks.
-    Raises NotCompiledError."""
-    stale = [source for source in sources() if force or not is_current(source, folder)]
+def compile_into(root: Path, *, force: bool = False) -> list[Path]:
+    """Compile what is not up to date into the folders of the parts under `root`, or take what lies beside its source
+    and is; the compiled files and their marks. Raises NotCompiledError."""
+    stale = [source for source in sources() if force or not is_current(source, root)]
     with ThreadPoolExecutor(max_workers=2) as pool:
-        list(pool.map(lambda source: _compile_one(source, folder, force=force), stale))
-    return [folder / name for source in sources() for name in (compiled_name(source), mark_name(source))]
+        list(pool.map(lambda source: _compile_one(source, root, force=force), stale))
+    return [
+        _folder_of(source, root) / name for source in sources() for name in (compiled_name(source), mark_name(source))
+    ]
 
 
-def _compile_one(source: Path, folder: Path, *, force: bool) -> None:
+def _folder_of(source: Path, root: Path) -> Path:
+    return root / source.parent.relative_to(ROOT)
+
+
+def _compile_one(source: Path, root: Path, *, force: bool) -> None:
+    folder = _folder_of(source, root)
+    folder.mkdir(parents=True, exist_ok=True)
     compiled, mark = folder / compiled_name(source), folder / mark_name(source)
     mark.unlink(missing_ok=True)
-    if not force and folder != SOURCES and is_current(source):
-        shutil.copyfile(SOURCES / compiled.name, compiled)
+    if not force and root != ROOT and is_current(source):
+        shutil.copyfile(source.with_name(compiled.name), compiled)
     else:
         _compile(source, compiled)
     mark.write_text(_made_of(source))
@@ -77,7 +87,7 @@ def _made_of(source: Path) -> str:
 
 
 def _digest_of(source: Path) -> str:
-    """As `serving.native.digest_of`, which cannot be imported where a wheel is built."""
+    """As `contracts.native_code.digest_of`, which cannot be imported where a wheel is built."""
     found = hashlib.sha256(source.read_bytes())
     for declarations in sorted(source.parent.glob("*.pxd")):
         found.update(declarations.read_bytes())
@@ -114,12 +124,12 @@ def _run(command: list[str], who: str) -> None:
 
 def main() -> int:
     """Entry point; exit 0 also where nothing could be compiled, because nothing depends on it."""
-    parser = argparse.ArgumentParser(prog="python -m infra.native.compiling", description="Compile parts of serving.")
+    parser = argparse.ArgumentParser(prog="python -m infra.native.compiling", description="Compile the native parts.")
     parser.add_argument("--force", action="store_true", help="also what is up to date")
     try:
-        made = compile_into(SOURCES, force=parser.parse_args().force)
+        made = compile_into(ROOT, force=parser.parse_args().force)
     except NotCompiledError as error:
-        print(f"serving answers from Python: {error}")
+        print(f"serving answers from Python, models from scipy: {error}")
         return 0
     print(f"compiled: {', '.join(path.name for path in made[::2])}")
     return 0

@@ -1,4 +1,4 @@
-"""Puts the compiled parts of serving into a wheel, where there is a C compiler; else the wheel is one of pure Python.
+"""Puts the compiled parts into a wheel, where there is a C compiler; else the wheel is one of pure Python.
 
 NIGHTJAR_PURE_PYTHON=1 makes a pure one anyway. A checkout that is installed as editable is compiled by `make setup`.
 """
@@ -35,4 +35,4 @@ class NativeHook(BuildHookInterface[Any]):
             return
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
-        build_data["force_include"].update({str(path): f"serving/native/{path.name}" for path in made})
+        build_data["force_include"].update({str(path): str(path.relative_to(folder)) for path in made})

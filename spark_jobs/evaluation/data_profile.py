@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from feature_repo.contracts.times import format_timestamp, from_micros
+from spark_jobs.models.matrix import distinct
 
 HEAD_SHARES = (0.01, 0.1, 0.2)
 _LENGTHS = ((1, 1), (2, 4), (5, 9), (10, 20), (21, 49), (50, 99), (100, None))
@@ -35,13 +36,15 @@ def profile_interactions(interactions: pa.Table, *, item_count: int) -> dict[str
     lengths = np.bincount(subjects, minlength=len(words))
     by_item = np.sort(np.bincount(items, minlength=item_count))[::-1]
     present = int((by_item > 0).sum())
-    pairs = len(np.unique(subjects.astype(np.int64) * item_count + items))
+    pairs = len(distinct(subjects.astype(np.int64) * item_count + items))
     days = micros // _MICROS_PER_DAY
+    first_day = int(days.min())
     by_day: dict[str, dict[str, int]] = {}
     for code, name in enumerate(type_names):
-        found, counts = np.unique(days[type_codes == code], return_counts=True)
-        for day, count in zip(found.tolist(), counts.tolist(), strict=True):
-            by_day.setdefault(from_micros(day * _MICROS_PER_DAY).date().isoformat(), {})[name] = count
+        counts = np.bincount(days[type_codes == code] - first_day)
+        for day in np.flatnonzero(counts).tolist():
+            date = from_micros((first_day + day) * _MICROS_PER_DAY).date().isoformat()
+            by_day.setdefault(date, {})[name] = int(counts[day])
     first, last = from_micros(int(micros.min())), from_micros(int(micros.max()))
     quantiles = np.quantile(lengths, [0.1, 0.5, 0.9, 0.99])
     return {

@@ -98,9 +98,11 @@ def describe_persons(split: TimeSplit, persons: NDArray[np.int64], *, tenant: st
     """One entry a person: key, slice, number of events, history (newest first: item number, event type, UTC day; an
     item once, at its newest event) and the items that they came for in the test window."""
     found = []
+    subjects = split.train["subject_key"].combine_chunks()
+    codes, words = np.asarray(subjects.indices), subjects.dictionary.cast(pa.string())
     for place in persons.tolist():
         subject = str(split.subjects[place])
-        own = split.train.filter(pc.equal(pc.cast(split.train["subject_key"], pa.string()), subject))
+        own = split.train.take(pa.array(np.flatnonzero(codes == pc.index(words, subject).as_py())))
         events = sorted(own.to_pylist(), key=lambda e: (-e["micros"], e["item_number"], e["event_type"]))
         newest: dict[int, Mapping[str, Any]] = {}
         for event in events:

@@ -1,6 +1,6 @@
 """Full ranking: every model ranks *all* items for every test person; training items are removed; the top counts.
 
-Memory: one block of persons x all items at a time. The lists of a block are turned into metrics and dropped.
+Memory: a block of persons x all items for each thread. The lists of a block are turned into metrics and dropped.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from spark_jobs.evaluation.split import SLICES, TimeSplit
 from spark_jobs.models.base import InteractionMatrix, Model
 from spark_jobs.models.matrix import histories_of, matrix_rows
 from spark_jobs.models.ranking import mask_items, top_items
+from spark_jobs.models.threads import by_blocks, ranges
 
 CELLS_PER_BLOCK = 4_000_000
 
@@ -112,7 +113,8 @@ def evaluate(model: Model, matrix: InteractionMatrix, split: TimeSplit, *, ks: S
 
 
 def evaluate_ranking(rank: Rank, split: TimeSplit, *, ks: Sequence[int] = KS) -> ModelEvaluation:
-    """Ask for the items of every test person of the split, by blocks, and measure them."""
+    """Ask for the items of every test person of the split, by blocks, and measure them. `rank` is called from several
+    threads."""
     deepest = max(CURVE_DEPTH, *ks)
     person_count, item_count = split.relevant.shape
     step = max(1, CELLS_PER_BLOCK // max(1, item_count))
@@ -121,11 +123,15 @@ def evaluate_ranking(rank: Rank, split: TimeSplit, *, ks: Sequence[int] = KS) ->
     non_finite = 0
     sampled, lists = sampled_persons(person_count), np.full((person_count, K), -1, np.int32)
     began = time.monotonic()
-    for start in range(0, person_count, step):
-        part = np.arange(start, min(start + step, person_count))
-        numbers, strange = rank(part, deepest)
+
+    def asked(block: slice) -> tuple[slice, Ranked, NDArray[np.bool_]]:
+        part = np.arange(block.start, block.stop)
+        found = rank(part, deepest)
+        return block, found, is_relevant(found.numbers, split.relevant[part])
+
+    for part, (numbers, strange), is_right in by_blocks(asked, ranges(person_count, step)):
         non_finite += strange
-        hits[part, : numbers.shape[1]] = is_relevant(numbers, split.relevant[part])
+        hits[part, : numbers.shape[1]] = is_right
         width = min(K, numbers.shape[1])
         lists[part, :width] = numbers[:, :width]
         for k in ks:

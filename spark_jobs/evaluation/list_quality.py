@@ -19,6 +19,7 @@ from scipy import sparse
 
 from spark_jobs.evaluation.metrics import metric_name
 from spark_jobs.evaluation.split import TimeSplit
+from spark_jobs.models.matrix import distinct
 from spark_jobs.models.ranking import mask_items, top_items
 
 MOST_PERSONS = 1_000
@@ -42,14 +43,15 @@ class ListQuality:
         codes = np.asarray(split.train["subject_key"].combine_chunks().indices).astype(np.int64)
         items = np.asarray(split.train["item_number"].combine_chunks()).astype(np.int64)
         item_count = len(split.known_items)
-        pairs = np.unique(codes * np.int64(max(1, item_count)) + items)
+        pairs = distinct(codes * np.int64(max(1, item_count)) + items)
         owners, items = pairs // max(1, item_count), pairs % max(1, item_count)
         self.having = np.bincount(items, minlength=item_count)
-        people = len(np.unique(owners))
+        numbers = np.cumsum(np.diff(owners, prepend=-1) > 0) - 1  # people in their order: pairs are sorted by owner
+        people = int(numbers[-1]) + 1 if len(numbers) else 0
         self.surprise = -np.log2(np.maximum(self.having, 1) / max(1, people))
         share = 1.0 / np.sqrt(np.maximum(self.having, 1))
         self._owners = sparse.csr_matrix(
-            (share[items].astype(np.float32), (items, np.unique(owners, return_inverse=True)[1])),
+            (share[items].astype(np.float32), (items, numbers)),
             shape=(item_count, people),
         )
         self.relevant = split.relevant[self.persons]

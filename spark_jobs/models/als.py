@@ -24,9 +24,12 @@ from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
 from spark_jobs.models.base import InteractionMatrix, Terms
 from spark_jobs.models.factors import FactorScores, sweeps
+from spark_jobs.models.threads import by_blocks, ranges
 
 ENGINES = ("native", "mllib")
 USERS_PER_BLOCK = 512
+SOLVED_AT_ONCE = 64
+"""Equations that are handed to the solver together: each is solved as if alone, and the call costs once."""
 
 KERNEL_THREADS = 0
 """Threads of the native kernel; 0 means all cores. Each row is solved on its own, so no number changes the result."""
@@ -93,16 +96,25 @@ class Als(FactorScores):
         self._item_gram = None
         rows = matrix.preference.shape[0]
         self.user_factors = np.zeros((rows, self.item_factors.shape[1]), np.float32)
-        for first in range(0, rows, USERS_PER_BLOCK):
-            stop = min(first + USERS_PER_BLOCK, rows)
-            self.user_factors[first:stop] = self.fold_in(matrix.preference[first:stop])
+
+        def folded(part: slice) -> tuple[slice, NDArray[np.float32]]:
+            return part, self.fold_in(matrix.preference[part])
+
+        for part, vectors in by_blocks(folded, ranges(rows, USERS_PER_BLOCK)):
+            self.user_factors[part] = vectors
 
     def fold_in(self, histories: sparse.csr_matrix) -> NDArray[np.float32]:
         """The vectors of histories (CSR rows over all items), solved exactly; zeros for an empty history."""
-        vectors = np.zeros((histories.shape[0], self.item_factors.shape[1]), np.float32)
-        for row in np.flatnonzero(np.diff(histories.indptr)):
-            system, liked, confidence = self._equation(histories, int(row))
-            vectors[row] = np.linalg.solve(system, confidence @ liked)
+        factors = self.item_factors.shape[1]
+        vectors = np.zeros((histories.shape[0], factors), np.float32)
+        having = np.flatnonzero(np.diff(histories.indptr))
+        for first in range(0, len(having), SOLVED_AT_ONCE):
+            rows = having[first : first + SOLVED_AT_ONCE]
+            systems, sides = np.empty((len(rows), factors, factors)), np.empty((len(rows), factors, 1))
+            for at, row in enumerate(rows.tolist()):
+                systems[at], liked, confidence = self._equation(histories, row)
+                sides[at, :, 0] = confidence @ liked
+            vectors[rows] = np.linalg.solve(systems, sides)[:, :, 0]
         return vectors
 
     def contributions(self, history: sparse.csr_matrix, item_numbers: Sequence[int]) -> NDArray[np.float64]:

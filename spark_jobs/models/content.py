@@ -73,11 +73,14 @@ class Content(LinkedItems):
         people = np.bincount(matrix.preference.indices, minlength=matrix.item_count)
         factors = (1.0 + people) ** float(self.params["popular_power"]) / max(total, 1e-12)
 
-        def rows_of(start: int, stop: int) -> sparse.csr_matrix:
-            alike = (vectors[start:stop] @ others).tocsr()
-            return sparse.csr_matrix(alike.toarray() + dense[start:stop] @ dense.T) if weight else alike
+        def alike_by_vector(block: slice) -> NDArray[np.float32]:
+            product: NDArray[np.float32] = dense[block] @ dense.T
+            return product
 
-        self.links = best_links(rows_of, factors.astype(np.float32), int(self.params["neighbours"]))
+        self.links = best_links(
+            vectors, others, factors.astype(np.float32), int(self.params["neighbours"]),
+            more=alike_by_vector if weight else None,
+        )  # fmt: skip
 
 
 def _scaled_terms(content: ItemContent, params: Mapping[str, Any]) -> sparse.csr_matrix:

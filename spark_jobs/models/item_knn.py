@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,14 @@ from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
 from spark_jobs.models.base import InteractionMatrix, Terms
 from spark_jobs.models.matrix import dense_part, link_values
-from spark_jobs.models.ranking import two_best
+from spark_jobs.models.products import dense_product, term_count
+from spark_jobs.models.ranking import top_items, two_best
+from spark_jobs.models.threads import by_blocks, ranges
 
 ITEMS_PER_BLOCK = 256
 """Rows of the item-item product made at a time. Raising it costs memory and gains little speed."""
+SPARSE_BELOW = 4
+"""A block of the product is searched entry by entry where it has fewer terms than one cell in so many."""
 
 WEIGHTINGS = ("log", "tfidf", "bm25")
 BM25_K1, BM25_B = 1.2, 0.75
@@ -64,16 +68,21 @@ class ItemKnn:
         norms = np.sqrt(np.asarray(columns.multiply(columns).sum(axis=0), dtype=np.float64)).ravel()
         shrinkage, kept = float(self.params["shrinkage"]), int(self.params["neighbours"])
         transposed = columns.T.tocsr()  # the same arrays, read by item
-        blocks = [sparse.csr_matrix((0, matrix.item_count), dtype=np.float32)]
-        for start in range(0, len(item_numbers), ITEMS_PER_BLOCK):
-            asked = item_numbers[start : start + ITEMS_PER_BLOCK]
-            products = (transposed[asked] @ weighted).tocsr()
-            products.sort_indices()
-            own = np.repeat(asked, np.diff(products.indptr))
-            scale = norms[own] * norms[products.indices] + shrinkage
-            products.data = np.where(own == products.indices, 0.0, products.data / scale).astype(np.float32)
-            blocks.append(keep_best(products, kept))
-        found = sparse.vstack(blocks, format="csr")
+
+        def nearest_of(block: slice) -> sparse.csr_matrix:
+            asked = item_numbers[block]
+
+            def likeness(values: NDArray[np.float32], rows: Any, columns: Any) -> NDArray[np.float32]:
+                own = asked[rows]
+                scale = norms[own] * norms[columns] + shrinkage
+                return np.where(own == columns, 0.0, values / scale).astype(np.float32)
+
+            return best_of_product(transposed[asked], weighted, likeness, kept)
+
+        nothing = sparse.csr_matrix((0, matrix.item_count), dtype=np.float32)
+        found = sparse.vstack(
+            [nothing, *by_blocks(nearest_of, ranges(len(item_numbers), ITEMS_PER_BLOCK))], format="csr"
+        )
         lengths = np.zeros(matrix.item_count, np.int64)
         lengths[item_numbers] = np.diff(found.indptr)
         parts = (found.data, found.indices, np.r_[0, np.cumsum(lengths)].astype(found.indptr.dtype))
@@ -89,7 +98,7 @@ class ItemKnn:
         rows: NDArray[np.int64] | None = None,  # noqa: ARG002
     ) -> NDArray[np.float32]:
         """Histories alone decide; `rows` changes nothing."""
-        return (_strength(histories) @ self._by_history).toarray().astype(np.float32, copy=False)
+        return dense_product(_strength(histories), self._by_history)
 
     def similar(self, item_number: int, count: int) -> list[tuple[int, float]]:
         """The kept neighbours of the item, at most `count`."""
@@ -164,6 +173,41 @@ def _weigh(preference: sparse.csr_matrix, weighting: str) -> sparse.csr_matrix:
         weighted.data = (weighted.data * (BM25_K1 + 1) / (weighted.data + norm)).astype(np.float32)
     weighted.data *= rarity[weighted.indices].astype(np.float32)
     return weighted
+
+
+Scale = Callable[[NDArray[np.float32], Any, Any], NDArray[np.float32]]
+"""(values, their rows, their columns), arrays that broadcast to one shape -> what is to be kept of them."""
+
+
+def best_of_product(left: sparse.csr_matrix, right: sparse.csr_matrix, scale: Scale, count: int) -> sparse.csr_matrix:
+    """The `count` largest positive entries of each row of left @ right, scaled; of equal ones the lower columns stay.
+
+    A product most of whose cells are filled is made, scaled and searched as a whole: the same entries, and nothing is
+    sorted.
+    """
+    rows, columns = left.shape[0], right.shape[1]
+    if term_count(left, right) * SPARSE_BELOW >= rows * columns:
+        return best_of_cells(dense_product(left, right), scale, count)
+    products = (left @ right).tocsr()
+    products.sort_indices()
+    own = np.repeat(np.arange(rows), np.diff(products.indptr))
+    products.data = scale(products.data, own, products.indices)
+    return keep_best(products, count)
+
+
+def best_of_cells(cells: NDArray[np.float32], scale: Scale, count: int) -> sparse.csr_matrix:
+    """The same of a dense block."""
+    rows, columns = cells.shape
+    with np.errstate(divide="ignore", invalid="ignore"):  # where nothing is, 0 / 0 is nothing too
+        cells = scale(cells, np.arange(rows)[:, None], np.arange(columns)[None, :])
+    numbers, values = top_items(cells, count)
+    numbers = np.where(values > 0, numbers, columns)  # behind all that are kept
+    order = np.argsort(numbers, axis=1)
+    kept = np.take_along_axis(numbers, order, axis=1)
+    is_kept = kept < columns
+    indptr = np.r_[0, np.cumsum(is_kept.sum(axis=1))].astype(np.int32)
+    found = np.take_along_axis(values, order, axis=1)[is_kept]
+    return sparse.csr_matrix((found, kept[is_kept].astype(np.int32), indptr), shape=cells.shape)
 
 
 def keep_best(similarity: sparse.csr_matrix, count: int) -> sparse.csr_matrix:

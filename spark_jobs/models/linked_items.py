@@ -12,9 +12,11 @@ from scipy import sparse
 
 from spark_jobs.models.artifacts import load_arrays, save_arrays
 from spark_jobs.models.base import Terms
-from spark_jobs.models.item_knn import ITEMS_PER_BLOCK, keep_best
+from spark_jobs.models.item_knn import ITEMS_PER_BLOCK, best_of_cells, best_of_product
 from spark_jobs.models.linear import LinearScores, strength, strengths
 from spark_jobs.models.matrix import dense_part, link_values
+from spark_jobs.models.products import dense_product
+from spark_jobs.models.threads import by_blocks, ranges
 
 
 class LinkedItems(LinearScores):
@@ -41,7 +43,7 @@ class LinkedItems(LinearScores):
         rows: NDArray[np.int64] | None = None,  # noqa: ARG002
     ) -> NDArray[np.float32]:
         """Histories alone decide; `rows` changes nothing."""
-        return (strength(histories) @ self.links).toarray().astype(np.float32, copy=False)
+        return dense_product(strength(histories), self.links)
 
     def terms(self, history: sparse.csr_matrix, row: int, item_numbers: Sequence[int]) -> Terms:  # noqa: ARG002
         """log2(1 + preference) * link; each row sums to its score."""
@@ -76,17 +78,22 @@ class LinkedItems(LinearScores):
 
 
 def best_links(
-    rows_of: Callable[[int, int], sparse.csr_matrix], column_factors: NDArray[np.float32], count: int
+    left: sparse.csr_matrix,
+    right: sparse.csr_matrix,
+    column_factors: NDArray[np.float32],
+    count: int,
+    more: Callable[[slice], NDArray[np.float32]] | None = None,
 ) -> sparse.csr_matrix:
-    """Of `rows_of(start, stop)`, links from those items to all, times the factor of where they lead: the `count` best
-    of each item, never to itself, ties by number."""
-    items = len(column_factors)
-    blocks = []
-    for start in range(0, items, ITEMS_PER_BLOCK):
-        stop = min(start + ITEMS_PER_BLOCK, items)
-        ends = rows_of(start, stop)
-        ends.sort_indices()
-        own = np.repeat(np.arange(start, stop), np.diff(ends.indptr))
-        ends.data = np.where(own == ends.indices, 0.0, ends.data * column_factors[ends.indices]).astype(np.float32)
-        blocks.append(keep_best(ends, count))
+    """Of left @ right, links from all items to all, times the factor of where they lead: the `count` best of each item,
+    never to itself, ties by number. `more` is added to the product: a dense block for a range of items."""
+
+    def best_of(block: slice) -> sparse.csr_matrix:
+        def weighed(values: NDArray[np.float32], rows: Any, columns: Any) -> NDArray[np.float32]:
+            return np.where(rows + block.start == columns, 0.0, values * column_factors[columns]).astype(np.float32)
+
+        if more is None:
+            return best_of_product(left[block], right, weighed, count)
+        return best_of_cells(dense_product(left[block], right) + more(block), weighed, count)
+
+    blocks = list(by_blocks(best_of, ranges(len(column_factors), ITEMS_PER_BLOCK)))
     return sparse.vstack(blocks, format="csr") if blocks else sparse.csr_matrix((0, 0), dtype=np.float32)

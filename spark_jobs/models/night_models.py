@@ -125,7 +125,7 @@ def measure_sizes(interactions: pa.Table, *, item_count: int, content: ItemConte
     if content is not None:
         segments = len(np.unique(content.tops[content.tops >= 0]))
         said = (content.described_count, meetings(content), segments)
-    return Sizes(interactions.num_rows, len(np.unique(codes)), item_count, pairs, *said)
+    return Sizes(interactions.num_rows, int(np.count_nonzero(np.bincount(codes))), item_count, pairs, *said)
 
 
 def check_models(models: Sequence[str]) -> None:

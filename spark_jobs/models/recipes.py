@@ -177,6 +177,13 @@ def recipe_id(recipe: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def is_fitted_by_spark(recipe: Mapping[str, Any]) -> bool:
+    """Whether the recipe, or one that it is made of, wants a Spark session to be fitted: als on mllib."""
+    params = recipe["params"]
+    inner = [*params.get("parts", {}).values(), *([params["first"]] if "first" in params else [])]
+    return params.get("engine") == "mllib" or any(map(is_fitted_by_spark, inner))
+
+
 def flat_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe as MLflow params: its own values, `weight.<event type>`, and the model's parameters by their names. Of a
     blend `part.<name>`, the id of the part's recipe, and `lt5.<name>`, `5to20.<name>`, `gt20.<name>`, `second.<name>`:

@@ -42,7 +42,7 @@ class Rp3Beta(LinkedItems):
         to_people = _shares(weighted.T.tocsr()).power(alpha)
         degree = np.bincount(weighted.indices, minlength=matrix.item_count)
         damped = (np.maximum(degree, 1.0) ** -beta).astype(np.float32)
-        self.links = best_links(lambda start, stop: (to_people[start:stop] @ to_items).tocsr(), damped, kept)
+        self.links = best_links(to_people, to_items, damped, kept)
 
 
 def _shares(weighted: sparse.csr_matrix) -> sparse.csr_matrix:

@@ -21,7 +21,14 @@ from spark_jobs.models.item_content import Described, build_content
 from spark_jobs.models.item_knn import ItemKnn
 from spark_jobs.models.popularity import Popularity
 from spark_jobs.models.ranking import mask_items, top_items, two_best
-from spark_jobs.models.recipes import MORE_RECIPES, RECIPES, default_recipe
+from spark_jobs.models.recipes import (
+    MORE_RECIPES,
+    RECIPES,
+    blend_recipe,
+    default_recipe,
+    is_fitted_by_spark,
+    ranker_recipe,
+)
 
 
 def matrix_of(dense: list[list[float]] | np.ndarray) -> InteractionMatrix:
@@ -389,6 +396,16 @@ def test_the_engine_brings_its_own_ridge() -> None:
     assert (native["params"]["engine"], mllib["params"]["engine"]) == ("native", "mllib")
     assert native["params"]["regularization"] != mllib["params"]["regularization"]
     assert default_recipe("popularity", engine="mllib") == default_recipe("popularity")
+
+
+def test_who_wants_a_session_of_spark() -> None:
+    native, mllib = default_recipe("als"), default_recipe("als", engine="mllib")
+    assert [is_fitted_by_spark(r) for r in (native, mllib, default_recipe("popularity"))] == [False, True, False]
+    for inner, answer in ((native, False), (mllib, True)):
+        weights = {"<5": {"als": 1.0, "popularity": 0.5}}
+        blended = blend_recipe({"als": inner, "popularity": default_recipe("popularity")}, weights)
+        assert is_fitted_by_spark(blended) is answer
+        assert is_fitted_by_spark(ranker_recipe(blended)) is answer
 
 
 def test_unknown_names_get_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:

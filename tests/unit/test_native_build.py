@@ -14,6 +14,7 @@ import pytest
 
 from infra.native import compiling
 from serving.native import PARTS, why_not
+from spark_jobs.native import PARTS as MODEL_PARTS
 from tests.conftest import ROOT
 
 CAN_COMPILE = importlib.util.find_spec("Cython") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
@@ -22,6 +23,8 @@ SAYS = (
     "from serving.native import described, parts; "
     "print(described(), None not in (parts.answers, parts.slates, parts.writing, parts.records, parts.subjects))"
 )
+
+MODELS_SAY = "from spark_jobs.native import products, why_not; print(why_not, products is not None)"
 
 
 def run(folder: Path, *arguments: str, **variables: str) -> str:
@@ -46,16 +49,21 @@ def checkout(tmp_path: Path) -> Path:
     for package in ("dags", "spark_jobs"):
         (folder / package).mkdir()
         (folder / package / "__init__.py").touch()
+    shutil.copytree(ROOT / "spark_jobs" / "native", folder / "spark_jobs" / "native", ignore=left_out)
     return folder
 
 
-def wheel_of(checkout: Path, **variables: str) -> tuple[str, set[str]]:
-    """Name of the wheel, names of what belongs to serving/native in it."""
+def wheel_of(checkout: Path, **variables: str) -> tuple[str, set[str], set[str]]:
+    """Name of the wheel, names of what belongs to serving/native in it, and to spark_jobs/native."""
     shutil.rmtree(checkout / "dist", ignore_errors=True)
     run(checkout, "-m", "hatchling", "build", "-t", "wheel", **variables)
     (wheel,) = (checkout / "dist").iterdir()
     with zipfile.ZipFile(wheel) as opened:
-        return wheel.name, {name.rpartition("/")[2] for name in opened.namelist() if name.startswith("serving/native/")}
+        names = [name.rpartition("/") for name in opened.namelist()]
+    of_serving, of_models = (
+        {n for folder, _, n in names if folder == f"{p}/native"} for p in ("serving", "spark_jobs")
+    )
+    return wheel.name, of_serving, of_models
 
 
 def test_python_answers_where_nothing_was_compiled(checkout: Path) -> None:
@@ -66,7 +74,7 @@ def test_without_a_compiler_it_says_so_and_is_content(checkout: Path, tmp_path: 
     empty = tmp_path / "empty"
     empty.mkdir()
     said = run(checkout, "-m", "infra.native.compiling", PATH=str(empty))
-    assert said.startswith("serving answers from Python: there is no C compiler")
+    assert said.startswith("serving answers from Python, models from scipy: there is no C compiler")
     assert not list((checkout / "serving" / "native").glob("*.so"))
 
 
@@ -75,13 +83,17 @@ def test_compiled_once_used_put_into_wheels_switched_off_and_never_used_when_old
     checkout: Path, tmp_path: Path
 ) -> None:
     native = checkout / "serving" / "native"
-    parts = [Path(f"{name}.pyx") for name in PARTS]
+    parts = [compiling.ROOT / "serving" / "native" / f"{name}.pyx" for name in PARTS]
+    of_models = [compiling.ROOT / "spark_jobs" / "native" / f"{name}.pyx" for name in MODEL_PARTS]
     compiled = {compiling.compiled_name(part) for part in parts}
-    for part in parts:
-        if part.stem != "records" and compiling.is_current(compiling.SOURCES / part):  # one is enough to compile here
+    for part in (*parts, *of_models):
+        if part.stem != "records" and compiling.is_current(part):  # one is enough to compile here
             for name in (compiling.compiled_name(part), compiling.mark_name(part)):
-                shutil.copy(compiling.SOURCES / name, native)
-    assert run(checkout, "-m", "infra.native.compiling") == f"compiled: {', '.join(sorted(compiled))}\n"
+                shutil.copy(part.with_name(name), checkout / part.parent.relative_to(compiling.ROOT))
+    made = [*sorted(compiled), *(compiling.compiled_name(part) for part in of_models)]
+    assert run(checkout, "-m", "infra.native.compiling") == f"compiled: {', '.join(made)}\n"
+    assert run(checkout, "-c", MODELS_SAY) == "None True\n"
+    assert run(checkout, "-c", MODELS_SAY, NIGHTJAR_PURE_PYTHON="1") == "NIGHTJAR_PURE_PYTHON is set False\n"
     assert run(checkout, "-c", SAYS) == "native code True\n"
     assert run(checkout, "-c", SAYS, NIGHTJAR_PURE_PYTHON="1") == "Python (NIGHTJAR_PURE_PYTHON is set) False\n"
     assert run(checkout, "-c", SAYS, NIGHTJAR_PURE_PYTHON="0") == "native code True\n"
@@ -89,7 +101,10 @@ def test_compiled_once_used_put_into_wheels_switched_off_and_never_used_when_old
     run(checkout, "-m", "infra.native.compiling")
     assert [(native / name).stat().st_mtime_ns for name in sorted(compiled)] == made_at
 
-    name, found = wheel_of(checkout)
+    name, found, found_of_models = wheel_of(checkout)
+    assert found_of_models == {"__init__.py"} | {
+        name for part in of_models for name in (part.name, compiling.compiled_name(part), compiling.mark_name(part))
+    }
     sources = {path.name for path in native.iterdir() if path.suffix in (".py", ".pyi", ".pyx", ".pxd")}
     assert sources >= {"parts.py", "work.pxd", "slates.pyi"} | {f"{name}.pyx" for name in PARTS}
     assert found == sources | compiled | {compiling.mark_name(part) for part in parts}
@@ -98,7 +113,8 @@ def test_compiled_once_used_put_into_wheels_switched_off_and_never_used_when_old
     with zipfile.ZipFile(checkout / "dist" / name) as opened:
         opened.extractall(installed)
     assert run(installed, "-c", SAYS) == "native code True\n"
-    name, found = wheel_of(checkout, NIGHTJAR_PURE_PYTHON="1")
+    assert run(installed, "-c", MODELS_SAY) == "None True\n"
+    name, found, _ = wheel_of(checkout, NIGHTJAR_PURE_PYTHON="1")
     assert name.endswith("-py3-none-any.whl")
     assert found == sources
 
@@ -111,7 +127,7 @@ def test_compiled_once_used_put_into_wheels_switched_off_and_never_used_when_old
             assert run(checkout, "-c", SAYS) == "native code True\n"
     empty = tmp_path / "empty"
     empty.mkdir()
-    name, found = wheel_of(checkout, PATH=str(empty))
+    name, found, _ = wheel_of(checkout, PATH=str(empty))
     assert name.endswith("-py3-none-any.whl")
     assert found == sources
 
