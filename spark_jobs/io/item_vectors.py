@@ -9,12 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import SparkSession
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.run import Run
-from spark_jobs.io.delta import overwrite_partitions, spark_schema
 from spark_jobs.io.light_delta import arrow_schema, read_table
+from spark_jobs.io.light_tables import replace_rows
 from spark_jobs.io.night_before import stored_rows
 from spark_jobs.models.warm_start import ItemVectors
 from spark_jobs.transforms.touched import oldest_kept
@@ -46,9 +45,7 @@ def read_starts(environment: Environment, run: Run, *, item_count: int) -> Start
     return Starts(vectors, cold)
 
 
-def write_vectors(
-    spark: SparkSession, environment: Environment, run: Run, learned: Mapping[str, ItemVectors], starts: Starts
-) -> None:
+def write_vectors(environment: Environment, run: Run, learned: Mapping[str, ItemVectors], starts: Starts) -> None:
     """gold.item_factors of this as_of: a row for every item that has a vector. A night whose model has none writes only
     where an earlier run of the same day had some."""
     day = run.as_of_day
@@ -67,5 +64,4 @@ def write_vectors(
             "as_of": pa.array([day] * len(numbers), pa.date32()),
         }
         tables.append(pa.table(columns, schema=arrow_schema(VECTORS)))
-    frame = spark.createDataFrame(pa.concat_tables(tables).combine_chunks(), spark_schema(VECTORS))
-    overwrite_partitions(frame, environment, VECTORS, {"as_of": [day]})
+    replace_rows(environment, VECTORS, pa.concat_tables(tables).combine_chunks(), day)

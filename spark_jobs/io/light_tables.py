@@ -16,8 +16,8 @@ from deltalake.exceptions import DeltaError
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DependencyError
 from feature_repo.contracts.object_store import is_on_store, store_problem
-from feature_repo.contracts.tables import LIGHT_WRITERS, TABLE_PROPERTIES, table, table_path
-from spark_jobs.io.light_delta import arrow_schema
+from feature_repo.contracts.tables import LIGHT_WRITERS, table, table_path
+from spark_jobs.io.light_delta import arrow_schema, with_missing
 from spark_jobs.io.writer_lock import commit_lock
 
 RETENTION_HOURS = 30 * 24
@@ -43,17 +43,7 @@ def replace_days(environment: Environment, name: str, rows: pa.Table, days: Coll
     options = environment.storage_options
     listed = ", ".join(f"'{day.isoformat()}'" for day in sorted(days))
     try:
-        if not DeltaTable.is_deltatable(path, storage_options=options):
-            if not is_on_store(path):
-                Path(path).mkdir(parents=True, exist_ok=True)
-            DeltaTable.create(
-                path,
-                arrow_schema(name),
-                mode="ignore",
-                partition_by=list(spec.partition_by),
-                configuration={k: v for k, v in TABLE_PROPERTIES.items() if k not in _UNKNOWN_TO_THIS_WRITER},
-                storage_options=options,
-            )
+        _create_if_missing(environment, name)
         predicate = f"{day_column} IN ({listed})"
         write_deltalake(path, rows, mode="overwrite", predicate=predicate, storage_options=options)
         DeltaTable(path, storage_options=options).vacuum(RETENTION_HOURS, dry_run=False)
@@ -65,9 +55,9 @@ def replace_day(environment: Environment, name: str, batches: Iterable[pa.Record
     """Put the rows of `batches`, which are made while they are written, in the place of what a table of Spark's has of
     `day` (its one partition column), in one commit. Columns that the stored table lacks are added.
 
-    The table must be there (`delta.create_if_missing`): its properties are Spark's. Raises what making a batch raises,
-    ContractError on a row of another day, DependencyError when the table cannot be written or another process keeps
-    its commits to itself; then the table stays as it was.
+    The table is created when missing. Raises what making a batch raises, ContractError on a row of another day,
+    DependencyError when the table cannot be written or another process keeps its commits to itself; then the table
+    stays as it was.
     """
     (day_column,) = table(name).partition_by
     path = table_path(environment.lakehouse, name, tenant=environment.tenant)
@@ -88,6 +78,7 @@ def replace_day(environment: Environment, name: str, batches: Iterable[pa.Record
     rows = pa.RecordBatchReader.from_batches(arrow_schema(name), checked())
     with commit_lock(environment, name), ThreadPoolExecutor(1) as elsewhere:
         try:
+            _create_if_missing(environment, name)
             write_deltalake(
                 path, rows, mode="overwrite", predicate=f"{day_column} = '{day.isoformat()}'", schema_mode="merge",
                 storage_options=environment.storage_options,
@@ -96,3 +87,26 @@ def replace_day(environment: Environment, name: str, batches: Iterable[pa.Record
             if failed:
                 raise failed[0] from None
             raise DependencyError(f"{name} at {path} cannot be written: {store_problem(path, error)}") from error
+
+
+def replace_rows(environment: Environment, name: str, rows: pa.Table, day: date) -> None:
+    """`replace_day` with rows that are all there. Columns that they lack are null."""
+    replace_day(environment, name, with_missing(rows, arrow_schema(name)).to_batches(), day)
+
+
+def _create_if_missing(environment: Environment, name: str) -> None:
+    """The empty table, with the properties that Spark would give it, but for those that this writer does not know."""
+    spec, options = table(name), environment.storage_options
+    path = table_path(environment.lakehouse, name, tenant=environment.tenant)
+    if DeltaTable.is_deltatable(path, storage_options=options):
+        return
+    if not is_on_store(path):
+        Path(path).mkdir(parents=True, exist_ok=True)
+    DeltaTable.create(
+        path,
+        arrow_schema(name),
+        mode="ignore",
+        partition_by=list(spec.partition_by),
+        configuration={k: v for k, v in spec.properties.items() if k not in _UNKNOWN_TO_THIS_WRITER},
+        storage_options=options,
+    )

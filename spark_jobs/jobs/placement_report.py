@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.placement_shapes import read_shapes
 from feature_repo.contracts.run import PLACEMENTS_FILE, Run
+from spark_jobs.io.catalogue import in_run, read_items
 from spark_jobs.io.delta import read_table
 from spark_jobs.io.run_store import write_report
 from spark_jobs.transforms.placement_reach import (
@@ -37,12 +38,10 @@ def report_placements(
     spark: SparkSession,
     environment: Environment,
     run: Run,
-    catalogue: DataFrame,
     numbers: pa.Table,
     eligible: NDArray[np.bool_],
 ) -> dict[str, Any]:
-    """The report, written. `catalogue`: items as bronze.items; `numbers`: item_id and item_number; `eligible`: by item
-    number, what may be published."""
+    """The report, written. `numbers`: item_id and item_number; `eligible`: by item number, what may be published."""
     warnings: list[str] = []
     lines: list[dict[str, Any]] = []
     try:
@@ -54,7 +53,7 @@ def report_placements(
             name: Filter(shape.filter, shape.num_results) for name, shape in sorted(shapes.items()) if shape.filter
         }
         if filters:
-            lines = _lines(spark, environment, run, filters, catalogue, numbers, eligible)
+            lines = _lines(spark, environment, run, filters, numbers, eligible)
         warnings += reach_warnings(lines)
     for words in warnings:
         print(f"warning: {words}", flush=True)
@@ -68,10 +67,10 @@ def _lines(
     environment: Environment,
     run: Run,
     filters: dict[str, Filter],
-    catalogue: DataFrame,
     numbers: pa.Table,
     eligible: NDArray[np.bool_],
 ) -> list[dict[str, Any]]:
+    catalogue = read_items(spark, environment, in_run(run.pins), cut_off=run.cut_off)
     passing = passing_items(catalogue, [one.text for one in filters.values()], now=run.cut_off).toArrow()
     known = passing.join(numbers.select(["item_id", "item_number"]), keys="item_id", join_type="inner")
     reach = reach_by_number(known, len(filters), eligible)

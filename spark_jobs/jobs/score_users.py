@@ -40,11 +40,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyspark.broadcast import Broadcast
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F  # noqa: N812
+from pyspark.sql import SparkSession
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
+from feature_repo.contracts.changes import ITEMS, USERS
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError, DependencyError
 from feature_repo.contracts.publication import PURCHASES_PART, RANKER_FILE, Manifest
@@ -56,13 +56,13 @@ from spark_jobs.evaluation.split import seen_policy
 from spark_jobs.evaluation.with_ranker import WITH_RANKER, learn_ranker
 from spark_jobs.giving_way import give_way
 from spark_jobs.io.bundle import file_hashes, write_bundle
-from spark_jobs.io.catalogue import changes_position, in_run, read_items, read_users
-from spark_jobs.io.delta import create_if_missing, overwrite_partitions, read_table, side_by_side
+from spark_jobs.io.catalogue import all_records, changes_position, in_run
 from spark_jobs.io.entity_features import load_entity_features
 from spark_jobs.io.interactions import known_numbers, read_interactions, read_numbers
 from spark_jobs.io.item_content import load_content
 from spark_jobs.io.item_vectors import Starts, read_starts, write_vectors
-from spark_jobs.io.light_tables import replace_day
+from spark_jobs.io.light_delta import read_table
+from spark_jobs.io.light_tables import replace_day, replace_rows
 from spark_jobs.io.night_before import day_before, differences, kept_lists, stored_neighbours, untouched_users
 from spark_jobs.io.publication import Publication, purchases_part
 from spark_jobs.io.run_store import read_report, write_report
@@ -88,7 +88,7 @@ from spark_jobs.transforms.candidates import (
     EXPLAINED_PER_USER,
     Scoring,
     denied_candidates,
-    denied_users,
+    denied_in,
     score_block,
     seen_items,
 )
@@ -113,6 +113,7 @@ from spark_jobs.transforms.touched import (
 )
 
 SCORING_PARTITIONS = 8
+CONSENT_COLUMNS = ["user_id", "event_timestamp", "consent_personalize"]
 BLOCKS_AT_ONCE, JOBS_AT_ONCE = 256, 2
 """Blocks whose lists are brought to the driver together (half a megabyte each at most), and how many times so many are
 under way. More: fewer pauses between them, and more memory of the driver."""
@@ -170,12 +171,13 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
         + (f", {len(warm)} of {len(learned)} factorizations from yesterday's vectors" if keeps else "")
     )
 
-    users = read_users(spark, environment, in_run(run.pins))
-    catalogue = read_items(spark, environment, in_run(run.pins), cut_off=run.cut_off)
-    items = catalogue.toArrow().join(numbers, keys="item_id", join_type="inner")
+    users = all_records(environment, USERS, in_run(run.pins))
+    catalogue = all_records(environment, ITEMS, in_run(run.pins), cut_off=run.cut_off)
+    items = catalogue.join(numbers, keys="item_id", join_type="inner")
     eligible = eligible_items(items, item_count=item_count, cut_off=run.cut_off)
-    silver_events = read_table(spark, environment, "silver.events")
-    denied = sorted(denied_users(users, silver_events, cut_off=run.cut_off).toArrow()["user_id"].to_pylist())
+    said = read_table(environment, "silver.events", None, CONSENT_COLUMNS, pc.is_valid(pc.field(CONSENT_COLUMNS[-1])))
+    denied = denied_in(users, said, cut_off=run.cut_off)
+    del said
     scoring = _scoring(model, matrix, seen_items(matrix, interactions, policy, run.cut_off), eligible, denied, run)
     scoring = replace(scoring, made_by=made.to_json(), digests=histories.of(_subjects(scoring.user_ids)))
     kept = untouched_users(environment, run, scoring) if keeps else Untouched(scoring.user_ids[:0], {})
@@ -185,16 +187,15 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
         f"ranked {int(eligible.sum()):,} eligible of {item_count:,} items for {len(scoring.rows):,} users, "
         f"kept {len(kept.keys):,} lists"
     )
-    reach = report_placements(spark, environment, run, catalogue, numbers, eligible)
+    reach = report_placements(spark, environment, run, numbers, eligible)
     tell(f"{len(reach['placements'])} placements have a filter, {len(reach['warnings'])} warnings")
 
-    near = write_neighbours_and_vectors(
-        spark, environment, run, data, eligible, every_number, learned, starts, decision
-    )
+    near = write_neighbours(environment, run, data, eligible, every_number, decision)
+    write_vectors(environment, run, learned, starts)
     neighbours = near.rows
     tell(f"{sum(map(len, neighbours)):,} neighbours of {sum(map(bool, neighbours)):,} items, {near.kept:,} rows kept")
 
-    session_index, choice = build_session_index(spark, environment, run, known, eligible)
+    session_index, choice = build_session_index(environment, run, known, eligible)
     tell(f"session index of {len(session_index):,} bytes: {choice.manner}, asked {choice.questions:,} of the newest")
 
     if not run.publishes:
@@ -253,23 +254,19 @@ def write_candidates(
         if kept is not None and len(kept):
             yield from kept_lists(environment, run, kept, str(scoring.made_by))
 
-    create_if_missing(spark, environment, "gold.candidates")
     replace_day(environment, "gold.candidates", batches(), run.as_of_day)
     shared.destroy()
 
 
-def write_neighbours_and_vectors(
-    spark: SparkSession,
+def write_neighbours(
     environment: Environment,
     run: Run,
     data: TrainingData,
     eligible: NDArray[np.bool_],
     every_number: pa.Table,
-    learned: Mapping[str, NDArray[np.float32]],
-    starts: Starts,
     decision: Decision,
 ) -> Neighbours:
-    """gold.item_neighbours and gold.item_factors of this as_of; returns the neighbours."""
+    """gold.item_neighbours of this as_of; returns the neighbours."""
     recipe = default_recipe("item_knn")
     made = made_by(recipe, NEIGHBOUR_RULES, every_number, item_count=len(eligible))
     keeps = decision.rescore == TOUCHED
@@ -277,19 +274,11 @@ def write_neighbours_and_vectors(
     digests = item_digests(data.interactions)
     found = item_neighbours(recipe["params"], data.matrix(recipe), eligible, digests, stored, as_of=run.as_of_day)
     table = neighbour_table(found, digests, made_by=made.to_json(), as_of=run.as_of_day)
-    schema = read_table(spark, environment, "gold.item_neighbours", -1).schema
-    partition = {"as_of": [run.as_of_day]}
-    side_by_side(
-        lambda: overwrite_partitions(
-            spark.createDataFrame(table, schema), environment, "gold.item_neighbours", partition
-        ),
-        lambda: write_vectors(spark, environment, run, learned, starts),
-    )
+    replace_rows(environment, "gold.item_neighbours", table, run.as_of_day)
     return found
 
 
 def build_session_index(
-    spark: SparkSession,
     environment: Environment,
     run: Run,
     interactions: pa.Table,
@@ -299,9 +288,7 @@ def build_session_index(
     sequences = session_sequences(sessions_of(interactions), item_count=len(eligible), cut_off=run.cut_off)
     choice = choose_session_recipe(sequences)
     lists = fit_session_index(choice.recipe, sequences, eligible)
-    schema = read_table(spark, environment, "gold.session_index", -1).schema
-    frame = spark.createDataFrame(session_index_table(lists, run.as_of_day), schema)
-    overwrite_partitions(frame, environment, "gold.session_index", {"as_of": [run.as_of_day]})
+    replace_rows(environment, "gold.session_index", session_index_table(lists, run.as_of_day), run.as_of_day)
     return session_index_bytes(choice.recipe, lists, session_count=len(sequences)), choice
 
 
@@ -404,9 +391,9 @@ def _subjects(user_ids: NDArray[np.str_]) -> NDArray[np.str_]:
     return np.char.add("u:", user_ids) if len(user_ids) else user_ids
 
 
-def _regions(users: DataFrame) -> dict[str, str]:
+def _regions(users: pa.Table) -> dict[str, str]:
     """Subject key -> region, of the users that have one."""
-    found = users.filter(F.col("region").isNotNull()).select("user_id", "region").toArrow()
+    found = users.filter(pc.is_valid(users["region"])).select(["user_id", "region"])
     return {f"u:{user}": region for user, region in zip(*(c.to_pylist() for c in found.columns), strict=True)}
 
 

@@ -81,11 +81,11 @@ from spark_jobs.evaluation.with_ranker import why_no_answer_ranker
 from spark_jobs.evaluation.with_session import sessions_when_asked
 from spark_jobs.io import registry, tracking
 from spark_jobs.io.catalogue import categories_of_items, in_run, records_by_id
-from spark_jobs.io.delta import overwrite_partitions
 from spark_jobs.io.entity_features import load_entity_features
 from spark_jobs.io.interactions import known_numbers, read_interactions, read_numbers
 from spark_jobs.io.item_content import load_content
 from spark_jobs.io.light_delta import version as light_version
+from spark_jobs.io.light_tables import replace_rows
 from spark_jobs.io.run_store import folder_of, write_report
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.jobs.resources import measured
@@ -106,7 +106,7 @@ from spark_jobs.models.matrix import numbered_interactions
 from spark_jobs.models.night_models import check_models, measure_sizes, plan_models
 from spark_jobs.models.ranker import RANKER
 from spark_jobs.models.recipe_choice import read_choice
-from spark_jobs.models.recipes import recipe_id
+from spark_jobs.models.recipes import is_fitted_by_spark, recipe_id
 from spark_jobs.models.training_data import TrainingData
 from spark_jobs.session import get_session
 
@@ -129,16 +129,17 @@ class TrainOptions:
 
 
 def main(environment: Environment, run: Run) -> None:
-    """Entry point of the process: a session of its own around `train_models`."""
-    spark = get_session("train_models")
+    """Entry point of the process."""
     try:
-        train_models(spark, environment, run)
+        train_models(environment, run)
     finally:
-        spark.stop()
+        if (spark := SparkSession.getActiveSession()) is not None:
+            spark.stop()
 
 
-def train_models(spark: SparkSession, environment: Environment, run: Run) -> dict[str, Any]:
-    """The whole job in a given session; returns what evaluation.json says."""
+def train_models(environment: Environment, run: Run) -> dict[str, Any]:
+    """The whole job; returns what evaluation.json says. It has a Spark session only where a recipe is fitted by one:
+    to start a session takes longer than to write what it would write."""
     options = read_parameters(TrainOptions, run.params)
     check_models(options.models)
     applied = run.params.get("recipes")
@@ -190,6 +191,8 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
     print(f"trials took {trials_usage.wall_seconds:.1f} s", flush=True)
     chosen = {name: one.recipe for name, one in choices.items() if one.recipe}
     recipes, champion_name = with_champion(chosen, live_recipe)
+    if any(is_fitted_by_spark(recipe) for recipe in recipes.values()):
+        get_session("train_models")
     folder = folder_of(environment, run.run_key)
     persons = choose_persons(split)
     categories = _categories(environment, run, numbers, item_count)
@@ -212,9 +215,7 @@ def train_models(spark: SparkSession, environment: Environment, run: Run) -> dic
     left_out = [*program.notes, *not_shown]
     write_user_metrics(folder / USER_METRICS_FILE, split, trained)
     counts = {**_users_by_slice(split), **further.person_counts(split)}
-    overwrite_partitions(
-        evaluation_rows(spark, run, counts, trained), environment, "gold.evaluations", {"as_of": [run.as_of_day]}
-    )
+    replace_rows(environment, "gold.evaluations", evaluation_rows(run, counts, trained), run.as_of_day)
     examples = [
         {
             **person,

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame, SparkSession
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.run import Run
@@ -26,6 +25,7 @@ from spark_jobs.evaluation.metrics import metric_name
 from spark_jobs.evaluation.split import SLICE_SUFFIX, SLICES, TimeSplit
 from spark_jobs.evaluation.trials import Choice
 from spark_jobs.io import tracking
+from spark_jobs.io.light_delta import arrow_schema
 from spark_jobs.jobs.resources import Usage
 from spark_jobs.models.artifacts import manifest_digest
 
@@ -107,9 +107,7 @@ def write_user_metrics(path: Path, split: TimeSplit, trained: Mapping[str, Train
     draft.replace(path)
 
 
-def evaluation_rows(
-    spark: SparkSession, run: Run, users: Mapping[str, int], trained: Mapping[str, Trained]
-) -> DataFrame:
+def evaluation_rows(run: Run, users: Mapping[str, int], trained: Mapping[str, Trained]) -> pa.Table:
     """gold.evaluations of this as_of; every metric by slice, coverage and concentration over all persons."""
     rows = []
     for name, one in trained.items():
@@ -119,10 +117,9 @@ def evaluation_rows(
             for metric, value in sorted(found.items()):
                 base, _, k = metric.rpartition("_at_")
                 rows.append((name, part, base, int(k), float(value), users[part], run.as_of_day, run.run_key))
-    schema = (
-        "model string, slice string, metric string, k int, value double, user_count bigint, as_of date, run_key string"
-    )
-    return spark.createDataFrame(rows, schema)
+    schema = arrow_schema("gold.evaluations")
+    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
+    return pa.table([pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)], schema=schema)
 
 
 def log_model(

@@ -239,6 +239,27 @@ def denied_users(users: DataFrame, events: DataFrame, *, cut_off: datetime) -> D
     return registered.unionByName(by_event).filter(F.col("user_id").isNotNull()).distinct()
 
 
+def denied_in(users: pa.Table, said: pa.Table, *, cut_off: datetime) -> list[str]:
+    """`denied_users` of Arrow's rows, sorted: `users` with user_id and consent_personalize, `said` the events that say
+    anything, with event_timestamp besides."""
+    registered = users.filter(pc.equal(users["consent_personalize"], False))["user_id"]
+    said = said.filter(
+        pc.and_(
+            pc.and_(pc.is_valid(said["user_id"]), pc.is_valid(said["consent_personalize"])),
+            pc.less(said["event_timestamp"], pa.scalar(cut_off, said["event_timestamp"].type)),
+        )
+    )
+    found = set(registered.drop_null().to_pylist())
+    if said.num_rows:
+        people = said["user_id"].combine_chunks().dictionary_encode()
+        denies = ~np.asarray(said["consent_personalize"].combine_chunks().cast(pa.uint8())).astype(bool)
+        micros = np.asarray(said["event_timestamp"].combine_chunks().cast(pa.int64()))
+        last = np.full(len(people.dictionary), np.iinfo(np.int64).min)
+        np.maximum.at(last, np.asarray(people.indices), micros * 2 + denies)  # of one instant a no is the larger
+        found |= set(people.dictionary.filter(pa.array((last & 1).astype(bool))).to_pylist())
+    return sorted(found)
+
+
 def pack_batch(version: str, batch: pa.RecordBatch) -> Iterator[tuple[str, bytes]]:
     """(user_id, packed record) of each row of gold.candidates; the bytes are those of `packing.pack_candidates`.
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
-from feature_repo.contracts.changes import DELETE, ITEMS, PATCH, PUT, USERS, check_change
+from feature_repo.contracts.changes import DELETE, ID_FIELDS, ITEMS, PATCH, PUT, USERS, check_change
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.times import format_timestamp, from_micros
-from spark_jobs.io.catalogue import categories_of_items, in_run, read_items, read_users, records_by_id
+from spark_jobs.io.catalogue import all_records, categories_of_items, in_run, read_items, read_users, records_by_id
 from tests.builders import utc, write_rows
 
 pytestmark = pytest.mark.spark
@@ -96,6 +96,14 @@ def test_a_night_reads_what_the_shop_said_before_as_of(spark: SparkSession, shop
     assert categories_of_items(shop, pins, cut_off=AS_OF) == {
         "plain": "Tools", "changed": "Toys > Cars", "deleted": None, "newer": None, "made": "Tools",
     }  # fmt: skip
+    for kind, whole, cut_off in (
+        (ITEMS, read_items(spark, shop, pins, cut_off=AS_OF), AS_OF),
+        (USERS, read_users(spark, shop, pins), None),
+    ):
+        found = all_records(shop, kind, pins, cut_off=cut_off)
+        id_field = ID_FIELDS[kind]
+        assert found.schema.names == whole.columns
+        assert found.sort_by(id_field).to_pylist() == whole.toArrow().cast(found.schema).sort_by(id_field).to_pylist()
     before = read_items(spark, shop, {**pins, "bronze.item_changes": 0}, cut_off=AS_OF).filter("item_id = 'deleted'")
     assert before.collect()[0]["is_hidden"] is False
     old_run = read_items(spark, shop, in_run({"bronze.items": 0}), cut_off=AS_OF)

@@ -80,7 +80,7 @@ def test_what_a_person_did_on_every_device_is_in_their_list(
     assert (run.as_of, run.publishes) == (AS_OF, True)
     refine_events(spark, env, run)
     build_features(spark, env, run)
-    train_models(spark, env, run)
+    train_models(env, run)
     assert judge_models.main(env, run)["model"] == "item_knn"
     report = score_users(spark, env, run)
     verify_publication.main(env, run)

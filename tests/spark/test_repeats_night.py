@@ -73,7 +73,7 @@ def night(spark: SparkSession, environment: Environment, policy: str) -> tuple[d
     params = {"exclude_seen": policy, "models": "item_knn repurchase", "trials": 0, "max_top_share": 1.0}
     run = pin_run(environment, Request("r1", "manual__1", "manual", "auto", "", "auto", params))
     assert (run.as_of, run.publishes) == (AS_OF, True)
-    evaluation = train_models(spark, environment, run)
+    evaluation = train_models(environment, run)
     gate = judge_models.main(environment, run)
     report = score_users(spark, environment, run)
     verify_publication.main(environment, run)

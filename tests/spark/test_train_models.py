@@ -110,7 +110,7 @@ def open_run(environment: Environment, run_key: str = "r1", as_of: str = AS_OF, 
 def night(spark: SparkSession, environment: Environment, run_key: str = "r1", **other: object) -> dict[str, object]:
     """Train and judge, then flip as the publication does; returns the gate's report."""
     run = open_run(environment, run_key, **other)
-    train_models(spark, environment, run)
+    train_models(environment, run)
     report = judge_models.main(environment, run)
     registry.set_champion(environment, published_version=f"{run.as_of}-{run_key * 4:.8s}", run_key=run_key)
     return report
@@ -119,7 +119,7 @@ def night(spark: SparkSession, environment: Environment, run_key: str = "r1", **
 def test_a_night_from_events_to_a_challenger(spark: SparkSession, shop: Environment) -> None:
     write_shop(shop, planted_events())
     run = open_run(shop)
-    evaluation = train_models(spark, shop, run)
+    evaluation = train_models(shop, run)
     assert evaluation == read_report(shop, run.run_key, EVALUATION_FILE)
     test = evaluation["test"]
     assert (test["days"], test["start"], test["item_count"]) == (7, "2024-03-22T00:00:00Z", len(ITEMS))
@@ -189,7 +189,7 @@ def test_models_and_their_blend_compete_on_one_slice(spark: SparkSession, shop: 
     write_shop(shop, planted_events(), session_days=3.0)
     families = ["popularity", "als", "rp3beta", "sequential_rules"]
     run = open_run(shop, as_of=A_DAY_EARLIER, params={"models": [*families, "blend"]})
-    evaluation = train_models(spark, shop, run)
+    evaluation = train_models(shop, run)
     models = evaluation["models"]
     assert list(models) == [*families, "blend", WITH_SESSION]
     assert "is best of" in evaluation["blend"]
@@ -252,7 +252,7 @@ def test_models_and_their_blend_compete_on_one_slice(spark: SparkSession, shop: 
     registry.set_champion(shop, published_version=f"{A_DAY_EARLIER}-aaaaaaaa", run_key="r1")
     own = {"format": 1, "recipes": {name: models[name]["recipe"] for name in ("rp3beta", "als")}}
     own["blend"] = {"weights": {part: {"rp3beta": 1.0, "als": 0.5} for part in ("<5", "5-20", ">20")}}
-    second = train_models(spark, shop, open_run(shop, "r2", params={"models": None, "recipes": own, "trials": 3}))
+    second = train_models(shop, open_run(shop, "r2", params={"models": None, "recipes": own, "trials": 3}))
     assert list(second["models"])[:4] == ["popularity", "rp3beta", "als", "blend"]
     assert second["blend"] == "the blend of the recipes that were applied"
     assert second["models"]["blend"]["recipe"]["params"]["weights"]["<5"] == {"als": 0.5, "rp3beta": 1.0}
@@ -264,9 +264,9 @@ def test_a_retry_makes_the_same(spark: SparkSession, shop: Environment) -> None:
     write_shop(shop, planted_events())
     run = open_run(shop, params={"trials": 1})
     by_key = [(column, "ascending") for column in ("model", "slice", "metric", "k")]
-    first = train_models(spark, shop, run)
+    first = train_models(shop, run)
     rows = read_light(shop, "gold.evaluations").sort_by(by_key)
-    second = train_models(spark, shop, run)
+    second = train_models(shop, run)
     again = read_light(shop, "gold.evaluations").sort_by(by_key)
     assert rows.num_rows > 50
     assert rows.equals(again)
@@ -325,7 +325,7 @@ def test_the_champions_recipe_competes_on_tonights_split(spark: SparkSession, sh
     assert registry.champion(shop).model == "item_knn"
 
     # The same recipe is among tonight's: it is trained once.
-    evaluation = train_models(spark, shop, open_run(shop, "r2"))
+    evaluation = train_models(shop, open_run(shop, "r2"))
     assert evaluation["champion"] == {
         "contestant": "item_knn",
         "version": "1",
@@ -334,7 +334,7 @@ def test_the_champions_recipe_competes_on_tonights_split(spark: SparkSession, sh
     assert list(evaluation["models"]) == ["popularity", "item_knn", "als"]
 
     # It is not: it is refitted beside them, under a name of its own.
-    evaluation = train_models(spark, shop, open_run(shop, "r3", params={"models": ["als"]}))
+    evaluation = train_models(shop, open_run(shop, "r3", params={"models": ["als"]}))
     assert evaluation["champion"]["contestant"] == CHAMPION
     assert list(evaluation["models"]) == ["popularity", "als", CHAMPION]
     assert evaluation["models"][CHAMPION]["recipe"] == default_recipe("item_knn")
@@ -352,7 +352,7 @@ def test_a_first_night_with_two_days_of_data_publishes_a_baseline(spark: SparkSe
 def test_files_that_changed_after_the_evaluation_are_not_published(spark: SparkSession, shop: Environment) -> None:
     write_shop(shop, planted_events())
     run = open_run(shop)
-    train_models(spark, shop, run)
+    train_models(shop, run)
     for folder in (folder_of(shop, "r1") / MODELS_FOLDER).iterdir():
         path = next(folder.glob("*.npy"))
         path.write_bytes(path.read_bytes()[:-4] + b"\x00\x00\x80\x3f")
@@ -366,14 +366,14 @@ def test_errors_name_what_is_missing(spark: SparkSession, shop: Environment, env
     with pytest.raises(DataError, match=r"no evaluation\.json yet"):
         judge_models.main(shop, run)
     with pytest.raises(DataError, match="no interactions before 2024-03-29"):
-        train_models(spark, shop, run)
+        train_models(shop, run)
     with pytest.raises(DataError, match=r"no model 'alss'.*did you mean 'als'"):
-        train_models(spark, shop, replace(run, params={"models": "alss"}))
+        train_models(shop, replace(run, params={"models": "alss"}))
     with pytest.raises(DependencyError, match="MLflow does not answer"):
-        train_models(spark, environment, run)
+        train_models(environment, run)
     write_shop(shop, [*planted_events(), ("u:001", "i-unnumbered", "view_item", 3.0)])
     with pytest.raises(DataError, match="1 of 1,921 interactions are about items without a number"):
-        train_models(spark, shop, run)
+        train_models(shop, run)
 
 
 def test_a_second_stage_is_learned_where_there_are_features_and_scores_everybody(
@@ -385,7 +385,7 @@ def test_a_second_stage_is_learned_where_there_are_features_and_scores_everybody
     catalogue = [{"item_id": item, "is_hidden": False, "category": f"g{n % GROUPS}"} for n, item in enumerate(ITEMS)]
     write_rows(env, "bronze.items", catalogue)
     run = open_run(env, params={"models": "item_knn blend ranker"}, pins={"bronze.items": 0})
-    train_models(spark, env, run)
+    train_models(env, run)
     assert (
         "left out: ranker: there are no features of 2024-03-15 and 2024-03-22 and 2024-03-29" in capsys.readouterr().out
     )
@@ -400,7 +400,7 @@ def test_a_second_stage_is_learned_where_there_are_features_and_scores_everybody
         write_rows(env, "gold.user_category_features", pairs)
     pinned = ("gold.user_features", "gold.item_features", "gold.user_category_features")
     run = replace(run, pins={**run.pins, **dict.fromkeys(pinned, 2)})
-    evaluation = train_models(spark, env, run)
+    evaluation = train_models(env, run)
     models = evaluation["models"]
     families = [name for name in models if name != WITH_RANKER]
     assert families == ["popularity", "item_knn", "ranker"], "no blend is better than item_knn alone"
@@ -437,13 +437,17 @@ def reasons_that_count(model: Model, matrix: InteractionMatrix) -> int:
     return found
 
 
-def test_both_engines_of_als_find_the_same_taste(spark: SparkSession, shop: Environment) -> None:
+def test_both_engines_of_als_find_the_same_taste(
+    spark: SparkSession, shop: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_shop(shop, planted_events())
-    quality, shapes = {}, {}
+    quality, shapes, started = {}, {}, []
+    monkeypatch.setattr("spark_jobs.jobs.train_models.get_session", started.append)
     for engine in ("native", "mllib"):
         recipe = default_recipe("als", engine=engine)
-        evaluation = train_models(spark, shop, open_run(shop, engine, params={"models": "als", "als_engine": engine}))
+        evaluation = train_models(shop, open_run(shop, engine, params={"models": "als", "als_engine": engine}))
         assert evaluation["models"]["als"]["recipe"] == recipe
+        assert started == ([] if engine == "native" else ["train_models"])  # a session only where one is needed
         quality[engine] = evaluation["models"]["als"]["metrics"]["all"]["ndcg_at_20"]
         quality["popularity"] = evaluation["models"]["popularity"]["metrics"]["all"]["ndcg_at_20"]
         model = load_model(folder_of(shop, engine) / MODELS_FOLDER / "als")

@@ -14,14 +14,14 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from deltalake import write_deltalake
+from deltalake import DeltaTable, write_deltalake
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DataError, DependencyError, GateRefusedError
-from feature_repo.contracts.tables import table_path
+from feature_repo.contracts.tables import table, table_path
 from spark_jobs.io import light_delta
 from spark_jobs.io.delta import side_by_side
-from spark_jobs.io.light_tables import replace_day
+from spark_jobs.io.light_tables import replace_day, replace_rows
 from spark_jobs.io.run_store import folder_of, has_run, read_report, read_run, write_report, write_run
 from spark_jobs.io.table_hash import hash_table, hash_tables
 from spark_jobs.jobs.entry import run_command, run_job
@@ -277,6 +277,20 @@ def test_the_rows_of_a_day_are_replaced_as_they_come_or_not_at_all(environment: 
     assert (users(D1), users(D2)) == (["a", "b"], ["x", "y", "z"])
     replace_day(environment, "gold.candidates", iter(()), D2)
     assert (users(D1), users(D2)) == (["a", "b"], [])
+
+
+def test_a_table_that_is_missing_is_made_with_the_properties_of_its_contract(environment: Environment) -> None:
+    name = "gold.session_index"
+    rows = pa.table({"item_number": pa.array([7], pa.int32()), "as_of": pa.array([D1], pa.date32())})
+    replace_rows(environment, name, rows, D1)
+    replace_rows(environment, name, rows.slice(0, 0), D2)  # a day with nothing
+    found = light_delta.read_table(environment, name)
+    assert found.to_pylist() == [{"item_number": 7, "next_numbers": None, "weights": None, "as_of": D1}]
+    made = DeltaTable(table_path(environment.lakehouse, name)).metadata()
+    assert made.partition_columns == ["as_of"]
+    expected = {k: v for k, v in table(name).properties.items() if k != "delta.enableRowTracking"}
+    assert made.configuration == expected
+    assert expected["delta.deletedFileRetentionDuration"] == "interval 30 days"
 
 
 def test_writes_side_by_side_all_end_before_the_first_failure_is_raised() -> None:
