@@ -13,6 +13,7 @@ import pytest
 import redis
 from deltalake import write_deltalake
 
+from feature_repo.column_engine import ColumnComputeEngine
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError, DependencyError
 from feature_repo.contracts.feature_table import FEATURE_VIEWS, FeatureView, feature_view
@@ -124,6 +125,53 @@ def historical(env: Environment, asked: list[tuple[str, str]]) -> list[int | Non
     frame = training_frame(env, entities, "user_ranking_v1")
     assert list(frame["user_id"]) == list(entities["user_id"])
     return [None if pd.isna(value) else int(value) for value in frame["user_view_count_7d"]]
+
+
+ODD = [
+    {"user_view_count_7d": -1, "user_days_since_last_event": float("nan")},
+    {"user_view_count_7d": 2**63 - 1, "user_top_category_90d": ""},
+    {"user_view_count_7d": -(2**63), "user_top_category_90d": "ä" * 200},
+    {"user_view_count_7d": 0, "user_top_category_90d": None},
+    {"user_view_count_7d": 127},
+    {"user_view_count_7d": 128},
+]
+
+
+def everything_in(client: redis.Redis) -> dict[bytes, dict[bytes, bytes]]:
+    return {key: client.hgetall(key) for key in client.scan_iter() if client.type(key) == b"hash"}
+
+
+def test_redis_holds_what_feasts_own_engine_writes(
+    shop: Environment, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte by byte, values of every kind among them, and more rows than go in one piece."""
+    known = {feature.name for feature in feature_view("user_features").features}
+    odd = [{name: value for name, value in row.items() if name in known} for row in ODD]
+    assert sum(map(len, odd)) >= 9
+    rows = [user_row(n) for n in range(40)] + [user_row(100 + n, **row) for n, row in enumerate(odd)]
+    write(shop, "user_features", rows)
+    found = []
+    for size in (7, 1_000, None):
+        monkeypatch.setattr("feature_repo.column_engine.ROWS_AT_ONCE", size or 1_000)
+        if size is None:
+            monkeypatch.setattr(ColumnComputeEngine, "_plain_rows", lambda *_: None)
+        with redis.Redis.from_url(redis_url) as client:
+            client.flushdb()
+            materialize_features.main(shop, run())
+            found.append(everything_in(client))
+    assert len(found[0]) == 46 + 40 + 40 + 1  # users, items, users by category, and the times of the views
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_redis_that_refuses_a_row_stops_it(shop: Environment, redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        materialize_features.main(shop, run())
+        (key,) = [key for key in client.scan_iter() if b"u7" in key and b"category" not in key]
+        client.set(key, "no hash")
+        with pytest.raises(DependencyError, match="ResponseError"):
+            materialize_features.main(shop, run())
+        client.delete(key)
+    materialize_features.main(shop, run())  # nothing is left of the broken try
 
 
 @pytest.mark.parametrize("name", ["user_features", "item_features", "user_category_features"])
