@@ -12,6 +12,9 @@ those.
 the publications folder, features in Feast. The pointer flips when all is there; until then yesterday's version serves.
 Last of all, what the answers of the past days brought: `silver.impressions`, `gold.metrics_daily`, `metrics.html`.
 
+**Order.** One task after another, but for `materialize_features`, which runs beside `score_users`: both wait for the
+gate, and neither reads what the other writes.
+
 **Schedule.** Daily at midnight UTC; the run of an interval [day, next day) has `as_of` = next day. A manual run without
 `as_of` takes the day after the last event. The embedded stack starts no scheduled runs unless NIGHTJAR_SCHEDULE=on.
 A scheduled night that has not published by 06:00 UTC raises one alert (log, file, webhook: infra/docs/operations.md).
@@ -196,8 +199,7 @@ with DAG(
         spark_job("build_features", outlets=[GOLD_FEATURES]),
         spark_job("train_models"),
         python_job("judge_models"),
-        spark_job("score_users"),
-        python_job("materialize_features"),
+        [spark_job("score_users"), python_job("materialize_features")],
         python_job("verify_publication"),
         python_job("flip_version", may_change=[NIGHT_TABLES, RECOMMENDATIONS]),
         python_job("attribute_events"),

@@ -75,7 +75,8 @@ class AirflowHome:
             "LOGGING__BASE_LOG_FOLDER": str(self.folder / "logs"),
             # the embedded stack never starts a run on its own, unless asked to
             "SCHEDULER__USE_JOB_SCHEDULE": str(base.get(SCHEDULE, "").lower() in ("on", "true", "1")),
-            "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
+            # each round of the scheduler takes 30 ms of a processor, and each task waits for one round
+            "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "1",
             # a task whose process was killed is retried after a minute, not after five
             "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
             "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
@@ -84,7 +85,8 @@ class AirflowHome:
             "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
             "WORKERS__MAX_FAILED_HEARTBEATS": "30",
             "DAG_PROCESSOR__REFRESH_INTERVAL": "30",
-            "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
+            # a file that changed is read at the next refresh all the same
+            "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
             "DAG_PROCESSOR__PARSING_PROCESSES": "1",
             "DAG_PROCESSOR__PRINT_STATS_INTERVAL": "0",
         }

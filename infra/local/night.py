@@ -20,13 +20,16 @@ TASKS = (
     "pin_run", "refine_events", "build_features", "train_models", "judge_models", "score_users",
     "materialize_features", "verify_publication", "flip_version", "attribute_events",
 )  # fmt: skip
-"""In the order in which they run (a test holds this to the DAG)."""
+"""In an order in which they can run: materialize_features may run beside score_users (a test holds this to the DAG)."""
 
 SPARK_TASKS = frozenset({"refine_events", "build_features", "train_models", "score_users"})
 """Those that go through spark-submit (held to the DAG by the same test); the others are plain Python."""
 
 _ONE_DAY = timedelta(days=1)
-_POLL_SECONDS = 1.0
+_POLL_SECONDS, _MOST_POLL_SECONDS = 1.0, 3.0
+_POLLS = 60
+"""A wait of a minute is looked at once a second, a longer one less often: each look costs Airflow's API 50 ms of the
+processors that the night wants."""
 _PATIENCE_SECONDS = 30.0
 _SCHEDULER_SILENCE_SECONDS = 60.0
 
@@ -200,8 +203,8 @@ def _backfilled(airflow: AirflowApi, from_day: date, to_day: date) -> list[Night
 
 
 def _answers(airflow: AirflowApi, ask: Callable[[], _Answer], what: str) -> Iterator[_Answer]:
-    """What `ask` returns, once a second and without end; silences are sat out as `follow` says."""
-    last_answer = last_beat = time.monotonic()
+    """What `ask` returns, again and again without end (`poll_seconds`); silences are sat out as `follow` says."""
+    began = last_answer = last_beat = time.monotonic()
     while True:
         try:
             answer = ask()
@@ -216,7 +219,12 @@ def _answers(airflow: AirflowApi, ask: Callable[[], _Answer], what: str) -> Iter
         yield answer
         if time.monotonic() - last_beat > _SCHEDULER_SILENCE_SECONDS:
             raise DependencyError(f"Airflow's scheduler is not running, so {what} does not go on: `nightjar up`")
-        time.sleep(_POLL_SECONDS)
+        time.sleep(poll_seconds(time.monotonic() - began))
+
+
+def poll_seconds(waited: float) -> float:
+    """The pause before the next look at what has been waited for so long (seconds)."""
+    return min(_MOST_POLL_SECONDS, max(_POLL_SECONDS, waited / _POLLS))
 
 
 def last_night(variables: Mapping[str, str] | None = None) -> Night | None:

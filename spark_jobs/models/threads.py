@@ -35,8 +35,8 @@ def by_blocks(
     """`work(block)` of each block, in the order of the blocks.
 
     No number of threads (default: `thread_count`) changes a bit: each block is worked on alone, with one BLAS thread.
-    At most `threads` + 1 blocks or results are held at once. An error of a block comes at its place, and blocks after
-    it are not begun. What a block does by blocks itself has no threads of its own.
+    At most `threads` + 1 blocks or results are held at once. An error of a block comes at its place, and no block is
+    begun after those that were held then. What a block does by blocks itself has no threads of its own.
     """
     count = threads or thread_count()
     if getattr(_this_thread, "works_on_a_block", False):

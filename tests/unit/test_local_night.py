@@ -9,7 +9,7 @@ import pytest
 from feature_repo.contracts.errors import DataError, GateRefusedError
 from infra.cli.output import RunFailedError
 from infra.cli.run_commands import parse_params, raise_if_failed
-from infra.local.night import Night, check_request, error_lines
+from infra.local.night import Night, check_request, error_lines, poll_seconds
 
 NOW = datetime(2024, 3, 8, 23, 59, tzinfo=UTC)
 
@@ -86,3 +86,7 @@ def test_a_refusing_gate_is_not_a_failed_run() -> None:
 
 def test_a_good_night_raises_nothing() -> None:
     raise_if_failed({**failed_night(None, []), "state": "success"})
+
+
+def test_a_long_night_is_looked_at_less_often() -> None:
+    assert [poll_seconds(waited) for waited in (0.0, 59.0, 90.0, 180.0, 4_000.0)] == [1.0, 1.0, 1.5, 3.0, 3.0]

@@ -45,7 +45,7 @@ def test_results_come_in_the_order_of_the_blocks_whoever_ends_first() -> None:
     assert list(by_blocks(work, range(5), threads=2)) == [0, 10, 20, 30, 40]
 
 
-def test_an_error_comes_at_its_place_and_later_blocks_are_not_begun() -> None:
+def test_an_error_comes_at_its_place_and_few_later_blocks_are_begun() -> None:
     begun: list[int] = []
 
     def work(block: int) -> int:
