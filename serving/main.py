@@ -54,6 +54,7 @@ from serving.api.snippet import build_snippet_router
 from serving.first_shelf import FirstShelf
 from serving.ids import new_id
 from serving.lists import Lists
+from serving.native import parts
 from serving.pipeline.overlay import CatalogueOverlay
 from serving.recommender import Recommender
 from serving.replays import Replays
@@ -236,6 +237,7 @@ def with_hot_routes(app: FastAPI) -> HotRoutes:
 
 def app_from_environment() -> HotRoutes:
     """What a worker process serves."""
+    parts.load_all()
     return with_hot_routes(create_app(Environment.from_mapping(os.environ), ServingSettings.from_mapping(os.environ)))
 
 

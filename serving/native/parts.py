@@ -1,4 +1,8 @@
-"""The compiled modules of this process, each None where its twin has to answer."""
+"""The compiled modules of this process, each None where its twin has to answer.
+
+A part is loaded when it is first asked for: native code imports pieces of the pipeline, which asks for native code.
+Whoever serves loads all of them as it starts (`load_all`), so that no request waits for it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import logging
 from importlib import import_module
 from typing import Any
 
-from serving.native import why_not
+from serving.native import PARTS, why_not
 
 logger = logging.getLogger("nightjar.serving")
 
@@ -21,21 +25,15 @@ def _load(name: str) -> Any:
         return None
 
 
-slates = _load("slates")
-answers = _load("answers")
-arranged = _load("arranged")
-questions = _load("questions")
-reads = _load("reads")
-ids = _load("ids")
-subjects = _load("subjects")
-writing = _load("writing")
-records = _load("records")
-ranking = _load("ranking")
-given = _load("given")
-pages = _load("pages")
-ruled = _load("ruled")
-chances = _load("chances")
-shelving = _load("shelving")
-decided = _load("decided")
-opening = _load("opening")
-trees = _load("trees")
+def __getattr__(name: str) -> Any:
+    if name not in PARTS:
+        raise AttributeError(f"serving.native.parts has no {name!r}; the parts are {', '.join(PARTS)}")
+    globals()[name] = _load(name)
+    return globals()[name]
+
+
+def load_all() -> None:
+    """Loads what was not asked for yet."""
+    for name in PARTS:
+        if name not in globals():
+            __getattr__(name)

@@ -20,6 +20,7 @@ from feature_repo.contracts.ranker_file import (
     features_used,
     unpack_ranker,
 )
+from serving.native import parts
 from serving.pipeline.tree_scores import Inputs, score_trees
 from serving.pipeline.values import Ranking
 
@@ -78,8 +79,6 @@ class RequestRanker:
         columns = [*ANSWER_INPUTS, *file.item_columns, *self.user_features, *self.category_features]
         place = {name: number for number, name in enumerate(columns)}
         self.trees = trees._replace(names=columns, inputs=array("i", [place[trees.names[n]] for n in trees.inputs]))
-        from serving.native import parts  # native code knows of catalogues, and they of this
-
         self._scorer: Any = None if parts.trees is None else parts.trees.TreeScorer(self.trees)
 
     def wants(self, user_id: str, categories: Sequence[str | None], as_of_micros: int) -> Wanted:

@@ -133,10 +133,16 @@ def test_compiled_once_used_put_into_wheels_switched_off_and_never_used_when_old
 
 
 @pytest.mark.skipif(why_not is not None, reason="not compiled")
-@pytest.mark.parametrize("first", ["main", "pipeline.catalogue", "pipeline.ranker", "pipeline.slate"])
+@pytest.mark.parametrize(
+    "first",
+    ["main", "ids", "recommender", "api.rendering", "speed.applier"]
+    + [f"pipeline.{name}" for name in ("catalogue", "list_slate", "rank_given", "ranker", "ruled_slate", "slate")],
+)
 def test_native_code_is_loaded_whichever_module_comes_first(first: str) -> None:
     """Native code imports parts of the pipeline, which asks for native code."""
-    words = f"import serving.{first}; from serving.native import parts; print(parts.slates, parts.trees)"
+    words = (
+        f"import serving.{first}; from serving.native import PARTS, parts; print([getattr(parts, p) for p in PARTS])"
+    )
     found = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
-    assert "None" not in found.stdout
+    assert found.stdout.count("<module") == len(PARTS)
     assert not found.stderr
