@@ -98,10 +98,9 @@ def write_days(
     options = environment.storage_options
     with commit_lock(environment, name):
         try:
-            made: list[AddAction | RemoveAction] = [
-                *_write_files(fs.PyFileSystem(DeltaStorageHandler(path, options)), spec, rows)
-            ]
             found = DeltaTable(path, storage_options=options)
+            files = fs.PyFileSystem(DeltaStorageHandler(path, options))
+            made: list[AddAction | RemoveAction] = [*_write_files(files, spec, rows, ranged=_ranged(found, spec))]
             (day_column,) = spec.partition_by
             replaced = {"<": before, "=": only}
             filters = [(day_column, sign, day.isoformat()) for sign, day in replaced.items() if day is not None] or None
@@ -112,20 +111,22 @@ def write_days(
             raise DependencyError(f"{name} at {path} cannot be written: {store_problem(path, error)}") from error
 
 
-def _write_files(files: fs.FileSystem, spec: TableSpec, rows: Iterable[tuple[date, pa.Table]]) -> list[AddAction]:
+def _write_files(
+    files: fs.FileSystem, spec: TableSpec, rows: Iterable[tuple[date, pa.Table]], *, ranged: Sequence[str]
+) -> list[AddAction]:
     made: list[AddAction] = []
     under_way: deque[Future[AddAction]] = deque()
     with ThreadPoolExecutor(_WRITERS) as pool:
         for day, some in rows:
             if some.num_rows:
-                under_way.append(pool.submit(_write_file, files, spec, day, some))
+                under_way.append(pool.submit(_write_file, files, spec, day, some, ranged))
             if len(under_way) > _WRITERS:
                 made.append(under_way.popleft().result())
         made += [each.result() for each in under_way]
     return made
 
 
-def _write_file(files: fs.FileSystem, spec: TableSpec, day: date, rows: pa.Table) -> AddAction:
+def _write_file(files: fs.FileSystem, spec: TableSpec, day: date, rows: pa.Table, ranged: Sequence[str]) -> AddAction:
     (day_column,) = spec.partition_by
     path = f"{day_column}={day.isoformat()}/part-{uuid4()}.snappy.parquet"
     schema = pa.schema([field for field in arrow_schema(spec.name) if field.name != day_column])
@@ -136,20 +137,33 @@ def _write_file(files: fs.FileSystem, spec: TableSpec, day: date, rows: pa.Table
             use_dictionary=[column for column in schema.names if column not in _NO_TWO_ALIKE],
         )  # fmt: skip
         size = file.tell()
-    stats = json.dumps(_stats(rows, spec), ensure_ascii=False)
+    stats = json.dumps(_stats(rows, ranged), ensure_ascii=False)
     return AddAction(path, size, {day_column: day.isoformat()}, int(time.time() * 1000), True, stats)
 
 
-def _stats(rows: pa.Table, spec: TableSpec) -> dict[str, Any]:
-    """What the log keeps of a file: how many rows, and the ranges of the columns that tables are laid out by."""
+def _ranged(found: DeltaTable, spec: TableSpec) -> Sequence[str]:
+    """The columns whose ranges the log keeps: those of the contract, if the table was told to keep these and no others.
+
+    delta-rs takes a range that is missing for one from null to null, which no row is in: a condition on any such column
+    then finds nothing in the file. Without any range it looks into the file.
+    """
+    told = found.metadata().configuration.get("delta.dataSkippingStatsColumns")
+    return spec.ranged if spec.ranged and told == ",".join(spec.ranged) else ()
+
+
+def _stats(rows: pa.Table, ranged: Sequence[str]) -> dict[str, Any]:
+    """What the log keeps of a file: how many rows, and the ranges of the columns that the table is laid out by; none
+    where one of them is all null."""
     lows, highs, nulls = {}, {}, {}
-    for column in spec.ranged:
+    for column in ranged:
         nulls[column] = rows[column].null_count
         low, high = (bound.as_py() for bound in pc.min_max(rows[column]).values())
-        if low is not None:
-            lows[column] = low[:_RANGE_CHARACTERS]
-            highs[column] = high if len(high) <= _RANGE_CHARACTERS else high[:_RANGE_CHARACTERS] + _BEYOND_ALL
-    return {"numRecords": rows.num_rows, "minValues": lows, "maxValues": highs, "nullCount": nulls}
+        if low is None:
+            return {"numRecords": rows.num_rows}
+        lows[column] = low[:_RANGE_CHARACTERS]
+        highs[column] = high if len(high) <= _RANGE_CHARACTERS else high[:_RANGE_CHARACTERS] + _BEYOND_ALL
+    kept = {"minValues": lows, "maxValues": highs, "nullCount": nulls} if ranged else {}
+    return {"numRecords": rows.num_rows, **kept}
 
 
 def _with_new_columns(found: DeltaTable, name: str) -> Any:

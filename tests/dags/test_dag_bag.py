@@ -56,6 +56,7 @@ def test_tasks_run_one_after_another_but_features_beside_the_lists(dag: Any) -> 
 
 def test_the_named_order_is_one_in_which_they_can_run(dag: Any) -> None:
     """Benches and reproductions run the tasks by it, one at a time."""
+    assert sorted(TASKS) == sorted(dag.task_ids)
     for place, name in enumerate(TASKS):
         assert dag.get_task(name).upstream_task_ids <= set(TASKS[:place])
 

@@ -162,7 +162,7 @@ def test_without_a_list_of_their_own_a_user_gets_their_category(installation: In
             answer = installation.ask(user_id=user_id, session_id="e2e-segment")
         finally:
             client.set(candidates_key(version, user_id), record)
-    assert answer["fallback_level"] == "segment"
+    assert (answer["fallback_level"], answer["degraded"]) == ("segment", False), answer["fallback_reason"]
     assert answer["items"][0]["source"] == "segment"
     assert shop_window(installation).category(answer["items"][0]["item_id"]).startswith(category)
 

@@ -59,7 +59,7 @@ def test_a_ranker_of_answers_is_measured_judged_and_published_where_it_wins(
     run = open_run(env, params={"models": "item_knn"}, pins=pins)
     defaults = {**answer_ranker.DEFAULTS, "least_rows": 5}
     monkeypatch.setattr("spark_jobs.models.answer_ranker.DEFAULTS", defaults)
-    evaluation = train_models(spark, env, run)
+    evaluation = train_models(env, run)
     models = evaluation["models"]
     assert list(models) == ["popularity", "item_knn", WITH_SESSION, WITH_RANKER], evaluation["left_out"]
     row = models[WITH_RANKER]

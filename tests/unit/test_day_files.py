@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
@@ -28,10 +29,12 @@ def path_of(environment: Environment) -> str:
     return table_path(environment.lakehouse, NAME, tenant=environment.tenant)
 
 
-def make_table(environment: Environment, *, without: str | None = None) -> None:
+def make_table(environment: Environment, *, without: str | None = None, is_told: bool = True) -> None:
+    """`is_told`: its log keeps the contract's ranges and no others, as that of tables made now does."""
     Path(path_of(environment)).mkdir(parents=True)
     fields = [field for field in arrow_schema(NAME) if field.name != without]
-    DeltaTable.create(path_of(environment), pa.schema(fields), partition_by=["event_date"])
+    properties = {"delta.dataSkippingStatsColumns": "subject_key"} if is_told else None
+    DeltaTable.create(path_of(environment), pa.schema(fields), partition_by=["event_date"], configuration=properties)
 
 
 def some(day: date, *ids: str, subject: str = "u:a") -> tuple[date, pa.Table]:
@@ -105,6 +108,22 @@ def test_the_log_keeps_the_range_of_subjects_even_of_long_ones(environment: Envi
     assert len(action["max.subject_key"]) == 33
     assert action["max.subject_key"] > long
     assert [name for name, low in action.items() if name.startswith("min.") and low is not None] == ["min.subject_key"]
+
+
+@pytest.mark.parametrize(
+    ("is_told", "subject"), [(True, "u:a"), (False, "u:a"), (True, None)], ids=["of now", "of before", "all null"]
+)
+def test_every_column_can_be_asked_for_whatever_ranges_the_log_keeps(
+    environment: Environment, is_told: bool, subject: Any
+) -> None:
+    """A column without a range is not one without a row."""
+    make_table(environment, is_told=is_told)
+    write_days(environment, NAME, iter([some(FIRST, "a", "b", subject=subject), some(SECOND, "c", subject=subject)]))
+    rows = DeltaTable(path_of(environment)).to_pyarrow_dataset()
+    known = pc.field("subject_key").is_null() if subject is None else pc.field("subject_key") == subject
+    for condition in (pc.field("price") >= 1.5, pc.field("event_id") <= "c", pc.field("session_key").is_valid(), known):
+        assert rows.count_rows(filter=condition) == 3
+        assert rows.count_rows(filter=condition & (pc.field("event_date") == FIRST)) == 2
 
 
 def test_a_column_that_joined_the_contract_joins_the_table(environment: Environment) -> None:
