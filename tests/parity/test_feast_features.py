@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -209,6 +210,22 @@ def test_a_training_frame_equals_what_is_online(large: Any) -> None:
             assert offline == found[name][feature.name], feature.name
             compared += 1
     assert compared == 59
+
+
+def test_features_that_do_not_arrive_stop_the_night(shop: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log whose ranges no value is in: delta-rs finds no row of the newer file, and nobody complains."""
+    log = Path(table_path(shop.lakehouse, feature_view("item_features").table)) / "_delta_log"
+    [commit] = log.glob("*.json")
+    lines = [json.loads(line) for line in commit.read_text().splitlines()]
+    for line in lines:
+        if "add" in line:
+            line["add"]["stats"] = json.dumps({"numRecords": 40, "minValues": {}, "maxValues": {}, "nullCount": {}})
+    commit.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(DataError, match=r"item_features has 40 rows of 2024-03-08, and after materialization") as told:
+        materialize_features.main(shop, run())
+    assert told.value.field == "item_features"
+    with redis.Redis.from_url(shop.redis_online_url) as client:
+        assert not client.exists(feature_times_key(shop.tenant))
 
 
 def test_a_user_of_another_day_is_not_brought_online(shop: Environment) -> None:
