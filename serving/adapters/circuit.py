@@ -1,4 +1,4 @@
-"""A circuit breaker in front of the online store: a store that does not answer is not asked, until it answers again.
+"""A circuit breaker in front of a store: one that does not answer is not asked, until it answers again.
 
 Closed, every read goes through. When the store has failed seven times in a row, or about half of the recent times, it
 opens: reads fail at once, and the ladder answers without them. Open, a probe of its own asks every `PROBE_SECONDS`; no
@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from feature_repo.contracts.errors import DependencyError
@@ -58,6 +58,56 @@ class FailureShare:
         return self.value > OPENS_AT
 
 
+class Breaker:
+    """Counts answers and failures of one dependency; opens, and asks `probe` until it answers. Of one event loop.
+
+    what     the dependency, as the log names it
+    probe    a question that costs little; raises DependencyError while nobody answers
+    seconds  a monotonic clock
+    """
+
+    def __init__(
+        self,
+        what: str,
+        probe: Callable[[], Awaitable[object]],
+        *,
+        probe_seconds: float = PROBE_SECONDS,
+        seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._what, self._probe = what, probe
+        self._probe_seconds = probe_seconds
+        self.failures = FailureShare(seconds)
+        self.probing: asyncio.Task[None] | None = None
+        """None: closed."""
+
+    def note(self, *, has_failed: bool) -> None:
+        """Count an answer or a failure, and open where it is time."""
+        if self.failures.note(has_failed=has_failed) and self.probing is None:
+            CIRCUIT_OPENINGS.inc()
+            logger.warning("%s: no answer; asked again every %g s", self._what, self._probe_seconds)
+            self.probing = asyncio.get_running_loop().create_task(self._until_an_answer())
+
+    def close(self) -> None:
+        """Probe no more."""
+        if self.probing is not None:
+            self.probing.cancel()
+
+    async def _until_an_answer(self) -> None:
+        while True:
+            await asyncio.sleep(self._probe_seconds)
+            try:
+                await self._probe()
+            except DependencyError:
+                continue
+            except Exception:  # what nobody foresaw is no reason to give up for good
+                logger.exception("%s: a probe failed", self._what)
+                continue
+            break
+        self.failures.value = 0.0
+        self.probing = None
+        logger.warning("%s: answers again", self._what)
+
+
 class GuardedStore:
     """An `OnlineStore` behind a breaker. Belongs to one event loop. `seconds` is a monotonic clock."""
 
@@ -69,19 +119,18 @@ class GuardedStore:
         seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self._probe_seconds = probe_seconds
-        self._failures = FailureShare(seconds)
-        self._probing: asyncio.Task[None] | None = None
+        probe = partial(store.read, version=None, user_id=None, anonymous_id=None)
+        self._breaker = Breaker("the online store", probe, probe_seconds=probe_seconds, seconds=seconds)
 
     @property
     def is_open(self) -> bool:
         """Whether reads fail without being tried."""
-        return self._probing is not None
+        return self._breaker.probing is not None
 
     async def read(
         self, *, version: str | None, user_id: str | None, anonymous_id: str | None, joined: Sequence[str] = ()
     ) -> OnlineRecords:
-        if self._probing is not None:
+        if self._breaker.probing is not None:
             raise _given_up()
         try:
             found = await self._store.read(version=version, user_id=user_id, anonymous_id=anonymous_id, joined=joined)
@@ -100,7 +149,7 @@ class GuardedStore:
         anonymous_id: str | None,
         joined: Sequence[str] = (),
     ) -> None:
-        if self._probing is not None:
+        if self._breaker.probing is not None:
             asyncio.get_running_loop().call_soon(answered, _given_up())
             return
 
@@ -113,36 +162,16 @@ class GuardedStore:
         )
 
     def _on_read(self, answered: Answered, found: OnlineRecords | DependencyError) -> None:
-        if self._failures.value or type(found) is not OnlineRecords:
+        if self._breaker.failures.value or type(found) is not OnlineRecords:
             self._note(found)
         answered(found)
 
     async def close(self) -> None:
-        if self._probing is not None:
-            self._probing.cancel()
+        self._breaker.close()
         await self._store.close()
 
     def _note(self, found: OnlineRecords | DependencyError) -> None:
-        if self._failures.note(has_failed=isinstance(found, DependencyError)) and self._probing is None:
-            CIRCUIT_OPENINGS.inc()
-            logger.warning("the online store does not answer; it is asked again every %g s", self._probe_seconds)
-            self._probing = asyncio.get_running_loop().create_task(self._probe())
-
-    async def _probe(self) -> None:
-        """Until an answer comes."""
-        while True:
-            await asyncio.sleep(self._probe_seconds)
-            try:
-                await self._store.read(version=None, user_id=None, anonymous_id=None)
-            except DependencyError:
-                continue
-            except Exception:  # what nobody foresaw is no reason to give up for good
-                logger.exception("a probe of the online store failed")
-                continue
-            break
-        self._failures.value = 0.0
-        self._probing = None
-        logger.warning("the online store answers again")
+        self._breaker.note(has_failed=isinstance(found, DependencyError))
 
 
 def _given_up() -> DependencyError:

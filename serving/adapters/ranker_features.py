@@ -6,17 +6,17 @@ The person's row and those of the categories of their candidates are one write t
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import nan
 
 from feature_repo.contracts.errors import ContractError, DependencyError
 from feature_repo.contracts.ranker_file import CATEGORY_VIEW, USER_VIEW
-from serving.adapters.circuit import PROBE_SECONDS, FailureShare
+from serving.adapters.circuit import PROBE_SECONDS, Breaker
 from serving.adapters.feature_store import Asked, FeatureColumns, FeatureStore, Value
-from serving.observability import CIRCUIT_OPENINGS, STALE_FEATURES, count_soon
+from serving.observability import STALE_FEATURES, count_soon
 from serving.pipeline.ranker import (
     FEATURES_DAMAGED,
     FEATURES_MISSING,
@@ -42,14 +42,13 @@ class RankerFeatures:
         seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self._probe_seconds = probe_seconds
-        self._failures = FailureShare(seconds)
-        self._probing: asyncio.Task[None] | None = None
+        probe = partial(store.read, USER_VIEW, [], [("",)])
+        self._breaker = Breaker("the features of the ranker", probe, probe_seconds=probe_seconds, seconds=seconds)
 
     async def read(self, wanted: Wanted) -> PersonFeatures | str:
         """The features, or why they cannot be had. Rows count when they are as old as the person's row: those of
         categories that are older were left by a night before, and the trees know them as missing."""
-        if self._probing is not None:
+        if self._breaker.probing is not None:
             return FEATURES_UNAVAILABLE
         ranker = wanted.ranker
         pairs = [(wanted.user_id, category) for category in wanted.categories]
@@ -61,41 +60,18 @@ class RankerFeatures:
                 ]
             )
         except DependencyError:
-            self._note(has_failed=True)
+            self._breaker.note(has_failed=True)
             return FEATURES_UNAVAILABLE
         except ContractError:
             logger.exception("a feature of somebody cannot be read; their answer is not ranked")
             return FEATURES_DAMAGED
-        self._note(has_failed=False)
+        self._breaker.note(has_failed=False)
         return _known(wanted, user, by_category)
 
     async def close(self) -> None:
         """Give the connection back."""
-        if self._probing is not None:
-            self._probing.cancel()
+        self._breaker.close()
         await self._store.close()
-
-    def _note(self, *, has_failed: bool) -> None:
-        if self._failures.note(has_failed=has_failed) and self._probing is None:
-            CIRCUIT_OPENINGS.inc()
-            logger.warning("features cannot be read; they are tried again every %g s", self._probe_seconds)
-            self._probing = asyncio.get_running_loop().create_task(self._probe())
-
-    async def _probe(self) -> None:
-        """Until an answer comes."""
-        while True:
-            await asyncio.sleep(self._probe_seconds)
-            try:
-                await self._store.read(USER_VIEW, [], [("",)])
-            except DependencyError:
-                continue
-            except Exception:  # what nobody foresaw is no reason to give up for good
-                logger.exception("a probe of the features failed")
-                continue
-            break
-        self._failures.value = 0.0
-        self._probing = None
-        logger.warning("features are read again")
 
 
 def _known(wanted: Wanted, user: FeatureColumns, by_category: FeatureColumns) -> PersonFeatures | str:

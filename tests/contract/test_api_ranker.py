@@ -221,7 +221,7 @@ async def test_features_that_fail_again_and_again_are_not_asked_for(
     features = api.app.state.services.recommender._features
     features._probe_seconds = 0.01
     moments = iter(range(10_000))
-    features._failures._seconds = lambda: float(next(moments))
+    features._breaker.failures._seconds = lambda: float(next(moments))
     for _ in range(12):
         assert (await api.ask(user_id="u1", placement="front"))["degraded_reasons"] == ["ranker_features_unavailable"]
     assert len(asked) == 7  # the eighth finds the circuit open
