@@ -17,9 +17,10 @@ from feature_repo.contracts.turns import LONG_MS, take_turns_of
 NICENESS = 10
 """As of a consumer that catches up (`backlog_niceness`): a tenth of a processor is left beside a busy server."""
 RESTS, LONGEST_REST_SECONDS = 3.0, 0.01
-"""Rests are so many times as long as the work before them."""
+"""Rests are so many times as long as the asking before them."""
 
 T = TypeVar("T")
+Answer = TypeVar("Answer")
 
 
 def give_way() -> None:
@@ -28,17 +29,25 @@ def give_way() -> None:
     take_turns_of(LONG_MS)  # or whoever wakes up waits for the end of a turn
 
 
-def in_pieces(
+def ask_in_pieces(
     rows: Iterable[T],
     size: int,
+    ask: Callable[[list[T]], Answer],
     *,
     seconds: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> Iterator[list[T]]:
-    """The rows, `size` at a time, with a rest after what the caller does with each piece. For what keeps a store busy
-    that answers people as well: the store knows nothing of niceness."""
+) -> Iterator[tuple[list[T], Answer]]:
+    """The rows, `size` at a time, each piece with what `ask` says to it. Between two askings lies a rest.
+
+    For what keeps a store busy that answers people as well: the store knows nothing of niceness. It is free while the
+    next piece is made and while the caller looks at an answer. That is rest too; only what is missing is slept."""
     remaining = iter(rows)
+    rested_at = seconds()
     while piece := list(islice(remaining, size)):
+        if (missing := rested_at - seconds()) > 0:
+            sleep(missing)
         began = seconds()
-        yield piece
-        sleep(min(LONGEST_REST_SECONDS, RESTS * (seconds() - began)))
+        answer = ask(piece)
+        ended = seconds()
+        rested_at = ended + min(LONGEST_REST_SECONDS, RESTS * (ended - began))
+        yield piece, answer

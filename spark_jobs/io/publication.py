@@ -11,11 +11,11 @@ Light at import: redis and the contracts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -39,7 +39,7 @@ from feature_repo.contracts.keys import (
     purchases_prefix,
     versions_key,
 )
-from feature_repo.contracts.packing import CANDIDATE_ROW, CANDIDATES_HEADER_BYTES, read_candidates_header
+from feature_repo.contracts.packing import CANDIDATES_HEADER_BYTES
 from feature_repo.contracts.publication import (
     PURCHASES_PART,
     WARM_VERSIONS,
@@ -51,10 +51,10 @@ from feature_repo.contracts.publication import (
 from feature_repo.contracts.purchase_record import HEADER_BYTES as PURCHASES_HEADER_BYTES
 from feature_repo.contracts.purchase_record import Purchase, pack_purchases, unpack_purchases
 from feature_repo.contracts.times import format_timestamp
-from spark_jobs.giving_way import in_pieces
+from spark_jobs.giving_way import ask_in_pieces
 
 PIECE_RECORDS = 50
-"""Records in one write to the socket: more saves round trips and delays the requests of others behind it."""
+"""Records in one command: more saves round trips and delays the requests of others behind it."""
 
 NO_VERSION = "1970-01-01-00000000"
 """Stands in the header of records that are only digested: a digest does not cover it."""
@@ -162,24 +162,22 @@ class Publication:
 
         In small pieces with rests between them: whoever asks the store meanwhile waits for one piece at most."""
         parse_version(version)
-        count = 0
-        with self._answering():
-            for chunk in in_pieces(records, PIECE_RECORDS):
-                pipe = self._redis.pipeline(transaction=False)
-                for user_id, record in chunk:
-                    pipe.set(candidates_key(version, user_id, self.tenant), record)
-                pipe.execute()
-                count += len(chunk)
-        return count
+        keyed = ((candidates_key(version, user_id, self.tenant), record) for user_id, record in records)
+        return self._put(keyed)
 
     def put_purchases(self, version: str, purchases: Iterable[tuple[str, Sequence[Purchase]]]) -> None:
         """SET each user's packed purchases under its version key."""
+        self._put(
+            (purchases_key(version, user_id, self.tenant), pack_purchases(version, rows)) for user_id, rows in purchases
+        )
+
+    def _put(self, records: Iterable[tuple[str, bytes]]) -> int:
+        """SET each record under its key; returns how many."""
         with self._answering():
-            for chunk in in_pieces(purchases, PIECE_RECORDS):
-                pipe = self._redis.pipeline(transaction=False)
-                for user_id, rows in chunk:
-                    pipe.set(purchases_key(version, user_id, self.tenant), pack_purchases(version, rows))
-                pipe.execute()
+            return sum(
+                len(piece)
+                for piece, _ in ask_in_pieces(records, PIECE_RECORDS, lambda piece: self._redis.mset(dict(piece)))
+            )
 
     def verify(self, version: str, user_ids: Iterable[str]) -> Verification:
         """Read back every record of `user_ids` (each user once) and compare with the manifest.
@@ -188,20 +186,20 @@ class Publication:
         finite; as many as the manifest says and no others under the version's prefix; the same checksum.
         Raises DataError when the version was never announced.
         """
+        from spark_jobs.transforms.record_checks import record_faults, row_count
+
         manifest = self.manifest(version)
         found = Verification(version)
         digest_sum = 0
         faults: dict[str, list[str]] = {}
-        for user_id, record in self._read_records(version, user_ids):
-            if record is None:
-                faults.setdefault("no record", []).append(user_id)
-                continue
-            found.record_count += 1
-            fault, rows = _record_fault(version, record)
-            found.row_count += rows
-            if fault is not None:
-                faults.setdefault(fault, []).append(user_id)
-            digest_sum += candidates_digest(user_id, record)
+        for users, records in self._read_records(version, user_ids):
+            for user_id, record, fault in zip(users, records, record_faults(version, records), strict=True):
+                if fault is not None:
+                    faults.setdefault(fault, []).append(user_id)
+                if record is not None:
+                    found.record_count += 1
+                    found.row_count += row_count(record)
+                    digest_sum += candidates_digest(user_id, record)
         found.checksum = candidates_checksum([digest_sum])
         for fault, users in sorted(faults.items()):
             shown = ", ".join(repr(u) for u in sorted(users)[:_EXAMPLES]) + (", ..." if len(users) > _EXAMPLES else "")
@@ -228,13 +226,11 @@ class Publication:
             for key in self._scan_prefix(purchases_prefix(version, self.tenant))
         }
         digests, damaged = [], 0
-        for chunk in in_pieces(sorted(users), PIECE_RECORDS):
-            with self._answering():
-                records: Any = self._redis.mget([purchases_key(version, user_id, self.tenant) for user_id in chunk])
-            for user_id, record in zip(chunk, records, strict=True):
+        for some, records in self._ask_for(sorted(users), partial(purchases_key, version, tenant=self.tenant)):
+            for user_id, record in zip(some, records, strict=True):
                 try:
                     unpack_purchases(record or b"", expected_version=version)
-                    digests.append(purchases_digest(user_id, record))
+                    digests.append(purchases_digest(user_id, record or b""))
                 except ContractError:
                     damaged += 1
         faults = [f"purchases: {damaged:,} records are damaged or of another version"] if damaged else []
@@ -249,10 +245,10 @@ class Publication:
         keys = sorted(set(self._scan(version)))
         users = (parse_candidates_key(key.decode(), self.tenant)[1] for key in keys)
         digest_sum = count = 0
-        for user_id, record in self._read_records(version, users):
-            if record is not None:
-                digest_sum += candidates_digest(user_id, record)
-                count += 1
+        for some, records in self._read_records(version, users):
+            found = [(user_id, record) for user_id, record in zip(some, records, strict=True) if record is not None]
+            digest_sum += sum(candidates_digest(user_id, record) for user_id, record in found)
+            count += len(found)
         return count, candidates_checksum([digest_sum])
 
     def mark_verified(self, version: str, *, at: datetime | None) -> None:
@@ -394,11 +390,8 @@ class Publication:
         """Rows first, then the manifest, so that a drop that dies halfway is found and finished by the next flip."""
         with self._answering():
             keys = chain(self._scan(version), self._scan_prefix(purchases_prefix(version, self.tenant)))
-            for chunk in in_pieces(keys, PIECE_RECORDS):
-                pipe = self._redis.pipeline(transaction=False)
-                for key in chunk:
-                    pipe.unlink(key)
-                pipe.execute()
+            for _ in ask_in_pieces(keys, PIECE_RECORDS, lambda piece: self._redis.unlink(*piece)):
+                pass
             self._redis.hdel(versions_key(self.tenant), version)
 
     def _scan(self, version: str) -> Iterator[bytes]:
@@ -409,14 +402,20 @@ class Publication:
         with self._answering():
             yield from self._redis.scan_iter(match=prefix + "*", count=_SCAN_COUNT)
 
-    def _read_records(self, version: str, user_ids: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
-        for chunk in in_pieces(user_ids, PIECE_RECORDS):
+    def _read_records(self, version: str, user_ids: Iterable[str]) -> Iterator[tuple[list[str], list[bytes | None]]]:
+        return self._ask_for(user_ids, partial(candidates_key, version, tenant=self.tenant))
+
+    def _ask_for(
+        self, user_ids: Iterable[str], key_of: Callable[[str], str]
+    ) -> Iterator[tuple[list[str], list[bytes | None]]]:
+        """Some users and their records, again and again; None where there is none."""
+
+        def ask(users: list[str]) -> list[bytes | None]:
             with self._answering():
-                pipe = self._redis.pipeline(transaction=False)
-                for user_id in chunk:
-                    pipe.get(candidates_key(version, user_id, self.tenant))
-                records = pipe.execute()
-            yield from zip(chunk, records, strict=True)
+                records: Any = self._redis.mget([key_of(user_id) for user_id in users])
+            return list(records)
+
+        return ask_in_pieces(user_ids, PIECE_RECORDS, ask)
 
     def _transaction(self, change: Callable[[Pipeline], T]) -> T:
         """WATCH the pointers and the versions, let `change` read, call `multi()` and queue writes; EXEC; again when
@@ -482,21 +481,3 @@ def _droppable(versions: dict[str, Manifest], served: str, previous: str | None)
         if versions[v].volatile.get("verified_at") is None and parse_version(v)[0] <= parse_version(served)[0]
     ]
     return sorted(verified[spare:] + abandoned)
-
-
-def _record_fault(version: str, record: bytes) -> tuple[str | None, int]:
-    """(what is wrong with a record, or None; its row count)."""
-    try:
-        found, _, count = read_candidates_header(record)
-    except ContractError:
-        return "damaged record", 0
-    if found != version:
-        return f"record of version {found}", count
-    rows = [(-score, number) for number, score, *_ in CANDIDATE_ROW.iter_unpack(record[CANDIDATES_HEADER_BYTES:])]
-    if not all(math.isfinite(negated) for negated, _ in rows):
-        return "score not finite", count
-    if rows != sorted(rows):
-        return "rows out of order", count
-    if len({number for _, number in rows}) != count:
-        return "item listed twice", count
-    return None, count

@@ -18,7 +18,7 @@ from scipy import sparse
 
 from feature_repo.contracts.errors import ContractError
 from feature_repo.contracts.events import EventType
-from feature_repo.contracts.packing import CANDIDATE_ROW, FLAG_PERSONALIZE_DENIED, NO_REASON, pack_candidates_header
+from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED, NO_REASON, pack_candidates_header
 from spark_jobs.evaluation.split import INTERACTED, NONE
 from spark_jobs.models.base import InteractionMatrix, Model
 from spark_jobs.models.blend_model import Blend
@@ -26,6 +26,7 @@ from spark_jobs.models.block_reasons import PairTerms, block_reasons, model_reas
 from spark_jobs.models.matrix import build_matrix
 from spark_jobs.models.ranker import Ranker
 from spark_jobs.models.ranking import mask_items, top_items
+from spark_jobs.transforms.record_checks import PACKED_ROW
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -55,11 +56,6 @@ CANDIDATES_SCHEMA = pa.schema(
     ]
 )
 """gold.candidates in Arrow. Reasons are null where there is none; a list of nobody's history has no digest."""
-
-_PACKED_ROW = np.dtype(
-    [("item_number", "<u4"), ("score", "<f4"), ("source", "u1"), ("first", "<u4"), ("second", "<u4")]
-)
-assert _PACKED_ROW.itemsize == CANDIDATE_ROW.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +266,7 @@ def pack_batch(version: str, batch: pa.RecordBatch) -> Iterator[tuple[str, bytes
         if not pc.list_value_length(batch[name]).equals(lengths):
             raise ContractError(f"gold.candidates: {name} and item_numbers differ in length in the same row")
     flat = {name: batch[name].flatten() for name in CANDIDATES_SCHEMA.names[1:6]}
-    packed = np.empty(len(flat["scores"]), _PACKED_ROW)
+    packed = np.empty(len(flat["scores"]), PACKED_ROW)
     for target, name in (("item_number", "item_numbers"), ("score", "scores"), ("source", "sources")):
         if flat[name].null_count:
             raise ContractError(f"gold.candidates: {flat[name].null_count} nulls in {name}")
@@ -280,7 +276,7 @@ def pack_batch(version: str, batch: pa.RecordBatch) -> Iterator[tuple[str, bytes
     body, at = packed.tobytes(), 0
     columns = (batch["user_id"], lengths, batch["allows_personalize"])
     for user_id, count, allows in zip(*(column.to_pylist() for column in columns), strict=True):
-        end = at + count * _PACKED_ROW.itemsize
+        end = at + count * PACKED_ROW.itemsize
         header = pack_candidates_header(version, count, flags=0 if allows else FLAG_PERSONALIZE_DENIED)
         yield user_id, header + body[at:end]
         at = end

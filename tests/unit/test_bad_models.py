@@ -7,11 +7,13 @@ recipe reached on the validation window.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -37,13 +39,13 @@ from spark_jobs.evaluation.gate import (
     random_recall,
 )
 from spark_jobs.evaluation.split import TimeSplit, split_by_time
-from spark_jobs.io.publication import _record_fault
 from spark_jobs.models.artifacts import MANIFEST_FILE
 from spark_jobs.models.factory import Fitted, fit, load_model, newest_learned
 from spark_jobs.models.matrix import sort_interactions
 from spark_jobs.models.recipes import blend_recipe, default_recipe
 from spark_jobs.models.training_data import TrainingData
 from spark_jobs.transforms.list_checks import list_faults
+from spark_jobs.transforms.record_checks import record_faults, row_count
 from tests.builders import utc
 
 FIRST, CUT_OFF = utc("2024-03-01"), utc("2024-03-29")
@@ -349,8 +351,38 @@ ROWS = [PackedCandidate(4, 3.0, 3, 1, None), PackedCandidate(2, 2.0, 3, 1, 5), P
     ids=["truncated", "empty", "of yesterday", "doubled id", "unordered", "NaN", "infinite"],
 )
 def test_a_broken_record_is_found(record: bytes, fault: str) -> None:
-    assert _record_fault(VERSION, record)[0] == fault
-    assert _record_fault(VERSION, pack_candidates(VERSION, ROWS)) == (None, 3)
+    good = pack_candidates(VERSION, ROWS)
+    assert record_faults(VERSION, [good, record, good]) == [None, fault, None]
+    assert row_count(good) == 3
+
+
+def fault_by_hand(rows: list[PackedCandidate]) -> str | None:
+    """Of the rows of one record, as a person would look for it."""
+    if not all(math.isfinite(row.score) for row in rows):
+        return "score not finite"
+    if [*rows] != sorted(rows, key=lambda row: (-row.score, row.item_number)):
+        return "rows out of order"
+    return "item listed twice" if len({row.item_number for row in rows}) < len(rows) else None
+
+
+def test_of_many_records_each_has_its_own_fault() -> None:
+    random = Random(8)
+    scores = (0.5, 0.25, 0.25, 0.0, -1.0, math.inf, math.nan)
+    many = []
+    for _ in range(3_000):
+        rows = [
+            PackedCandidate(random.choice((1, 2, 3, 2**32 - 2)), random.choice(scores[: random.randint(4, 7)]), 1)
+            for _ in range(random.randint(0, 3))
+        ]
+        is_left = random.random() < 0.3 or any(math.isnan(row.score) for row in rows)
+        many.append(rows if is_left else sorted(rows, key=lambda row: (-row.score, row.item_number)))
+    expected = [fault_by_hand(rows) for rows in many]
+    records: list[bytes | None] = [pack_candidates(VERSION, rows) for rows in many]
+    for place in range(0, len(many), 100):
+        records[place], expected[place] = None, "no record"
+    assert len(set(expected)) == 5
+    assert record_faults(VERSION, records) == expected
+    assert record_faults(VERSION, []) == []
 
 
 CATALOGUE = {
