@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from feature_repo.contracts.session_record import CartChange, ItemMark, SessionEvent, SessionState, Votes, Word
+from feature_repo.contracts.session_record import CartChange, ItemMark, Regions, SessionEvent, SessionState, Votes, Word
 from feature_repo.contracts.session_record import session_hash as hashed
 
 TOUCHING = {"view_item", "select_item", "click", "watch", "add_to_wishlist", "like", "add_to_cart", "purchase",
@@ -105,6 +105,7 @@ def oracle(deliveries: Iterable[Mapping[str, Any]]) -> SessionState:
         first_micros=min(times),
         last_micros=max(times),
         shown={key: shown[key] for key in sorted(shown)[-200:]},
+        regions=regions_of(events),
     )
 
 
@@ -126,3 +127,25 @@ def votes_of(events: Iterable[Mapping[str, Any]]) -> Votes:
             chosen = sorted(first, key=lambda item: (zlib.crc32(item.encode()), item))[:8]
             votes[window, period] = {item: first[item] for item in chosen}
     return votes
+
+
+def regions_of(events: Iterable[Mapping[str, Any]]) -> Regions:
+    """Of each vote: of the regions that were named with the item in its bucket, the one that sorts first."""
+    events = list(events)
+    found: Regions = {}
+    for (window, period), votes in votes_of(events).items():
+        seconds, bucket_seconds = WINDOWS[window]
+        for item, bucket in votes.items():
+            begin = period * seconds + bucket * bucket_seconds
+            named = [
+                e["context"]["region"]
+                for e in events
+                if e["event_type"] in HALVES
+                and e.get("consent", {}).get("train") is not False
+                and item in items_of(e)
+                and begin <= micros_of(e) // 1_000_000 < begin + bucket_seconds
+                and e.get("context", {}).get("region")
+            ]
+            if named:
+                found[window, period, item] = min(named)
+    return found

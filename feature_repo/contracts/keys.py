@@ -141,6 +141,16 @@ def trend_key(window: int, bucket: int, partition: int, tenant: str = DEFAULT_TE
     return f"{_prefix(tenant)}trend:v1:{window}:{bucket}:{partition}"
 
 
+def region_trend_key(window: int, bucket: int, partition: int, region: str, tenant: str = DEFAULT_TENANT) -> str:
+    """String with TTL: the same of the votes that went to one region. Never parsed back."""
+    return f"{_prefix(tenant)}regiontrend:v1:{window}:{bucket}:{partition}:{quoted(region)}"
+
+
+def trend_regions_key(window: int, bucket: int, partition: int, tenant: str = DEFAULT_TENANT) -> str:
+    """String with TTL: which regions have such tables (`trend_record`, region list v1). Never parsed back."""
+    return f"{_prefix(tenant)}trendregions:v1:{window}:{bucket}:{partition}"
+
+
 def members_key(role: str, tenant: str = DEFAULT_TENANT) -> str:
     """Sorted set with TTL: who shares a role such as `consumer`; score = when they were heard of last, ms by the
     store's clock. Never parsed back."""

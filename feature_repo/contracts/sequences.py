@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from feature_repo.contracts.events import EventType
+from feature_repo.contracts.regions import named_region
 
 
 class SequenceRule(StrEnum):
@@ -41,8 +42,6 @@ BACKWARDS_MICROS = 86_400_000_000
 
 ORDER_FIELDS = ("order_id", "orderId", "transaction_id")
 """Where `properties` names the order: ours and Segment's, RudderStack's, GA4's."""
-REGION_FIELDS = ("region", "country", "location.country")
-"""Where `context` says in which region the event was, as paths."""
 
 
 class SequenceEvent(NamedTuple):
@@ -74,8 +73,7 @@ def order_of(properties: Mapping[str, Any]) -> str | None:
 
 def region_of(properties: Mapping[str, Any]) -> str | None:
     """The region that an event names (`context` lies in the properties of a stored event), or None."""
-    context = properties.get("context")
-    return _first(context, REGION_FIELDS) if isinstance(context, Mapping) else None
+    return named_region(properties.get("context"))
 
 
 def _first(fields: Mapping[str, Any], paths: Iterable[str]) -> str | None:

@@ -1,7 +1,7 @@
 """The session record: what the speed layer knows of one subject, packed. Little-endian; the format is the first byte.
 
-Session record v3
-    header    <BBqqqI9H2BH  format=3, flags, consent time, first and last event time (us since 1970; 0: none), bytes of
+Session record v4
+    header    <BBqqqI9H2BH  format=4, flags, consent time, first and last event time (us since 1970; 0: none), bytes of
               the names, then how many names, events, steps, cart changes, bought, dismissed, seen, interests, votes,
               type counts, last words, showings
     names     UTF-8, joined by NUL: item ids and words; rows below point at them by position
@@ -14,10 +14,13 @@ Session record v3
     count     <BI     event type, number
     word      <BqH    which (index in WORD_ORDER), event time (us), the word
     showing   <HHH    day since 1970, item, how often it was shown that day
+    region    <H      of each vote in turn: the region that it went to; 65535: none
     Lists are sorted by time, oldest first; ties by item id.
 
-    Size: at most 10,284 bytes and each name once (with a NUL), at most 967 names. With ids of 16 bytes a record has at
-    most 27 kB, with the longest ids that are allowed (256 bytes) 259 kB; after ten events it has some 600 bytes.
+    Size: at most 10,380 bytes and each name once (with a NUL), at most 1,015 names. With ids of 16 bytes a record has
+    at most 28 kB, with the longest that are allowed (ids 256 bytes, regions 64) 262 kB; after ten events some 600.
+
+Session record v3 (written where no vote has a region): the same without regions, format=3.
 
 Session record v2 (read, no longer written): the same without showings, their number and the end of the header.
 
@@ -34,7 +37,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
@@ -42,7 +45,7 @@ from typing import Any, NamedTuple
 
 from feature_repo.contracts.errors import ContractError
 
-FORMAT_V1, FORMAT_V2, FORMAT_V3 = 1, 2, 3
+FORMAT_V1, FORMAT_V2, FORMAT_V3, FORMAT_V4 = 1, 2, 3, 4
 
 EVENT_TYPE_ORDER = (
     "view_item", "view_item_list", "select_item", "add_to_cart", "remove_from_cart", "add_to_wishlist", "view_cart",
@@ -67,6 +70,8 @@ MAX_INTERESTS = 100
 MAX_SHOWINGS = 200
 MAX_COUNT = 2**32 - 1
 MAX_WEIGHT = 2**16 - 1
+NO_REGION = 2**16 - 1
+"""Instead of a name: the vote went to no region."""
 
 
 @lru_cache(maxsize=8192)
@@ -111,6 +116,7 @@ class ItemMark(NamedTuple):
 
 
 Votes = dict[tuple[int, int], dict[str, int]]
+Regions = dict[tuple[int, int, str], str]
 
 
 class Word(NamedTuple):
@@ -129,6 +135,7 @@ class SessionState:
     seen       item shown or touched -> time of the newest event that did (us)
     interests  (day since 1970, item id) -> weight in halves (SESSION_VOTE_WEIGHTS x 2)
     votes      (trend window, period) -> item that the subject speaks for -> bucket within the period (`trend_record`)
+    regions    (trend window, period, item id) -> region that the vote went to; only of votes that have one
     shown      (day since 1970, item id) -> how often it was shown that day, on whatever channel
     words      one of WORD_ORDER -> the word that holds      first_micros, last_micros  event times; 0 without an event
     """
@@ -148,6 +155,7 @@ class SessionState:
     first_micros: int = 0
     last_micros: int = 0
     shown: dict[tuple[int, str], int] = field(default_factory=dict)
+    regions: Regions = field(default_factory=dict)
 
 
 _HEADER = struct.Struct("<BBqqqI9H2BH")
@@ -161,10 +169,12 @@ _VOTE = struct.Struct("<BIBH")
 _COUNT = struct.Struct("<BI")
 _WORD = struct.Struct("<BqH")
 _SHOWING = struct.Struct("<HHH")
+_REGION = struct.Struct("<H")
 _ROWS = (_EVENT, _STEP, _CART, _MARK, _MARK, _MARK, _INTEREST, _VOTE, _COUNT, _WORD, _SHOWING)
+_OF_VOTES = _ROWS.index(_VOTE)
 
 ROW_FORMATS = tuple(one.format for one in (_HEADER, *_ROWS))
-"""Of v3, the header's first: whoever reads rows in another way checks that these are the ones it knows."""
+"""Of v3 and v4, the header's first: whoever reads rows in another way checks that these are the ones it knows."""
 
 _V1_HEADER = struct.Struct("<BBqHHH")
 _V1_EVENT = struct.Struct("<qBQH")
@@ -172,8 +182,8 @@ _V1_MARK = struct.Struct("<qH")
 
 
 def pack_session(state: SessionState) -> bytes:
-    """The v3 record of one subject: equal states have equal bytes. Raises ContractError on an unknown event type, and
-    on a number or name that does not fit."""
+    """The record of one subject, v4 or v3: equal states have equal bytes. Raises ContractError on an unknown event
+    type, and on a number or name that does not fit."""
     names: dict[str, int] = {}
     place = names.setdefault  # of a name: where it was first asked for
     types = _TYPE_INDEX
@@ -198,37 +208,46 @@ def pack_session(state: SessionState) -> bytes:
             [_SHOWING.pack(day, place(item, len(names)), number)
              for (day, item), number in sorted(state.shown.items())],
         ]  # fmt: skip
+        regions = _region_rows(state, place, names) if state.regions else []
         joined = "\0".join(names)
         if "" in names or joined.count("\0") != max(0, len(names) - 1):
             wrong = next(name for name in names if not name or "\0" in name)
             raise ContractError(f"a session record cannot name {wrong[:40]!r}: empty, or with a NUL")
         named = joined.encode("utf-8")
         header = _HEADER.pack(
-            FORMAT_V3, state.flags, state.consent_micros, state.first_micros, state.last_micros, len(named), len(names),
-            *map(len, rows),
+            FORMAT_V4 if regions else FORMAT_V3, state.flags, state.consent_micros, state.first_micros,
+            state.last_micros, len(named), len(names), *map(len, rows),
         )  # fmt: skip
     except KeyError as error:
         raise ContractError(f"event type {error.args[0]!r} has no number in the session record") from error
     except (struct.error, UnicodeEncodeError) as error:
         raise ContractError(f"a session record cannot hold this state: {error}") from error
-    return b"".join([header, named, *chain.from_iterable(rows)])
+    return b"".join([header, named, *chain.from_iterable(rows), *regions])
+
+
+def _region_rows(state: SessionState, place: Callable[[str, int], int], names: Sized) -> list[bytes]:
+    """One for each vote, in the order of the votes."""
+    found = [
+        state.regions.get((*period, item)) for period, votes in sorted(state.votes.items()) for item in sorted(votes)
+    ]
+    return [_REGION.pack(NO_REGION if region is None else place(region, len(names))) for region in found]
 
 
 def unpack_session(record: bytes) -> SessionState:
-    """Inverse of `pack_session`; reads v1 and v2 too. Raises ContractError when the record is not a whole one."""
+    """Inverse of `pack_session`; reads v1 to v3 too. Raises ContractError when the record is not a whole one."""
     form = record[0] if record else FORMAT_V3
-    if form not in (FORMAT_V1, FORMAT_V2, FORMAT_V3):
-        raise ContractError(f"session record format {form}, expected {FORMAT_V1}, {FORMAT_V2} or {FORMAT_V3}")
+    if not FORMAT_V1 <= form <= FORMAT_V4:
+        raise ContractError(f"session record format {form}, expected {FORMAT_V1} to {FORMAT_V4}")
     try:
         if form == FORMAT_V1:
             return _unpack_v1(record)
-        return _unpack_rows(record, _HEADER if form == FORMAT_V3 else _V2_HEADER)
+        return _unpack_rows(record, _V2_HEADER if form == FORMAT_V2 else _HEADER)
     except (struct.error, IndexError, UnicodeDecodeError) as error:
         raise ContractError(f"a session record of {len(record)} bytes is cut short or damaged") from error
 
 
 class OpenedSession(SessionState):
-    """A v3 record of which only what every request needs was unpacked; the rest comes when it is asked for.
+    """A v3 or v4 record of which only what every request needs was unpacked; the rest comes when it is asked for.
 
     Where the rest turns out damaged, all of it counts as empty.
     """
@@ -250,17 +269,17 @@ class OpenedSession(SessionState):
         return getattr(self, name)
 
 
-_LATER = ("steps", "cart", "seen", "interests", "votes", "counts", "words", "shown")
+_LATER = ("steps", "cart", "seen", "interests", "votes", "counts", "words", "shown", "regions")
 
 
 def read_session(record: bytes) -> SessionState:
     """`unpack_session` for those who rarely look beyond events, bought, dismissed and flags: the other fields are
     unpacked when they are first asked for. Raises ContractError as it does, but for damage within those others."""
-    if not record or record[0] != FORMAT_V3:
+    if not record or record[0] < FORMAT_V3:
         return unpack_session(record)
     try:
         (
-            _, flags, consent, first, last, name_bytes, name_count,
+            form, flags, consent, first, last, name_bytes, name_count,
             events, steps, cart, bought, dismissed, seen, interests, votes, counts, words, showings,
         ) = _HEADER.unpack_from(record)  # fmt: skip
         at = _HEADER.size + name_bytes
@@ -269,7 +288,8 @@ def read_session(record: bytes) -> SessionState:
         of_rest = of_marks + (bought + dismissed) * _MARK.size
         end = of_rest + seen * _MARK.size + interests * _INTEREST.size + votes * _VOTE.size
         end += counts * _COUNT.size + words * _WORD.size + showings * _SHOWING.size
-        if len(names) != name_count or len(record) != end:
+        end += votes * _REGION.size if form == FORMAT_V4 else 0
+        if len(names) != name_count or len(record) != end or form > FORMAT_V4:
             return unpack_session(record)  # says what is wrong
         types = EVENT_TYPE_ORDER
         state = OpenedSession.__new__(OpenedSession)
@@ -294,8 +314,8 @@ def read_session(record: bytes) -> SessionState:
 
 
 def _unpack_rows(record: bytes, header: struct.Struct) -> SessionState:
-    """v3, and v2 by its own header, which counts no showings."""
-    _, flags, consent, first, last, name_bytes, name_count, *counts = header.unpack_from(record)
+    """v4, v3, and v2 by its own header, which counts no showings."""
+    form, flags, consent, first, last, name_bytes, name_count, *counts = header.unpack_from(record)
     counts += [0] * (len(_ROWS) - len(counts))
     at = header.size + name_bytes
     names = record[header.size : at].decode("utf-8").split("\0") if name_count else []
@@ -308,6 +328,9 @@ def _unpack_rows(record: bytes, header: struct.Struct) -> SessionState:
         end = at + count * row.size
         sections.append(row.iter_unpack(record[at:end]) if count else ())
         at = end
+    of_votes = record[at:]
+    if form == FORMAT_V4:
+        at += counts[_OF_VOTES] * _REGION.size
     if len(record) != at:
         raise ContractError(f"a session record of these counts ends at byte {at}, got {len(record)} bytes")
     events, steps, cart, bought, dismissed, seen, interests, voted, numbers, words, showings = sections
@@ -316,11 +339,15 @@ def _unpack_rows(record: bytes, header: struct.Struct) -> SessionState:
     votes: Votes = {}
     of_period: dict[str, int] = {}
     last_period = None
-    for window, period, bucket, item in voted:  # those of a period lie together
+    placed = [place for (place,) in _REGION.iter_unpack(of_votes)]
+    regions: Regions = {}
+    for number, (window, period, bucket, item) in enumerate(voted):  # those of a period lie together
         if (window, period) != last_period:
             last_period = (window, period)
             of_period = votes.setdefault(last_period, {})
         of_period[names[item]] = bucket
+        if placed and placed[number] != NO_REGION:
+            regions[window, period, names[item]] = names[placed[number]]
     return SessionState(
         [
             made(SessionEvent, (micros, types[kind], session, names[item], mark))
@@ -343,6 +370,7 @@ def _unpack_rows(record: bytes, header: struct.Struct) -> SessionState:
         first,
         last,
         {(day, names[item]): number for day, item, number in showings},
+        regions,
     )
 
 

@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from feature_repo.contracts.session_record import (
-    EVENT_TYPE_ORDER, FORMAT_V3, ROW_FORMATS, WORD_ORDER, CartChange, ItemMark, SessionEvent, SessionState, Word,
+    EVENT_TYPE_ORDER, FORMAT_V3, FORMAT_V4, NO_REGION, ROW_FORMATS, WORD_ORDER, CartChange, ItemMark, SessionEvent, SessionState, Word,
 )
 from feature_repo.contracts.session_record import unpack_session as _twin
 
@@ -34,8 +34,9 @@ cdef enum:
     VOTE = 8
     COUNT = 5
     WORD = 11
+    REGION = 2
 
-assert FORMAT_V3 == 3
+assert (FORMAT_V3, FORMAT_V4, NO_REGION) == (3, 4, 65535)
 assert ROW_FORMATS == (
     "<BBqqqI9H2BH", "<qBQIH", "<qBQI", "<qBHIH", "<qH", "<qH", "<qH", "<HHH", "<BIBH", "<BI", "<BqH", "<HHH",
 )
@@ -104,9 +105,10 @@ cdef object _unpacked(bytes record):
     cdef uint32_t name_bytes
     cdef int64_t consent, first, last
     cdef list names, marked, dismissals, event_rows = [], step_rows = [], cart_rows = []
-    cdef dict seen_at = {}, votes = {}, of_period = {}, numbers = {}, said = {}, by_interest
+    cdef dict seen_at = {}, votes = {}, of_period = {}, numbers = {}, said = {}, regions = {}, by_interest
+    cdef const char* placed = NULL
     cdef object period, last_period = None
-    if size < HEADER or at[0] != 3:
+    if size < HEADER or not 3 <= at[0] <= 4:
         raise _Odd
     flags = <uint8_t>at[1]
     consent, first, last, name_bytes = _i64(at + 2), _i64(at + 10), _i64(at + 18), _u32(at + 26)
@@ -114,10 +116,12 @@ cdef object _unpacked(bytes record):
     bought, dismissed, seen = _u16(at + 38), _u16(at + 40), _u16(at + 42)
     interests, voted = _u16(at + 44), _u16(at + 46)
     counts, words, showings = <uint8_t>at[48], <uint8_t>at[49], _u16(at + 50)
+    if at[0] == 4:
+        placed = at + size - REGION * voted
     if size != (
         HEADER + <Py_ssize_t>name_bytes + EVENT * events + STEP * steps + CART * cart
         + MARK * (bought + dismissed + seen) + INTEREST * (interests + showings) + VOTE * voted + COUNT * counts
-        + WORD * words
+        + WORD * words + (0 if placed is NULL else REGION * voted)
     ):
         raise _Odd
     at += HEADER
@@ -154,7 +158,12 @@ cdef object _unpacked(bytes record):
         if period != last_period:
             last_period = period
             of_period = votes.setdefault(period, {})
-        of_period[_name(names, at + 6)] = <uint8_t>at[5]
+        item = _name(names, at + 6)
+        of_period[item] = <uint8_t>at[5]
+        if placed is not NULL:
+            if _u16(placed) != 65535:
+                regions[(<uint8_t>at[0], _u32(at + 1), item)] = _name(names, placed)
+            placed += REGION
         at += VOTE
     for n in range(counts):
         numbers[_type(at)] = _u32(at + 1)
@@ -166,5 +175,5 @@ cdef object _unpacked(bytes record):
         at += WORD
     return SessionState(
         event_rows, marked, dismissals, flags, consent, step_rows, cart_rows, seen_at, by_interest, votes, numbers, said,
-        first, last, _by_day(at, showings, names),
+        first, last, _by_day(at, showings, names), regions,
     )

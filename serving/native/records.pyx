@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
 """Session records in native code. The twin is `contracts.session_record.read_session`, whose format this reads.
 
-Only a whole record of the newest format is read here, each row held against the length of the record first; anything
+Only a whole record of the formats that are written is read here, each row held against the length of the record first; anything
 else goes to the twin, which says what is wrong with it.
 """
 
@@ -9,7 +9,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from feature_repo.contracts.session_record import EVENT_TYPE_ORDER, FORMAT_V3, ItemMark, SessionEvent, ROW_FORMATS
+from feature_repo.contracts.session_record import EVENT_TYPE_ORDER, FORMAT_V3, FORMAT_V4, ItemMark, SessionEvent, ROW_FORMATS
 from feature_repo.contracts.session_record import OpenedSession, read_session as _twin
 
 
@@ -22,6 +22,7 @@ cdef enum:
     EVENT = 23
     MARK = 10
 
+assert (FORMAT_V3, FORMAT_V4) == (3, 4)
 assert ROW_FORMATS == (
     "<BBqqqI9H2BH", "<qBQIH", "<qBQI", "<qBHIH", "<qH", "<qH", "<qH", "<HHH", "<BIBH", "<BI", "<BqH", "<HHH"
 )
@@ -62,7 +63,7 @@ cdef object _read(bytes record):
     cdef uint32_t name_bytes, mark
     cdef uint64_t session
     cdef list names, found
-    if size < HEADER or data[0] != FORMAT_V3:
+    if size < HEADER or not 3 <= data[0] <= 4:
         return None
     memcpy(&name_bytes, data + 26, 4)
     name_count, events = _two(data + 30), _two(data + 32)
@@ -72,6 +73,7 @@ cdef object _read(bytes record):
     at = end
     end += (bought + dismissed + _two(data + 42)) * MARK + _two(data + 44) * 6 + _two(data + 46) * 8
     end += <uint8_t>data[48] * 5 + <uint8_t>data[49] * 11 + _two(data + 50) * 6
+    end += _two(data + 46) * 2 if data[0] == 4 else 0  # the regions of the votes
     if end != size:
         return None
     names = PyUnicode_DecodeUTF8(data + HEADER, name_bytes, NULL).split("\0") if name_count else []

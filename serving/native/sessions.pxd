@@ -18,7 +18,7 @@ cdef enum:
 
 
 cdef struct Sections:  # of a record: how many rows, where they begin, and the names that they lead to
-    Py_ssize_t name_count, events, steps, cart, bought, dismissed, seen, interests, votes, counts, words, showings
+    Py_ssize_t name_count, events, steps, cart, bought, dismissed, seen, interests, votes, counts, words, showings, regions
     const char* event_rows
     const char* step_rows
     const char* cart_rows
@@ -30,6 +30,7 @@ cdef struct Sections:  # of a record: how many rows, where they begin, and the n
     const char* count_rows
     const char* word_rows
     const char* showing_rows
+    const char* region_rows  # of each vote, in format 4
     const char* names[1024]
     Py_ssize_t sizes[1024]
 

@@ -2,7 +2,7 @@
 """The session of a record, picked and heard where it lies. The twins are `pipeline.identify`, `contracts.session_record`
 and `session_digest` of `api.decisions`.
 
-A record that is not a whole one of the newest format, and one of a person who may not be known, is declined.
+A record that is not a whole one of the formats that are written, and one of a person who may not be known, is declined.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -16,7 +16,7 @@ from serving.native.votes cimport BUYS, Votes, know_kind
 from serving.native.work cimport Event
 
 from feature_repo.contracts.packing import FLAG_BOT, FLAG_PERSONALIZE_DENIED
-from feature_repo.contracts.session_record import EVENT_TYPE_ORDER, FORMAT_V3, ROW_FORMATS, WORD_ORDER
+from feature_repo.contracts.session_record import EVENT_TYPE_ORDER, FORMAT_V3, FORMAT_V4, NO_REGION, ROW_FORMATS, WORD_ORDER
 from serving.native.columns import Declined
 from serving.pipeline.identify import CLIENT_GAP_MICROS
 
@@ -32,8 +32,10 @@ cdef enum:
     VOTE = 8
     COUNT = 5
     WORD = 11
+    REGION = 2
     DIGESTED = 4096  # bytes of the items of a session
 
+assert (FORMAT_V3, FORMAT_V4, NO_REGION) == (3, 4, 65535)
 assert ROW_FORMATS == (
     "<BBqqqI9H2BH", "<qBQIH", "<qBQI", "<qBHIH", "<qH", "<qH", "<qH", "<HHH", "<BIBH", "<BI", "<BqH", "<HHH"
 )
@@ -63,7 +65,7 @@ cdef int open_record(bytes record, Sections* told) except -1:
     cdef const char* start
     cdef const char* stop
     cdef const char* end
-    if size < HEADER or data[0] != FORMAT_V3 or <uint8_t>data[1] & _ANY_NO:
+    if size < HEADER or not 3 <= data[0] <= 4 or <uint8_t>data[1] & _ANY_NO:
         raise Declined
     memcpy(&name_bytes, data + 26, 4)
     told.name_count, told.events, told.steps, told.cart = two(data + 30), two(data + 32), two(data + 34), two(data + 36)
@@ -83,7 +85,9 @@ cdef int open_record(bytes record, Sections* told) except -1:
     told.count_rows = told.vote_rows + told.votes * VOTE
     told.word_rows = told.count_rows + told.counts * COUNT
     told.showing_rows = told.word_rows + told.words * WORD
-    if told.showing_rows + told.showings * SHOWING != data + size:
+    told.region_rows = told.showing_rows + told.showings * SHOWING
+    told.regions = told.votes if data[0] == 4 else 0
+    if told.region_rows + told.regions * REGION != data + size:
         raise Declined
 
     start, stop = data + HEADER, data + HEADER + name_bytes
@@ -128,6 +132,9 @@ cdef int check_rest(const Sections* told) except -1:
     check_names(told, told.vote_rows + 6, told.votes, VOTE)
     check_names(told, told.word_rows + 9, told.words, WORD)
     check_names(told, told.showing_rows + 2, told.showings, SHOWING)
+    for at in range(told.regions):
+        if two(told.region_rows + at * REGION) != 65535:
+            check_names(told, told.region_rows + at * REGION, 1, REGION)
     for at in range(told.steps):
         if <uint8_t>told.step_rows[at * STEP + 8] >= _TYPE_COUNT:
             raise Declined

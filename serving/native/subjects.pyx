@@ -30,9 +30,10 @@ from feature_repo.contracts.common_events import (
 from feature_repo.contracts.common_events import check_common_event as check_by_twin
 from feature_repo.contracts.events import EVENT_FIELDS, MAX_ID_BYTES, MAX_ITEMS_PER_EVENT, EventType
 from feature_repo.contracts.packing import FLAG_BOT
+from feature_repo.contracts.regions import MAX_REGION_BYTES, REGION_FIELDS, voting_region
 from feature_repo.contracts.session_record import (
-    EVENT_TYPE_ORDER, FORMAT_V3, MAX_COUNT, MAX_EVENTS, MAX_INTERESTS, MAX_SEEN, MAX_SHOWINGS, MAX_STEPS, MAX_WEIGHT,
-    WORD_ORDER, SessionEvent, Word, session_hash,
+    EVENT_TYPE_ORDER, FORMAT_V3, FORMAT_V4, MAX_COUNT, MAX_EVENTS, MAX_INTERESTS, MAX_SEEN, MAX_SHOWINGS, MAX_STEPS, MAX_WEIGHT,
+    NO_REGION, WORD_ORDER, SessionEvent, Word, session_hash,
 )
 from feature_repo.contracts.session_record import pack_session as _twin_pack
 from feature_repo.contracts.times import EARLIEST_EVENT, to_micros
@@ -61,7 +62,7 @@ cdef tuple _agent_fields = tuple(AGENT_FIELDS)
 cdef int64_t _day = DAY_MICROS
 cdef Py_ssize_t _max_events = MAX_EVENTS, _max_steps = MAX_STEPS, _max_seen = MAX_SEEN
 cdef Py_ssize_t _max_interests = MAX_INTERESTS, _max_showings = MAX_SHOWINGS, _max_votes = MAX_VOTES
-cdef Py_ssize_t _voted_periods = VOTED_PERIODS
+cdef Py_ssize_t _voted_periods = VOTED_PERIODS, _max_region = MAX_REGION_BYTES
 cdef int64_t _max_count = MAX_COUNT, _max_weight = MAX_WEIGHT
 cdef int64_t _flag_bot = FLAG_BOT
 cdef list _windows = [(int(w.number), int(w.seconds), int(w.bucket_seconds)) for w in WINDOWS]
@@ -69,7 +70,8 @@ cdef int64_t _quick = QUICK_MICROS, _least_step = LEAST_STEP_MICROS
 cdef double _steady = STEADY_SHARE_OF_STEP
 cdef Py_ssize_t _max_items = MAX_ITEMS
 
-assert FORMAT_V3 == 3
+assert (FORMAT_V3, FORMAT_V4, NO_REGION) == (3, 4, 65535)
+assert REGION_FIELDS == ("region", "country", "location.country")
 assert list(_words) == ["device", "channel", "referrer", "first_referrer", "language"]
 
 
@@ -165,7 +167,8 @@ def fold_event(state, event):
         if plan[4]:  # halves
             _add_by_day(state.interests, micros, items, plan[4], _max_interests)
             if not flags & _flag_bot:
-                _vote(state.votes, micros, items)
+                context = fields.get("context")
+                _vote(state.votes, state.regions, micros, items, _region_of(context) if context else "")
     counts = state.counts
     before = counts.get(kind)
     counts[kind] = 1 if before is None else min(<int64_t>before + 1, _max_count)
@@ -189,11 +192,26 @@ cdef _add_by_day(dict sums, int64_t micros, list items, int64_t added, Py_ssize_
         del sums[min(sums)]
 
 
-cdef _vote(dict votes, int64_t micros, list items):
+cdef object _region_of(object context):
+    """`contracts.regions.voting_region`."""
+    cdef object region
+    if type(context) is dict:
+        region = (<dict>context).get("region")
+        if region is None:
+            if "country" not in <dict>context and "location" not in <dict>context:
+                return ""
+        elif type(region) is str and 0 < len(<str>region) <= _max_region and (<str>region).isascii():
+            if "\0" not in <str>region:
+                return region
+    return voting_region(context)
+
+
+cdef _vote(dict votes, dict regions, int64_t micros, list items, str region):
     cdef int64_t seconds = micros // 1000000, length, bucket
     cdef dict here
     cdef tuple window
-    cdef object key, held, number
+    cdef object key, held, number, vote
+    cdef bint is_placed = bool(region), has_regions = bool(regions)
     for window in _windows:
         number = window[0]
         length = window[1]
@@ -205,7 +223,9 @@ cdef _vote(dict votes, int64_t micros, list items):
                 oldest = min(known)
                 if key[1] < oldest[1]:
                     continue
-                del votes[oldest]
+                for item in votes.pop(oldest):
+                    if has_regions:
+                        regions.pop((*oldest, item), None)
             found = votes[key] = {}
         here = found
         bucket = seconds % length // <int64_t>window[2]
@@ -213,10 +233,22 @@ cdef _vote(dict votes, int64_t micros, list items):
             held = here.get(item)
             if held is None:
                 here[item] = bucket
+                if is_placed:
+                    regions[(*key, item)] = region
                 if len(here) > _max_votes:
-                    del here[max(here, key=_twin.vote_order)]
+                    silenced = max(here, key=_twin.vote_order)
+                    del here[silenced]
+                    if is_placed or has_regions:
+                        regions.pop((*key, silenced), None)
             elif bucket < <int64_t>held:
                 here[item] = bucket
+                if has_regions:
+                    regions.pop((*key, item), None)
+                if is_placed:
+                    regions[(*key, item)] = region
+            elif is_placed and bucket == <int64_t>held:
+                vote = (*key, item)
+                regions[vote] = min(region, regions.get(vote, region))
 
 
 cdef _hear(object state, object at, int64_t micros, object event, object context):
@@ -318,7 +350,7 @@ cdef Py_ssize_t _room_of(object state) except -1:
     return (
         64 + 23 * len(<list?>state.events) + 21 * len(<list?>state.steps) + 17 * len(<list?>state.cart)
         + 10 * (len(<list?>state.bought) + len(<list?>state.dismissed) + len(<dict?>state.seen))
-        + 6 * (len(<dict?>state.interests) + len(<dict?>state.shown)) + 8 * voted
+        + 6 * (len(<dict?>state.interests) + len(<dict?>state.shown)) + (8 + 2) * voted
         + 5 * len(<dict?>state.counts) + 11 * len(<dict?>state.words)
     )
 
@@ -332,6 +364,9 @@ cdef bytes _packed(object state, char* rows):
     cdef Py_ssize_t voted = 0, named_bytes
     cdef list events = state.events, steps = state.steps, cart = state.cart, listed
     cdef dict votes = state.votes, bucket_of, counts = state.counts, words = state.words, sums, seen = state.seen
+    cdef dict regions = state.regions
+    cdef bint has_regions = bool(regions)
+    cdef list voted_for = []
     for found in events:
         row = _row(found, 5)
         to = _put64(to, row[0])
@@ -373,6 +408,8 @@ cdef bytes _packed(object state, char* rows):
             to = _put8(to, bucket_of[item])
             to = _put16(to, _place(names, item))
             voted += 1
+            if has_regions:
+                voted_for.append((*key, item))
     for found in sorted([(_types[kind], number) for kind, number in counts.items()]):
         to = _put8(to, (<tuple>found)[0])
         to = _put32(to, (<tuple>found)[1])
@@ -394,13 +431,16 @@ cdef bytes _packed(object state, char* rows):
             to = _put16(to, key[0])
             to = _put16(to, _place(names, key[1]))
             to = _put16(to, row[1])
+    for vote in voted_for:
+        region = regions.get(vote)
+        to = _put16(to, 65535 if region is None else _place(names, region))
 
     cdef str joined = "\0".join(names)
     if "" in names or joined.count("\0") != max(0, len(names) - 1):
         raise Odd()
     cdef bytes named = joined.encode("utf-8")
     named_bytes = PyBytes_GET_SIZE(named)
-    at = _put8(at, 3)
+    at = _put8(at, 4 if voted_for else 3)
     at = _put8(at, state.flags)
     at = _put64(at, state.consent_micros)
     at = _put64(at, state.first_micros)

@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 
 from feature_repo.contracts import session_record
 from feature_repo.contracts.errors import ContractError
-from feature_repo.contracts.keys import session_key, session_key_before, trend_key
+from feature_repo.contracts.keys import session_key, session_key_before
 from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED
-from feature_repo.contracts.session_record import SessionState, Votes
-from feature_repo.contracts.trend_record import MICROS, WINDOWS, TrendTable, pack_trend, unpack_trend
+from feature_repo.contracts.session_record import SessionState
+from feature_repo.contracts.trend_record import MICROS
 from serving.native import parts
 from serving.speed import session_state
 from serving.speed.bot_guard import BotGuard
@@ -47,7 +47,8 @@ from serving.speed.stores import (
     Transaction,
     Write,
 )
-from serving.speed.trends import VoteChange, buckets_of, vote_changes
+from serving.speed.trend_tables import TrendTables, expires_at
+from serving.speed.trends import Stand, VoteChange, stand_of, vote_changes
 
 logger = logging.getLogger("nightjar.speed")
 
@@ -66,15 +67,11 @@ FEW_SUBJECTS = 64
 KEPT_STATES = 4096
 """Session states that stay in memory, unpacked, about 10 kB each: people come in sessions. What the store holds decides
 whether one is still true."""
-KEPT_TABLES = 256
-"""Trend tables of all owned partitions that stay in memory between two batches."""
 
 APPLIED, DUPLICATE, DEAD = "applied", "duplicate", "dead_lettered"
 BOT = "bot"
 """Of the applied: entries of subjects that behave like bots."""
-DAMAGED_SESSION, DAMAGED_TREND = "damaged_session", "damaged_trend"
-
-_WINDOW = {window.number: window for window in WINDOWS}
+DAMAGED_SESSION = "damaged_session"
 
 
 @dataclass(slots=True)
@@ -126,7 +123,7 @@ class Applier:
         """When the log took the newest of what the last step applied (us since 1970); 0 when it applied nothing."""
         self._entry_events = 1.0
         """How many events the entries of the last read had in the mean."""
-        self._tables: dict[tuple[int, int, int], TrendTable] = {}
+        self._tables = TrendTables(tenant)
         self._states: OrderedDict[str, tuple[bytes, SessionState]] = OrderedDict()
         """Session key -> (record, the same unpacked), heard of longest ago first."""
         self._guard = BotGuard()
@@ -214,8 +211,7 @@ class Applier:
 
     def _forget_tables(self, partition: int) -> None:
         self._identity.forget()
-        for key in [key for key in self._tables if key[0] == partition]:
-            del self._tables[key]
+        self._tables.forget(partition)
 
     def _see_sizes(self, found: Sequence[tuple[int, Sequence[Entry]]], count: int) -> None:
         """Batches grow while a stream has as many entries as were asked for; they begin anew when none has."""
@@ -264,7 +260,7 @@ class Applier:
                         by_key = self._by_session_key(live)
                     with watch.at_work():
                         votes = self._fold(by_key, records, batch)
-                    self._count_votes(transaction, votes, batch)
+                    batch.changes.writes += self._tables.count(transaction, votes, batch.counts)
                     batch.changes.hashes += self._identity.news(_applied_events(live, batch.letters))
                     batch.counts[DEAD] += len(batch.letters)
                     self._bury(batch.letters)
@@ -332,7 +328,7 @@ class Applier:
             if changes:
                 newest = receipt_micros(logged[-1].position) // MICROS
                 votes.setdefault(logged[0].partition, []).extend(
-                    change for change in changes if _WINDOW[change.window].expires_at(change.bucket) > newest
+                    change for change in changes if expires_at(change.window, change.bucket) > newest
                 )
         return votes
 
@@ -361,7 +357,7 @@ class Applier:
 
     def _fold_subject(
         self, key: str, record: bytes | None, logged: Sequence[LoggedEvent], batch: _Batch
-    ) -> tuple[Votes | None, Votes, bytes]:
+    ) -> tuple[Stand | None, Stand, bytes]:
         """(votes before, None: they are unchanged; votes after; the new record, empty when nothing could be applied).
 
         An event that fails is delivered again, to a fresh copy, until it has failed MAX_DELIVERIES times.
@@ -374,7 +370,7 @@ class Applier:
             state = self._state(key, record, batch.counts if not failures else Counter())
             before = None
             if not VOTING_TYPES.isdisjoint([one.event["event_type"] for one in good if one.event is not None]):
-                before = {period: votes.copy() for period, votes in state.votes.items()}
+                before = stand_of(state)
             one, of_bots = good[0], 0
             try:
                 for one in good:
@@ -401,8 +397,8 @@ class Applier:
             self._states[key] = (packed, state)
             if len(self._states) > KEPT_STATES:
                 self._states.popitem(last=False)
-            return before, state.votes, packed
-        return None, {}, b""
+            return before, Stand(state.votes, state.regions), packed
+        return None, Stand({}, {}), b""
 
     def _state(self, key: str, record: bytes | None, counts: Counter[str]) -> SessionState:
         """What the record says, for the caller to change. A record that cannot be read starts anew, without consent:
@@ -417,39 +413,6 @@ class Applier:
         except ContractError:
             counts[DAMAGED_SESSION] += 1
             return SessionState(flags=FLAG_PERSONALIZE_DENIED)
-
-    def _count_votes(self, transaction: Transaction, votes: Mapping[int, Sequence[VoteChange]], batch: _Batch) -> None:
-        touched = [(p, *bucket) for p, changes in votes.items() for bucket in buckets_of(changes)]
-        self._load_tables(transaction, touched, batch.counts)
-        for partition, changes in votes.items():
-            for change in changes:
-                table = self._tables[partition, change.window, change.bucket]
-                if change.is_withdrawn:
-                    table.withdraw(change.item_id)
-                else:
-                    table.add(change.item_id)
-        for partition, window, bucket in touched:
-            key = trend_key(window, bucket, partition, self._tenant)
-            packed = pack_trend(self._tables[partition, window, bucket])
-            batch.changes.writes.append(Write(key, packed, until=_WINDOW[window].expires_at(bucket)))
-
-    def _load_tables(
-        self, transaction: Transaction, touched: Sequence[tuple[int, int, int]], counts: Counter[str]
-    ) -> None:
-        if len(self._tables) > KEPT_TABLES:
-            self._tables.clear()
-        missing = [key for key in touched if key not in self._tables]
-        if not missing:
-            return
-        stored = transaction.read([trend_key(window, bucket, p, self._tenant) for p, window, bucket in missing])
-        for (partition, window, bucket), record in zip(missing, stored, strict=True):
-            table = TrendTable(window, bucket)
-            if record is not None:
-                try:
-                    table = unpack_trend(record)
-                except ContractError:
-                    counts[DAMAGED_TREND] += 1
-            self._tables[partition, window, bucket] = table
 
     def _bury(self, letters: Sequence[DeadLetter]) -> None:
         for letter in letters:

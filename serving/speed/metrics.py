@@ -35,6 +35,7 @@ from feature_repo.contracts.keys import (
     stream_key,
 )
 from serving.speed.positions import START, after, receipt_micros
+from serving.speed.trend_tables import LEFT_OUT
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
@@ -169,6 +170,10 @@ class StreamPositions(Collector):
         bots = CounterMetricFamily(
             "nightjar_consumer_bot_entries", "Of the applied entries: those of subjects that behave like bots"
         )
+        left_out = CounterMetricFamily(
+            "nightjar_consumer_region_votes_left_out",
+            "Votes for regions beyond the first 64 of their bucket: they count for all regions together alone",
+        )
         letters = GaugeMetricFamily("nightjar_consumer_dead_letters_kept", "Entries in the dead-letter stream")
         now = self._now_micros()
         for partition in range(EVENT_PARTITIONS):
@@ -176,10 +181,11 @@ class StreamPositions(Collector):
             lag.add_metric([str(partition)], self._age(stream_key(partition, tenant), position, now))
         counters: Mapping[bytes, bytes] = self._online.hgetall(speed_counters_key(tenant))  # type: ignore[assignment]
         bots.add_metric([], int(counters.get(b"bot", 0)))
-        for outcome in sorted({b"applied", b"dead_lettered", b"duplicate", *counters} - {b"bot"}):
+        left_out.add_metric([], int(counters.get(LEFT_OUT.encode(), 0)))
+        for outcome in sorted({b"applied", b"dead_lettered", b"duplicate", *counters} - {b"bot", LEFT_OUT.encode()}):
             outcomes.add_metric([outcome.decode()], int(counters.get(outcome, 0)))
         letters.add_metric([], self._length(dead_letter_stream_key(tenant)))
-        return [lag, outcomes, bots, letters]
+        return [lag, outcomes, bots, left_out, letters]
 
     def _archiver(self) -> list[Metric]:
         lag = GaugeMetricFamily(

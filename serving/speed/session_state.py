@@ -23,6 +23,7 @@ from feature_repo.contracts.events import (
     expand_items,
 )
 from feature_repo.contracts.packing import FLAG_BOT, FLAG_PERSONALIZE_DENIED
+from feature_repo.contracts.regions import voting_region
 from feature_repo.contracts.session_record import (
     MAX_CART_CHANGES,
     MAX_COUNT,
@@ -35,6 +36,7 @@ from feature_repo.contracts.session_record import (
     MAX_WEIGHT,
     CartChange,
     ItemMark,
+    Regions,
     SessionEvent,
     SessionState,
     Votes,
@@ -152,7 +154,8 @@ def fold_event(state: SessionState, event: Mapping[str, Any]) -> None:
         if halves:
             _add_by_day(state.interests, micros, items, halves, MAX_INTERESTS)
             if not state.flags & FLAG_BOT and (not consent or consent.get("train") is not False):
-                _vote(state.votes, micros, items)
+                context = event.get("context")
+                _vote(state.votes, state.regions, micros, items, voting_region(context) if context else "")
 
     counts = state.counts
     counts[kind] = min(counts.get(kind, 0) + 1, MAX_COUNT)
@@ -227,8 +230,9 @@ def _add_by_day(
         del sums[min(sums)]
 
 
-def _vote(votes: Votes, micros: int, items: Sequence[str]) -> None:
-    """Speak for the items in every window, each in the first bucket of its period in which it was touched."""
+def _vote(votes: Votes, regions: Regions, micros: int, items: Sequence[str], region: str) -> None:
+    """Speak for the items in every window, each in the first bucket of its period in which it was touched, and in the
+    region ("": none) where it was; of several of that bucket in the one that sorts first, in none only without any."""
     if not items:
         return
     seconds = micros // MICROS
@@ -241,17 +245,28 @@ def _vote(votes: Votes, micros: int, items: Sequence[str]) -> None:
                 oldest = min(known)
                 if period < oldest[1]:
                     continue
-                del votes[oldest]
+                for item in votes.pop(oldest):
+                    regions.pop((*oldest, item), None)
             here = votes[window, period] = {}
         bucket = seconds % length // bucket_seconds
         for item in items:
             held = here.get(item)
             if held is None:
                 here[item] = bucket
+                if region:
+                    regions[window, period, item] = region
                 if len(here) > MAX_VOTES:
-                    del here[max(here, key=vote_order)]
+                    silenced = max(here, key=vote_order)
+                    del here[silenced]
+                    regions.pop((window, period, silenced), None)
             elif bucket < held:
                 here[item] = bucket
+                regions.pop((window, period, item), None)
+                if region:
+                    regions[window, period, item] = region
+            elif region and bucket == held:
+                vote = (window, period, item)
+                regions[vote] = min(region, regions.get(vote, region))
 
 
 def _hear_consent(state: SessionState, micros: int, personalize: bool | None) -> None:

@@ -1,11 +1,11 @@
-"""From the votes of subjects to the trend tables of one partition. Pure, but for the tables it is given."""
+"""From the votes of subjects to what the trend tables must learn. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from feature_repo.contracts.session_record import Votes
+from feature_repo.contracts.session_record import SessionState
 from feature_repo.contracts.trend_record import WINDOWS
 
 BUCKETS = {window.number: window.buckets for window in WINDOWS}
@@ -14,33 +14,51 @@ BUCKETS = {window.number: window.buckets for window in WINDOWS}
 _NONE: Mapping[str, int] = {}
 
 
+class Stand(NamedTuple):
+    """For what a subject speaks: `SessionState.votes`, and `SessionState.regions` of those that went to one."""
+
+    votes: Mapping[tuple[int, int], Mapping[str, int]]
+    regions: Mapping[tuple[int, int, str], str]
+
+
 class VoteChange(NamedTuple):
-    """One vote that comes into a bucket (counted since 1970), or leaves it."""
+    """One vote that comes into a bucket (counted since 1970), or leaves it: in the table of a region, or ("") in that
+    of all regions."""
 
     window: int
     bucket: int
+    region: str
     item_id: str
     is_withdrawn: bool
 
 
-def vote_changes(before: Mapping[tuple[int, int], Mapping[str, int]], after: Votes) -> list[VoteChange]:
-    """What the tables must learn when a subject's votes change. A period that the subject has just forgotten keeps its
-    votes: it is over."""
+def stand_of(state: SessionState) -> Stand:
+    """A copy that stays when the state changes."""
+    return Stand({period: votes.copy() for period, votes in state.votes.items()}, state.regions.copy())
+
+
+def vote_changes(before: Stand, after: Stand) -> list[VoteChange]:
+    """What the tables must learn when a subject's votes change: a vote that moves leaves the region to which it went. A
+    period that the subject has just forgotten keeps its votes: it is over."""
     changes: list[VoteChange] = []
-    for (window, period), votes in after.items():
-        held = before.get((window, period), _NONE)
-        if held == votes:
+    is_in_place = before.regions == after.regions
+    for (window, period), votes in after.votes.items():
+        held = before.votes.get((window, period), _NONE)
+        if held == votes and is_in_place:
             continue
         first = period * BUCKETS[window]
-        for item_id, bucket in held.items():
-            if votes.get(item_id) != bucket:
-                changes.append(VoteChange(window, first + bucket, item_id, True))
-        for item_id, bucket in votes.items():
-            if held.get(item_id) != bucket:
-                changes.append(VoteChange(window, first + bucket, item_id, False))
+        for one, other, is_withdrawn in ((held, votes, True), (votes, held, False)):
+            regions, others = (before.regions, after.regions) if is_withdrawn else (after.regions, before.regions)
+            for item_id, bucket in one.items():
+                has_moved = other.get(item_id) != bucket
+                if has_moved:
+                    changes.append(VoteChange(window, first + bucket, "", item_id, is_withdrawn))
+                region = regions.get((window, period, item_id)) if regions else None
+                if region and (has_moved or others.get((window, period, item_id)) != region):
+                    changes.append(VoteChange(window, first + bucket, region, item_id, is_withdrawn))
     return changes
 
 
-def buckets_of(changes: Iterable[VoteChange]) -> list[tuple[int, int]]:
-    """The (window, bucket) pairs they speak of, sorted."""
-    return sorted({(change.window, change.bucket) for change in changes})
+def tables_of(changes: Iterable[VoteChange]) -> list[tuple[int, int, str]]:
+    """The (window, bucket, region) of the tables they speak of, sorted."""
+    return sorted({change[:3] for change in changes})

@@ -10,6 +10,7 @@ from pyspark.sql import functions as F  # noqa: N812
 
 from feature_repo.contracts import sequences as rules
 from feature_repo.contracts.events import EventType
+from feature_repo.contracts.regions import REGION_FIELDS
 from feature_repo.contracts.sequences import SequenceRule
 
 READS = ("event_id", "event_type", "subject_key", "item_id", "session_id", "event_timestamp", "received_at", "source",
@@ -82,7 +83,7 @@ def _orders(events: DataFrame) -> DataFrame:
 
 
 def _regions(events: DataFrame) -> DataFrame:
-    region = _json_text("properties", [f"$.context.{path}" for path in rules.REGION_FIELDS])
+    region = _json_text("properties", [f"$.context.{path}" for path in REGION_FIELDS])
     told = events.filter(F.col("session_id").isNotNull() & F.col("properties").isNotNull())
     placed = told.withColumn("region", region).filter(F.col("region").isNotNull())
     rows = Window.partitionBy("subject_key", "session_id").orderBy(

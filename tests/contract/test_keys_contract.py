@@ -76,6 +76,8 @@ def test_stored_names_never_change() -> None:
     assert keys.session_key("a:x:y") == "nj:default:sess:v2:{a:x%3Ay}"
     assert keys.session_key_v1("a:x:y") == "nj:default:sess:v1:{a:x%3Ay}"
     assert keys.trend_key(2, 475_000, 3) == "nj:default:trend:v1:2:475000:3"
+    assert keys.region_trend_key(2, 475_000, 3, "US:NY") == "nj:default:regiontrend:v1:2:475000:3:US%3ANY"
+    assert keys.trend_regions_key(2, 475_000, 3, "shop") == "nj:shop:trendregions:v1:2:475000:3"
     assert keys.fence_key(3) == "nj:default:fence:3"
     assert keys.stream_key(1) == "nj:default:{events:1}"
     assert keys.dedup_key(1, "e 1") == "nj:default:{events:1}:dedup:e%201"

@@ -42,7 +42,15 @@ from feature_repo.contracts.session_record import (
     session_hash,
     unpack_session,
 )
-from feature_repo.contracts.trend_record import MAX_VOTES, WINDOWS, TrendTable, pack_trend, unpack_trend
+from feature_repo.contracts.trend_record import (
+    MAX_VOTES,
+    WINDOWS,
+    TrendTable,
+    pack_regions,
+    pack_trend,
+    unpack_regions,
+    unpack_trend,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VERSION = "2024-03-08-1a2b3c4d"
@@ -85,6 +93,7 @@ SESSION = SessionState(
     shown={(19_790, "i7"): 3, (19_789, "i1"): 65_535},
 )
 SESSION_V2 = replace(SESSION, shown={})
+SESSION_V4 = replace(SESSION, regions={(2, 19_790, "i1"): "DE"})
 TREND = TrendTable(1, 5_699_652, {"i1": 3, "ä": 4_000_000_000}, 4_000_000_010, 7)
 
 
@@ -108,6 +117,34 @@ def test_a_session_reads_what_older_code_wrote() -> None:
     record = (GOLDEN / "session_v3.bin").read_bytes()
     assert unpack_session(record) == SESSION
     assert pack_session(SESSION) == record
+    placed = (GOLDEN / "session_v4.bin").read_bytes()
+    assert unpack_session(placed) == SESSION_V4
+    assert pack_session(SESSION_V4) == placed
+
+
+def test_the_region_of_each_vote_by_hand() -> None:
+    """The vote of window 0 comes first and went to no region; that of window 2 to the name after the seven others."""
+    record, plain = pack_session(SESSION_V4), pack_session(SESSION)
+    assert record[-4:].hex() == "ffff" + "0700"
+    names_end = 52 + int.from_bytes(plain[26:30], "little")
+    assert record[:26] == b"\4" + plain[1:26]
+    assert (record[26:32], plain[26:32]) == (bytes([26, 1, 0, 0, 8, 0]), bytes([23, 1, 0, 0, 7, 0]))
+    assert record[32 : names_end + 3] == plain[32:names_end] + b"\0DE"
+    assert record[names_end + 3 : -4] == plain[names_end:]
+
+
+def test_a_list_of_regions_reads_what_older_code_wrote() -> None:
+    record = (GOLDEN / "trend_regions_v1.bin").read_bytes()
+    assert record == b"\1DE\0\xc3\x85land\0de"
+    assert unpack_regions(record) == ["DE", "Åland", "de"]
+    assert pack_regions(["DE", "Åland", "de"]) == record
+    assert unpack_regions(pack_regions([])) == []
+
+
+@pytest.mark.parametrize("record", [b"", b"\2DE", b"\1DE\0", b"\1DE\0DE", b"\1\xff"])
+def test_a_damaged_list_of_regions_is_refused(record: bytes) -> None:
+    with pytest.raises(ContractError, match="region"):
+        unpack_regions(record)
 
 
 def test_a_trend_table_reads_what_older_code_wrote() -> None:
@@ -158,11 +195,13 @@ def test_the_documented_size_holds() -> None:
         counts=dict.fromkeys(EVENT_TYPE_ORDER, 1),
         words={name: Word(1, ("w" + name).ljust(256, "x")) for name in WORD_ORDER},
         shown=dict.fromkeys(((1, item) for item in ids("z", MAX_SHOWINGS)), 1),
+        regions={(0, 1, item): ("r" + item[1:4]).ljust(64, "x") for item in ids("v", MAX_VOTES * 2 * len(WINDOWS))},
     )
     record = pack_session(largest)
     names = int.from_bytes(record[30:32], "little")
-    assert (names, len(record) - names * 257 + 1) == (967, 10_284)
-    assert 258_000 < len(record) < 259_000
+    of_regions = MAX_VOTES * 2 * len(WINDOWS)
+    assert (names, len(record) - (names - of_regions) * 257 - of_regions * 65 + 1) == (1015, 10_380)
+    assert 262_000 < len(record) < 263_000
     assert unpack_session(record) == largest
 
 
@@ -195,7 +234,9 @@ def test_a_session_record_cut_anywhere_is_refused() -> None:
     rows = 2 * 23 + 21 + 2 * 17 + 3 * 10 + 2 * 6 + 2 * 8 + 3 * 5 + 2 * 11
     assert len(second) == 50 + len("i1 i2 i9 mobile web") + 1 + 256 + rows
     assert len(record) == 52 + len("i1 i2 i9 mobile web i7") + 1 + 256 + rows + 2 * 6
-    for whole in (older, second, record):
+    placed = pack_session(SESSION_V4)
+    assert len(placed) == len(record) + len(" DE") + 2 * 2
+    for whole in (older, second, record, placed):
         for cut in range(len(whole)):
             with pytest.raises(ContractError, match=r"cut short or damaged|ends at byte"):
                 unpack_session(whole[:cut])
@@ -203,10 +244,11 @@ def test_a_session_record_cut_anywhere_is_refused() -> None:
 
 def test_a_longer_or_foreign_session_record_is_refused() -> None:
     record = pack_session(SESSION)
-    for whole in (record, (GOLDEN / "session_v1.bin").read_bytes(), (GOLDEN / "session_v2.bin").read_bytes()):
+    older = [(GOLDEN / f"session_v{number}.bin").read_bytes() for number in (1, 2, 4)]
+    for whole in (record, *older):
         with pytest.raises(ContractError, match="ends at byte"):
             unpack_session(whole + b"\0")
-    with pytest.raises(ContractError, match="format 9, expected 1, 2 or 3"):
+    with pytest.raises(ContractError, match="format 9, expected 1 to 4"):
         unpack_session(b"\x09" + record[1:])
     with pytest.raises(ContractError, match="7 names promised, 8 found"):
         unpack_session(record.replace(b"mobile", b"mob\0le"))
@@ -292,14 +334,17 @@ types = st.sampled_from(EVENT_TYPE_ORDER)
         consent_micros=micros,
         first_micros=micros,
         last_micros=micros,
-    )
+    ),
+    st.lists(st.one_of(st.none(), ids), min_size=6, max_size=6),
 )
-def test_sessions_round_trip(state: SessionState) -> None:
+def test_sessions_round_trip(state: SessionState, regions: list[str | None]) -> None:
+    spoken = [(*period, item) for period, votes in state.votes.items() for item in votes]
+    state.regions = {vote: region for vote, region in zip(spoken, regions, strict=False) if region is not None}
     record = pack_session(state)
     assert unpack_session(record) == state
     opened = read_session(record)
     names = [field.name for field in fields(SessionState)]
-    assert len(names) == 15
+    assert len(names) == 16
     for name in reversed(names):  # the later ones first: they come of themselves
         assert getattr(opened, name) == getattr(state, name), name
     assert replace(read_session(record), flags=0).words == state.words

@@ -52,6 +52,9 @@ def state(drawn: random.Random) -> SessionState:
         return drawn.choice([0, -1, 2**62, drawn.randrange(2**50)])
 
     events = [SessionEvent(moment(), "view_item", drawn.getrandbits(64), item(), drawn.getrandbits(32)) for _ in "abc"]
+    votes = {(1, 2): {item(): 3, item(): 4}, (2, 2): {item(): 3}}
+    spoken = [(*period, one) for period, items in votes.items() for one in items]
+    regions = {vote: drawn.choice(["DE", item()]) for vote in spoken if drawn.random() < 0.4}
     return SessionState(
         events=events[: drawn.randrange(4)],
         bought=[ItemMark(moment(), item()) for _ in range(drawn.randrange(3))],
@@ -62,12 +65,13 @@ def state(drawn: random.Random) -> SessionState:
         cart=[CartChange(moment(), True, 3, item(), 9)][: drawn.randrange(2)],
         seen={item(): 5},
         interests={(19_000, item()): 4},
-        votes={(1, 2): {item(): 3}},
+        votes=votes,
         counts={"view_item": 2**32 - 1},
         words={"device": Word(5, item())},
         first_micros=moment(),
         last_micros=moment(),
         shown={(19_000, item()): 2},
+        regions=regions,
     )
 
 

@@ -27,6 +27,9 @@ CONTEXTS = (
     {"device": "phone", "language": "de-DE"}, {"device": "phone"}, {}, {"device": {"type": "tv"}}, {"locale": "fr"},
     {"device": 7, "language": None}, {"referrer": "https://a.example/b", "device": "x" * 70}, {"device": "a\0b"},
     {"page": {"referrer": "https://c.example"}, "language": "é" * 40}, {"user_agent": "curl/8"}, {"language": "de-AT"},
+    {"region": "DE"}, {"region": "FR", "device": "phone"}, {"region": "de"}, {"region": "x" * 65}, {"region": 7},
+    {"country": "NL"}, {"location": {"country": "PL"}, "region": ""}, {"region": "Åland"}, {"region": "\ud800"},
+    {"region": "a\0b"}, {"region": True, "country": 0}, {"region": "é" * 33}, {"region": None},
 )  # fmt: skip
 
 
@@ -83,11 +86,13 @@ def test_common_events_need_no_twin(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(twin, "fold_event", fold)
     monkeypatch.setattr(twin, "_hear_words", fold)
+    monkeypatch.setattr(twin, "voting_region", fold)
     state = SessionState()
     for seconds, kind in enumerate(("view_item", "page_view", "search", "impression", "click"), 1):
         event = {"event_id": f"{seconds}", "event_type": kind, "timestamp": NOON + timedelta(seconds=seconds)}
-        native.fold_event(state, {**event, "item_id": "i1", "context": {"device": "phone", "language": "de"}})
+        native.fold_event(state, {**event, "item_id": "i1", "context": {"device": "phone", "region": "DE"}})
     assert (len(state.events), len(state.steps), sum(state.counts.values())) == (2, 2, 5)
+    assert set(state.regions.values()) == {"DE"}
 
 
 @pytest.mark.parametrize(
@@ -202,7 +207,7 @@ def records() -> list[bytes]:
             if number in (1, 8, 40, 239):
                 found.append(pack_session(state))
     golden = ROOT / "tests" / "golden"
-    return [*found, *((golden / f"session_v{form}.bin").read_bytes() for form in (1, 2, 3))]
+    return [*found, *((golden / f"session_v{form}.bin").read_bytes() for form in (1, 2, 3, 4))]
 
 
 def test_a_record_is_opened_as_the_twin_does() -> None:

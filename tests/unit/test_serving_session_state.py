@@ -192,6 +192,18 @@ def test_a_subject_speaks_for_eight_items_in_a_period_and_who_may_not_be_trained
     assert after_all(event("impression", 1, "a"), event("remove_from_cart", 1, "b")).votes == {}
 
 
+def test_what_gives_way_leaves_no_region_behind() -> None:
+    """Twelve items in DE: eight have votes in each window, and only they have a region; a period forgotten has none."""
+    seen = [event("view_item", n, f"i{n}", context={"region": "DE"}) for n in range(12)]
+    state = after_all(*seen)
+    spoken = [(*period, item) for period, items in state.votes.items() for item in items]
+    assert len(spoken) == 24
+    assert state.regions == dict.fromkeys(spoken, "DE")
+    later = after_all(*seen, *(event("view_item", 86_400 * n, "z", context={"region": "FR"}) for n in (1, 2)))
+    assert set(later.regions.values()) == {"FR"}
+    assert len(later.regions) == 6
+
+
 def test_words_are_the_newest_said_and_the_first_referrer_the_oldest() -> None:
     shop, mail = "https://shop.example/a?b=c", "https://mail.example"
     state = after_all(
@@ -228,7 +240,17 @@ _EVENT = st.builds(
     consent=st.sampled_from([{}, {}, {"personalize": True}, {"personalize": False}, {"train": False}]),
     session_id=st.sampled_from(["s1", "s2"]),
     channel=st.sampled_from(["web", "app"]),
-    context=st.sampled_from([{}, {"device": "phone"}, {"referrer": "a.example"}, {"referrer": "b.example"}]),
+    context=st.sampled_from(
+        [
+            {},
+            {"device": "phone"},
+            {"referrer": "a.example"},
+            {"referrer": "b.example"},
+            {"region": "DE"},
+            {"region": "FR"},
+            {"region": "de", "device": "phone"},
+        ]
+    ),
     quantity=st.integers(1, 3),
 )
 

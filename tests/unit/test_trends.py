@@ -19,7 +19,7 @@ from feature_repo.contracts.trend_record import (
 from serving.adapters.trends import MemoryTrendStore, RedisTrendStore, TrendStore
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.trending import Trend, TrendingItem, is_within, trending_items
-from serving.speed.trends import VoteChange, buckets_of, vote_changes
+from serving.speed.trends import Stand, VoteChange, stand_of, tables_of, vote_changes
 from tests.serving_builders import Shop
 
 SECOND = 1_000_000
@@ -106,13 +106,37 @@ def test_a_full_table_is_short_by_no_more_than_it_says() -> None:
 def test_votes_that_come_move_and_give_way() -> None:
     before = {(0, 10): {"a": 1, "b": 2}, (0, 9): {"old": 0}, (2, 1): {"a": 5}}
     after = {(0, 10): {"a": 0, "c": 2}, (0, 11): {"a": 4}, (2, 1): {"a": 5}}
-    changes = vote_changes(before, after)
+    changes = vote_changes(Stand(before, {}), Stand(after, {}))
     assert sorted(changes) == [
-        VoteChange(0, 50, "a", False), VoteChange(0, 51, "a", True), VoteChange(0, 52, "b", True),
-        VoteChange(0, 52, "c", False), VoteChange(0, 59, "a", False),
+        VoteChange(0, 50, "", "a", False), VoteChange(0, 51, "", "a", True), VoteChange(0, 52, "", "b", True),
+        VoteChange(0, 52, "", "c", False), VoteChange(0, 59, "", "a", False),
     ]  # fmt: skip
-    assert buckets_of(changes) == [(0, 50), (0, 51), (0, 52), (0, 59)]
-    assert vote_changes(after, after) == []
+    assert tables_of(changes) == [(0, 50, ""), (0, 51, ""), (0, 52, ""), (0, 59, "")]
+    assert vote_changes(Stand(after, {}), Stand(after, {})) == []
+
+
+def test_a_vote_leaves_the_region_to_which_it_went() -> None:
+    """Of six votes: one moves to an earlier bucket and another region, one only to an earlier bucket, one only to
+    another region, one comes from no region, one gives way, and one stays."""
+    before = Stand(
+        {(0, 10): {"both": 3, "earlier": 3, "elsewhere": 3, "nowhere": 3, "gone": 3, "stays": 3}},
+        {(0, 10, "both"): "DE", (0, 10, "earlier"): "DE", (0, 10, "elsewhere"): "FR", (0, 10, "gone"): "FR",
+         (0, 10, "stays"): "DE"},
+    )  # fmt: skip
+    after = Stand(
+        {(0, 10): {"both": 1, "earlier": 1, "elsewhere": 3, "nowhere": 3, "stays": 3}},
+        {(0, 10, "both"): "FR", (0, 10, "earlier"): "DE", (0, 10, "elsewhere"): "DE", (0, 10, "nowhere"): "FR",
+         (0, 10, "stays"): "DE"},
+    )  # fmt: skip
+    assert sorted(vote_changes(before, after), key=lambda change: (change.item_id, change)) == [
+        VoteChange(0, 51, "", "both", False), VoteChange(0, 51, "FR", "both", False),
+        VoteChange(0, 53, "", "both", True), VoteChange(0, 53, "DE", "both", True),
+        VoteChange(0, 51, "", "earlier", False), VoteChange(0, 51, "DE", "earlier", False),
+        VoteChange(0, 53, "", "earlier", True), VoteChange(0, 53, "DE", "earlier", True),
+        VoteChange(0, 53, "DE", "elsewhere", False), VoteChange(0, 53, "FR", "elsewhere", True),
+        VoteChange(0, 53, "", "gone", True), VoteChange(0, 53, "FR", "gone", True),
+        VoteChange(0, 53, "FR", "nowhere", False),
+    ]  # fmt: skip
 
 
 def test_trending_is_the_sum_of_the_tables_for_all_or_one_category(catalogue: Catalogue) -> None:
@@ -182,7 +206,7 @@ def test_one_subject_cannot_move_a_trend() -> None:
     subjects += [clicks(["honest"], 1) for _ in range(20)]
     tables: dict[tuple[int, int], TrendTable] = {}
     for events in subjects:
-        for change in vote_changes({}, replay_session(events).votes):
+        for change in vote_changes(Stand({}, {}), stand_of(replay_session(events))):
             tables.setdefault(change[:2], TrendTable(*change[:2])).add(change.item_id)
     assert len(WINDOWS) == 3
     for window in WINDOWS[1:]:
