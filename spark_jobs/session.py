@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
 
 from feature_repo.contracts.errors import DependencyError
@@ -29,3 +32,12 @@ def get_session(app_name: str) -> SparkSession:
                 "set SPARK_CONF_DIR to the folder of Nightjar's spark-defaults.conf (`make setup` writes it)"
             )
     return spark
+
+
+def runs_here() -> bool:
+    """Whether this process was submitted to Spark on this machine alone (`local`, `local[*]`, `local[2]`): then threads
+    of this process can do what executors would, and no session has to be started to find that out."""
+    if "PYSPARK_GATEWAY_PORT" not in os.environ:  # not submitted: a gateway would be another Java
+        return False
+    master = launch_gateway().jvm.java.lang.System.getProperty("spark.master") or ""
+    return bool(master == "local" or master.startswith("local["))

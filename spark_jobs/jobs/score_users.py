@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -72,10 +72,11 @@ from spark_jobs.jobs.placement_report import report_placements
 from spark_jobs.models.base import InteractionMatrix, Model
 from spark_jobs.models.factory import fit
 from spark_jobs.models.matrix import numbered_interactions
-from spark_jobs.models.recipes import SEQUENCE_RECIPES, default_recipe
+from spark_jobs.models.recipes import SEQUENCE_RECIPES, default_recipe, is_fitted_by_spark
+from spark_jobs.models.threads import by_blocks
 from spark_jobs.models.training_data import TrainingData
 from spark_jobs.models.warm_start import item_vectors
-from spark_jobs.session import get_session
+from spark_jobs.session import get_session, runs_here
 from spark_jobs.transforms.bought_together import baskets_of, together_rows
 from spark_jobs.transforms.bundle_files import (
     bundle_files,
@@ -123,22 +124,26 @@ is about when, so here it counts, at the half of its power."""
 
 
 def main(environment: Environment, run: Run) -> None:
-    """Entry point of the process: a session of its own around `score_users`."""
-    spark = get_session("score_users")
+    """Entry point of the process."""
     try:
-        score_users(spark, environment, run)
+        score_users(None if runs_here() else get_session("score_users"), environment, run)
     finally:
-        spark.stop()
+        if (spark := SparkSession.getActiveSession()) is not None:
+            spark.stop()
 
 
-def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict[str, Any]:
-    """The whole job in a given session; returns what publication.json says."""
+def score_users(spark: SparkSession | None, environment: Environment, run: Run) -> dict[str, Any]:
+    """The whole job; returns what publication.json says. The executors of a session score; without one the threads of
+    this process do, and one is started only where a recipe is fitted by it or a placement's filter asks about items."""
     recipe = read_report(environment, run.run_key, GATE_FILE).get("recipe")
     if not recipe:
         raise DataError(f"{GATE_FILE} of run {run.run_key!r} lets no recipe through: there is nothing to publish")
     policy, rescore = seen_policy(run.params), rescore_asked(run.params)
     if run.publishes:
         Publication(environment.redis_online_url, environment.tenant).served_version()  # fail now, not in an hour
+    session = cache(lambda: spark or get_session("score_users"))
+    if is_fitted_by_spark(recipe):
+        session()
 
     tell = _Clock()
     every_number = read_numbers(environment)
@@ -187,7 +192,7 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
         f"ranked {int(eligible.sum()):,} eligible of {item_count:,} items for {len(scoring.rows):,} users, "
         f"kept {len(kept.keys):,} lists"
     )
-    reach = report_placements(spark, environment, run, numbers, eligible)
+    reach = report_placements(session, environment, run, numbers, eligible)
     tell(f"{len(reach['placements'])} placements have a filter, {len(reach['warnings'])} warnings")
 
     near = write_neighbours(environment, run, data, eligible, every_number, decision)
@@ -234,28 +239,30 @@ def score_users(spark: SparkSession, environment: Environment, run: Run) -> dict
 
 
 def write_candidates(
-    spark: SparkSession,
+    spark: SparkSession | None,
     environment: Environment,
     run: Run,
     scoring: Scoring,
     denied: list[str],
     kept: NDArray[np.str_] | None = None,
 ) -> None:
-    """Score by blocks in the executors into gold.candidates, beside the lists of the night before that are `kept`.
+    """Score by blocks into gold.candidates, beside the lists of the night before that are `kept`.
 
-    Lists come from the executors as Arrow's bytes and are written as they come, some thousands at a time: as rows of
-    Spark they would be made, brought together and written element by element.
+    Lists come from the executors of `spark` as Arrow's bytes, some thousands at a time, or from threads (None), and are
+    written as they come: as rows of Spark they would be made, brought together and written element by element. Both
+    ways give the same bytes.
     """
-    shared = spark.sparkContext.broadcast(scoring)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        yield from _scored_lists(spark, shared, scoring.block_count)
+        if spark is None:
+            yield from by_blocks(partial(score_block, scoring), range(scoring.block_count))
+        else:
+            yield from _scored_by_executors(spark, scoring)
         yield from denied_candidates(denied, run.as_of_day).to_batches()
         if kept is not None and len(kept):
             yield from kept_lists(environment, run, kept, str(scoring.made_by))
 
     replace_day(environment, "gold.candidates", batches(), run.as_of_day)
-    shared.destroy()
 
 
 def write_neighbours(
@@ -397,18 +404,19 @@ def _regions(users: pa.Table) -> dict[str, str]:
     return {f"u:{user}": region for user, region in zip(*(c.to_pylist() for c in found.columns), strict=True)}
 
 
-def _scored_lists(spark: SparkSession, shared: Broadcast[Scoring], block_count: int) -> Batches:
+def _scored_by_executors(spark: SparkSession, scoring: Scoring) -> Batches:
     """The lists of all blocks, in their order. While some are written, the next are scored."""
+    shared = spark.sparkContext.broadcast(scoring)
 
     def scored(first: int) -> list[Any]:
-        count = min(BLOCKS_AT_ONCE, block_count - first)
+        count = min(BLOCKS_AT_ONCE, scoring.block_count - first)
         blocks = spark.range(first, first + count, 1, min(SCORING_PARTITIONS, count))
         return blocks.mapInArrow(_score_blocks(shared), "lists binary").collect()
 
     with ThreadPoolExecutor(JOBS_AT_ONCE) as pool:
         jobs = deque[Future[list[Any]]]()
         try:
-            for first in range(0, block_count, BLOCKS_AT_ONCE):
+            for first in range(0, scoring.block_count, BLOCKS_AT_ONCE):
                 jobs.append(pool.submit(scored, first))
                 if len(jobs) > JOBS_AT_ONCE:
                     yield from _lists_of(jobs.popleft().result())
@@ -417,6 +425,7 @@ def _scored_lists(spark: SparkSession, shared: Broadcast[Scoring], block_count: 
         finally:
             for job in jobs:
                 job.cancel()
+    shared.destroy()
 
 
 def _lists_of(blocks: Sequence[Any]) -> Batches:

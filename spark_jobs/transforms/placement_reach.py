@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812
 
-from feature_repo.contracts.filter_language import PERSON_FIELDS, TIME, parse_filter
+from feature_repo.contracts.filter_language import (
+    PERSON_FIELDS,
+    TIME,
+    All,
+    AnyOf,
+    Constant,
+    Expression,
+    IsMissing,
+    Not,
+    parse_filter,
+)
 from spark_jobs.transforms.filter_columns import filter_column
 
 LIST_COUNTS = "filter_number int, num_results int, lists long, short_lists long, empty_lists long"
@@ -23,6 +33,23 @@ class Filter(NamedTuple):
 
     text: str
     num_results: int
+
+
+def answer_to_nobody(expression: Expression) -> bool | None:
+    """Whether an expression lets every item in, or none, where nobody in particular asks: nothing is in a cart, bought
+    or seen. None when it depends on the item."""
+    match expression:
+        case Constant(holds):
+            return holds
+        case Not(part):
+            answer = answer_to_nobody(part)
+            return None if answer is None else not answer
+        case All(parts) | AnyOf(parts):
+            decides = isinstance(expression, AnyOf)  # one such part decides, whatever the others say
+            answers = {answer_to_nobody(part) for part in parts}
+            return decides if decides in answers else None if None in answers else not decides
+        case _:
+            return isinstance(expression, IsMissing) if expression.field in PERSON_FIELDS else None
 
 
 def passing_items(items: DataFrame, texts: Sequence[str], *, now: datetime) -> DataFrame:

@@ -37,6 +37,7 @@ from spark_jobs.jobs import verify_publication
 from spark_jobs.models.factory import fit_recipe
 from spark_jobs.models.matrix import LEAST_PREFERENCE, build_matrix, sort_interactions
 from spark_jobs.models.recipes import blend_recipe, default_recipe
+from spark_jobs.transforms import candidates
 from spark_jobs.transforms.candidates import Scoring, score_block
 from tests.builders import make_run, silver_event, utc, write_rows
 
@@ -242,6 +243,28 @@ def test_a_blend_in_spark_gives_the_lists_of_this_process(spark: SparkSession, s
     }
     assert {source for row in expected.values() for source in row["sources"]} >= {2, 4}
     assert sum(first is not None for row in expected.values() for first in row["first_reasons"]) >= 6
+
+
+def test_threads_give_the_lists_of_executors_and_start_no_session(
+    spark: SparkSession, shop: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {part: {"item_knn": 1.0, "popularity": 0.1} for part in ("<5", "5-20", ">20")}
+    run = build_shop(shop, blend_recipe({"item_knn": ITEM_KNN, "popularity": POPULARITY}, weights))
+    by_executors = job.score_users(spark, shop, run)
+    image, hashes = redis_image(shop.redis_online_url), hash_tables(shop)
+    with redis.Redis.from_url(shop.redis_online_url) as client:
+        client.flushall()
+
+    def refuse(_: str) -> SparkSession:
+        raise AssertionError("a session was asked for")
+
+    monkeypatch.setattr(job, "get_session", refuse)
+    monkeypatch.setattr(candidates, "MOST_USERS_PER_BLOCK", 2)  # of five users: three blocks
+    by_threads = job.score_users(None, shop, run)
+    assert by_threads["version"] == by_executors["version"]
+    assert redis_image(shop.redis_online_url) == image
+    assert hash_tables(shop) == hashes
+    assert len(image) == 7
 
 
 def test_what_a_publication_leaves_behind(

@@ -1,0 +1,66 @@
+"""Where a job goes without Spark: on one machine, and for filters that say nothing of the items."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from feature_repo.contracts.filter_language import parse_filter
+from spark_jobs import session
+from spark_jobs.transforms.placement_reach import answer_to_nobody
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("not in_cart(item)", True),  # the preset `cart`
+        ("in_session(item)", False),
+        ('bought_within("9d")', False),
+        ('not bought_within("9d") and not in_cart(item)', True),
+        ('in_cart(item) or not seen_within("1h")', True),
+        ("in_cart(item) or in_session(item)", False),
+        ("price < 50", None),
+        ("not price < 50", None),
+        ("price < 50 and in_cart(item)", False),  # whatever the price
+        ("price < 50 or not in_cart(item)", True),
+        ("price < 50 and not in_cart(item)", None),
+        ("price < 50 or in_cart(item)", None),
+        ("brand is null", None),
+    ],
+)
+def test_what_a_filter_says_to_nobody(text: str, answer: bool | None) -> None:
+    assert answer_to_nobody(parse_filter(text)) is answer
+
+
+@pytest.mark.parametrize(
+    ("master", "runs_here"),
+    [
+        ("local", True),
+        ("local[*]", True),
+        ("local[2]", True),
+        ("local-cluster[2,1,1024]", False),
+        ("spark://127.0.0.1:7077", False),
+        ("yarn", False),
+        ("k8s://https://cluster:6443", False),
+        (None, False),
+    ],
+)
+def test_a_job_runs_here_if_it_was_submitted_to_this_machine(
+    monkeypatch: pytest.MonkeyPatch, master: str | None, runs_here: bool
+) -> None:
+    system = SimpleNamespace(getProperty={"spark.master": master}.get)
+    jvm = SimpleNamespace(java=SimpleNamespace(lang=SimpleNamespace(System=system)))
+    monkeypatch.setattr(session, "launch_gateway", lambda: SimpleNamespace(jvm=jvm))
+    monkeypatch.setenv("PYSPARK_GATEWAY_PORT", "1")
+    assert session.runs_here() is runs_here
+
+
+def test_a_job_that_was_not_submitted_starts_no_java_to_find_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYSPARK_GATEWAY_PORT", raising=False)
+
+    def refuse() -> None:
+        raise AssertionError("a gateway was launched")
+
+    monkeypatch.setattr(session, "launch_gateway", refuse)
+    assert session.runs_here() is False
