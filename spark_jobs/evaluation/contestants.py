@@ -10,7 +10,7 @@ from typing import Any
 from feature_repo.contracts.run import Run
 from spark_jobs.evaluation.blend_choice import choose_blend
 from spark_jobs.evaluation.split import TimeSplit
-from spark_jobs.evaluation.trials import Choice, choose_recipe, validation_data, validation_split
+from spark_jobs.evaluation.trials import Choice, choose_recipes, validation_data, validation_split
 from spark_jobs.models.blend_model import BLEND, FLOOR_PART
 from spark_jobs.models.entity_features import FeaturesAt
 from spark_jobs.models.item_content import ItemContent
@@ -58,10 +58,9 @@ def choose_contestants(
         )
     if validation is not None:
         data = validation_data(validation, item_count=item_count, content=content)
-    choices = {
-        name: choose_recipe(recipe, validation, item_count=item_count, count=count, data=data, is_wanted=is_wanted)
-        for name, recipe in program.recipes.items()
-    }
+    choices = choose_recipes(
+        program.recipes, validation, item_count=item_count, count=count, data=data, is_wanted=is_wanted
+    )
     if program.blend is not None:
         choices[BLEND] = Choice(program.blend, (), None, "the blend of the recipes that were applied")
     elif program.may_blend:

@@ -25,6 +25,7 @@ from spark_jobs.models.factory import Fitted, fit
 from spark_jobs.models.item_content import ItemContent
 from spark_jobs.models.matrix import matrix_rows
 from spark_jobs.models.neighbourhood import neighbours
+from spark_jobs.models.threads import by_blocks
 from spark_jobs.models.training_data import TrainingData
 
 DEFAULT = "default"
@@ -122,31 +123,81 @@ def choose_recipe(
     data: TrainingData | None = None,
     is_wanted: bool = False,
 ) -> Choice:
-    """Try the recipe and `count` neighbours of it; the best NDCG@20 over all persons is taken, ties by trial number.
+    """`choose_recipes` of one family."""
+    options: dict[str, Any] = {"item_count": item_count, "count": count, "data": data, "is_wanted": is_wanted}
+    return choose_recipes({"": recipe}, validation, **options)[""]
+
+
+def choose_recipes(
+    recipes: Mapping[str, Mapping[str, Any]],
+    validation: TimeSplit | None,
+    *,
+    item_count: int,
+    count: int,
+    data: TrainingData | None = None,
+    is_wanted: bool = False,
+) -> dict[str, Choice]:
+    """Try the recipe of each family and `count` neighbours of it; the best NDCG@20 over all persons is taken, ties by
+    trial number. Trials run side by side, a thread each.
 
     So the recipe itself is kept unless another is better on these persons. `count` 0, too few validation persons, or
     als on mllib (each trial would be a Spark job of minutes): nothing is tried, the recipe is taken. `is_wanted`: the
     recipe is tried even with `count` 0, as a blend wants to know how good it is. `data`: the training part of the
     validation, when somebody has it already.
     """
+    untried = {name: _why_untried(recipe, validation, count, is_wanted) for name, recipe in recipes.items()}
+    choices = {name: Choice(recipes[name], (), None, why) for name, why in untried.items() if why}
+    if validation is not None and len(choices) < len(recipes):
+        data = data or validation_data(validation, item_count=item_count)
+        trials = [
+            (name, words, one)
+            for name in recipes
+            if name not in choices
+            for words, one in [
+                (DEFAULT, recipes[name]),
+                *((n.words, n.recipe) for n in neighbours(recipes[name], count)),
+            ]
+        ]
+        tried: dict[str, list[Trial]] = {}
+        ran = by_blocks(lambda trial: _run_trial(trial[1], trial[2], validation, data), trials)
+        for (name, _, _), trial in zip(trials, ran, strict=True):
+            _keep(tried.setdefault(name, []), trial)
+        choices |= {name: _best_of(some, validation) for name, some in tried.items()}
+    return {name: choices[name] for name in recipes}
+
+
+def _recipes_to_try(recipe: Mapping[str, Any], count: int) -> list[tuple[str, Mapping[str, Any]]]:
+    """(words, recipe): the recipe itself first."""
+    return [(DEFAULT, recipe), *((near.words, near.recipe) for near in neighbours(recipe, count))]
+
+
+def _why_untried(recipe: Mapping[str, Any], validation: TimeSplit | None, count: int, is_wanted: bool) -> str:
+    """Why a recipe is taken as it is; empty when it is tried."""
     if count <= 0 and not is_wanted:
-        return Choice(recipe, (), None, "no trials were asked for: the default recipe")
+        return "no trials were asked for: the default recipe"
     if validation is None:
-        return Choice(recipe, (), None, f"fewer than {MIN_VALIDATION_USERS} validation persons: the default recipe")
+        return f"fewer than {MIN_VALIDATION_USERS} validation persons: the default recipe"
     if recipe["params"].get("engine") == "mllib":
-        return Choice(recipe, (), None, "als on mllib is not tried: the default recipe")
-    data = data or validation_data(validation, item_count=item_count)
-    tried: list[Trial] = []
-    chosen = 0
-    for words, one in [(DEFAULT, recipe), *((n.words, n.recipe) for n in neighbours(recipe, count))]:
-        trial = _run_trial(words, one, validation, data)
-        if tried and trial.quality <= tried[chosen].quality:
-            tried.append(replace(trial, fitted=None))
-            continue
-        if tried:
-            tried[chosen] = replace(tried[chosen], fitted=None)
-        chosen = len(tried)
-        tried.append(trial)
+        return "als on mllib is not tried: the default recipe"
+    return ""
+
+
+def _keep(tried: list[Trial], trial: Trial) -> None:
+    """Add a trial of a family; only the best keeps its model."""
+    best = _chosen(tried) if tried else None
+    if best is not None and trial.quality <= tried[best].quality:
+        trial = replace(trial, fitted=None)
+    elif best is not None:
+        tried[best] = replace(tried[best], fitted=None)
+    tried.append(trial)
+
+
+def _chosen(tried: Sequence[Trial]) -> int:
+    return max(range(len(tried)), key=lambda n: (tried[n].quality, -n))
+
+
+def _best_of(tried: Sequence[Trial], validation: TimeSplit) -> Choice:
+    chosen = _chosen(tried)
     best, first = tried[chosen], tried[0]
     persons = (
         f"{len(validation.subjects):,} persons, {validation.test_days} days from {validation.test_start:%Y-%m-%d}, "

@@ -24,7 +24,7 @@ from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
 from spark_jobs.models.base import InteractionMatrix, Terms
 from spark_jobs.models.factors import FactorScores, sweeps
-from spark_jobs.models.threads import by_blocks, ranges
+from spark_jobs.models.threads import by_blocks, kernel_threads, ranges
 
 ENGINES = ("native", "mllib")
 USERS_PER_BLOCK = 512
@@ -32,7 +32,8 @@ SOLVED_AT_ONCE = 64
 """Equations that are handed to the solver together: each is solved as if alone, and the call costs once."""
 
 KERNEL_THREADS = 0
-"""Threads of the native kernel; 0 means all cores. Each row is solved on its own, so no number changes the result."""
+"""Threads of the native kernel; 0 means `kernel_threads`. Each row is solved on its own, so no number changes the
+result."""
 
 
 class Sweep(NamedTuple):
@@ -183,7 +184,7 @@ def fit_native(
             iterations=sweeps(int(params["iterations"]), start),
             random_state=int(params["seed"]),
             dtype=np.float32,
-            num_threads=KERNEL_THREADS,
+            num_threads=KERNEL_THREADS or kernel_threads(),
             calculate_training_loss=after_sweep is not None,
         )
 

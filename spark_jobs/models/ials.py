@@ -7,7 +7,6 @@ length, in numpy, so neither a compiler nor a row's luck decides.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +22,7 @@ from spark_jobs.models.artifacts import load_arrays, save_arrays
 from spark_jobs.models.base import InteractionMatrix
 from spark_jobs.models.factors import FactorScores, sweeps
 from spark_jobs.models.linear import strength
+from spark_jobs.models.threads import kernel_threads
 
 CELLS_PER_BLOCK = 1_000_000
 """Vector entries of the other side that one block of rows gathers."""
@@ -32,7 +32,7 @@ EXACT_STEPS = 24
 """From nothing: as good as solved."""
 
 KERNEL_THREADS = 0
-"""0 means all cores. Blocks are solved on their own, so no number changes the result."""
+"""0 means `kernel_threads`. Blocks are solved on their own, so no number changes the result."""
 
 
 class Ials(FactorScores):
@@ -161,7 +161,7 @@ def solve_rows(
     def solve(rows: NDArray[np.int64]) -> None:
         solved[rows] = _solve_block(weighted, others, start[rows], rows, gram, ridges[rows], steps)
 
-    threads = KERNEL_THREADS or len(os.sched_getaffinity(0))
+    threads = KERNEL_THREADS or kernel_threads()
     if threads == 1 or len(blocks) < 2:
         for rows in blocks:
             solve(rows)

@@ -29,6 +29,12 @@ def thread_count() -> int:
     return min(MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
+def kernel_threads() -> int:
+    """How many threads a compiled kernel may have: one within a block, else as many as there are blocks at once. To be
+    told to the kernel: left to itself OpenMP asks OMP_NUM_THREADS, and in a task that is 1."""
+    return 1 if getattr(_this_thread, "works_on_a_block", False) else thread_count()
+
+
 def by_blocks(
     work: Callable[[Block], Result], blocks: Iterable[Block], *, threads: int | None = None
 ) -> Iterator[Result]:

@@ -1,7 +1,8 @@
-"""One set of interactions in the forms that recipes ask for, each made once."""
+"""One set of interactions in the forms that recipes ask for, each made once. Several threads may ask."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -42,6 +43,7 @@ class TrainingData:
         self._features = features
         self._matrices: dict[str, InteractionMatrix] = {}
         self._sequences: dict[str, tuple[NDArray[np.str_], Sequences]] = {}
+        self._lock = threading.Lock()
         self._event_counts: tuple[NDArray[np.str_], NDArray[np.int64]] | None = None
 
     def before(self, cut_off: datetime) -> TrainingData:
@@ -77,30 +79,32 @@ class TrainingData:
     def matrix(self, recipe: Mapping[str, Any]) -> InteractionMatrix:
         """The preferences by the recipe's weights and half-life."""
         key = _key(recipe["weights"], recipe["half_life_days"])
-        if key not in self._matrices:
-            _make_room(self._matrices)
-            matrix = build_matrix(
-                self.interactions,
-                item_count=self.item_count,
-                weights=recipe["weights"],
-                half_life_days=recipe["half_life_days"],
-                cut_off=self.cut_off,
-            )
-            self._matrices[key] = replace(matrix, content=self.content)
-        return self._matrices[key]
+        with self._lock:
+            if key not in self._matrices:
+                _make_room(self._matrices)
+                matrix = build_matrix(
+                    self.interactions,
+                    item_count=self.item_count,
+                    weights=recipe["weights"],
+                    half_life_days=recipe["half_life_days"],
+                    cut_off=self.cut_off,
+                )
+                self._matrices[key] = replace(matrix, content=self.content)
+            return self._matrices[key]
 
     def sequences(self, recipe: Mapping[str, Any]) -> tuple[NDArray[np.str_], Sequences]:
         """(subjects, sorted; their sequences) by the recipe's weights."""
         key = _key(recipe["weights"])
-        if key not in self._sequences:
-            _make_room(self._sequences)
-            self._sequences[key] = build_sequences(
-                self.interactions,
-                item_count=self.item_count,
-                weights=recipe["weights"],
-                cut_off_micros=to_micros(self.cut_off),
-            )
-        return self._sequences[key]
+        with self._lock:
+            if key not in self._sequences:
+                _make_room(self._sequences)
+                self._sequences[key] = build_sequences(
+                    self.interactions,
+                    item_count=self.item_count,
+                    weights=recipe["weights"],
+                    cut_off_micros=to_micros(self.cut_off),
+                )
+            return self._sequences[key]
 
     def event_counts(self, subjects: NDArray[np.str_]) -> NDArray[np.int64]:
         """How many events each subject has, of whatever weight."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from implicit.cpu import als as implicit_als
+from implicit.cpu.als import AlternatingLeastSquares
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -17,7 +19,7 @@ from spark_jobs.models.factory import build_model
 from spark_jobs.models.item_knn import best_of_cells, best_of_product
 from spark_jobs.models.matrix import distinct
 from spark_jobs.models.products import dense_product, dense_product_twin, term_count
-from spark_jobs.models.threads import by_blocks, ranges
+from spark_jobs.models.threads import by_blocks, kernel_threads, ranges
 
 needs_native = pytest.mark.skipif(products.native is None, reason="spark_jobs/native is not compiled (make setup)")
 
@@ -82,6 +84,25 @@ def test_blocks_within_a_block_have_no_threads_of_their_own() -> None:
         return {mine} ^ set(by_blocks(lambda _: threading.get_ident(), range(4), threads=4))
 
     assert list(by_blocks(work, range(3), threads=2)) == [set()] * 3
+
+
+def test_a_kernel_is_told_its_threads_and_has_one_within_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OMP_NUM_THREADS is 1 in a task: a kernel that is not told would leave the other processors idle."""
+    monkeypatch.setattr(threads, "thread_count", lambda: 3)
+    assert kernel_threads() == 3
+    assert list(by_blocks(lambda _: kernel_threads(), range(3), threads=2)) == [1, 1, 1]
+    asked = []
+
+    class Kernel(AlternatingLeastSquares):
+        def __init__(self, **options: Any) -> None:
+            asked.append(options["num_threads"])
+            super().__init__(**options)
+
+    monkeypatch.setattr(implicit_als, "AlternatingLeastSquares", Kernel)
+    model = build_model("als", {"factors": 4, "iterations": 2})
+    model.fit(people_and_items())
+    list(by_blocks(lambda _: model.fit(people_and_items()), range(1), threads=2))
+    assert asked == [3, 1]
 
 
 def test_ranges_cover_everything_once() -> None:

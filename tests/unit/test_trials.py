@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,11 +31,13 @@ from spark_jobs.evaluation.metrics import CURVE_DEPTH, gini, lorenz
 from spark_jobs.evaluation.model_card import model_card
 from spark_jobs.evaluation.pictures import draw_pictures
 from spark_jobs.evaluation.split import TimeSplit, split_by_time
-from spark_jobs.evaluation.trials import choose_recipe, some_people, validation_split
+from spark_jobs.evaluation.trials import choose_recipe, choose_recipes, some_people, validation_split
+from spark_jobs.models import training_data
 from spark_jobs.models.factory import fit, fit_recipe
 from spark_jobs.models.matrix import sort_interactions
 from spark_jobs.models.neighbourhood import FACTORS, neighbours
 from spark_jobs.models.recipes import RECIPES, blend_recipe, default_recipe, recipe_id
+from spark_jobs.models.threads import by_blocks
 from spark_jobs.models.training_data import TrainingData
 from tests.builders import utc
 
@@ -145,6 +149,52 @@ def test_the_best_on_validation_enters_and_a_tie_keeps_the_default(
     qualities.update(a=0.2, b=0.2)
     found = choose_recipe(default_recipe("als"), validation, item_count=ITEMS, count=3)
     assert (found.chosen, found.recipe) == (0, {"name": "default"})
+
+
+def test_trials_side_by_side_are_those_one_after_the_other(split: TimeSplit, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = {name: default_recipe(name) for name in ("popularity", "item_knn", "als", "sequential_rules")}
+    recipes["als"]["params"].update(factors=4, iterations=3, regularization=2.0)
+    validation = validation_split(split, item_count=ITEMS, days=7)
+    assert validation is not None
+    found = []
+    for count in (1, 3):
+        monkeypatch.setattr("spark_jobs.models.threads.thread_count", lambda count=count: count)
+        found.append(choose_recipes(recipes, validation, item_count=ITEMS, count=2))
+    alone, together = found
+    assert list(together) == list(recipes)
+    for name, choice in together.items():
+        assert (choice.recipe, choice.chosen, choice.why) == (alone[name].recipe, alone[name].chosen, alone[name].why)
+        assert [(t.words, t.metrics, t.steps) for t in choice.trials] == [
+            (t.words, t.metrics, t.steps) for t in alone[name].trials
+        ]
+        assert [t.fitted is not None for t in choice.trials] == [n == choice.chosen for n in range(len(choice.trials))]
+        one, other = (c[name].validated.fitted for c in found)
+        people = np.arange(one.matrix.preference.shape[0])
+        scores = [fitted.model.score_block(fitted.matrix.preference, people) for fitted in (one, other)]
+        assert scores[0].tobytes() == scores[1].tobytes()
+    assert [len(choice.trials) for choice in together.values()] == [3, 3, 3, 1]
+
+
+def test_matrices_and_sequences_are_made_once_by_several_threads(
+    split: TimeSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = TrainingData(split.train, item_count=ITEMS, cut_off=split.test_start)
+    made = []
+
+    def slow(make: Any) -> Any:
+        def making(*args: Any, **options: Any) -> Any:
+            made.append(1)
+            time.sleep(0.05)
+            return make(*args, **options)
+
+        return making
+
+    monkeypatch.setattr(training_data, "build_matrix", slow(training_data.build_matrix))
+    monkeypatch.setattr(training_data, "build_sequences", slow(training_data.build_sequences))
+    recipe = default_recipe("popularity")
+    found = list(by_blocks(lambda _: (data.matrix(recipe), data.sequences(recipe)), range(6), threads=6))
+    assert len(made) == 2
+    assert all(one[0] is found[0][0] for one in found)
 
 
 def trials_neighbour(words: str):
