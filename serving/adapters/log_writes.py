@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import hiredis
 
@@ -30,6 +30,7 @@ from feature_repo.contracts.keys import (
 from feature_repo.contracts.stream_entry import MAX_ENTRY_EVENTS, join_lines
 from serving.adapters.event_log import LogEntry, QuarantinedEvent, Waiter
 from serving.adapters.redis_pipe import Replies, pack
+from serving.native import parts
 
 Value = TypeVar("Value")
 
@@ -74,11 +75,23 @@ class Multi:
         return _MULTI + b"".join(self.commands) + _EXEC
 
 
+class Written(Protocol):
+    """A group as bytes, and what is to be done with the replies."""
+
+    @property
+    def payload(self) -> bytes: ...
+
+    @property
+    def reply_count(self) -> int: ...
+
+    def settle(self, replies: Replies) -> None:
+        """Say to each request of the group what became of it: which of its events are new, or its `error`."""
+
+
 _MULTI, _EXEC = pack("MULTI"), pack("EXEC")
-_SET = (b"*6\r\n$3\r\nSET\r\n$%%d\r\n%%b\r\n$%%d\r\n%%b\r\n$2\r\nNX\r\n$2\r\nEX\r\n$%d\r\n%d\r\n") % (
-    len(str(DEDUP_SECONDS)),
-    DEDUP_SECONDS,
-)
+_SET_HEAD = b"*6\r\n$3\r\nSET\r\n$"
+_SET_TAIL = b"\r\n$2\r\nNX\r\n$2\r\nEX\r\n$%d\r\n%d\r\n" % (len(str(DEDUP_SECONDS)), DEDUP_SECONDS)
+_SET = _SET_HEAD + b"%d\r\n%b\r\n$%d\r\n%b" + _SET_TAIL
 """As `pack` would write it: mark and nonce, each with its length."""
 _XADD = b"*7\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n$5\r\nevent\r\n$%d\r\n%b\r\n$5\r\nnonce\r\n$%d\r\n%b\r\n"
 _XADD_SEVERAL = (
@@ -100,8 +113,20 @@ class GroupPacker:
         self._streams = [stream_key(partition, tenant).encode() for partition in range(EVENT_PARTITIONS)]
         self._more = [_add_to(more_events_key(stream_key(p, tenant)).encode()) for p in range(EVENT_PARTITIONS)]
         self._marks = [dedup_key(partition, "", tenant).encode() for partition in range(EVENT_PARTITIONS)]
+        self._native = None
+        if parts.groups is not None:
+            self._native = parts.groups.GroupWriter(
+                self._streams, self._more, self._marks, _MULTI, _EXEC, _SET_HEAD, _SET_TAIL
+            )
 
-    def pack(self, group: Sequence[WriteRequest]) -> list[Multi]:
+    def pack(self, group: Sequence[WriteRequest]) -> Written:
+        """The group as it is written. Entries keep their order."""
+        packed: Written | None = None
+        if self._native is not None:
+            packed = self._native.pack(group, MAX_MULTI_EVENTS, MAX_ENTRY_EVENTS)
+        return PackedGroup(self.multis(group)) if packed is None else packed
+
+    def multis(self, group: Sequence[WriteRequest]) -> list[Multi]:
         """The group as MULTIs, each of one slot and at most MAX_MULTI_EVENTS events; entries keep their order."""
         by_partition: list[list[tuple[WriteRequest, int]]] = [[] for _ in range(EVENT_PARTITIONS)]
         has_others = False
@@ -176,15 +201,38 @@ class GroupPacker:
         return multi
 
 
-def settle(multi: Multi, replies: Replies) -> None:
-    """What Redis said about one MULTI: +OK, one +QUEUED for each command, then the results or an error."""
+class PackedGroup:
+    """A group of any requests."""
+
+    def __init__(self, multis: Sequence[Multi]) -> None:
+        self._multis = multis
+        self.payload = b"".join([multi.packed() for multi in multis])
+        self.reply_count = sum([multi.reply_count for multi in multis])
+
+    def settle(self, replies: Replies) -> None:
+        at = 0
+        for multi in self._multis:
+            settle(multi, replies[at : at + multi.reply_count])
+            at += multi.reply_count
+
+
+def refusal_of(replies: Replies) -> DependencyError | None:
+    """Why a MULTI with these replies was not carried out; None when it was."""
     results = replies[-1]
     said = [*replies, *results] if isinstance(results, list) else replies
-    if results is None or hiredis.ReplyError in set(map(type, said)):
-        refused = [reply for reply in said if isinstance(reply, hiredis.ReplyError)]
-        words = str(refused[0]) if refused else "the transaction was discarded"
+    if results is not None and hiredis.ReplyError not in set(map(type, said)):
+        return None
+    refused = [reply for reply in said if isinstance(reply, hiredis.ReplyError)]
+    words = str(refused[0]) if refused else "the transaction was discarded"
+    return DependencyError(f"the event log cannot take more: {words}")
+
+
+def settle(multi: Multi, replies: Replies) -> None:
+    """What Redis said about one MULTI: +OK, one +QUEUED for each command, then the results or an error."""
+    results, refusal = replies[-1], refusal_of(replies)
+    if refusal is not None:
         for request in multi.requests:
-            request.error = DependencyError(f"the event log cannot take more: {words}")
+            request.error = refusal
         return
     for (request, index), result in zip(multi.marks, results, strict=False):
         request.is_new[index] = result is not None

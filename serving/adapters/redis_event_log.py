@@ -26,7 +26,7 @@ from serving.adapters.event_log import (
     QuarantinedEvent,
     Waiter,
 )
-from serving.adapters.log_writes import GroupPacker, Multi, WriteRequest, settle
+from serving.adapters.log_writes import GroupPacker, WriteRequest, Written
 from serving.adapters.redis_pipe import RedisPipe, Replies, open_pipe
 
 logger = logging.getLogger("nightjar.serving")
@@ -90,7 +90,8 @@ class RedisEventLog:
         return list(await waiter.done)
 
     def submit(self, entries: Sequence[LogEntry], waiter: Waiter) -> None:
-        byte_count = len(entries[0].event) if len(entries) == 1 else sum([len(e.event) for e in entries])
+        known: int | None = getattr(entries, "byte_count", None)  # native code has added it up
+        byte_count = sum([len(e.event) for e in entries]) if known is None else known
         self._wait_for(WriteRequest(entries, (), len(entries), byte_count, waiter, [False] * len(entries)))
 
     async def append_changes(self, changes: Sequence[bytes]) -> list[str]:
@@ -170,21 +171,20 @@ class RedisEventLog:
     def _send(self, pipe: RedisPipe, group: Sequence[WriteRequest]) -> None:
         """Write a group; each of its requests will be answered, whatever happens."""
         try:
-            multis = self._packer.pack(group)
-            payload = b"".join([multi.packed() for multi in multis])
+            written = self._packer.pack(group)
         except Exception as error:
             logger.exception("a write of %d requests failed", len(group))
             self._give_up(pipe, group, type(error).__name__)
             return
-        replies = pipe.send(payload, sum([multi.reply_count for multi in multis]))
+        replies = pipe.send(written.payload, written.reply_count)
         late = asyncio.get_running_loop().call_later(self._timeout, pipe.close, self._too_late())
-        self._watch(replies, partial(self._on_replies, pipe, group, multis, late))
+        self._watch(replies, partial(self._on_replies, pipe, group, written, late))
 
     def _on_replies(
         self,
         pipe: RedisPipe,
         group: Sequence[WriteRequest],
-        multis: Sequence[Multi],
+        written: Written,
         late: asyncio.TimerHandle,
         done: asyncio.Future[Replies],
     ) -> None:
@@ -193,10 +193,7 @@ class RedisEventLog:
         if error is not None:
             self._give_up(pipe, group, f"{type(error).__name__}: {error}")
         else:
-            replies, at = done.result(), 0
-            for multi in multis:
-                settle(multi, replies[at : at + multi.reply_count])
-                at += multi.reply_count
+            written.settle(done.result())
             self._writers.discard(done)
             self._start_write()  # Redis works on the next group while this one is answered
             self._answer(group)

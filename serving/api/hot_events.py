@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from feature_repo.contracts import common_events
 from feature_repo.contracts.api_keys import SCOPES, WRITE
 from feature_repo.contracts.errors import NightjarError
-from feature_repo.contracts.times import EARLIEST_EVENT, MAX_FUTURE_SKEW, from_micros
+from feature_repo.contracts.times import EARLIEST_EVENT, MAX_FUTURE_SKEW, from_micros, to_micros
 from serving.adapters.event_log import LogEntry, OverloadedError
 from serving.api.access import GRANT
 from serving.api.errors import answer_domain_error
@@ -62,7 +62,10 @@ class HotEvents:
         self.log = services.log
         self._settings = services.settings
         self._wall_micros = services.wall_micros
-        self._ever_refused = services.overlay.ever_refused
+        self._overlay = services.overlay
+        self._reader = None
+        if parts.intake is not None:
+            self._reader = parts.intake.EventReader(self._settings.max_events, self._settings.max_written_bytes)
         self.new_id = Numbered(services.new_id)
         self._new_nonce = Numbered(services.new_id)
         self.tally = EventTally(PATH, services.timer)
@@ -70,6 +73,7 @@ class HotEvents:
         self.visits = Visits(services.ring, services.access_log)
         self.heads = KnownHeads()
         self._latest, self._latest_second = EARLIEST_EVENT, -1
+        self._latest_micros = to_micros(self._latest)
         self._defaults: Sequence[tuple[bytes, bytes]] = ()
         self._default_lines = b""
 
@@ -126,10 +130,22 @@ class HotEvents:
             messages.append(message)
         return messages, None
 
-    def entries(self, body: bytes) -> list[LogEntry] | None:
+    def entries(self, body: bytes) -> Sequence[LogEntry] | None:
         """What the log is to keep; None when the application has to look at this body."""
         if len(body) > self._settings.max_body_bytes:
             return None
+        self._look_at_clock()
+        if self._reader is not None:
+            ever_refused = self._overlay.ever_refused if self._overlay.has_refusals else None
+            found: Sequence[LogEntry] | None = self._reader.read(
+                body, self._latest_micros, self._new_nonce(), ever_refused
+            )
+            if found is not None:
+                return found
+        return self.entries_by_twin(body)
+
+    def entries_by_twin(self, body: bytes) -> list[LogEntry] | None:
+        """`entries` in Python; it knows more forms than native code."""
         try:
             document: Any = orjson.loads(body)
         except orjson.JSONDecodeError:
@@ -149,11 +165,15 @@ class HotEvents:
             return None
         return self._checked(events)
 
-    def _checked(self, events: Sequence[Any]) -> list[LogEntry] | None:
+    def _look_at_clock(self) -> None:
+        """What is later than a day from the beginning of this second: of that the whole table judges."""
         second = self._wall_micros() // 1_000_000
-        if second != self._latest_second:  # of a later instant within this second the whole table judges
+        if second != self._latest_second:
             self._latest = from_micros(second * 1_000_000) + MAX_FUTURE_SKEW
+            self._latest_micros = to_micros(self._latest)
             self._latest_second = second
+
+    def _checked(self, events: Sequence[Any]) -> list[LogEntry] | None:
         latest = self._latest
         nonce = self._new_nonce()
         entries = []
@@ -167,7 +187,7 @@ class HotEvents:
             data = orjson.dumps(good, option=orjson.OPT_UTC_Z)
             written_bytes += len(data)
             user_id = good.get("user_id")
-            if self._ever_refused(user_id):
+            if self._overlay.ever_refused(user_id):
                 return None
             subject = "u:" + user_id if user_id is not None else "a:" + good["anonymous_id"]
             entries.append(LogEntry(subject, good["event_id"], f"{nonce}.{index}", data, True))  # it has no `items`

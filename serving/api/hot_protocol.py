@@ -23,10 +23,23 @@ from serving.api.access import GRANT
 from serving.api.hot_events import PATH, HotEvents, answer_of, read_headers
 from serving.api.idle_connections import LeanFlow, LeanQueue
 from serving.api.visits import Visit
+from serving.native import parts
 
 _PATH = PATH.encode("ascii")
-_ACCEPTED = STATUS_LINE[202] + b"%bcontent-length: %d\r\ncontent-type: application/json\r\n%b\r\n%b"
-"""The server's own headers, the body's length, the visit's last lines, the body."""
+_ACCEPTED = b"%bcontent-length: %d\r\ncontent-type: application/json\r\n%b\r\n%b"
+"""What all answers begin with, the body's length, the visit's last lines, the body."""
+
+
+def accepted(entries: Sequence[LogEntry], is_new: Sequence[bool], head: bytes, last: bytes) -> bytes:
+    """The whole 202 of a request. `head`: its first line and the server's own headers; `last`: the visit's lines."""
+    answer: bytes | None = None if parts.groups is None else parts.groups.accepted(entries, is_new, head, last)
+    return accepted_by_twin(entries, is_new, head, last) if answer is None else answer
+
+
+def accepted_by_twin(entries: Sequence[LogEntry], is_new: Sequence[bool], head: bytes, last: bytes) -> bytes:
+    """`accepted` in Python."""
+    body = answer_of(entries, is_new)
+    return _ACCEPTED % (head, len(body), last, body)
 
 
 class _Signal:
@@ -206,9 +219,8 @@ class HotProtocol(HttpToolsProtocol):
         self.hot.tally.write()
         request_id = cycle.given_id or self.hot.new_id()
         if error is None:
-            body = answer_of(cycle.entries, is_new)
-            lines = self.hot.lines_of(self.server_state.default_headers)
-            self._send(cycle, _ACCEPTED % (lines, len(body), cycle.visit.last_lines(request_id), body))
+            head = STATUS_LINE[202] + self.hot.lines_of(self.server_state.default_headers)
+            self._send(cycle, accepted(cycle.entries, is_new, head, cycle.visit.last_lines(request_id)))
             self.hot.visits.end(cycle.visit, "POST", PATH, 202, cycle.started, request_id)
             return
         task = self.loop.create_task(self._fail(cycle, error, request_id))

@@ -139,6 +139,11 @@ class CatalogueOverlay:
         """The same of training alone."""
         return self._refuses(user_id, TRAIN)
 
+    @property
+    def has_refusals(self) -> bool:
+        """Whether anybody did at any time."""
+        return bool(self._refusing)
+
     def ever_refused(self, user_id: str | None) -> bool:
         """Whether this user refused any of it at any time; who did not refuses nothing now."""
         return user_id in self._refusing
