@@ -18,7 +18,7 @@ from serving.pipeline.new_items import new_slate
 from serving.pipeline.own_items import buy_again_slate, continue_slate
 from serving.pipeline.rank_given import UNKNOWN_ITEM, rank_given
 from serving.pipeline.similar import bought_together, similar_items
-from serving.pipeline.trending import Votes, trending_slate
+from serving.pipeline.trending import LEAST_REGION_VOTES, Scope, Votes, trending_slate, voted_rows
 from serving.pipeline.values import Slate, SlateRequest, Tuning
 from serving.recommender import Asker, Recommender, asks_ranker
 from serving.settled import STORE_DOWN
@@ -79,7 +79,7 @@ class Lists:
             case "similar" | "bought_together" | "new" | "continue" | "rank":
                 return self.build_at_once(wanted, asker, request)
             case "trending":
-                votes, stale = await self._board.votes(wanted.window)
+                votes, stale = await self._board.votes(wanted.window, request.region)
                 return self._trending(wanted, asker, request, votes, stale)
             case "buy_again":
                 return await self._buy_again(asker, request)
@@ -88,9 +88,9 @@ class Lists:
             return Built(slate, degraded, reads=reads)
         return Built(self._recommender.slate(asker, request))
 
-    def fresh_votes(self, window: str) -> Votes | None:
+    def fresh_votes(self, window: str, region: str | None) -> Votes | None:
         """The votes of a window where they need not be read; for `build_at_once`."""
-        return self._board.fresh(window)
+        return self._board.fresh(window, region)
 
     def build_at_once(
         self, wanted: ListQuestion, asker: Asker, request: SlateRequest, votes: Votes | None = None
@@ -151,8 +151,9 @@ class Lists:
     def _trending(
         self, wanted: ListQuestion, asker: Asker, request: SlateRequest, votes: Votes, stale: str | None
     ) -> Built:
+        voted = voted_rows(votes, asker.catalogue, request.category, request.region)
         slate = trending_slate(
-            votes,
+            voted,
             request,
             asker.person,
             asker.catalogue,
@@ -160,10 +161,17 @@ class Lists:
             window=wanted.window,
             now_micros=self._wall_micros(),
         )
-        counts = dict(votes.ranked) if slate.fallback_level == TRENDING else {}
-        shown = {item.item_id: counts[item.item_id] for item in slate.items if item.item_id in counts}
-        regional = request.region is not None and request.region in asker.catalogue.popular_by_region
-        trend = {"window": wanted.window, "votes": shown, "error": votes.error, "is_regional": regional}
+        of_scope = votes.regional if voted.scope is Scope.REGION and votes.regional is not None else votes
+        counts = dict(of_scope.ranked) if slate.fallback_level == TRENDING else {}
+        trend = {
+            "window": wanted.window,
+            "votes": {item.item_id: counts[item.item_id] for item in slate.items if item.item_id in counts},
+            "error": of_scope.error,
+            "is_regional": voted.scope is not Scope.ALL,
+            "scope": voted.scope.value,
+            "region_votes": voted.region_votes,
+            "least_region_votes": None if request.region is None else LEAST_REGION_VOTES,
+        }
         return Built(slate, [stale] if stale else [], {"trend": trend}, {"window": wanted.window})
 
     async def _buy_again(self, asker: Asker, request: SlateRequest) -> Built:

@@ -17,8 +17,10 @@ from feature_repo.contracts.keys import (
     candidates_key,
     pointer_key,
     purchases_key,
+    region_trend_key,
     session_key,
     trend_key,
+    trend_regions_key,
 )
 from feature_repo.contracts.packing import (
     PackedCandidate,
@@ -31,7 +33,7 @@ from feature_repo.contracts.packing import (
 )
 from feature_repo.contracts.publication import PURCHASES_PART
 from feature_repo.contracts.purchase_record import Purchase, pack_purchases
-from feature_repo.contracts.trend_record import TrendTable, pack_trend
+from feature_repo.contracts.trend_record import TrendTable, pack_regions, pack_trend
 from serving.adapters.decision_log import MemoryDecisionLog
 from serving.adapters.memory_event_log import MemoryEventLog
 from serving.main import create_app
@@ -102,9 +104,16 @@ class Installation:
     def remember(self, subject: str = "u:u1", **state: Any) -> None:
         self.redis.set(session_key(subject), pack_session(SessionState(**state)))
 
-    def vote(self, window: int, bucket: int, votes: dict[str, int], partition: int = 0) -> None:
+    def vote(
+        self, window: int, bucket: int, votes: dict[str, int], partition: int = 0, *, region: str | None = None
+    ) -> None:
+        """`region`: whose votes they are, the only one in that bucket and partition; None: of all together."""
         table = TrendTable(window, bucket, votes, sum(votes.values()))
-        self.redis.set(trend_key(window, bucket, partition), pack_trend(table))
+        if region is None:
+            self.redis.set(trend_key(window, bucket, partition), pack_trend(table))
+        else:
+            self.redis.set(region_trend_key(window, bucket, partition, region), pack_trend(table))
+            self.redis.set(trend_regions_key(window, bucket, partition), pack_regions([region]))
 
     async def post(self, path: str, **question: Any) -> dict[str, Any]:
         response = await self.client.post(path, json=question)

@@ -86,7 +86,7 @@ class HotPages:
         votes: dict[str, Votes] = {}
         for place in asked.places:
             if place.kind == TRENDING:
-                fresh = self._services.lists.fresh_votes(place.window)
+                fresh = self._services.lists.fresh_votes(place.window, asked.request.region)
                 if fresh is None:
                     return None
                 votes[place.window] = fresh

@@ -64,8 +64,10 @@ _ROUTES = (
         list_schemas.TrendingResponse,
         "What most people touch now",
         "Votes of the last 5 minutes, hour or day, at most a second old; one person alone adds at most two to an item. "
-        "`trend.votes` has them. With a category, items in it or below it; with a region, what trends among the items "
-        "of that region's popular list (people are not counted by region). Too few are topped up with what is popular.",
+        "`trend.votes` has them. With a category, items in it or below it; with a region, by the "
+        "votes whose events named it. Has it fewer than `trend.least_region_votes` of them, then by those of all "
+        "regions, for the items of the region's popular list where the night has one: `trend.scope` says which. Too "
+        "few items are topped up with what is popular.",
         lambda wanted: ListQuestion(TRENDING, window=wanted.window),
     ),
     _ListRoute(

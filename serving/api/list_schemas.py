@@ -201,12 +201,19 @@ class _Given(BaseModel):
 
 
 class TrendOut(_Given):
-    """What the votes were. `votes` has the items that trend; `is_regional`: the region has a popular list."""
+    """What the votes were, and whose. `votes` has the items that trend; `is_regional`: `scope` is not `all`."""
 
     window: str
     votes: dict[str, int] = Field(description="item id -> people who touched it, of the items that trend")
     error: int = Field(description="no count is short by more than this")
     is_regional: bool
+    scope: Literal["region", "region_list", "all"] = Field(
+        description="whose votes: of the region; of all regions, for the items of the region's popular list; of all"
+    )
+    region_votes: int | None = Field(
+        description="votes of the region in the window, for the items that the question is about; null: none was named"
+    )
+    least_region_votes: int | None = Field(description="with fewer of them the answer goes by those of all regions")
 
 
 class TrendingResponse(RecommendationResponse):

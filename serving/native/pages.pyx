@@ -42,7 +42,7 @@ from serving.pipeline.new_items import new_in_words, older_rows
 from serving.pipeline.rotation import DAY_MICROS
 from serving.pipeline.ruled_slate import LOOKED_AT
 from serving.pipeline.similar import UNKNOWN
-from serving.pipeline.trending import WINDOW_WORDS, voted_rows
+from serving.pipeline.trending import Scope, trending_words, voted_rows
 
 
 cdef object _dumps = orjson.dumps
@@ -57,7 +57,7 @@ cdef uint32_t _POPULARITY = Source.POPULARITY
 cdef uint32_t _STATIC = Source.STATIC
 cdef int64_t _DAY_MICROS = DAY_MICROS
 cdef Py_ssize_t _LOOKED_AT = LOOKED_AT
-cdef Py_ssize_t _MOST_TRENDS = 256  # categories and regions of a window
+cdef Py_ssize_t _MOST_TRENDS = 256  # categories and regions of a window; regions with votes of their own, and windows
 cdef tuple _ODD = (Declined, KeyError, OverflowError, TypeError, ValueError, AttributeError)
 
 
@@ -285,13 +285,14 @@ cdef class Page(PageWork):
     cdef int shelve_trending(self, object votes) except -1:
         """`trending_slate`."""
         cdef object request = self.request, window = (<tuple>self.asked)[4]
-        cdef PopularRows rows = _trend_rows(votes, self.catalogue, window, request.category, request.region)
+        cdef tuple found = _trend_rows(votes, self.catalogue, window, request.category, request.region)
+        cdef PopularRows rows = found[0]
         cdef double ceiling = 1.0
         cdef dict said = {}
         cdef Shelving shelf = self.shelving()
         try:
             self.exclude_marks(shelf)
-            said[_TRENDING] = in_words("trending in " + WINDOW_WORDS[window])
+            said[_TRENDING] = in_words(trending_words(window, request.region if found[1] else None))
             self.rung("trending", shelf.climb_popular(rows, _TRENDING, &ceiling))
             self.top_up(shelf, request.category, request.region, &ceiling, said)
             return self.put_shelved(shelf, said, "trending", None, b',"window":' + _dumps(window))
@@ -442,19 +443,23 @@ def _best_first(row):
     return -row[1], row[0]
 
 
-cdef PopularRows _trend_rows(object votes, object catalogue, object window, object category, object region):
-    """The rows of `trending_slate`, worked out once for each reading of the votes."""
+cdef tuple _trend_rows(object votes, object catalogue, object window, object category, object region):
+    """The rows of `trending_slate`, and whether they are the region's own; worked out once for each reading of votes."""
     cdef dict remembered = catalogue.remember("native trends"), of_votes
-    cdef tuple key = (category, region)
-    found = remembered.get(window)
+    cdef tuple key = (category, region), place
+    if votes is None:
+        raise Declined
+    place = (window, None if votes.regional is None else region)
+    found = remembered.get(place)
     if found is None or (<tuple>found)[0] is not votes:
-        if votes is None:
-            raise Declined
-        found = remembered[window] = (votes, {})  # nobody keeps votes that are not read any more
+        if len(remembered) >= _MOST_TRENDS:
+            remembered.clear()
+        found = remembered[place] = (votes, {})  # nobody keeps votes that are not read any more
     of_votes = (<tuple>found)[1]
     rows = of_votes.get(key)
     if rows is None:
         if len(of_votes) >= _MOST_TRENDS:
             of_votes.clear()
-        rows = of_votes[key] = PopularRows(voted_rows(votes, catalogue, category, region))
+        voted = voted_rows(votes, catalogue, category, region)
+        rows = of_votes[key] = (PopularRows(voted.rows), voted.scope is Scope.REGION)
     return rows

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from itertools import islice
 from typing import NamedTuple
 
 from feature_repo.contracts.packing import Source
@@ -19,11 +21,41 @@ MOST_ROWS = 1000
 """How many voted items one answer looks at; beyond them it tops up."""
 
 
+LEAST_REGION_VOTES = 20
+"""A region with fewer votes in the window, for the items that an answer looks at, is answered by those of all regions:
+they would be somebody's history. One person has at most 16."""
+
+
+class Scope(StrEnum):
+    """Whose votes an answer goes by. Stable words: they are shown."""
+
+    REGION = "region"
+    """Those of the region that was asked for."""
+    REGION_LIST = "region_list"
+    """Those of all regions, for items of the region's popular list."""
+    ALL = "all"
+    """Those of all regions."""
+
+
 class Votes(NamedTuple):
-    """The votes of one window: (item id, votes), most first, ties by id. `error` as in `Trend`."""
+    """The votes of one window: (item id, votes), most first, ties by id. `error` as in `Trend`.
+
+    regions   that have votes of their own in the window      regional  those of the one that was asked about, if it has
+    """
 
     ranked: Sequence[tuple[str, int]]
     error: int
+    regions: frozenset[str] = frozenset()
+    regional: Votes | None = None
+
+
+class VotedRows(NamedTuple):
+    """(item number, votes) of the items of a version that an answer looks at, most first; whose votes they are.
+    `region_votes`: how many the region that was asked for has for such items; None: none was asked for."""
+
+    rows: list[tuple[int, int]]
+    scope: Scope
+    region_votes: int | None
 
 
 class TrendingItem(NamedTuple):
@@ -72,7 +104,7 @@ def trending_items(
 
 
 def trending_slate(
-    votes: Votes,
+    voted: VotedRows,
     request: SlateRequest,
     person: Person,
     catalogue: Catalogue,
@@ -83,21 +115,21 @@ def trending_slate(
 ) -> Slate:
     """What most people touched in the window, in the category of the request if it names one.
 
-    Trends are counted without regard to where people are, so a region is answered by what trends among the items of its
-    popular list, then by that list; a region without one is not known, and the answer is that for everybody.
+    A region is answered by its own votes. Has it too few (LEAST_REGION_VOTES), then by those of all regions: for the
+    items of its popular list where the night has one, else for all. `voted` says which, as `voted_rows` found them.
     Of somebody who is named and consents, what they bought or dismissed leaves. Topped up with what is popular.
     fallback_level is `trending`, or the first rung that had something.
     """
     allowed = as_allowed(request, person)
     request, person, personalized, _ = allowed
     words = popular_words(request.category, request.region)
-    trending = f"trending in {WINDOW_WORDS[window]}"
+    trending = trending_words(window, request.region if voted.scope is Scope.REGION else None)
 
     def tell(_: int, source: Source) -> tuple[Reason, ...]:
         return in_words(words.get(source, trending))
 
     return list_slate(
-        _rungs(votes, catalogue, request.category, request.region),
+        _rungs(voted, catalogue, request.category, request.region),
         own="trending",
         wanted=request.num_results,
         eligible=eligible_in_list(allowed, catalogue, tuning, habits=OF_THE_SHOP, now_micros=now_micros),
@@ -113,9 +145,23 @@ def is_within(path: str | None, category: str) -> bool:
     return path is not None and (path == category or path.startswith(category + CATEGORY_SEPARATOR))
 
 
-def voted_rows(votes: Votes, catalogue: Catalogue, category: str | None, region: str | None) -> list[tuple[int, int]]:
-    """(item number, votes) of the items of this version that an answer looks at, most first."""
+def trending_words(window: str, region: str | None) -> str:
+    """The reason of an item that trends: in a region where those are its votes."""
+    return (
+        f"trending in {WINDOW_WORDS[window]}" if region is None else f"trending in {region} in {WINDOW_WORDS[window]}"
+    )
+
+
+def voted_rows(votes: Votes, catalogue: Catalogue, category: str | None, region: str | None) -> VotedRows:
+    """What an answer looks at in a category, a region, or both."""
     rows: list[tuple[int, int]] = []
+    region_votes = None if region is None else 0
+    if region is not None and votes.regional is not None:
+        rows = list(islice(_rows(votes.regional, catalogue, category), MOST_ROWS))
+        region_votes = sum(count for _, count in rows)
+        if region_votes >= LEAST_REGION_VOTES:
+            return VotedRows(rows, Scope.REGION, region_votes)
+        rows = []
     among = None if region is None else catalogue.popular_by_region.get(region)
     regional = None if among is None else {number for number, _ in among}
     for number, count in _rows(votes, catalogue, category):
@@ -123,12 +169,12 @@ def voted_rows(votes: Votes, catalogue: Catalogue, category: str | None, region:
             rows.append((number, count))
             if len(rows) == MOST_ROWS:
                 break
-    return rows
+    return VotedRows(rows, Scope.ALL if regional is None else Scope.REGION_LIST, region_votes)
 
 
-def _rungs(votes: Votes, catalogue: Catalogue, category: str | None, region: str | None) -> Iterator[Rung]:
-    if rows := voted_rows(votes, catalogue, category, region):
-        yield Rung("trending", rows, Source.TRENDING)
+def _rungs(voted: VotedRows, catalogue: Catalogue, category: str | None, region: str | None) -> Iterator[Rung]:
+    if voted.rows:
+        yield Rung("trending", voted.rows, Source.TRENDING)
     yield from popular_rungs(catalogue, category, region)
 
 

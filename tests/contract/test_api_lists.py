@@ -111,6 +111,7 @@ class TestTrending:
         assert (ids(answer), answer["fallback_level"]) == (["pan", "cup", "mug"], "trending")
         assert answer["trend"] == {
             "window": "1h", "votes": {"pan": 4, "cup": 3, "mug": 1}, "error": 0, "is_regional": False,
+            "scope": "all", "region_votes": None, "least_region_votes": None,
         }  # fmt: skip
         assert words(answer) == ["trending in the last hour"] * 3
         assert {item["source"] for item in answer["items"]} == {"trending"}
@@ -119,9 +120,71 @@ class TestTrending:
         assert ids(tea) == ["cup", "mug", "tin"]  # the last one is popular there
         assert words(tea)[2] == "popular in Home > Tea"
         german = await api.get("/v1/trending?region=DE&num_results=2")
-        assert (ids(german), german["trend"]["is_regional"]) == (["cup", "hoe"], True)
+        assert ids(german) == ["cup", "hoe"]
+        assert german["trend"] == {
+            "window": "1h", "votes": {"cup": 3}, "error": 0, "is_regional": True,
+            "scope": "region_list", "region_votes": 0, "least_region_votes": 20,
+        }  # fmt: skip
         five = await api.get("/v1/trending?window=5m&num_results=1")
         assert ids(five) == ["tin"]
+
+    async def test_a_region_with_enough_votes_is_answered_by_its_own(self, api: Installation) -> None:
+        """In FR, which has no popular list: 20 votes of items that may be shown, one of which is sold out, and one for
+        an item that no version knows. In all: tin and hoe tie, and pan is far ahead."""
+        api.vote(1, self.hour, {"pan": 90, "tin": 9, "hoe": 9, "mug": 2})
+        api.vote(1, self.hour, {"tin": 9, "mug": 2, "gone": 50}, region="FR")
+        api.vote(1, self.hour - 11, {"hoe": 9}, partition=2, region="FR")
+        api.vote(1, self.hour - 12, {"pan": 30}, region="FR")
+        french = await api.get("/v1/trending?region=FR&num_results=3")
+        assert (ids(french), french["fallback_level"]) == (["hoe", "tin", "mug"], "trending")
+        assert french["trend"] == {
+            "window": "1h", "votes": {"hoe": 9, "tin": 9, "mug": 2}, "error": 0, "is_regional": True,
+            "scope": "region", "region_votes": 20, "least_region_votes": 20,
+        }  # fmt: skip
+        assert words(french) == ["trending in FR in the last hour"] * 3
+        list_schemas.TrendingResponse.model_validate(french)
+        five = await api.get("/v1/trending?region=FR&num_results=5")
+        assert ids(five)[:3] == ["hoe", "tin", "mug"]
+        assert words(five)[3:] == ["popular with everybody"] * 2  # not what trends elsewhere
+        assert five["trend"]["votes"] == {"hoe": 9, "tin": 9, "mug": 2}
+
+    @pytest.mark.parametrize(
+        ("asked", "votes", "scope", "first", "counted"),
+        [
+            ("region=FR", {"tin": 9, "mug": 2, "hoe": 8, "gone": 50}, "all", "pan", 19),
+            ("region=fr", {"tin": 30}, "all", "pan", 0),
+            ("region=FR&category=Home+%3E+Tea", {"tin": 18, "hoe": 30}, "all", "mug", 18),
+            ("region=FR&category=Home+%3E+Tea", {"tin": 20, "hoe": 30}, "region", "tin", 20),
+            ("region=DE", {"tin": 9}, "region_list", "hoe", 9),
+            ("region=DE", {"tin": 9, "mug": 11}, "region", "mug", 20),
+            ("region=NL", {"tin": 30}, "all", "pan", 0),
+        ],
+    )
+    async def test_a_region_with_too_few_is_answered_by_all_and_says_so(
+        self, api: Installation, asked: str, votes: dict[str, int], scope: str, first: str, counted: int
+    ) -> None:
+        """Of all regions pan is first, of the items of DE's popular list hoe, of tea mug."""
+        api.vote(1, self.hour, {"pan": 90, "hoe": 40, "mug": 35, "tin": 30})
+        api.vote(1, self.hour, votes, region="DE" if asked == "region=DE" else "FR")
+        answer = await api.get(f"/v1/trending?{asked}&num_results=1")
+        trend = answer["trend"]
+        assert (trend["scope"], ids(answer), trend["region_votes"]) == (scope, [first], counted)
+        assert trend["is_regional"] is (scope != "all")
+        assert trend["least_region_votes"] == 20
+        region = asked.split("&")[0].removeprefix("region=")
+        where = f" in {region}" if scope == "region" else ""
+        assert words(answer) == [f"trending{where} in the last hour"]
+
+    async def test_a_page_answers_by_its_region_too(self, api: Installation) -> None:
+        api.vote(1, self.hour, {"pan": 90, "tin": 9, "mug": 11})
+        api.vote(1, self.hour, {"tin": 9, "mug": 11}, region="FR")
+        places = [{"kind": "trending", "num_results": 2}, {"kind": "trending", "num_results": 1, "window": "5m"}]
+        for _ in range(2):  # the first reads the votes, the second finds them read
+            page = await api.post("/v1/pages/home", placements=places, context={"region": "FR"})
+            first, _ = page["placements"]
+            assert (ids(first), words(first)) == (["mug", "tin"], ["trending in FR in the last hour"] * 2)
+        other = await api.post("/v1/pages/home", placements=places[:1], context={"region": "NL"})
+        assert words(other["placements"][0])[0] == "trending in the last hour"
 
     async def test_a_quiet_shop_shows_what_is_popular_and_says_so(self, api: Installation) -> None:
         answer = await api.post("/v1/trending", num_results=2, window="1d")

@@ -22,6 +22,7 @@ from serving.adapters.purchases import (
     read_purchases,
 )
 from serving.adapters.trend_board import TRENDS_DOWN, TrendBoard
+from serving.adapters.trends import WindowTables
 from serving.pipeline.trending import Votes
 
 TENANT = "shop"
@@ -72,12 +73,15 @@ class Counted:
 
     def __init__(self) -> None:
         self.reads, self.is_down = 0, False
+        self.regions: frozenset[str] = frozenset()
+        self.places: list[str] = []
 
-    async def read(self, window: str, *, now_micros: int) -> list[TrendTable]:
+    async def read(self, window: str, *, now_micros: int, region: str = "") -> WindowTables:
         self.reads += 1
+        self.places.append(window + region)
         if self.is_down:
             raise DependencyError("gone")
-        return [TrendTable(1, now_micros, {window: self.reads}, 1, 2)]
+        return WindowTables([TrendTable(1, now_micros, {window + region: self.reads}, 1, 2)], self.regions)
 
 
 async def test_the_board_reads_each_window_once_in_a_while_and_outlives_the_store() -> None:
@@ -129,3 +133,54 @@ async def test_a_store_that_is_down_is_asked_once_before_a_copy_is_old() -> None
     clock[0] += 0.3
     assert board.fresh("1h") is None
     assert await board.votes("1h") == (first, TRENDS_DOWN)
+
+
+async def test_the_votes_of_a_region_come_with_those_of_all_and_only_where_there_are_any() -> None:
+    store, clock = Counted(), [100.0]
+    store.regions = frozenset({"DE", "FR"})
+    board = TrendBoard(store, refresh_seconds=2, wall_micros=lambda: 5, timer=lambda: clock[0])
+    assert board.fresh("1h", "DE") is None
+    found, stale = await board.votes("1h", "DE")
+    assert (found.ranked, found.regions, stale) == ([("1h", 1)], {"DE", "FR"}, None)
+    assert found.regional is not None
+    assert found.regional.ranked == [("1hDE", 2)]
+    assert board.fresh("1h", "DE") is found  # the same object: what is worked out of it is kept
+    for made_up in range(50):
+        assert (await board.votes("1h", f"made up {made_up}"))[0].regional is None
+    assert board.fresh("1h", "NL") is board.fresh("1h")
+    assert store.places == ["1h", "1hDE"]
+    store.regions = frozenset({"FR"})
+    clock[0] += 2
+    again, _ = await board.votes("1h", "FR")
+    assert (again.ranked, again.regional and again.regional.ranked) == ([("1h", 3)], [("1hFR", 4)])
+    assert (await board.votes("1h", "DE"))[0].regional is None  # all its votes are over
+    assert {place for place in board._copies if place[1]} == {("1h", "FR")}
+
+
+async def test_a_region_that_cannot_be_read_is_answered_by_its_last_copy_then_by_all() -> None:
+    store, clock = Counted(), [100.0]
+    store.regions = frozenset({"DE", "FR"})
+    board = TrendBoard(store, refresh_seconds=2, wall_micros=lambda: 5, timer=lambda: clock[0])
+    await board.votes("1h", "DE")
+    store.is_down = True
+    clock[0] += 3
+    held, stale = await board.votes("1h", "DE")
+    assert (held.regional and held.regional.ranked, stale) == ([("1hDE", 2)], TRENDS_DOWN)
+    never, stale = await board.votes("1h", "FR")
+    assert (never.ranked, never.regional and never.regional.ranked, stale) == ([("1h", 1)], (), TRENDS_DOWN)
+    clock[0] += 300
+    assert await board.votes("1h", "DE") == (Votes((), 0), TRENDS_DOWN)
+
+
+async def test_a_region_for_which_nobody_asks_any_more_is_left() -> None:
+    store, clock = Counted(), [100.0]
+    store.regions = frozenset({"DE"})
+    board = TrendBoard(store, refresh_seconds=2, wall_micros=lambda: 5, timer=lambda: clock[0])
+    await board.votes("1h", "DE")
+    clock[0] += 250
+    await board.votes("1h")
+    assert ("1h", "DE") in board._copies
+    clock[0] += 51
+    await board.votes("1h")
+    assert list(board._copies) == [("1h", "")]
+    assert board._joined == {}

@@ -20,7 +20,7 @@ from serving.pipeline.policy import KEEP, OFF, SlatePolicy, SlateRules
 from serving.pipeline.rank_given import rank_given
 from serving.pipeline.rotation import DAY_MICROS
 from serving.pipeline.similar import bought_together, similar_items
-from serving.pipeline.trending import Votes, trending_slate
+from serving.pipeline.trending import Votes, trending_slate, voted_rows
 from serving.pipeline.values import Person, Slate, SlateRequest, Tuning
 from tests.serving_builders import Shop
 
@@ -67,7 +67,8 @@ def together(request: SlateRequest, person: Person, catalogue: Catalogue) -> Sla
 
 def trending(request: SlateRequest, person: Person, catalogue: Catalogue) -> Slate:
     votes = Votes([("a", 4), ("b", 3), ("c", 2), ("d", 1)], 0)
-    return trending_slate(votes, request, person, catalogue, Tuning(), window="1h", now_micros=NOW)
+    voted = voted_rows(votes, catalogue, request.category, request.region)
+    return trending_slate(voted, request, person, catalogue, Tuning(), window="1h", now_micros=NOW)
 
 
 def new(request: SlateRequest, person: Person, catalogue: Catalogue) -> Slate:

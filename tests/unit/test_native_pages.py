@@ -55,7 +55,7 @@ class BothPages(BothWays):
         self.votes: dict[str, Votes] = {}
         self.here, self.all_places, self.levels = 0, 0, Counter[str]()
         opened: list[Any] = []
-        monkeypatch.setattr(self.services.lists, "fresh_votes", lambda window: self.votes.get(window, Votes((), 0)))
+        monkeypatch.setattr(self.services.lists, "fresh_votes", lambda window, _: self.votes.get(window, Votes((), 0)))
         open_page = self.answers.open_page
 
         def counted(*given: Any) -> Any:
@@ -139,7 +139,9 @@ def _newest(drawn: random.Random, catalogue: Catalogue) -> list[tuple[int, float
 
 def _votes(drawn: random.Random, names: list[str]) -> Votes:
     counts = {name: drawn.randrange(1, 9) for name in drawn.choices(names, k=drawn.choice([1, 9]))}
-    return Votes(sorted(counts.items(), key=lambda row: -row[1]), 1)
+    own = sorted(((name, 30 - 3 * count) for name, count in counts.items()), key=lambda row: -row[1])
+    regional = Votes(own, 0) if sum(counts.values()) % 4 else None  # with enough votes, or too few
+    return Votes(sorted(counts.items(), key=lambda row: -row[1]), 1, regional=regional)
 
 
 def _places(drawn: random.Random, names: list[str]) -> list[Place]:
@@ -194,9 +196,16 @@ def test_random_pages_get_the_same_bytes(tmp_path: Path, both: BothPages) -> Non
             asked += 1
             for place in () if found is None else found["placements"]:
                 sources |= {item["source"] for item in place["items"]}
+                said = [
+                    one["text"] for item in place["items"] for one in item["reasons"] if item["source"] == "trending"
+                ]
+                seen["of all"] += any(text.startswith("trending in the") for text in said)
+                seen["of a region"] += any(text.startswith("trending in DE in the") for text in said)
                 seen["filtered"] += bool(place.get("filtered"))
                 seen["short"] += "filtered" in place
-        assert catalogue.remember("native trends").keys() <= {"5m", "1h"}  # votes of before are not kept
+        kept = catalogue.remember("native trends")
+        assert {window for window, _ in kept} <= {"5m", "1h"}
+        assert len(kept) <= 8  # votes of before are not kept: of each window those of all, and of each region
     assert asked == 960
     assert both.at_once > 350
     assert both.all_places > both.here > 500  # the other places are short, or odd, or know what is on the page
@@ -212,6 +221,7 @@ def test_random_pages_get_the_same_bytes(tmp_path: Path, both: BothPages) -> Non
     } <= both.levels.keys()
     assert sources >= {"session", "als", "popularity", "item_knn", "trending", "new", "continued"}
     assert min(seen["short"], seen["filtered"]) > 100
+    assert min(seen["of all"], seen["of a region"]) > 5, seen
 
 
 def test_no_item_twice_and_each_place_its_own_way(both: BothPages, catalogue: Catalogue) -> None:

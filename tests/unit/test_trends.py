@@ -8,11 +8,12 @@ from random import Random
 import pytest
 
 from feature_repo.contracts.errors import ContractError, DependencyError
-from feature_repo.contracts.keys import trend_key
+from feature_repo.contracts.keys import region_trend_key, trend_key, trend_regions_key
 from feature_repo.contracts.trend_record import (
     KEPT_ITEMS,
     WINDOWS,
     TrendTable,
+    pack_regions,
     pack_trend,
     trend_window,
 )
@@ -173,6 +174,14 @@ async def test_a_store_brings_the_tables_of_the_window(form: str, request: pytes
         trend_key(2, hour + 1, 0, "shop"): pack_trend(TrendTable(2, hour + 1, {"to come": 1})),
         trend_key(1, hour, 0, "shop"): pack_trend(TrendTable(1, hour, {"other window": 1})),
         trend_key(2, hour, 1, "shop"): b"damaged",
+        region_trend_key(2, hour, 0, "US:NY", "shop"): pack_trend(inside[0]),
+        region_trend_key(2, hour - 23, 3, "US:NY", "shop"): pack_trend(inside[1]),
+        region_trend_key(2, hour, 0, "US:NY", "other"): pack_trend(TrendTable(2, hour, {"other tenant": 1})),
+        region_trend_key(2, hour - 24, 0, "US:NY", "shop"): pack_trend(TrendTable(2, hour, {"too old": 1})),
+        trend_regions_key(2, hour, 0, "shop"): pack_regions(["US:NY", "DE"]),
+        trend_regions_key(2, hour - 23, 3, "shop"): pack_regions(["US:NY", "FR"]),
+        trend_regions_key(2, hour - 24, 3, "shop"): pack_regions(["too old"]),
+        trend_regions_key(2, hour, 1, "shop"): b"damaged",
     }
     store: TrendStore = MemoryTrendStore(strings, tenant="shop")
     if form == "redis":
@@ -180,7 +189,11 @@ async def test_a_store_brings_the_tables_of_the_window(form: str, request: pytes
         await client.mset(strings)
         store = RedisTrendStore(client, tenant="shop", timeout_seconds=5)
     found = await store.read("1d", now_micros=(NOON + 1800) * SECOND)
-    assert sorted(found, key=lambda table: -table.bucket) == inside
+    assert sorted(found.tables, key=lambda table: -table.bucket) == inside
+    assert found.regions == {"US:NY", "DE", "FR"}
+    own = await store.read("1d", now_micros=(NOON + 1800) * SECOND, region="US:NY")
+    assert (sorted(own.tables, key=lambda table: -table.bucket), own.regions) == (inside, frozenset())
+    assert (await store.read("1d", now_micros=(NOON + 1800) * SECOND, region="NL")).tables == []
     if form == "redis":
         await client.aclose()
         gone = redis.asyncio.Redis.from_url("redis://127.0.0.1:1/0")
