@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.whole_files import append_line
 
 
 def audit_path(environment: Environment) -> Path:
@@ -17,9 +17,4 @@ def audit_path(environment: Environment) -> Path:
 
 def write_audit(environment: Environment, line: Mapping[str, object]) -> None:
     """Add one line; it is on disk when this returns."""
-    path = audit_path(environment)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append_line(audit_path(environment), json.dumps(line, ensure_ascii=False, sort_keys=True))

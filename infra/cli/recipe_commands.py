@@ -14,6 +14,7 @@ import typer
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.times import format_timestamp
+from feature_repo.contracts.whole_files import write_whole
 from infra.cli.output import emit, out
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -45,10 +46,7 @@ def apply(
     text = json.dumps(choice.to_json(), indent=1, sort_keys=True) + "\n"
     is_changed = text != before
     if is_changed and not dry_run:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, text.encode("utf-8"))
         _write_audit(environment, {"action": "apply_recipes", "file": str(file), "choice": choice.to_json()})
     answer = {"file": str(path), "changed": is_changed, "dry_run": dry_run, **choice.to_json()}
 

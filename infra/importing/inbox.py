@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -24,10 +23,12 @@ import pyarrow as pa
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError, InputError, nearest
+from feature_repo.contracts.whole_files import write_whole
 from infra.importing.catalogue import import_items, import_users
 from infra.importing.events import import_events
 from infra.importing.lease import INBOX, state_folder, writer_lease
 from infra.importing.mapping import MAPPING_FILES, ColumnMap
+from infra.importing.mending import mend_imported_tables
 from infra.importing.report import ImportReport, Options, Progress
 
 KINDS = ("users", "items", "events")
@@ -92,6 +93,7 @@ def sync_inbox(
     A file modified less than `settle_seconds` before `now`, or named like an unfinished one (.part, .tmp ...), waits.
     No inbox at all is an empty one. Raises DependencyError when a table cannot be written or another sync runs.
     """
+    mend_imported_tables(env)
     root = Path(env.inbox)
     report = SyncReport(inbox=str(root))
     if not root.is_dir():
@@ -267,12 +269,7 @@ class _Ledger:
     def record(self, file: InboxFile) -> None:
         """Enter a file, durably: the new ledger replaces the old one whole."""
         self._entries[file.source] = file.fingerprint
-        draft = self._path.with_suffix(f".{os.getpid()}.tmp")
-        with draft.open("w", encoding="utf-8") as out:
-            json.dump(self._entries, out, indent=0, sort_keys=True)
-            out.flush()
-            os.fsync(out.fileno())
-        draft.replace(self._path)
+        write_whole(self._path, json.dumps(self._entries, indent=0, sort_keys=True).encode("utf-8"))
 
 
 def _texts(entries: Iterable[tuple[Any, Any]]) -> dict[str, str]:

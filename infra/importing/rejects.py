@@ -12,12 +12,12 @@ written over (its second line carries the hash of what we wrote); the next impor
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 from feature_repo.contracts.errors import DataError
+from feature_repo.contracts.whole_files import write_whole
 
 MARK = b"#! nightjar rejects"
 _FIRST = re.compile(rb"#! nightjar rejects of (.*); format=([a-z-]+)\r?$", re.MULTILINE)
@@ -89,11 +89,7 @@ def write_rejects(path: Path, rejected: RejectedFile) -> Path | None:
     first = f"#! nightjar rejects of {_one_line(rejected.source)}; format={rejected.input_format}\n".encode()
     digest = hashlib.sha256(body).hexdigest()[:16]
     note = f"#! written as {digest}; mend the lines below and import this file; remarks like this one are skipped\n"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    draft.write_bytes(first + note.encode() + body)
-    draft.replace(target)
-    return target
+    return write_whole(target, first + note.encode() + body)
 
 
 def _parts(rejected: RejectedFile) -> list[bytes]:

@@ -18,8 +18,8 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError, NightjarError
 from feature_repo.contracts.object_store import is_on_store, store_problem
 from feature_repo.contracts.tables import TABLE_PROPERTIES, table, table_path
+from feature_repo.contracts.torn_commits import MOST_UNSYNCED_COMMITS, sync_commits, take_back_torn_commits
 from serving.speed.table_upkeep import keep_up
-from serving.speed.torn_commits import MOST_UNSYNCED_COMMITS, sync_commits, take_back_torn_commits
 
 _ARROW_TYPES = {
     "string": pa.string(), "boolean": pa.bool_(), "int": pa.int32(), "bigint": pa.int64(), "double": pa.float64(),

@@ -20,6 +20,7 @@ import httpx
 
 from feature_repo.contracts.environment import AIRFLOW_URL, Environment
 from feature_repo.contracts.errors import DependencyError, NightjarError
+from infra.importing.mending import mend_imported_tables
 from infra.local.airflow_api import AirflowApi
 from infra.local.airflow_home import SPARK_POOL, USER, AirflowHome
 from infra.local.cluster import CLUSTER_NAMES
@@ -109,6 +110,7 @@ def up(
         ports = choose_ports(read_ports(stack.ports_file), in_use_by_us={PORT_OF[n] for n in running if n in PORT_OF})
         write_ports(stack.ports_file, ports)
         book = write_book(stack.variables, ports, tools)
+        mend_imported_tables(Environment.from_mapping(book))  # this may be the first start after a power cut
         everything = build_services(stack.home, ports, stack_variables(stack.variables))
         services = {name: service for name, service in everything.items() if name in only}
         running &= services.keys()

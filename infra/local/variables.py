@@ -16,6 +16,7 @@ from pathlib import Path
 from feature_repo.contracts import environment as names
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.object_store import STORE_VARIABLES
+from feature_repo.contracts.whole_files import write_whole
 from infra.local.setup import Tools
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -106,11 +107,7 @@ def write_book(variables: Mapping[str, str], ports: Mapping[str, int], tools: To
         "JAVA_HOME": tools.java.home,
         "SPARK_CONF_DIR": tools.spark_conf,
     }
-    path = Path(environment.home) / BOOK_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(".environment.json")
-    partial.write_text(json.dumps(book, indent=1))
-    partial.replace(path)
+    write_whole(Path(environment.home) / BOOK_FILE, json.dumps(book, indent=1).encode("utf-8"))
     return book
 
 

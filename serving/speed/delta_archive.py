@@ -14,8 +14,8 @@ from deltalake.exceptions import DeltaError
 from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.object_store import is_on_store, store_problem
 from feature_repo.contracts.tables import TABLE_PROPERTIES, table, table_path
+from feature_repo.contracts.torn_commits import MOST_UNSYNCED_COMMITS, sync_commits, take_back_torn_commits
 from serving.speed.table_upkeep import keep_up
-from serving.speed.torn_commits import MOST_UNSYNCED_COMMITS, sync_commits, take_back_torn_commits
 
 _ARROW = {
     "string": pa.string(), "bigint": pa.int64(), "int": pa.int32(), "double": pa.float64(), "boolean": pa.bool_(),

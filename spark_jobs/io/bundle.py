@@ -15,6 +15,8 @@ from pathlib import Path
 from feature_repo.contracts.errors import ContractError
 from feature_repo.contracts.keys import check_tenant
 from feature_repo.contracts.publication import MANIFEST_FILE, Manifest, bundle_names, parse_version
+from feature_repo.contracts.torn_commits import sync
+from feature_repo.contracts.whole_files import make_folder
 
 
 def bundle_folder(publications: str, version: str, *, tenant: str) -> Path:
@@ -38,20 +40,21 @@ def write_bundle(publications: str, manifest: Manifest, files: Mapping[str, byte
         raise ContractError(f"the bundle's files {sorted(files)} are not the ones its manifest names and hashes")
     folder = bundle_folder(publications, manifest.version(), tenant=tenant)
     if folder.is_dir() and not check_bundle(folder, manifest):
+        sync(folder.parent)  # who renamed it may have died before this
         return folder
     staging = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+    make_folder(staging)
     for name, data in {**files, MANIFEST_FILE: manifest.to_json().encode("utf-8")}.items():
         with open(staging / name, "wb") as out:
             out.write(data)
             out.flush()
             os.fsync(out.fileno())
-    _fsync_folder(staging)
+    sync(staging)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(staging, folder)
-    _fsync_folder(folder.parent)
+    sync(folder.parent)
     return folder
 
 
@@ -102,11 +105,3 @@ def list_bundles(publications: str, *, tenant: str) -> list[str]:
             continue
         found.add(name)
     return sorted(found)
-
-
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

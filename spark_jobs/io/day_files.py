@@ -30,8 +30,8 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.object_store import store_problem
 from feature_repo.contracts.tables import TableSpec, table, table_path
+from spark_jobs.io.commits import commit
 from spark_jobs.io.light_delta import arrow_schema, open_table, stored_columns
-from spark_jobs.io.writer_lock import commit_lock
 
 ROWS_AT_ONCE = 131_072
 _WRITERS = 2
@@ -96,7 +96,7 @@ def write_days(
     spec = table(name)
     path = table_path(environment.lakehouse, name, tenant=environment.tenant)
     options = environment.storage_options
-    with commit_lock(environment, name):
+    with commit(environment, name):
         try:
             found = DeltaTable(path, storage_options=options)
             files = fs.PyFileSystem(DeltaStorageHandler(path, options))

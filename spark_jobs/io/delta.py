@@ -1,19 +1,17 @@
 """The Delta tables as Spark sees them: read at a pinned version, overwrite whole partitions, append once.
 
 Every write is one commit that replaces the partitions it names, or that the table takes only once: running a job again
-gives the same table. On an object store one driver at a time writes a table, and none a table of the light engine.
+gives the same table. It is on disk when the call returns. On an object store one driver at a time writes a table, and
+none a table of the light engine.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
-from pathlib import Path
 from typing import cast
-from urllib.parse import unquote
 
 import pyarrow as pa
 from delta.tables import DeltaTable
@@ -25,7 +23,7 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, nearest
 from feature_repo.contracts.object_store import is_on_store
 from feature_repo.contracts.tables import LIGHT_WRITERS, TableSpec, table, table_path
-from spark_jobs.io.writer_lock import commit_lock
+from spark_jobs.io.commits import commit
 
 Partitions = Mapping[str, Collection[date | str]]
 _LEAVES_OUT_EMPTY_COMMITS = "spark.databricks.delta.skipRecordingEmptyCommits"
@@ -109,16 +107,27 @@ def overwrite_partitions(
         writer = writer.option("replaceWhere", partitions if isinstance(partitions, str) else _predicate(partitions))
     if user_metadata is not None:
         writer = writer.option("userMetadata", json.dumps(user_metadata, sort_keys=True))
-    with commit_lock(environment, name):
-        _create_if_missing(frame.sparkSession, path, spec)
+    create_if_missing(frame.sparkSession, environment, name)
+    with commit(environment, name):
         writer.save(path)
 
 
 def create_if_missing(spark: SparkSession, environment: Environment, name: str) -> None:
-    """The empty table, with the properties that tables of Spark have. Raises as `overwrite_partitions`."""
+    """The empty table, with the properties that tables of Spark have. Raises as `overwrite_partitions`.
+
+    It is on disk before its first rows: of a folder that has data and no log Spark makes no table.
+    """
     spec = table(name)
-    with commit_lock(environment, name):
-        _create_if_missing(spark, _path_of_ours(environment, spec), spec)
+    path = _path_of_ours(environment, spec)
+    with commit(environment, name):
+        if DeltaTable.isDeltaTable(spark, path):
+            return
+        builder = DeltaTable.createIfNotExists(spark).location(path).addColumns(spark_schema(spec.name))
+        for key, value in spec.properties.items():
+            builder = builder.property(key, value)
+        if spec.partition_by:
+            builder = builder.partitionedBy(*spec.partition_by)
+        builder.execute()
 
 
 def note_on_table(
@@ -130,7 +139,7 @@ def note_on_table(
     path = _path_of_ours(environment, table(name))
     spark.conf.set(_LEAVES_OUT_EMPTY_COMMITS, "false")
     try:
-        with commit_lock(environment, name):
+        with commit(environment, name):
             writer.option("userMetadata", json.dumps(user_metadata, sort_keys=True)).save(path)
     finally:
         spark.conf.unset(_LEAVES_OUT_EMPTY_COMMITS)
@@ -148,7 +157,7 @@ def side_by_side(*writes: Callable[[], None]) -> None:
 
 
 def append_once(frame: DataFrame, environment: Environment, name: str, *, app_id: str, version: int) -> None:
-    """Add the rows of `frame` in one commit, which is on disk when this returns; the table is created when missing.
+    """Add the rows of `frame` in one commit; the table is created when missing.
 
     A table that already has `version` or a later one of `app_id` stays as it is, so a repeated append adds nothing.
     """
@@ -158,32 +167,9 @@ def append_once(frame: DataFrame, environment: Environment, name: str, *, app_id
     if spec.partition_by:
         rows = rows.repartition(*spec.partition_by)
     writer = rows.write.format("delta").mode("append").option("mergeSchema", "true")
-    with commit_lock(environment, name):
-        _create_if_missing(frame.sparkSession, path, spec)
+    create_if_missing(frame.sparkSession, environment, name)
+    with commit(environment, name):
         writer.option("txnAppId", app_id).option("txnVersion", version).save(path)
-    _sync_newest_commit(path)
-
-
-def _sync_newest_commit(path: str) -> None:
-    """fsync the newest commit, what is named before what names it: data files, their folders, log entry, the log.
-
-    Spark itself never does. Also after an append that the table refused as repeated: who wrote it first may have died
-    before this point. On an object store a finished write is durable by itself.
-    """
-    if is_on_store(path):
-        return
-    root = Path(path)
-    log = root / "_delta_log"
-    entry = max(log.glob("*.json"))
-    added = [json.loads(line).get("add") for line in entry.read_text(encoding="utf-8").splitlines()]
-    files = [root / unquote(add["path"]) for add in added if add]
-    checkpoints = [*log.glob(f"{entry.stem}.checkpoint*.parquet"), *log.glob("_last_checkpoint")]
-    for each in (*files, *sorted({file.parent for file in files}), root, entry, *checkpoints, log):
-        handle = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _path_of_ours(environment: Environment, spec: TableSpec) -> str:
@@ -215,14 +201,3 @@ def _conform(frame: DataFrame, spec: TableSpec) -> DataFrame:
         hints = "".join(nearest(column, missing) for column in unknown)
         raise ContractError(f"{spec.name}: missing columns {missing}, unknown columns {unknown}{hints}")
     return frame.select(*(F.col(column).cast(kind).alias(column) for column, kind in spec.columns.items()))
-
-
-def _create_if_missing(spark: SparkSession, path: str, spec: TableSpec) -> None:
-    if DeltaTable.isDeltaTable(spark, path):
-        return
-    builder = DeltaTable.createIfNotExists(spark).location(path).addColumns(spark_schema(spec.name))
-    for name, value in spec.properties.items():
-        builder = builder.property(name, value)
-    if spec.partition_by:
-        builder = builder.partitionedBy(*spec.partition_by)
-    builder.execute()

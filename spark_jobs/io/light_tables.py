@@ -17,8 +17,8 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DependencyError
 from feature_repo.contracts.object_store import is_on_store, store_problem
 from feature_repo.contracts.tables import LIGHT_WRITERS, table, table_path
+from spark_jobs.io.commits import commit
 from spark_jobs.io.light_delta import arrow_schema, with_missing
-from spark_jobs.io.writer_lock import commit_lock
 
 RETENTION_HOURS = 30 * 24
 _UNKNOWN_TO_THIS_WRITER = frozenset({"delta.enableRowTracking"})
@@ -43,10 +43,11 @@ def replace_days(environment: Environment, name: str, rows: pa.Table, days: Coll
     options = environment.storage_options
     listed = ", ".join(f"'{day.isoformat()}'" for day in sorted(days))
     try:
-        _create_if_missing(environment, name)
-        predicate = f"{day_column} IN ({listed})"
-        write_deltalake(path, rows, mode="overwrite", predicate=predicate, storage_options=options)
-        DeltaTable(path, storage_options=options).vacuum(RETENTION_HOURS, dry_run=False)
+        with commit(environment, name):
+            _create_if_missing(environment, name)
+            predicate = f"{day_column} IN ({listed})"
+            write_deltalake(path, rows, mode="overwrite", predicate=predicate, storage_options=options)
+            DeltaTable(path, storage_options=options).vacuum(RETENTION_HOURS, dry_run=False)
     except (DeltaError, OSError) as error:
         raise DependencyError(f"{name} at {path} cannot be written: {store_problem(path, error)}") from error
 
@@ -76,7 +77,7 @@ def replace_day(environment: Environment, name: str, batches: Iterable[pa.Record
             raise
 
     rows = pa.RecordBatchReader.from_batches(arrow_schema(name), checked())
-    with commit_lock(environment, name), ThreadPoolExecutor(1) as elsewhere:
+    with commit(environment, name), ThreadPoolExecutor(1) as elsewhere:
         try:
             _create_if_missing(environment, name)
             write_deltalake(

@@ -1,13 +1,11 @@
 """The run folder: one night's definition and reports, shared by the night's tasks.
 
-Files appear whole or not at all: written beside their place, fsynced, renamed.
+Files appear whole or not at all, and are on disk when they were written, with the folder that they lie in.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError, nearest
 from feature_repo.contracts.run import RUN_FILE, Run, run_folder
+from feature_repo.contracts.whole_files import write_whole
 
 
 def folder_of(environment: Environment, run_key: str) -> Path:
@@ -71,21 +70,4 @@ def write_page(environment: Environment, run_key: str, file_name: str, text: str
 
 
 def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-    return path
+    return write_whole(path, text.encode("utf-8"))

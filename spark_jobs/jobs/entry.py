@@ -2,6 +2,8 @@
 
 Exit codes: 0 done; 2 bad data or a gate that refuses (never worth a retry); 1 anything else (worth one).
 
+What a power cut tore of the tables that a job writes is taken back before it begins.
+
 A job gives way to those who answer people on the same machine (`spark_jobs.giving_way`).
 
 A job that fails closes the night's run in MLflow as FAILED, says there which job and why, and leaves `failed.json` in
@@ -23,6 +25,7 @@ from feature_repo.contracts.errors import DependencyError, GateRefusedError, Inp
 from feature_repo.contracts.run import FAILED_FILE, Run
 from spark_jobs.giving_way import give_way
 from spark_jobs.io import tracking
+from spark_jobs.io.commits import take_back_torn
 from spark_jobs.io.run_store import folder_of, read_run, write_report
 from spark_jobs.io.store_check import check_store
 
@@ -40,6 +43,7 @@ def run_job(main: Callable[[Environment, Run], object], argv: Sequence[str] | No
     def with_run(environment: Environment, arguments: argparse.Namespace) -> object:
         run = read_run(environment, arguments.run_key)
         with reported(environment, run, job):
+            take_back_torn(environment, {job})
             return main(environment, run)
 
     run_command(with_run, parser, argv)

@@ -26,9 +26,9 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.run import MAINTENANCE_FILE
 from feature_repo.contracts.tables import OWN_UPKEEP, TABLES, table, table_path
+from spark_jobs.io.commits import commit, take_back_torn
 from spark_jobs.io.light_delta import open_table
 from spark_jobs.io.run_store import write_report
-from spark_jobs.io.writer_lock import commit_lock
 from spark_jobs.jobs.entry import run_command
 from spark_jobs.session import get_session
 
@@ -84,6 +84,8 @@ def maintain_tables(
 ) -> dict[str, Any]:
     """Table -> what was done (of a dry run: what would be), also in maintenance.json."""
     check_retention(retention_days)
+    if not dry_run:
+        take_back_torn(environment)
     report = {}
     for name in sorted(n for n, spec in TABLES.items() if spec.writer not in OWN_UPKEEP):
         if open_table(environment, name) is None:
@@ -133,7 +135,7 @@ def maintain_table(
 
     Raises DependencyError when another process keeps the table's commits to itself.
     """
-    with commit_lock(environment, name):
+    with commit(environment, name):
         return _maintain(spark, environment, name, dry_run=dry_run, retention_days=retention_days)
 
 

@@ -20,6 +20,7 @@ from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.publication import parse_version
 from feature_repo.contracts.run import FAILED_FILE, PINNED_TABLES, Run
 from feature_repo.contracts.times import EARLIEST_EVENT, parse_as_of, parse_timestamp
+from spark_jobs.io.commits import take_back_torn
 from spark_jobs.io.light_delta import days_by_row_count, version
 from spark_jobs.io.publication import Publication
 from spark_jobs.io.refine_state import EVENT_TABLES, days_to_derive, read_state
@@ -66,6 +67,7 @@ def main(environment: Environment, arguments: argparse.Namespace) -> Run:
 
 def pin_run(environment: Environment, request: Request) -> Run:
     """Decide everything, open the parent run in MLflow, write run.json last."""
+    take_back_torn(environment)  # what the night before left, or its maintenance, is read from here on
     pins = {name: version(environment, name) for name in PINNED_TABLES}
     days = _event_days(environment, pins)
     as_of = choose_as_of(request, days)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from pathlib import Path
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DataError
 from feature_repo.contracts.times import format_timestamp, parse_timestamp
+from feature_repo.contracts.whole_files import append_line
 from spark_jobs.io import registry, tracking
 from spark_jobs.io.bundle import bundle_folder, check_bundle
 from spark_jobs.io.publication import Publication
@@ -169,12 +169,7 @@ def _is_recorded(environment: Environment, entry: Mapping[str, object]) -> bool:
 
 
 def _record(environment: Environment, line: Mapping[str, object]) -> None:
-    path = audit_path(environment)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append_line(audit_path(environment), json.dumps(line, ensure_ascii=False, sort_keys=True))
 
 
 def main(environment: Environment, arguments: argparse.Namespace) -> Promotion:

@@ -21,6 +21,7 @@ from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.run import REDERIVE_FILE
 from feature_repo.contracts.times import parse_as_of
 from spark_jobs.io.catalogue import in_run
+from spark_jobs.io.commits import take_back_torn
 from spark_jobs.io.light_delta import days_by_row_count, version
 from spark_jobs.io.refine_state import read_state
 from spark_jobs.io.run_store import has_report, read_report, write_report
@@ -35,6 +36,7 @@ _ONE_DAY = timedelta(days=1)
 def main(environment: Environment, arguments: argparse.Namespace) -> None:
     """The job: one Spark session for all days."""
     days = days_between(parse_as_of(arguments.first), parse_as_of(arguments.end))
+    take_back_torn(environment)
     check_days(environment, days)
     spark = get_session("rederive_features")
     try:

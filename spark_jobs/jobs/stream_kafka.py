@@ -4,8 +4,9 @@ Reads   a Kafka topic, one JSON event in each message; bronze.users, bronze.user
 Writes  bronze.events_kafka, bronze.quarantine_kafka; a checkpoint beside them; a line of JSON per batch on stdout
 
 A batch is a range of offsets that the checkpoint holds before it is read. Both tables take a batch once (transaction
-version = batch number of this checkpoint), and it is on disk before the checkpoint calls it done: a job killed anywhere
-and started again continues with the same range. SIGTERM and SIGINT end it after the batch under way.
+version = batch number of this checkpoint); what the batch is, is on disk before they do, and they before the checkpoint
+calls it done: a job killed anywhere, or a machine, continues with the same range. SIGTERM and SIGINT end it after the
+batch under way.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from pyspark.sql.streaming import StreamingQuery
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError, DependencyError
+from feature_repo.contracts.torn_commits import FOLDERS_ABOVE, sync
 from spark_jobs.io.catalogue import read_users
+from spark_jobs.io.commits import take_back_torn
 from spark_jobs.io.delta import append_once
 from spark_jobs.io.light_delta import arrow_schema, version
 from spark_jobs.io.writer_lock import writer_lock
@@ -64,6 +67,7 @@ def main(environment: Environment, arguments: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     with writer_lock(environment, WRITER):
+        take_back_torn(environment, {WRITER})
         spark = get_session("stream_kafka")
         try:
             stream(spark, environment, arguments, options, stopping)
@@ -79,12 +83,11 @@ def stream(
     stopping: threading.Event,
 ) -> None:
     """Run the query until it ends or `stopping` is set. Raises DependencyError when it fails."""
-    batches = Batches(spark, environment, maintain_every=arguments.maintain_every)
+    checkpoint = arguments.checkpoint or checkpoint_folder(environment, arguments.topic)
+    batches = Batches(spark, environment, checkpoint=checkpoint, maintain_every=arguments.maintain_every)
     try:
         messages = spark.readStream.format("kafka").options(**options).load()
-        writer = messages.writeStream.foreachBatch(batches.write).option(
-            "checkpointLocation", arguments.checkpoint or checkpoint_folder(environment, arguments.topic)
-        )
+        writer = messages.writeStream.foreachBatch(batches.write).option("checkpointLocation", checkpoint)
         if arguments.trigger == AVAILABLE_NOW:
             writer = writer.trigger(availableNow=True)
         else:
@@ -104,9 +107,10 @@ def stream(
 class Batches:
     """What happens to each batch of messages, and what is said about it."""
 
-    def __init__(self, spark: SparkSession, environment: Environment, *, maintain_every: int) -> None:
+    def __init__(self, spark: SparkSession, environment: Environment, *, checkpoint: str, maintain_every: int) -> None:
         self._spark = spark
         self._environment = environment
+        self._checkpoint = checkpoint
         self._maintain_every = maintain_every
         self._schema = arrow_columns(arrow_schema(name) for name in (EVENTS, QUARANTINE))
         self._counts: dict[int, dict[str, int]] = {}
@@ -132,6 +136,7 @@ class Batches:
         with self._writing:
             if self._is_closed:
                 raise DependencyError(f"batch {batch} came after the stop: it is done after the next start")
+            sync_checkpoint(self._checkpoint, batch)
             # another checkpoint counts its batches from 0 again: its name keeps the two apart
             app_id = f"kafka:{messages.sparkSession.sparkContext.getLocalProperty(_QUERY_ID)}"
             checked = check_messages(messages, schema=self._schema, refusing=self._users_refusing()).persist()
@@ -194,6 +199,26 @@ def _by_partition(offsets: Any) -> dict[str, int]:
 def checkpoint_folder(environment: Environment, topic: str) -> str:
     """`.kafka/<topic>` beside the tables: it goes where they go, and renames, so it lies on a file system."""
     return f"{environment.beside_tables}/.kafka/{topic}"
+
+
+def sync_checkpoint(checkpoint: str, batch: int) -> None:
+    """fsync what a checkpoint in a folder says of a batch, before a table takes it: Spark does not.
+
+    A table that has batch 7 refuses it for ever. Should a power cut take what batch 7 is, Spark would make a larger one
+    of that number, and what came in between would be in no table.
+    """
+    if "://" in checkpoint:
+        return
+    root = Path(checkpoint.removeprefix("file:"))
+    sources = [*root.glob("sources/*")]
+    said = [root / "metadata", root / "offsets" / str(batch)]
+    for path in (
+        *(found for each in said for found in (each, each.with_name(f".{each.name}.crc"))),
+        *(file for source in sources for file in source.iterdir()),
+        *(root / "offsets", *sources, root / "sources", root, *root.parents[:FOLDERS_ABOVE]),
+    ):
+        if path.exists():
+            sync(path)
 
 
 def source_options(arguments: argparse.Namespace) -> dict[str, str]:

@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_repo.contracts.errors import ContractError
+from feature_repo.contracts.torn_commits import sync
+from feature_repo.contracts.whole_files import make_folder, write_whole
 
 MANIFEST_FILE = "manifest.json"
 PARTS_FOLDER = "parts"
@@ -34,24 +36,26 @@ def save_arrays(
     arrays: Mapping[str, NDArray[Any]],
     parts: Mapping[str, Callable[[Path], None]] | None = None,
 ) -> None:
-    """Write one model, and its `parts`, each by its own `save`. The folder appears whole or not at all; what lay there
-    before is replaced."""
+    """Write one model, and its `parts`, each by its own `save`. The folder appears whole or not at all, and is on disk
+    when this returns; what lay there before is replaced."""
     draft = folder.with_name(folder.name + ".draft")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    make_folder(draft)
     files = {}
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         path = draft / f"{name}.npy"
         np.save(path, array, allow_pickle=False)
+        sync(path)
         files[path.name] = {"sha256": _sha256(path), "shape": list(array.shape), "dtype": array.dtype.str}
     manifest: dict[str, Any] = {"format": FORMAT, "model": model, "params": dict(params), "files": files}
     for name, save in sorted((parts or {}).items()):
         save(part_folder(draft, name))
         manifest.setdefault("parts", {})[name] = manifest_digest(part_folder(draft, name))
-    (draft / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+    write_whole(draft / MANIFEST_FILE, json.dumps(manifest, indent=1, sort_keys=True).encode("utf-8"))
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
+    sync(folder.parent)
 
 
 def part_folder(folder: Path, name: str) -> Path:

@@ -301,7 +301,7 @@ class TestArchiver:
             done.append("position")
             return real_set(*args, **kwargs)
 
-        monkeypatch.setattr("serving.speed.torn_commits.sync", lambda path: done.append(path.name))
+        monkeypatch.setattr("feature_repo.contracts.torn_commits.sync", lambda path: done.append(path.name))
         monkeypatch.setattr(redis.Redis, "set", watched_set)
         await archive.speed.deliver(click("e1", "a"))
         done.clear()
@@ -316,7 +316,7 @@ class TestArchiver:
         table_archive = DeltaArchive(archive.lakehouse, EVENTS_TABLE, tenant=TENANT)
         table_archive.open()
         done: list[str] = []
-        monkeypatch.setattr("serving.speed.torn_commits.sync", lambda path: done.append(path.name))
+        monkeypatch.setattr("feature_repo.contracts.torn_commits.sync", lambda path: done.append(path.name))
         with monkeypatch.context() as patch:
             patch.setattr(DeltaArchive, "_sync_commits", lambda _: None)
             for number in (1, 2):  # two commits before one sync, as a vacuum makes them

@@ -12,8 +12,8 @@ import pytest
 from deltalake import DeltaTable
 
 from feature_repo.contracts.tables import table_path
+from feature_repo.contracts.torn_commits import take_back_torn_commits
 from serving.speed.delta_archive import DeltaArchive
-from serving.speed.torn_commits import take_back_torn_commits
 
 NAME = "bronze.quarantine"
 NOON = datetime(2024, 3, 8, 12, tzinfo=UTC)

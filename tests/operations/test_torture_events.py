@@ -131,6 +131,8 @@ put('named', b'synced', True)        # its name is synced below
 os.mkdir('kept'); put('kept/a', b'synced', True); put('kept/b', b'', False)
 put('kept/new', b'new', True)
 sync_folder('kept'); sync_folder('.')
+os.mkdir('draft'); put('draft/d', b'whole', True); sync_folder('draft'); put('draft/e', b'', True)
+os.rename('draft', 'final'); sync_folder('.')  # what a folder was synced with stays in it
 put('late', b'synced', True)           # after its folder was synced
 os.rename('kept/new', 'kept/a')        # either is legal; here the new one stays
 """
@@ -148,8 +150,9 @@ os.rename('kept/new', 'kept/a')        # either is legal; here the new one stays
         self.run(home, disk, self.PROGRAM)
         report = disk.cut()
         found = {str(path.relative_to(home)): path.read_bytes() for path in home.rglob("*") if path.is_file()}
-        assert found == {"old": b"old", "half": b"synced", "named": b"synced", "kept/a": b"new", "kept/b": b""}
-        assert report == (1, 2, len(b"-more") + len(b"-lost") + len(b"synced"))
+        assert found == {"old": b"old", "half": b"synced", "named": b"synced", "kept/a": b"new", "kept/b": b"",
+                         "final/d": b"whole"}  # fmt: skip
+        assert report == (2, 2, len(b"-more") + len(b"-lost") + len(b"synced"))
 
     def test_a_name_whose_folder_was_never_synced_is_gone(self, tmp_path: Path) -> None:
         home = tmp_path / "home"

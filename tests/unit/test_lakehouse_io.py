@@ -10,6 +10,7 @@ import threading
 import time
 from datetime import date
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,9 +22,10 @@ from feature_repo.contracts.errors import ContractError, DataError, DependencyEr
 from feature_repo.contracts.tables import table, table_path
 from spark_jobs.io import light_delta
 from spark_jobs.io.delta import side_by_side
-from spark_jobs.io.light_tables import replace_day, replace_rows
+from spark_jobs.io.light_tables import replace_day, replace_days, replace_rows
 from spark_jobs.io.run_store import folder_of, has_run, read_report, read_run, write_report, write_run
 from spark_jobs.io.table_hash import hash_table, hash_tables
+from spark_jobs.jobs import attribute_events
 from spark_jobs.jobs.entry import run_command, run_job
 from spark_jobs.transforms.candidates import denied_candidates
 from tests.builders import make_run, utc, write_bronze_events, write_rows
@@ -107,6 +109,28 @@ def test_a_job_gets_the_run_of_its_key(environment: Environment, monkeypatch: py
     with pytest.raises(SystemExit) as stopped:
         run_job(lambda _, run: seen.append(run), ["--run-key", "night-1"])
     assert (stopped.value.code, seen) == (0, [run])
+
+
+def test_what_a_power_cut_tore_of_its_tables_is_taken_back_before_a_job(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTJAR_HOME", environment.home)
+    write_run(environment, make_run(environment, "2024-03-08", run_key="night-1"))
+    name = "silver.impressions"
+    for day in (D1, D2):
+        rows = [{"recommendation_id": "r", "item_id": "i", "decision_date": day}]
+        replace_days(environment, name, pa.Table.from_pylist(rows, schema=light_delta.arrow_schema(name)), [day])
+    (torn,) = Path(table_path(environment.lakehouse, name)).glob(f"decision_date={D2}/*.parquet")
+    torn.unlink()
+    seen: list[Any] = []
+
+    def main(environment: Environment, _: Any) -> None:
+        seen.append(light_delta.read_table(environment, name)["decision_date"].to_pylist())
+
+    main.__module__ = attribute_events.__name__  # what a job writes is known by its name
+    with pytest.raises(SystemExit) as stopped:
+        run_job(main, ["--run-key", "night-1"])
+    assert (stopped.value.code, seen) == (0, [[D1]])
 
 
 def test_an_unknown_run_is_one_line_and_no_traceback(environment: Environment) -> None:

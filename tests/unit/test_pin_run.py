@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -166,6 +167,14 @@ def test_days_that_changed_since_the_last_finished_night(shop: Environment, star
     assert backfill.derive_days == ("2024-03-02",)
     finish(shop, backfill)  # derived days before 3 March only, so the next night may not rely on more
     assert pin(shop, "--run-key", "third", "--as-of", "2024-03-07").derive_days == ("2024-03-02", "2024-03-06")
+
+
+def test_what_a_power_cut_tore_of_silver_is_derived_again(shop: Environment, started: list) -> None:
+    finish(shop, pin(shop, "--as-of", "2024-03-04"))
+    finish(shop, pin(shop, "--run-key", "second", "--as-of", "2024-03-06"))
+    (second,) = Path(table_path(shop.lakehouse, "silver.events"), "_delta_log").glob("*1.json")
+    second.write_bytes(second.read_bytes()[:-20])
+    assert pin(shop, "--run-key", "third", "--as-of", "2024-03-06").derive_days == ("2024-03-05",)
 
 
 def test_what_cannot_be_compared_is_derived_whole(shop: Environment, started: list) -> None:

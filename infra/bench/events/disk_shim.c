@@ -2,7 +2,7 @@
 
    After each successful fsync or fdatasync of something under NIGHTJAR_SHIM_HOME a line goes to NIGHTJAR_SHIM_LOG:
      F <tab> device:inode <tab> length before the call <tab> path
-     D <tab> path <tab> names in it before the call, each followed by "/"
+     D <tab> device:inode <tab> names in it before the call, each followed by "/" <tab> path
    While the first byte of the file NIGHTJAR_SHIM_FULL is "1", writes to files under that home fail with ENOSPC. */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -79,11 +79,11 @@ static char *describe(int fd) {
     } else if (S_ISDIR(found.st_mode)) {
       size_t length = 0;
       FILE *out = open_memstream(&line, &length);
-      fprintf(out, "D\t%s\t", path);
+      fprintf(out, "D\t%llu:%llu\t", (unsigned long long)found.st_dev, (unsigned long long)found.st_ino);
       DIR *folder = opendir(path);
       for (struct dirent *one; folder && (one = readdir(folder));) fprintf(out, "%s/", one->d_name);
       if (folder) closedir(folder);
-      fprintf(out, "\n");
+      fprintf(out, "\t%s\n", path);
       fclose(out);
     }
   }

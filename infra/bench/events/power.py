@@ -2,8 +2,9 @@
 
 Programs run with a small library (`disk_shim.c`, compiled here) that notes the length of a file at each fsync, and the
 names in a folder at each fsync of the folder. A file keeps the bytes that were synced; a name that its folder was never
-synced with is gone. A name that replaced another one since then stays: both are legal after a real cut. What was there
-at the last `settled()` counts as on disk. The same library can play a full disk.
+synced with is gone. A folder that is renamed keeps what it was synced with. A name that replaced another one since then
+stays: both are legal after a real cut. What was there at the last `settled()` counts as on disk. The same library can
+play a full disk.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Disk:
         if done.returncode != 0:
             raise DependencyError(f"{program} cannot build {_SOURCE.name}: {done.stderr[-500:]}")
         self._lengths: dict[str, int] = {}
-        self._names: set[str] = set()
+        self._names: dict[str, set[str]] = {}
         self._read = 0
 
     def variables(self) -> Mapping[str, str]:
@@ -75,9 +76,10 @@ class Disk:
         self._lengths.clear()
         self._names.clear()
         self._read = self._log.stat().st_size
-        for path in self._home.rglob("*"):
-            self._names.add(str(path))
-            if path.is_file():
+        for path in (self._home, *self._home.rglob("*")):
+            if path.is_dir():
+                self._names[_identity(path)] = set(os.listdir(path))
+            elif path.is_file():
                 self._lengths[_identity(path)] = path.stat().st_size
 
     def cut(self) -> CutReport:
@@ -88,7 +90,7 @@ class Disk:
             if not path.exists():
                 continue  # its folder went
             size = path.stat().st_size
-            if str(path) not in self._names:
+            if path.name not in self._names.get(_identity(path.parent), ()):
                 gone += 1
                 lost += 0 if path.is_dir() else size
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -112,9 +114,8 @@ class Disk:
                 identity, length, _ = fields
                 self._lengths[identity] = int(length)
             elif kind == "D":
-                folder, names = fields
-                self._names = {name for name in self._names if os.path.dirname(name) != folder}
-                self._names |= {f"{folder}/{name}" for name in names.split("/") if name not in ("", ".", "..")}
+                identity, names, _ = fields
+                self._names[identity] = {*names.split("/")}
 
 
 def _identity(path: Path) -> str:
