@@ -14,6 +14,7 @@ from feature_repo.contracts.native_code import why_no_native_code
 PARTS = (
     "answers",
     "arranged",
+    "batches",
     "begun",
     "chances",
     "filters",

@@ -23,13 +23,13 @@ from typing import Any, NamedTuple
 
 from feature_repo.contracts import session_record
 from feature_repo.contracts.errors import ContractError
-from feature_repo.contracts.keys import session_key, session_key_before
+from feature_repo.contracts.keys import session_key_before
 from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED
 from feature_repo.contracts.session_record import SessionState
 from feature_repo.contracts.trend_record import MICROS
 from serving.native import parts
-from serving.speed import session_state
-from serving.speed.bot_guard import BotGuard
+from serving.speed import bot_guard, session_state
+from serving.speed import entries as of_log
 from serving.speed.care import GROUP_EVENTS, Care, Watch
 from serving.speed.entries import Entry, LoggedEvent, first_entries, place_of, read_logged, split_rows
 from serving.speed.identity_edges import IdentityEdges
@@ -56,6 +56,11 @@ if parts.subjects is not None:
     fold_event, pack_session = parts.subjects.fold_event, parts.subjects.pack_session
 else:
     fold_event, pack_session = session_state.fold_event, session_record.pack_session
+if parts.batches is not None:
+    read_entries, by_session_key = parts.batches.read_entries, parts.batches.by_session_key
+    BotGuard = parts.batches.BotGuard
+else:
+    read_entries, by_session_key, BotGuard = of_log.read_entries, of_log.by_session_key, bot_guard.BotGuard
 unpack_session = session_record.unpack_session if parts.opening is None else parts.opening.unpack_session
 
 MAX_DELIVERIES = 3
@@ -251,13 +256,13 @@ class Applier:
             marks = self._streams.ask_marks([(e.partition, e.event["event_id"]) for e in readable if e.event])
             try:
                 with self._store.transaction(claims) as transaction:
-                    by_key = self._by_session_key(readable)
+                    by_key = by_session_key(readable, self._tenant)
                     records = self._records(transaction, list(by_key))
                     live = _without_duplicates(readable, marks(), batch.counts)
                     if not self._is_where_we_are(transaction):
                         return 0
                     if len(live) < len(readable):
-                        by_key = self._by_session_key(live)
+                        by_key = by_session_key(live, self._tenant)
                     with watch.at_work():
                         votes = self._fold(by_key, records, batch)
                     batch.changes.writes += self._tables.count(transaction, votes, batch.counts)
@@ -284,19 +289,20 @@ class Applier:
         """The events of these entries; letters of those that nobody can read or may read."""
         logged: list[LoggedEvent] = []
         watch = batch.watch
-        is_close = watch.is_close
         with watch.at_work():
             for partition, entries in group.items():
+                if not watch.is_close:
+                    logged += read_entries(partition, entries, read_logged)
+                    continue
                 for position, events in entries:
                     for number, (raw, nonce) in enumerate(events):
-                        if is_close:
-                            place = place_of(position, number)
-                            if watch.is_guilty(place):
-                                words = f"its consumer died in each of {MAX_DELIVERIES} deliveries"
-                                letter = DeadLetter(partition, position, number, raw, nonce, words, MAX_DELIVERIES)
-                                batch.letters.append(letter)
-                                continue
-                            watch.before(place)
+                        place = place_of(position, number)
+                        if watch.is_guilty(place):
+                            words = f"its consumer died in each of {MAX_DELIVERIES} deliveries"
+                            letter = DeadLetter(partition, position, number, raw, nonce, words, MAX_DELIVERIES)
+                            batch.letters.append(letter)
+                            continue
+                        watch.before(place)
                         logged.append(read_logged(partition, position, number, raw, nonce))
         batch.letters += [_letter(one, one.problem, 1) for one in logged if one.problem is not None]
         return logged
@@ -332,14 +338,6 @@ class Applier:
                 )
         return votes
 
-    def _by_session_key(self, live: Iterable[LoggedEvent]) -> dict[str, list[LoggedEvent]]:
-        """Session keys in the order of their first event, each with its events in theirs."""
-        found: dict[str, list[LoggedEvent]] = {}
-        for one in live:
-            assert one.subject is not None
-            found.setdefault(one.subject, []).append(one)
-        return {session_key(subject, self._tenant): some for subject, some in found.items()}
-
     def _records(self, transaction: Transaction, keys: Sequence[str]) -> dict[str, _Stored]:
         """What is stored of each subject; of one without a record, that of format 1, which is to be replaced."""
         is_few = len(keys) <= FEW_SUBJECTS
@@ -364,6 +362,11 @@ class Applier:
         """
         failures: dict[tuple[str, int], int] = {}
         good = list(logged)
+        found = self._fold_at_once(key, record, good, batch)
+        if not isinstance(found, int):
+            return found
+        if found >= 0:
+            failures[good[found].position, good[found].number] = 1
         watch, judge = batch.watch, self._guard.judge  # the record says who is a bot before the event is folded in
         is_close = watch.is_close
         while good:
@@ -399,6 +402,23 @@ class Applier:
                 self._states.popitem(last=False)
             return before, Stand(state.votes, state.regions), packed
         return None, Stand({}, {}), b""
+
+    def _fold_at_once(
+        self, key: str, record: bytes | None, logged: list[LoggedEvent], batch: _Batch
+    ) -> tuple[Stand | None, Stand, bytes] | int:
+        """The first try of `_fold_subject` in native code; or the number of the event that failed, -1: nothing was
+        tried."""
+        if parts.batches is None or batch.watch.is_close:
+            return -1
+        found = parts.batches.fold_subject(
+            self._states, KEPT_STATES, self._guard, stand_of, fold_event, pack_session, key, record, logged
+        )
+        if isinstance(found, int):
+            return found
+        before, state, packed, of_bots = found
+        batch.counts[APPLIED] += len(logged)
+        batch.counts[BOT] += of_bots
+        return before, Stand(state.votes, state.regions), packed
 
     def _state(self, key: str, record: bytes | None, counts: Counter[str]) -> SessionState:
         """What the record says, for the caller to change. A record that cannot be read starts anew, without consent:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from feature_repo.contracts import common_events
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.events import check_event, subject_key
+from feature_repo.contracts.keys import session_key
 from feature_repo.contracts.stream_entry import split_entry
 from feature_repo.contracts.times import MAX_FUTURE_SKEW, from_micros, to_micros
 from serving.adapters.json_bytes import decode_json
@@ -51,6 +52,10 @@ class LoggedEvent(NamedTuple):
         return place_of(self.position, self.number)
 
 
+ReadOne = Callable[[int, str, int, bytes, bytes], LoggedEvent]
+"""`read_logged`"""
+
+
 def place_of(position: str, number: int) -> str:
     """`<position>.<number>`"""
     return f"{position}.{number}"
@@ -83,6 +88,24 @@ def read_logged(partition: int, position: str, number: int, raw: bytes, nonce: b
         return LoggedEvent(partition, position, number, raw, nonce, None, None, words)
 
 
+def read_entries(partition: int, entries: Iterable[Entry], read_one: ReadOne = read_logged) -> list[LoggedEvent]:
+    """All events of these entries, in their order; `read_one` reads each that is not plainly a common event."""
+    return [
+        read_one(partition, position, number, raw, nonce)
+        for position, events in entries
+        for number, (raw, nonce) in enumerate(events)
+    ]
+
+
+def by_session_key(live: Iterable[LoggedEvent], tenant: str) -> dict[str, list[LoggedEvent]]:
+    """Session keys in the order of their first event, each with its events in theirs."""
+    found: dict[str, list[LoggedEvent]] = {}
+    for one in live:
+        assert one.subject is not None
+        found.setdefault(one.subject, []).append(one)
+    return {session_key(subject, tenant): some for subject, some in found.items()}
+
+
 def read_event(stream_id: str, raw: bytes) -> dict[str, Any]:
     """One event of a stream entry, as `check_event` gives it (`timestamp` is aware, UTC).
 
@@ -92,7 +115,7 @@ def read_event(stream_id: str, raw: bytes) -> dict[str, Any]:
         document = decode_json(raw)
     except ValueError as error:
         raise DataError(f"not JSON: {error}") from error
-    received_at, latest = _latest_of(stream_id)
+    received_at, latest = latest_of(stream_id)
     event = check_common_event(document, latest=latest) if type(document) is dict else None
     if event is not None:
         return event
@@ -104,7 +127,7 @@ def read_event(stream_id: str, raw: bytes) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1024)
-def _latest_of(stream_id: str) -> tuple[datetime, datetime]:
+def latest_of(stream_id: str) -> tuple[datetime, datetime]:
     """(the latest receipt by the API's clock, the latest event time). Events of one entry share theirs."""
     received_at = from_micros(receipt_micros(stream_id)) + MAX_FUTURE_SKEW
     return received_at, received_at + MAX_FUTURE_SKEW

@@ -7,8 +7,11 @@ was a third of its work.
 
 from __future__ import annotations
 
+import socket
+import struct
+import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import hiredis
 import redis
@@ -16,8 +19,16 @@ from redis.exceptions import ConnectionError as GoneError
 from redis.exceptions import InvalidResponse, ResponseError
 from redis.exceptions import TimeoutError as LateError
 
-Argument = str | bytes | int | float
+Argument = str | bytes | int | float | memoryview
 Command = Sequence[Argument]
+
+
+class Packed(NamedTuple):
+    """Commands as they are sent; `replies`: how many they are."""
+
+    commands: bytes
+    replies: int
+
 
 _READ_BYTES = 262_144
 _NOT_YET = object()
@@ -35,12 +46,18 @@ class RedisLine:
         self._due = 0
         """Replies that nobody has fetched."""
 
-    def send(self, commands: Iterable[Command]) -> None:
+    def send(self, commands: Iterable[Command | Packed]) -> None:
         """Send the commands; `replies` gives what they brought. What was sent before and not fetched is given up."""
         if self._due:
             self.close()
-        packed = [hiredis.pack_command(tuple(command)) for command in commands]  # type: ignore[arg-type]
-        self._due = len(packed)
+        packed: list[bytes] = []
+        for command in commands:
+            if isinstance(command, Packed):
+                packed.append(command.commands)
+                self._due += command.replies
+            else:
+                packed.append(hiredis.pack_command(tuple(command)))  # type: ignore[arg-type]
+                self._due += 1
         try:
             if self._socket is None:
                 self._open()
@@ -75,7 +92,7 @@ class RedisLine:
                 raise reply
         return found
 
-    def call(self, commands: Iterable[Command]) -> list[Any]:
+    def call(self, commands: Iterable[Command | Packed]) -> list[Any]:
         """`send` and `replies`."""
         self.send(commands)
         return self.replies()
@@ -91,6 +108,7 @@ class RedisLine:
         self._connection.connect()
         self._socket = self._connection._sock
         self._reader = _reader()
+        _wait_in_the_kernel(self._socket)
 
     def _receive(self) -> None:
         data = self._socket.recv(_READ_BYTES)
@@ -103,9 +121,20 @@ def _reader() -> hiredis.Reader:
     return hiredis.Reader(protocolError=InvalidResponse, replyError=ResponseError, notEnoughData=_NOT_YET)
 
 
+def _wait_in_the_kernel(connected: Any) -> None:
+    """Python asks whether it may read or write before it does, where there is a time-out: two calls each time. The
+    kernel's own time-out needs one. Not with TLS, which reads when it writes."""
+    seconds = connected.gettimeout()
+    if seconds and type(connected) is socket.socket and sys.platform == "linux":
+        whole, part = divmod(max(1, int(seconds * 1e6)), 1_000_000)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            connected.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", whole, part))
+        connected.settimeout(None)
+
+
 def _as_redis_says(error: OSError, what: str) -> Exception:
     """The client library's error for one of the socket's."""
-    kind = LateError if isinstance(error, TimeoutError) else GoneError
+    kind = LateError if isinstance(error, (TimeoutError, BlockingIOError)) else GoneError
     return kind(f"Redis could not be {what}: {error}")
 
 
@@ -129,7 +158,7 @@ class WatchingLine:
         found: list[bytes | None] = self._line.call([("MGET", *keys)])[0]
         return found
 
-    def execute(self, commands: Iterable[Command]) -> bool:
+    def execute(self, commands: Iterable[Command | Packed]) -> bool:
         """All of it, or nothing, when something watched has changed since. Raises the first error of a command."""
         replies = self._line.call([("MULTI",), *commands, ("EXEC",)])
         self._is_watching = False

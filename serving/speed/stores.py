@@ -7,11 +7,12 @@ who owns which partition, and transactions that nobody can write whose fence is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import hiredis
 import redis
 from redis.exceptions import WatchError
 
@@ -28,8 +29,9 @@ from feature_repo.contracts.keys import (
     speed_counters_key,
     stream_key,
 )
+from serving.native import parts
 from serving.speed.identity_edges import HashWrite, hash_commands, redis_hashes
-from serving.speed.redis_line import Command, RedisLine, WatchingLine
+from serving.speed.redis_line import Command, Packed, RedisLine, WatchingLine
 
 ROLE = "consumer"
 MAX_DEAD_LETTERS = 10_000
@@ -87,6 +89,29 @@ class Changes:
     deletes: list[str] = field(default_factory=list)
     positions: dict[int, str] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
+
+
+def set_commands(writes: Iterable[Write]) -> bytes:
+    """Redis's commands for the writes, as they are sent."""
+    return b"".join([hiredis.pack_command(tuple(_set_command(write))) for write in writes])  # type: ignore[arg-type]
+
+
+def _set_command(write: Write) -> Command:
+    key, value, seconds, until = write
+    if until is not None:
+        return "SET", key, value, "EXAT", until
+    return ("SET", key, value) if seconds is None else ("SET", key, value, "EX", seconds)
+
+
+def marks_command(events: Sequence[tuple[int, str]], places: Iterable[int], begin: str) -> bytes:
+    """The MGET of the marks of those of `events` (partition, event id) that lie at `places`; their keys `begin` so."""
+    return hiredis.pack_command(("MGET", *[begin + quoted(events[at][1]) for at in places]))  # type: ignore[arg-type]
+
+
+if parts.batches is not None:
+    packed_sets, packed_marks = parts.batches.packed_sets, parts.batches.packed_marks
+else:
+    packed_sets, packed_marks = set_commands, marks_command
 
 
 class EventStreams(Protocol):
@@ -176,12 +201,12 @@ class RedisEventStreams:
         for at, (partition, _) in enumerate(events):
             by_partition.setdefault(partition, []).append(at)
         asked: list[list[int]] = []
-        commands: list[Command] = []
+        commands: list[Command | Packed] = []
         for partition, places in by_partition.items():  # those of a partition lie in one slot
             prefix = dedup_key(partition, "", self._tenant)
             for some in _pieces(places):
                 asked.append(some)
-                commands.append(("MGET", *[prefix + quoted(events[at][1]) for at in some]))
+                commands.append(Packed(packed_marks(events, some, prefix), 1))
         if commands:
             self._line.send(commands)
 
@@ -340,14 +365,8 @@ class _RedisTransaction:
         if not self._line.execute(self._commands(changes)):
             raise OvertakenError("a fence or an applied position changed while a batch was applied")
 
-    def _commands(self, changes: Changes) -> Iterator[Command]:
-        for key, value, seconds, until in changes.writes:
-            if until is not None:
-                yield "SET", key, value, "EXAT", until
-            elif seconds is not None:
-                yield "SET", key, value, "EX", seconds
-            else:
-                yield "SET", key, value
+    def _commands(self, changes: Changes) -> Iterator[Command | Packed]:
+        yield Packed(packed_sets(changes.writes), len(changes.writes))
         yield from hash_commands(changes.hashes)
         if changes.deletes:
             yield "DEL", *changes.deletes

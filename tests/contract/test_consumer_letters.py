@@ -260,7 +260,10 @@ class TestSharedEntries:
         monkeypatch.setattr(applier_module, "fold_event", fold)
         monkeypatch.setattr(applier_module, "read_logged", read)
         world.deliver(click("e0", "i0", 0))
-        world.deliver_together(*(click(f"e{n}", f"i{n}", n) for n in range(1, 11)))
+        # one that is read by `read_logged` also where common events are read in native code
+        world.deliver_together(
+            *(click(f"e{n}", f"i{n}", n, **({"colour": "red"} if n == 5 else {})) for n in range(1, 11))
+        )
         world.deliver(click("e11", "i11", 11))
         for _ in range(9):
             try:

@@ -26,6 +26,7 @@ from feature_repo.contracts.packing import (
     unpack_session,
 )
 from feature_repo.contracts.times import from_micros, to_micros
+from serving.native import parts
 from serving.speed.bot_guard import BotGuard
 from serving.speed.session_state import fold_event
 from spark_jobs.models.matrix import build_matrix
@@ -150,7 +151,16 @@ def judge(guard: BotGuard, state: SessionState, event: dict[str, Any], position:
     return guard.judge(state, event, subject, micros=to_micros(event["timestamp"]), position=position)
 
 
+native = pytest.mark.skipif(parts.batches is None, reason="serving/native is not compiled (make setup)")
+
+
 class TestGuard:
+    kind: type[BotGuard]
+
+    @pytest.fixture(autouse=True, params=["python", pytest.param("native", marks=native)])
+    def of_both_kinds(self, request: pytest.FixtureRequest) -> None:
+        self.kind = BotGuard if request.param == "python" else parts.batches.BotGuard
+
     def run(self, guard: BotGuard, events: list[dict[str, Any]], *, first: int = 0) -> tuple[SessionState, list[bool]]:
         """The state and the verdicts after these events of one subject, applied as the consumer does."""
         state, verdicts = SessionState(), []
@@ -161,12 +171,12 @@ class TestGuard:
         return state, verdicts
 
     def test_of_ten_thousand_events_in_a_second_twenty_pass(self) -> None:
-        state, verdicts = self.run(BotGuard(), [view(1 + n / 10_000) for n in range(10_000)])
+        state, verdicts = self.run(self.kind(), [view(1 + n / 10_000) for n in range(10_000)])
         assert (verdicts.count(False), verdicts[:20]) == (20, [False] * 20)
         assert unpack_session(pack_session(state)).flags == FLAG_BOT
 
     def test_who_is_flagged_moves_no_trend(self) -> None:
-        state, _ = self.run(BotGuard(), [view(1 + n / 10_000, f"i{n // 10}") for n in range(100)])
+        state, _ = self.run(self.kind(), [view(1 + n / 10_000, f"i{n // 10}") for n in range(100)])
         assert len(state.votes) == 3
         for votes in state.votes.values():
             assert set(votes) == {"i0", "i1"}
@@ -174,33 +184,33 @@ class TestGuard:
     def test_backdated_events_do_not_help(self) -> None:
         """A second of 10,000 events of which only every thirtieth says that it is of today."""
         events = [view((n % 30) * -86_400 + n / 10_000) for n in range(10_000)]
-        _, verdicts = self.run(BotGuard(), events)
+        _, verdicts = self.run(self.kind(), events)
         assert verdicts.count(False) == 20 * 30  # whatever comes late is of a subject that is flagged today
 
     def test_the_flag_ends_with_the_day(self) -> None:
-        guard = BotGuard()
+        guard = self.kind()
         state, _ = self.run(guard, [view(1 + n / 100) for n in range(30)])
         assert state.flags == FLAG_BOT
         is_bot = judge(guard, state, view(86_400 + 5), 31)
         assert (state.flags, is_bot) == (0, False)
 
     def test_a_new_process_keeps_the_flag_of_the_day_and_the_consent(self) -> None:
-        state, _ = self.run(BotGuard(), [view(1 + n / 100) for n in range(30)])
+        state, _ = self.run(self.kind(), [view(1 + n / 100) for n in range(30)])
         state.flags |= FLAG_PERSONALIZE_DENIED
-        assert judge(BotGuard(), state, view(50_000), 7)
+        assert judge(self.kind(), state, view(50_000), 7)
         assert state.flags == FLAG_BOT | FLAG_PERSONALIZE_DENIED
-        assert not judge(BotGuard(), state, view(86_400), 8)
+        assert not judge(self.kind(), state, view(86_400), 8)
         assert state.flags == FLAG_PERSONALIZE_DENIED
 
     def test_judging_an_entry_again_counts_it_once(self) -> None:
-        guard = BotGuard()
+        guard = self.kind()
         for _ in range(3):
             _, verdicts = self.run(guard, [view(1 + n / 100) for n in range(20)])
         assert verdicts == [False] * 20
 
     def test_subjects_may_be_judged_one_after_another(self) -> None:
         """A batch is applied subject by subject, so positions go back between two of them."""
-        guard = BotGuard()
+        guard = self.kind()
         for subject, first in (("u:a", 100), ("u:b", 0)):
             state = SessionState()
             verdicts = [judge(guard, state, view(1 + n / 100), first + n, subject) for n in range(30)]
@@ -209,10 +219,10 @@ class TestGuard:
     def test_a_list_of_lines_counts_line_by_line(self) -> None:
         event = view(1, items=[{"item_id": f"i{n}"} for n in range(21)])
         del event["item_id"]
-        assert judge(BotGuard(), SessionState(), event, 1)
+        assert judge(self.kind(), SessionState(), event, 1)
 
     def test_the_one_heard_of_longest_ago_is_forgotten(self) -> None:
-        guard = BotGuard(max_subjects=2)
+        guard = self.kind(max_subjects=2)
         for position, subject in enumerate(["u:a", "u:b", "u:a", "u:c"]):
             judge(guard, SessionState(), view(1), position, subject)
         assert list(guard._subjects) == ["u:a", "u:c"]
