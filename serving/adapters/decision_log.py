@@ -10,20 +10,19 @@ import fcntl
 import logging
 import os
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from time import monotonic, perf_counter
 from typing import Protocol
 
-from feature_repo.contracts.decisions import FILE_HEADER, LOG_SUFFIX, MAX_PAYLOAD_BYTES, frame
+from feature_repo.contracts.decisions import FILE_HEADER, LOG_SUFFIX
+from serving.adapters.decision_frames import DecisionFrames
+from serving.native import parts
 from serving.observability import DECISION_FAILURES, DECISION_FLUSH_SECONDS, DECISIONS
 
 logger = logging.getLogger(__name__)
 
 LOGGED, LOST = "logged", "lost"
 PARTIAL_SUFFIX = ".new"
-_LARGEST_WRITE = 4 << 20
 _GOODBYE_SECONDS = 5.0
 
 
@@ -41,7 +40,11 @@ class DecisionLog(Protocol):
 
 
 class FileDecisionLog:
-    """The file of one worker process. `append` is for one thread, that of the event loop."""
+    """The file of one worker process. `append` is for one thread, that of the event loop.
+
+    Framing and writing are `DecisionFrames`, in native code where there is some: its thread asks for the interpreter
+    only to open a file, or when something fails. To wait for it beside a busy event loop costs both.
+    """
 
     def __init__(
         self,
@@ -56,96 +59,63 @@ class FileDecisionLog:
         self._folder = Path(folder)
         self._wall_micros = wall_micros
         self._flush_seconds = flush_seconds
-        self._max_queued_bytes = max_queued_bytes
-        self._max_file_bytes = max_file_bytes
-        self._max_file_seconds = max_file_seconds
-        self._queue: deque[bytes] = deque()
-        # Each is changed by one thread only; their difference is what waits.
-        self._taken_bytes = 0
-        self._done_bytes = 0
-        self._file: int | None = None
-        self._file_bytes = 0
-        self._opened_at = 0.0
-        self._unwritten = b""
-        self._batch_decisions = 0
+        kind = DecisionFrames if parts.decision_frames is None else parts.decision_frames.DecisionFrames
+        self._frames: DecisionFrames = kind(
+            max_queued_bytes=max_queued_bytes,
+            max_file_bytes=max_file_bytes,
+            max_file_seconds=max_file_seconds,
+            on_lost=DECISIONS.labels(LOST).inc,
+            on_written=_count_written,
+        )
+        self.append = self._frames.append
         self._is_failing = False
-        self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-
-    def append(self, payload: bytes) -> None:
-        if len(payload) > MAX_PAYLOAD_BYTES or (
-            self._taken_bytes - self._done_bytes + len(payload) > self._max_queued_bytes
-        ):
-            DECISIONS.labels(LOST).inc()
-            return
-        framed = frame(payload)
-        self._taken_bytes += len(framed)
-        self._queue.append(framed)
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="decision-log", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        self._stopping.set()
+        self._frames.stop()
         if self._thread is not None:
             self._thread.join(_GOODBYE_SECONDS)
 
     def _run(self) -> None:
-        while not self._stopping.wait(self._flush_seconds):
-            self.flush()
-        self.flush()
-        if left := len(self._queue) + self._batch_decisions:
+        while self._follow():
+            pass
+        if left := self._frames.waiting:
             DECISIONS.labels(LOST).inc(left)
             logger.error("decision log: %d decisions were never written", left)
         self._shut()
 
+    def _follow(self) -> bool:
+        """Write what comes, until there is something to do here: open a file, tell of a failure or of its end. False
+        when the log is closed."""
+        try:
+            goes_on = self._frames.follow(self._flush_seconds, self._is_failing)
+        except OSError as error:
+            self._tell(error)
+            return True
+        self.flush()
+        return goes_on
+
     def flush(self) -> None:
         """Write and fsync what waits. What the disk refuses stays in the queue for the next time."""
         try:
-            while self._queue or self._unwritten:
-                self._write_batch()
-            if self._file is not None and self._is_full_or_old():
-                self._shut()
+            while not self._frames.flush():
+                self._open()
         except OSError as error:
-            DECISION_FAILURES.inc()
-            if not self._is_failing:
-                logger.error("decision log in %s: %s; answers go on without it", self._folder, error)
-            self._is_failing = True
+            self._tell(error)
         else:
             if self._is_failing:
                 logger.warning("decision log in %s: writing again", self._folder)
             self._is_failing = False
 
-    def _write_batch(self) -> None:
-        began = perf_counter()
-        if self._file is None:
-            self._open()
-        assert self._file is not None
-        if not self._unwritten:
-            batch: list[bytes] = []
-            size = 0
-            while self._queue and size < _LARGEST_WRITE:
-                batch.append(self._queue.popleft())
-                size += len(batch[-1])
-            self._unwritten, self._batch_decisions = b"".join(batch), len(batch)
-        while self._unwritten:
-            # After a short write the file goes on exactly where it stopped: whole frames may be in Delta already.
-            written = os.write(self._file, self._unwritten)
-            self._unwritten = self._unwritten[written:]
-            self._file_bytes += written
-            self._done_bytes += written
-        try:
-            os.fsync(self._file)
-        except OSError:
-            # What the kernel kept of these pages is unknown; a second fsync would only seem to succeed.
-            DECISIONS.labels(LOST).inc(self._batch_decisions)
-            self._batch_decisions = 0
-            self._shut()
-            raise
-        DECISIONS.labels(LOGGED).inc(self._batch_decisions)
-        self._batch_decisions = 0
-        DECISION_FLUSH_SECONDS.observe(perf_counter() - began)
+    def _tell(self, error: OSError) -> None:
+        DECISION_FAILURES.inc()
+        if not self._is_failing:
+            logger.error("decision log in %s: %s; answers go on without it", self._folder, error)
+        self._is_failing = True
 
     def _open(self) -> None:
         """A new file: it has its name only when it has its lock and its header."""
@@ -167,16 +137,17 @@ class FileDecisionLog:
             os.close(descriptor)
             partial.unlink(missing_ok=True)
             raise
-        self._file, self._file_bytes, self._opened_at = descriptor, len(FILE_HEADER), monotonic()
-
-    def _is_full_or_old(self) -> bool:
-        return self._file_bytes >= self._max_file_bytes or monotonic() - self._opened_at >= self._max_file_seconds
+        self._frames.begin(descriptor, len(FILE_HEADER))
 
     def _shut(self) -> None:
         """Give the file up; with its lock gone the archiver may delete it."""
-        if self._file is not None:
-            os.close(self._file)
-        self._file = None
+        self._frames.end()
+
+
+def _count_written(decisions: int, seconds: Sequence[float]) -> None:
+    DECISIONS.labels(LOGGED).inc(decisions)
+    for each in seconds:
+        DECISION_FLUSH_SECONDS.observe(each)
 
 
 class MemoryDecisionLog:

@@ -23,6 +23,7 @@ PARTS = (
     "columns",
     "decided",
     "groups",
+    "decision_frames",
     "ids",
     "intake",
     "names",

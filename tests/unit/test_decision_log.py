@@ -1,16 +1,12 @@
-"""Decisions: framing, the worker's file, and the way of its frames into Delta, each once."""
+"""Decisions: framing, and the way of the frames of a worker's file into Delta, each once."""
 
 from __future__ import annotations
 
 import json
-import os
-import resource
 import shutil
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +26,6 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError, DependencyError
 from serving.adapters.decision_log import FileDecisionLog
 from serving.adapters.json_bytes import decode_json, sorted_json
-from serving.observability import DECISION_FAILURES, DECISIONS
 from serving.speed.decision_archive import DecisionArchiver
 from spark_jobs.io.light_delta import open_table, read_table
 from tests.builders import utc
@@ -90,21 +85,6 @@ def archiver(environment: Environment, **changed: Any) -> DecisionArchiver:
 
 def archived(environment: Environment) -> list[str]:
     return sorted(read_table(environment, "silver.decisions")["recommendation_id"].to_pylist())
-
-
-def counted(outcome: str) -> float:
-    return float(DECISIONS.labels(outcome)._value.get())
-
-
-@contextmanager
-def no_file_larger_than(size: int) -> Iterator[None]:
-    """The kernel writes no file beyond `size` bytes, as on a full disk: first a part, then nothing."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # --- the format ------------------------------------------------------------------------------------------------
@@ -178,93 +158,6 @@ def test_what_is_no_decision_is_refused(damage: dict[str, Any], words: str) -> N
         read_decision(json.dumps({k: v for k, v in decision("d1").items() if k != "placement"}).encode())
 
 
-# --- the worker's file -----------------------------------------------------------------------------------------
-
-
-def test_what_was_appended_lies_in_the_file_in_order(environment: Environment) -> None:
-    before = counted("logged")
-    worker = Worker(environment)
-    worker.say("d1", "d2")
-    worker.flush()  # nothing new
-    worker.say("d3")
-    (path,) = files(environment)
-    assert path.name.startswith(f"{os.getpid()}.")
-    assert path.name.endswith(f"-{NOW}.log")
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert names_in(path) == ["d1", "d2", "d3"]
-    assert counted("logged") - before == 3
-
-
-def test_its_thread_writes_within_the_time_and_the_rest_at_the_end(environment: Environment) -> None:
-    worker = Worker(environment, flush_seconds=0.02)
-    worker.start()
-    worker.append(payload("d1"))
-    for _ in range(500):
-        if files(environment) and names_in(files(environment)[0]) == ["d1"]:
-            break
-        worker._stopping.wait(0.01)
-    worker.append(payload("d2"))
-    worker.close()
-    assert names_in(files(environment)[0]) == ["d1", "d2"]
-
-
-def test_files_end_at_their_size(environment: Environment) -> None:
-    worker = Worker(environment, max_file_bytes=len(FILE_HEADER) + 2 * (FRAME_BYTES + len(payload("d1"))))
-    for name in ("d1", "d2", "d3"):
-        worker.say(name)
-    assert sorted(names_in(path) for path in files(environment)) == [["d1", "d2"], ["d3"]]
-
-
-def test_beyond_the_bound_decisions_are_lost_and_counted(environment: Environment) -> None:
-    lost, logged = counted("lost"), counted("logged")
-    worker = Worker(environment, max_queued_bytes=3 * (FRAME_BYTES + len(payload("d1"))))
-    for name in ("d1", "d2", "d3", "d4", "d5"):
-        worker.append(payload(name))
-    worker.flush()
-    worker.say("d6")  # there is room again
-    assert names_in(files(environment)[0]) == ["d1", "d2", "d3", "d6"]
-    assert (counted("lost") - lost, counted("logged") - logged) == (2, 4)
-    worker.append(b"x" * (MAX_PAYLOAD_BYTES + 1))
-    assert counted("lost") - lost == 3
-
-
-def test_after_a_full_disk_the_file_goes_on_where_it_stopped(environment: Environment) -> None:
-    failures = DECISION_FAILURES._value.get()
-    worker = Worker(environment)
-    worker.say("d1")
-    (path,) = files(environment)
-    with no_file_larger_than(path.stat().st_size + FRAME_BYTES + len(payload("d2")) + 30):
-        worker.say("d2", "d3")  # the last of them in part
-        worker.say("d4")
-        assert names_in(path) == ["d1", "d2"]
-    assert DECISION_FAILURES._value.get() - failures == 2
-    worker.flush()
-    assert names_in(path) == ["d1", "d2", "d3", "d4"]
-
-
-def test_after_a_failed_fsync_a_new_file_begins(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
-    lost, logged = counted("lost"), counted("logged")
-    worker = Worker(environment)
-    worker.say("d1")
-    with monkeypatch.context() as broken:
-        broken.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
-        worker.say("d2")
-    worker.say("d3")
-    assert sorted(names_in(path) for path in files(environment)) == [["d1", "d2"], ["d3"]]  # d2 is in doubt
-    assert (counted("lost") - lost, counted("logged") - logged) == (1, 2)
-
-
-def test_no_folder_no_answer_fails(environment: Environment) -> None:
-    Path(environment.home).mkdir()
-    blocked = Path(environment.home, "decisions")
-    blocked.write_text("in the way")
-    worker = Worker(environment)
-    worker.say("d1")
-    blocked.unlink()
-    worker.say("d2")
-    assert names_in(files(environment)[0]) == ["d1", "d2"]
-
-
 # --- the archive ------------------------------------------------------------------------------------------------
 
 
@@ -315,7 +208,7 @@ def test_a_worker_that_was_killed_leaves_a_tail_that_is_left_out(environment: En
         "from feature_repo.contracts.environment import Environment\n"
         "worker = Worker(Environment.from_mapping({'NIGHTJAR_HOME': sys.argv[1]}))\n"
         "worker.say('d1', 'd2')\n"
-        "os.write(worker._file, b'NJd1half')\n"
+        "os.write(worker._frames.file, b'NJd1half')\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, environment.home], cwd=ROOT, timeout=120)
