@@ -34,6 +34,21 @@ IDENTITY_READS = Counter("nightjar_api_identity_reads_total", "Further reads bec
 STALE_FEATURES = Counter(
     "nightjar_api_stale_features_total", "Features too far behind the served version to be used, by view", ["view"]
 )
+FEATURE_ROWS = Counter(
+    "nightjar_api_feature_rows_total",
+    "Rows of features that rankers asked for, by where they were: kept or store",
+    ["where"],
+)
+KEPT_ROWS_DROPPED = Counter(
+    "nightjar_api_kept_rows_dropped_total",
+    "Kept rows of features that were dropped: changed in the store, full, or lost with the connection or a flush",
+    ["why"],
+)
+TRACKING_LOSSES = Counter(
+    "nightjar_api_tracking_losses_total",
+    "Times that kept rows of features were given up: the connection ended, the store was flushed or tells nothing",
+    ["why"],
+)
 REFUSED_RECORDS = Counter("nightjar_api_refused_records_total", "Records that could not be used", ["why"])
 EVENTS = Counter("nightjar_api_events_total", "Events received, by answer", ["status"])
 QUARANTINED = Counter("nightjar_api_events_quarantined_total", "Quarantined events by reason", ["reason"])
@@ -80,24 +95,24 @@ class _Soon:
 _soon = _Soon()
 
 
-def count_soon(counter: Counter, label: str) -> None:
-    """`counter.labels(label).inc()`, written at the beginning of the loop's next turn together with all others.
+def count_soon(counter: Counter, label: str, times: int = 1) -> None:
+    """`counter.labels(label).inc(times)`, written at the beginning of the loop's next turn together with all others.
 
     For the thread of an event loop; without one running it is written at once.
     """
     key = (counter, label)
     if key in _soon.counted and _soon.loop is not None and not _soon.loop.is_closed():
-        _soon.counted[key] += 1
+        _soon.counted[key] += times
         return
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        counter.labels(label).inc()
+        counter.labels(label).inc(times)
         return
     if not _soon.counted or _soon.loop is not loop:
         loop.call_soon(_soon.write)
         _soon.loop = loop
-    _soon.counted[key] = _soon.counted.get(key, 0) + 1
+    _soon.counted[key] = _soon.counted.get(key, 0) + times
 
 
 def render_metrics() -> bytes:

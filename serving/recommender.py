@@ -42,7 +42,7 @@ from serving.pipeline.consent import with_refusal
 from serving.pipeline.overlay import CatalogueOverlay
 from serving.pipeline.persons import MAX_READS, Edges, Identity, join_sessions, person_of, stranger
 from serving.pipeline.ranker import FAILURES, NOT_READ, PersonFeatures
-from serving.pipeline.slate import build_slate, slate_steps
+from serving.pipeline.slate import SlateSteps, build_slate, slate_steps
 from serving.pipeline.values import Person, Row, Slate, SlateRequest
 from serving.settings import ServingSettings
 from serving.settled import (
@@ -150,7 +150,38 @@ class Recommender:
     ) -> tuple[Slate, list[str], int]:
         """(`slate` where a placement asks for a ranker, why it is degraded, further reads that it took). `known`: why
         the ranker is to know nothing, for who does not want it to read anything."""
-        steps = slate_steps(
+        steps = self._steps(asker, request, now_micros)
+        reads = 0
+        try:
+            wanted = next(steps)
+            found: PersonFeatures | str = known or NOT_READ
+            if self._features is not None and known is None:
+                kept = self._features.kept(wanted)
+                found, reads = (await self._features.read(wanted), 1) if kept is None else (kept, 0)
+            steps.send(found)
+        except StopIteration as done:
+            return *_ranked(done.value), reads
+        raise AssertionError("a slate asks for features once")
+
+    def may_rank_at_once(self, request: SlateRequest) -> bool:
+        """Whether it is worth a try with `kept_slate`: a row of the person is kept."""
+        return self._features is not None and request.user_id is not None and self._features.keeps(request.user_id)
+
+    def kept_slate(self, asker: Asker, request: SlateRequest) -> tuple[Slate, list[str]] | None:
+        """`ranked_slate` without a further read, where what the ranker has to know is kept; else None."""
+        steps = self._steps(asker, request, None)
+        try:
+            wanted = next(steps)
+            found = None if self._features is None else self._features.kept(wanted)
+            if found is None:
+                return None
+            steps.send(found)
+        except StopIteration as done:
+            return _ranked(done.value)
+        raise AssertionError("a slate asks for features once")
+
+    def _steps(self, asker: Asker, request: SlateRequest, now_micros: int | None) -> SlateSteps:
+        return slate_steps(
             request,
             asker.person,
             asker.catalogue,
@@ -158,20 +189,6 @@ class Recommender:
             now_micros=self._wall_micros() if now_micros is None else now_micros,
             timer=self._timer,
         )
-        reads = 0
-        try:
-            wanted = next(steps)
-            found: PersonFeatures | str = known or NOT_READ
-            if self._features is not None and known is None:
-                found, reads = await self._features.read(wanted), 1
-            steps.send(found)
-        except StopIteration as done:
-            slate: Slate = done.value
-        else:
-            raise AssertionError("a slate asks for features once")
-        reason = None if slate.ranking is None else slate.ranking.reason
-        count_soon(RANKINGS, reason or RANKED)
-        return slate, [reason] if reason in FAILURES else [], reads
 
     def slate(self, asker: Asker, request: SlateRequest, *, now_micros: int | None = None) -> Slate:
         """The slate of somebody who was read. `request`: as `asker.request`, perhaps for another place of a page;
@@ -522,6 +539,13 @@ class Recommender:
         STALE_FEATURES.labels(USER_VIEW).inc()
         degraded.append(STALE_FEATURE)
         return None, moment
+
+
+def _ranked(slate: Slate) -> tuple[Slate, list[str]]:
+    """(a slate for which a ranker was asked, why it is degraded), counted."""
+    reason = None if slate.ranking is None else slate.ranking.reason
+    count_soon(RANKINGS, reason or RANKED)
+    return slate, [reason] if reason in FAILURES else []
 
 
 def _refuse(why: str, degraded: list[str]) -> str:

@@ -53,6 +53,9 @@ class ServingSettings:
     feature_lag_seconds    259200 s  a Feast feature older than the served version by more than this is not used, and
                                      the answer is degraded (Feast does not apply a ttl online; the default is the
                                      view's). Higher: staler segments, fewer popular answers.
+    kept_features_bytes    4194304 B what the features may take that a worker keeps of people who were just here, for
+                                     rankers, until Redis says that they changed; 0: none are kept. Higher: fewer second
+                                     reads, more memory of each worker (about 700 B a row of ten features).
     max_events             1000      events in one POST /v1/events. Higher: fewer, larger writes.
     max_body_bytes         2097152 B largest request body as sent. Higher: more memory an attacker can take.
     max_inflated_bytes     8388608 B largest body of events after gzip. Higher: the same, and longer pauses.
@@ -112,6 +115,7 @@ class ServingSettings:
     position_decay: float = 0.9
     half_life_seconds: float = HALF_LIFE_SECONDS
     feature_lag_seconds: float = feature_view(USER_VIEW).fresh_for.total_seconds()
+    kept_features_bytes: int = 4_194_304
     max_events: int = 1000
     max_body_bytes: int = 2_097_152
     max_inflated_bytes: int = 8_388_608
@@ -210,5 +214,8 @@ def _check_origin(origin: str) -> None:
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^/?#@:\s*\[\]]+)(:[0-9]{1,5})?", re.IGNORECASE)
 _WORDS = {int: "a whole number", float: "a number"}
 _MAY_BE_ZERO = frozenset(
-    {"access_log_every", "backlog_niceness", "backlog_rest_seconds", "session_weight", "session_weight_alone"}
-)
+    {
+        "access_log_every", "backlog_niceness", "backlog_rest_seconds", "kept_features_bytes", "session_weight",
+        "session_weight_alone",
+    }
+)  # fmt: skip

@@ -151,6 +151,11 @@ def trend_regions_key(window: int, bucket: int, partition: int, tenant: str = DE
     return f"{_prefix(tenant)}trendregions:v1:{window}:{bucket}:{partition}"
 
 
+def tracking_key(nonce: str, tenant: str = DEFAULT_TENANT) -> str:
+    """String with TTL: what a worker writes to see that Redis tells it of changes. Never parsed back."""
+    return f"{_prefix(tenant)}tracking:{nonce}"
+
+
 def members_key(role: str, tenant: str = DEFAULT_TENANT) -> str:
     """Sorted set with TTL: who shares a role such as `consumer`; score = when they were heard of last, ms by the
     store's clock. Never parsed back."""

@@ -29,14 +29,14 @@ _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
 
 def entity_key(join_keys: Sequence[str], values: Sequence[str], *, project: str = PROJECT) -> bytes:
     """The Redis key of one entity, whose join keys are all texts. Never parsed back: Feast owns these keys."""
-    head, order = _key_head(tuple(join_keys))
+    head, order = key_head(tuple(join_keys))
     raw = [values[at].encode("utf-8") for at in order]
     parts = [part for value in raw for part in (_TEXT.pack(_STRING_TYPE, len(value)), value)]
     return b"".join([head, *parts, project.encode("utf-8")])
 
 
 @lru_cache(maxsize=64)
-def _key_head(join_keys: tuple[str, ...]) -> tuple[bytes, tuple[int, ...]]:
+def key_head(join_keys: tuple[str, ...]) -> tuple[bytes, tuple[int, ...]]:
     """(the beginning of the keys of these entities, the places of the join keys in Feast's order: by name)."""
     order = sorted(range(len(join_keys)), key=lambda at: join_keys[at])
     names = [join_keys[at].encode("utf-8") for at in order]

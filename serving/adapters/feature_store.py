@@ -1,22 +1,31 @@
 """Features of many entities in one round trip, out of Feast's own layout in Redis and without Feast.
 
-One HMGET an entity, its fields hashed once, its values decoded by their first byte: a value is a feast.types.Value, a
-protobuf message of one field. What comes back is what the SDK gives for every view (a parity test).
+One HMGET an entity, its fields hashed once. What comes back is what the SDK gives for every view (a parity test), also
+of rows that are kept from an earlier read (`kept_rows`): those cost no round trip, until Redis says that they changed.
 """
 
 from __future__ import annotations
 
-import struct
+import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from feature_repo.contracts.errors import ContractError, nearest
+from feature_repo.contracts.errors import ContractError, DependencyError, nearest
 from feature_repo.contracts.feature_table import FeatureView
-from serving.adapters.feast_online import entity_key, feature_field, read_timestamp_micros, timestamp_field, varint
+from feature_repo.contracts.keys import DEFAULT_TENANT
+from serving.adapters.feast_online import entity_key, feature_field, timestamp_field
+from serving.adapters.feature_rows import FeatureRow, Reply, Value, commands_of, keys_of, rows_of
+from serving.adapters.kept_rows import KeptRows
 from serving.adapters.redis_pipe import PipeCaller
+from serving.adapters.tracked_pipe import TrackedCaller
+from serving.observability import FEATURE_ROWS, count_soon
 
-Value = str | int | float | bool | None
+logger = logging.getLogger("nightjar.serving")
+
+KEPT, STORE = "kept", "store"
+_WHAT = "the features"
 
 
 class FeatureColumns(NamedTuple):
@@ -53,15 +62,44 @@ class FeatureStore(Protocol):
     async def read_all(self, asked: Sequence[Asked]) -> list[FeatureColumns]:
         """`read` of several views in one round trip."""
 
+    async def read_rows(self, asked: Sequence[Asked]) -> list[list[FeatureRow]]:
+        """The same, row by row."""
+
+    def kept_rows(self, asked: Sequence[Asked]) -> list[list[FeatureRow]] | None:
+        """`read_rows` without a round trip, where everything asked for was read before and has not changed since; else
+        None."""
+
+    def keeps(self, view: FeatureView, entity: Sequence[str]) -> bool:
+        """Whether a row of it is kept, with whichever features."""
+
     async def close(self) -> None:
         """Give the connection back."""
 
 
 class RedisFeatureStore:
-    """Redis role `online`, on a connection of its own."""
+    """Redis role `online`, on a connection of its own. Belongs to one event loop.
 
-    def __init__(self, url: str, *, timeout_seconds: float) -> None:
-        self._caller = PipeCaller(url, timeout_seconds=timeout_seconds, what="the features")
+    keep_bytes  what the rows may take that are kept; 0: none is
+    seconds     a monotonic clock
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_seconds: float,
+        keep_bytes: int = 0,
+        tenant: str = DEFAULT_TENANT,
+        seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.kept = KeptRows(keep_bytes)
+        self._tracked: TrackedCaller | None = None
+        if keep_bytes > 0:
+            self._tracked = TrackedCaller(
+                url, self.kept, timeout_seconds=timeout_seconds, what=_WHAT, tenant=tenant, seconds=seconds
+            )
+        self._caller = self._tracked or PipeCaller(url, timeout_seconds=timeout_seconds, what=_WHAT)
+        self._reads = 0
 
     async def read(
         self, view: FeatureView, features: Sequence[str], entities: Sequence[Sequence[str]]
@@ -69,25 +107,111 @@ class RedisFeatureStore:
         return (await self.read_all([Asked(view, features, entities)]))[0]
 
     async def read_all(self, asked: Sequence[Asked]) -> list[FeatureColumns]:
-        commands: list[bytes] = []
-        for view, features, entities in asked:
-            fields, arguments = _packed_fields(view, tuple(features)), len(features) + 3
-            for entity in entities:
-                key = entity_key(view.join_keys, entity)
-                commands.append(b"*%d\r\n$5\r\nHMGET\r\n$%d\r\n%b\r\n%b" % (arguments, len(key), key, fields))
-        replies = await self._caller.send(b"".join(commands), len(commands)) if commands else []
-        found, at = [], 0
-        for _, features, entities in asked:
-            found.append(_columns(replies[at : at + len(entities)], len(features)))
-            at += len(entities)
-        return found
+        found = await self.read_rows(asked)
+        return [_columns(rows, len(one.features)) for rows, one in zip(found, asked, strict=True)]
+
+    async def read_rows(self, asked: Sequence[Asked]) -> list[list[FeatureRow]]:
+        shelves = [_Shelf(one) for one in asked]
+        if self._tracked is None:
+            await self._fetch(shelves)
+            return [shelf.whole() for shelf in shelves]
+        if self._tracked.may_use():
+            for shelf in shelves:
+                shelf.rows = self.kept.find(shelf.keys, shelf.fields)
+        missing = [shelf.missing() for shelf in shelves]
+        count = sum([len(shelf.keys) for shelf in missing])
+        _count_rows(sum([len(shelf.keys) for shelf in shelves]) - count, KEPT)
+        if count:
+            _count_rows(count, STORE)
+            with self.kept.expecting([key for shelf in missing for key in shelf.keys]) as coming:
+                await self._fetch(missing)
+                if self._tracked.may_keep:
+                    for shelf in missing:
+                        self.kept.keep(shelf.keys, shelf.fields, shelf.whole(), coming)
+        for shelf, late in zip(shelves, missing, strict=True):
+            shelf.fill(late)
+        return [shelf.whole() for shelf in shelves]
+
+    def kept_rows(self, asked: Sequence[Asked]) -> list[list[FeatureRow]] | None:
+        if self._tracked is None or not self._tracked.may_use():
+            return None
+        found, count = [], 0
+        for one in asked:
+            shelf = _Shelf(one)
+            rows = self.kept.find(shelf.keys, shelf.fields)
+            if None in rows:
+                return None
+            found.append(rows)
+            count += len(rows)
+        _count_rows(count, KEPT)
+        return found  # type: ignore[return-value]  # None is in none of them
+
+    def keeps(self, view: FeatureView, entity: Sequence[str]) -> bool:
+        return len(self.kept) > 0 and entity_key(view.join_keys, entity) in self.kept
 
     async def close(self) -> None:
         await self._caller.close()
 
+    async def _fetch(self, shelves: Sequence[_Shelf]) -> None:
+        """All of their rows. Behind the commands a tag is asked for: when the last reply is another one, none of the
+        replies is used."""
+        count = sum([len(shelf.keys) for shelf in shelves])
+        if not count:
+            return
+        self._reads += 1
+        tag = b"%x" % self._reads
+        commands = [commands_of(shelf.keys, shelf.fields, len(shelf.asked.features) + 3) for shelf in shelves]
+        echo = b"*2\r\n$4\r\nECHO\r\n$%d\r\n%b\r\n" % (len(tag), tag)
+        replies = await self._caller.send(b"".join([*commands, echo]), count + 1)
+        if replies[-1] != tag:
+            await self._caller.close()
+            logger.error("%s: a reply came to another question; the connection was ended", _WHAT)
+            raise DependencyError(f"{_WHAT} cannot be read: a reply came to another question")
+        at = 0
+        for shelf in shelves:
+            shelf.rows = list(rows_of(replies[at : at + len(shelf.keys)], len(shelf.asked.features)))
+            at += len(shelf.keys)
+
+
+class _Shelf:
+    """What is asked of a view, with its keys, and the rows as far as they are known."""
+
+    def __init__(self, asked: Asked, keys: list[bytes] | None = None) -> None:
+        self.asked = asked
+        self.fields = _packed_fields(asked.view, tuple(asked.features))
+        self.keys = keys_of(asked.view.join_keys, asked.entities) if keys is None else keys
+        self.rows: list[FeatureRow | None] = []
+
+    def missing(self) -> _Shelf:
+        """What is not known yet, each key once."""
+        if not self.rows:
+            return _Shelf(self.asked, list(dict.fromkeys(self.keys)))
+        if None not in self.rows:
+            return _Shelf(self.asked, [])
+        missing = dict.fromkeys([key for key, row in zip(self.keys, self.rows, strict=True) if row is None])
+        return _Shelf(self.asked, list(missing))
+
+    def fill(self, late: _Shelf) -> None:
+        if not late.keys:
+            return
+        if len(late.keys) == len(self.keys):  # nothing was known, nothing comes twice
+            self.rows = late.rows
+            return
+        read = dict(zip(late.keys, late.rows, strict=True))
+        known = self.rows or [None] * len(self.keys)
+        self.rows = [read[key] if row is None else row for key, row in zip(self.keys, known, strict=True)]
+
+    def whole(self) -> list[FeatureRow]:
+        return self.rows  # type: ignore[return-value]  # None is in none of them
+
+
+def _count_rows(count: int, where: str) -> None:
+    if count:
+        count_soon(FEATURE_ROWS, where, count)
+
 
 class MemoryFeatureStore:
-    """The twin: a dict that has the layout of Redis."""
+    """The twin: a dict that has the layout of Redis. It keeps nothing."""
 
     def __init__(self, hashes: Mapping[Any, Mapping[bytes, bytes]]) -> None:
         self._hashes = hashes
@@ -95,49 +219,36 @@ class MemoryFeatureStore:
     async def read(
         self, view: FeatureView, features: Sequence[str], entities: Sequence[Sequence[str]]
     ) -> FeatureColumns:
-        fields = _fields_of(view, tuple(features))
-        rows = [self._hashes.get(entity_key(view.join_keys, entity), {}) for entity in entities]
-        return _columns([[row.get(field) for field in fields] for row in rows], len(features))
+        return (await self.read_all([Asked(view, features, entities)]))[0]
 
     async def read_all(self, asked: Sequence[Asked]) -> list[FeatureColumns]:
-        return [await self.read(*one) for one in asked]
+        found = await self.read_rows(asked)
+        return [_columns(rows, len(one.features)) for rows, one in zip(found, asked, strict=True)]
+
+    async def read_rows(self, asked: Sequence[Asked]) -> list[list[FeatureRow]]:
+        found = []
+        for view, features, entities in asked:
+            fields = _fields_of(view, tuple(features))
+            stored = [self._hashes.get(entity_key(view.join_keys, entity), {}) for entity in entities]
+            replies: list[Reply] = [[row.get(field) for field in fields] for row in stored]
+            found.append(rows_of(replies, len(features)))
+        return found
+
+    def kept_rows(self, asked: Sequence[Asked]) -> list[list[FeatureRow]] | None:  # noqa: ARG002
+        return None
+
+    def keeps(self, view: FeatureView, entity: Sequence[str]) -> bool:  # noqa: ARG002
+        return False
 
     async def close(self) -> None:
         """Nothing to give back."""
 
 
-def _columns(stored: Sequence[Sequence[bytes | None]], features: int) -> FeatureColumns:
-    """From a row for each entity, its time last. A whole column of one type is decoded at once."""
-    if not stored:
+def _columns(rows: Sequence[FeatureRow], features: int) -> FeatureColumns:
+    if not rows:
         return FeatureColumns([[] for _ in range(features)], [])
-    *columns, moments = zip(*stored, strict=True)
-    micros = [None if moment is None else read_timestamp_micros(moment) for moment in moments]
-    if None in micros:  # what is there without a time is a write that has not ended
-        columns = [
-            tuple(None if at is None else value for at, value in zip(micros, column, strict=True)) for column in columns
-        ]
-    return FeatureColumns([_read_column(column) for column in columns], micros)
-
-
-def _read_column(messages: tuple[bytes | None, ...]) -> list[Value]:
-    first = next(filter(None, messages), None)
-    if first is None:
-        return [None] * len(messages)
-    if first[0] == _DOUBLE_TAG:
-        given = [message for message in messages if message]
-        joined = b"".join(given)
-        if len(joined) == _DOUBLES.size * len(given) and joined[:: _DOUBLES.size] == _DOUBLE_BYTE * len(given):
-            values = _DOUBLES.iter_unpack(joined)
-            return [next(values)[0] if message else None for message in messages]
-    elif first[0] == _INT64_TAG:
-        return [
-            message[1] if message and len(message) == 2 and message[0] == _INT64_TAG and message[1] < 0x80
-            else read_value(message)
-            for message in messages
-        ]  # fmt: skip
-    elif first[0] == _STRING_TAG:
-        return [_read_often(message) for message in messages]
-    return [read_value(message) for message in messages]
+    *columns, micros = map(list, zip(*rows, strict=True))
+    return FeatureColumns(columns, micros)
 
 
 @lru_cache(maxsize=64)
@@ -153,81 +264,3 @@ def _fields_of(view: FeatureView, features: tuple[str, ...]) -> list[bytes]:
 @lru_cache(maxsize=64)
 def _packed_fields(view: FeatureView, features: tuple[str, ...]) -> bytes:
     return b"".join(b"$%d\r\n%b\r\n" % (len(field), field) for field in _fields_of(view, features))
-
-
-_DOUBLE, _FLOAT = struct.Struct("<d"), struct.Struct("<f")
-_DOUBLES = struct.Struct("<xd")
-_STRING_TAG, _INT64_TAG, _DOUBLE_TAG = 2 << 3 | 2, 4 << 3 | 0, 5 << 3 | 1
-_DOUBLE_BYTE = bytes([_DOUBLE_TAG])
-
-
-def read_value(message: bytes | None) -> Value:
-    """A feast.types.Value as Python has it; None where it is null, empty or not there.
-
-    Raises ContractError on bytes that are no such message, and on lists, maps and times, which no view has.
-    """
-    if not message:
-        return None
-    reader = _READERS.get(message[0])
-    if reader is None:
-        raise ContractError(f"a feature value begins with byte {message[0]:#04x}, which is of no type that a view has")
-    try:
-        return reader(message)
-    except (IndexError, struct.error, UnicodeDecodeError) as error:
-        raise ContractError(f"a feature value of {len(message)} bytes is cut short or damaged") from error
-
-
-_read_often = lru_cache(maxsize=4096)(read_value)  # people share their categories
-
-
-def _string(message: bytes) -> str:
-    size, at = (message[1], 2) if message[1] < 0x80 else varint(message, 1)
-    _require(len(message), at + size)
-    return message[at:].decode("utf-8")
-
-
-def _integer(message: bytes) -> int:
-    if message[1] < 0x80:
-        _require(len(message), 2)
-        return message[1]
-    value, at = varint(message, 1)
-    _require(len(message), at)
-    return value - (1 << 64) if value >= 1 << 63 else value
-
-
-def _double(message: bytes) -> float:
-    _require(len(message), 9)
-    value: float = _DOUBLE.unpack_from(message, 1)[0]
-    return value
-
-
-def _float(message: bytes) -> float:
-    _require(len(message), 5)
-    value: float = _FLOAT.unpack_from(message, 1)[0]
-    return value
-
-
-def _truth(message: bytes) -> bool:
-    _require(len(message), 2)
-    return message[1] != 0
-
-
-def _null(_: bytes) -> None:
-    return None
-
-
-def _require(found: int, expected: int) -> None:
-    if found != expected:
-        raise IndexError(found)
-
-
-_READERS: Mapping[int, Callable[[bytes], Any]] = {
-    _STRING_TAG: _string,
-    3 << 3 | 0: _integer,  # int32
-    _INT64_TAG: _integer,
-    _DOUBLE_TAG: _double,
-    6 << 3 | 5: _float,
-    7 << 3 | 0: _truth,
-    0x98: _null,  # field 19, null_val, a tag of two bytes
-}
-"""By the tag of the message's one field: its number in feast.types.Value, and its wire type."""

@@ -71,8 +71,12 @@ def open_list_stores(
         trends = RedisTrendStore(client, tenant=tenant, timeout_seconds=2 * timeout)
         purchases = RedisPurchaseStore(client, tenant=tenant, timeout_seconds=2 * timeout)
         features = over_redis = RedisFeatureStore(environment.redis_online_url, timeout_seconds=2 * timeout)
-
-        in_request = RedisFeatureStore(environment.redis_online_url, timeout_seconds=timeout)
+        in_request = RedisFeatureStore(
+            environment.redis_online_url,
+            timeout_seconds=timeout,
+            keep_bytes=settings.kept_features_bytes,
+            tenant=tenant,
+        )
 
         async def close() -> None:
             await over_redis.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
@@ -19,6 +19,10 @@ from redis.exceptions import RedisError
 
 from feature_repo.contracts.errors import DependencyError
 
+CONNECT_SECONDS = 1.0
+"""Longest time in which a connection is opened; nobody who asks waits for it longer than for a reply."""
+ONE_TURN_SECONDS = 0.001
+"""What a reply that came in time is given to be read."""
 Replies = list[Any]
 """One entry per command; a command that Redis refused has a `hiredis.ReplyError` in its place."""
 
@@ -108,7 +112,7 @@ class PipeCaller:
     def __init__(self, url: str, *, timeout_seconds: float, what: str) -> None:
         self._url, self._timeout, self._what = url, timeout_seconds, what
         self._pipe: RedisPipe | None = None
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Task[RedisPipe] | None = None
 
     async def ask(self, *commands: Sequence[str | int | bytes], blocks_seconds: float = 0.0) -> Replies:
         """One reply a command. `blocks_seconds`: how long a command may wait on purpose, beyond the time-out.
@@ -119,53 +123,90 @@ class PipeCaller:
 
     async def send(self, commands: bytes, count: int, blocks_seconds: float = 0.0) -> Replies:
         """`ask` with `count` commands that are packed already."""
+        pipe = self._pipe
         try:
-            pipe = self._pipe
             if pipe is None or not pipe.is_open:
-                pipe = await asyncio.wait_for(self._open(), self._timeout)
-            async with asyncio.timeout(self._timeout + blocks_seconds):
-                replies = await pipe.send(commands, count)
+                pipe = await self._connect()
+            replies = await _within(pipe.send(commands, count), self._timeout + blocks_seconds)
         except (OSError, TimeoutError, RedisError, hiredis.HiredisError) as error:
-            await self.close()
+            self._end(pipe)
             why = f"Redis does not answer: {type(error).__name__}: {error}"
             raise DependencyError(f"{self._what} cannot be read: {why}") from error
         except asyncio.CancelledError:
-            await self.close()
+            self._end(pipe)
             raise
         for reply in replies:
             if isinstance(reply, hiredis.ReplyError):
-                await self.close()
+                self._end(pipe)
                 raise DependencyError(f"{self._what} cannot be read: {reply}")
         return replies
 
+    async def _connect(self) -> RedisPipe:
+        """The one connection, however many ask for it at a time. One that takes longer than the time-out is opened all
+        the same, for those who come later."""
+        if self._opening is None or self._opening.done():
+            self._opening = asyncio.create_task(self._open())
+            self._opening.add_done_callback(_nobody_waits)
+        await asyncio.wait({self._opening}, timeout=self._timeout)
+        if not self._opening.done():
+            raise TimeoutError(f"no connection within {self._timeout * 1000:.0f} ms")
+        return self._opening.result()
+
     async def _open(self) -> RedisPipe:
-        """The one connection, however many ask for it at a time."""
-        async with self._opening:
-            if self._pipe is None or not self._pipe.is_open:
-                self._pipe = await open_pipe(self._url)
-            return self._pipe
+        self._pipe = await asyncio.wait_for(self._opened(self._url), max(self._timeout, CONNECT_SECONDS))
+        return self._pipe
+
+    async def _opened(self, url: str) -> RedisPipe:
+        return await open_pipe(url)
+
+    def _end(self, pipe: RedisPipe | None) -> None:
+        """End this connection; not another one, which was opened since."""
+        if pipe is not None:
+            pipe.close()
+        if self._pipe is pipe:
+            self._pipe = None
 
     async def close(self) -> None:
         """End the connection; the next question opens another."""
-        if self._pipe is not None:
-            self._pipe.close()
-            self._pipe = None
+        if self._opening is not None and not self._opening.done():
+            self._opening.cancel()
+        self._end(self._pipe)
 
 
-async def open_pipe(url: str) -> RedisPipe:
-    """Connect to a `redis://`, `rediss://` or `unix://` URL and log in; the caller sets the time-out.
+def _nobody_waits(opening: asyncio.Task[RedisPipe]) -> None:
+    """Takes the error of an attempt whose askers have gone."""
+    if not opening.cancelled():
+        opening.exception()
+
+
+async def _within(sent: asyncio.Future[Replies], seconds: float) -> Replies:
+    """The replies. Raises TimeoutError where they did not come in time; what came while this process had no processor
+    is read first."""
+    try:
+        for wait in (seconds, ONE_TURN_SECONDS):
+            done, _ = await asyncio.wait({sent}, timeout=wait)
+            if done:
+                return sent.result()
+    finally:
+        sent.cancel()
+    raise TimeoutError(f"no answer within {seconds * 1000:.0f} ms")
+
+
+async def open_pipe(url: str, made: Callable[[], RedisPipe] | None = None) -> RedisPipe:
+    """Connect to a `redis://`, `rediss://` or `unix://` URL and log in; the caller sets the time-out. `made`: makes
+    the connection's protocol, by default a `RedisPipe`.
 
     Raises OSError when nobody answers, hiredis.ReplyError when the login or the database is refused.
     """
     options: dict[str, Any] = dict(parse_url(url))
     loop = asyncio.get_running_loop()
     if "path" in options:
-        _, pipe = await loop.create_unix_connection(RedisPipe, options["path"])
+        _, pipe = await loop.create_unix_connection(made or RedisPipe, options["path"])
     else:
         is_secure = options.pop("connection_class", None) is SSLConnection or urlsplit(url).scheme == "rediss"
         tls = SSLConnection(**options).ssl_context.get() if is_secure else None
         host, port = options.get("host", "localhost"), options.get("port", 6379)
-        _, pipe = await loop.create_connection(RedisPipe, host, port, ssl=tls)
+        _, pipe = await loop.create_connection(made or RedisPipe, host, port, ssl=tls)
     try:
         for command in _login(options):
             (reply,) = await pipe.send(pack(*command), 1)

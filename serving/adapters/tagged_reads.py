@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import hiredis
 from redis.exceptions import RedisError
 
-from serving.adapters.redis_pipe import RedisPipe, Replies, open_pipe
+from serving.adapters.redis_pipe import CONNECT_SECONDS, ONE_TURN_SECONDS, RedisPipe, Replies, open_pipe
 
 logger = logging.getLogger("nightjar.serving")
 
@@ -27,8 +27,6 @@ Failed = Callable[[Exception], None]
 """Gets TimeoutError when no answer came in time, ConnectionError when the connection ended."""
 
 
-CONNECT_SECONDS = 1.0
-ONE_TURN_SECONDS = 0.001
 READ_ERRORS = (OSError, TimeoutError, RedisError, hiredis.HiredisError)
 """What `connect` raises and `failed` gets. A ConnectionError is an OSError; so is a TimeoutError."""
 

@@ -73,8 +73,12 @@ class SlateAnswers:
     def submit(self, question: Question, started: int, answered: Callable[[bytes | None], None]) -> bool:
         """`answer` for those who do not wait: `answered` is called in a later turn of the loop, with None when `answer`
         has to be asked after all; so it has when this returns False."""
-        if asks_ranker(question.slate):  # it reads twice
-            asyncio.get_running_loop().call_soon(answered, None)
+        if asks_ranker(question.slate):
+            if self._recommender.may_rank_at_once(question.slate):
+                return self._recommender.submit_meeting(
+                    question.slate, partial(self._build_ranked, question, started), answered
+                )  # fmt: skip
+            asyncio.get_running_loop().call_soon(answered, None)  # it reads twice
             return True
         at_once = None if parts.arranged is None else partial(self._write_at_once, question, started)
         return self._recommender.submit_meeting(
@@ -84,6 +88,14 @@ class SlateAnswers:
     def _build(self, question: Question, started: int, asker: Asker) -> bytes:
         slate = self._recommender.slate(asker, asker.request)
         return self.write(self._recommender.answer(asker, slate), question, started)
+
+    def _build_ranked(self, question: Question, started: int, asker: Asker) -> bytes | None:
+        """The same with a ranker; None when what it has to know is not kept."""
+        made = self._recommender.kept_slate(asker, asker.request)
+        if made is None:
+            return None
+        slate, degraded = made
+        return self.write(self._recommender.answer(asker, slate, degraded=degraded), question, started)
 
     def _write_at_once(
         self, question: Question, started: int, catalogue: Catalogue, records: OnlineRecords

@@ -22,6 +22,7 @@ PARTS = (
     "given",
     "columns",
     "decided",
+    "features",
     "groups",
     "decision_frames",
     "ids",

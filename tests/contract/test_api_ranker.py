@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from feast.protos.feast.types.Value_pb2 import Value
 
 from feature_repo.contracts.decisions import read_decision
@@ -20,10 +21,12 @@ from feature_repo.contracts.publication import RANKER_FILE
 from feature_repo.contracts.ranker_file import pack_ranker
 from serving.adapters.bundle import load_catalogue
 from serving.adapters.feast_online import entity_key, feature_field, timestamp_field
+from serving.adapters.feature_store import Asked, MemoryFeatureStore, RedisFeatureStore
 from serving.api.answering import Question, SlateAnswers
 from serving.main import with_hot_routes
 from serving.pipeline.placements import read_placements
 from serving.pipeline.policy import SlatePolicy, SlateRules
+from serving.pipeline.ranker import PersonFeatures
 from serving.pipeline.values import SlateRequest
 from tests.hand_trees import NAMES, SHARE, TASTE, tree_text
 from tests.http_world import ITEMS, SHELVES, Installation, ids, metric, shelf_of, shop
@@ -166,7 +169,7 @@ async def test_without_features_the_answer_keeps_its_order_and_says_why(
         async def fail(*_: Any) -> Any:
             raise DependencyError("the features cannot be read")
 
-        monkeypatch.setattr("serving.adapters.feature_store.MemoryFeatureStore.read_all", fail)
+        monkeypatch.setattr("serving.adapters.feature_store.MemoryFeatureStore.read_rows", fail)
     before = await metric(api, f'nightjar_api_rankings_total{{outcome="{reason}"}}')
     answer = await api.ask(user_id="u1", placement="front")
     assert ids(answer) == FIRST_STAGE
@@ -206,28 +209,29 @@ async def test_features_that_fail_again_and_again_are_not_asked_for(
     api: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    works = False
+    works, read_rows = False, MemoryFeatureStore.read_rows
 
-    async def read_all(*_: Any) -> Any:
-        asked.append(1)
-        raise DependencyError("late")
-
-    async def read(*_: Any) -> Any:
+    async def fail(store: MemoryFeatureStore, those: Sequence[Asked]) -> Any:
+        if those[0].entities != [("",)]:  # no probe
+            asked.append(1)
         if not works:
             raise DependencyError("late")
+        return await read_rows(store, those)
 
-    monkeypatch.setattr("serving.adapters.feature_store.MemoryFeatureStore.read_all", read_all)
-    monkeypatch.setattr("serving.adapters.feature_store.MemoryFeatureStore.read", read)
+    monkeypatch.setattr(MemoryFeatureStore, "read_rows", fail)
     features = api.app.state.services.recommender._features
-    features._probe_seconds = 0.01
+    features._breaker._probe_seconds = 0.01
     moments = iter(range(10_000))
     features._breaker.failures._seconds = lambda: float(next(moments))
     for _ in range(12):
         assert (await api.ask(user_id="u1", placement="front"))["degraded_reasons"] == ["ranker_features_unavailable"]
     assert len(asked) == 7  # the eighth finds the circuit open
+    await asyncio.sleep(0.05)
+    assert features._breaker.probing is not None
     works = True
-    await asyncio.sleep(0.1)
-    monkeypatch.undo()
+    async with asyncio.timeout(5):
+        while features._breaker.probing is not None:
+            await asyncio.sleep(0.01)
     remember(api)
     assert (await api.ask(user_id="u1", placement="front"))["ranker"]["applied"]
 
@@ -298,6 +302,82 @@ async def test_the_short_way_leaves_such_a_question_to_the_other(api: Installati
     assert told == [None]
     body = json.loads(await answers.answer(question, 0))
     assert ids(body) == ["i11", "i13", "i15"]
+
+
+@pytest.fixture
+async def keeping(api: Installation, redis_url: str) -> AsyncIterator[tuple[Installation, redis.Redis]]:
+    """The installation with features on a real Redis, of which a worker keeps what it read."""
+    features = api.app.state.services.recommender._features
+    features._store = RedisFeatureStore(redis_url, timeout_seconds=5, keep_bytes=1 << 20)
+    with redis.Redis.from_url(redis_url) as client:
+        yield api, client
+    await features.close()
+
+
+def bring_online(api: Installation, client: redis.Redis, **row: Any) -> None:
+    remember(api, **row)
+    for key, fields in api.store.hashes.items():
+        client.hset(key, mapping=fields)  # type: ignore[arg-type]
+
+
+async def test_who_was_just_here_is_ranked_without_a_second_read(keeping: tuple[Installation, redis.Redis]) -> None:
+    api, client = keeping
+    bring_online(api, client, shares={SHELVES[0]: 0.9})
+    await api.ask(user_id="u1")
+    answers = [await api.ask(user_id="u1", placement="front", explain=True) for _ in range(3)]
+    assert [answer["trace"]["online_reads"] for answer in answers] == [2, 1, 1]
+    assert [ids(answer) for answer in answers] == [CONVERTING] * 3
+    bring_online(api, client, night=0.9, shares={SHELVES[0]: 0.9})
+    await asyncio.sleep(0.05)
+    changed = [await api.ask(user_id="u1", placement="front", explain=True) for _ in range(2)]
+    assert [answer["trace"]["online_reads"] for answer in changed] == [2, 1]
+    assert [ids(answer)[:3] for answer in changed] == [["i10", "i12", "i14"]] * 2
+    client.delete(entity_key(["user_id"], ["u1"]))  # erased
+    await asyncio.sleep(0.05)
+    for _ in range(2):
+        erased = await api.ask(user_id="u1", placement="front")
+        assert (erased["ranker"]["reason"], ids(erased)) == ("ranker_features_missing", FIRST_STAGE)
+
+
+async def test_how_old_a_kept_row_is_counts_each_time(keeping: tuple[Installation, redis.Redis]) -> None:
+    api, client = keeping
+    bring_online(api, client)
+    await api.ask(user_id="u1", placement="front")
+    recommender = api.app.state.services.recommender
+    ranker, features = recommender._shelf.current.ranker, recommender._features
+    oldest = (MARCH_8 + 3 * DAY) * 1_000_000
+    assert isinstance(features.kept(ranker.wants("u1", [shelf_of("i10")], oldest)), PersonFeatures)
+    assert features.kept(ranker.wants("u1", [shelf_of("i10")], oldest + 1)) == "ranker_features_stale"
+
+
+async def test_the_short_way_answers_who_was_just_here(keeping: tuple[Installation, redis.Redis]) -> None:
+    api, client = keeping
+    bring_online(api, client)
+    answers: SlateAnswers = with_hot_routes(api.app).slates.answers
+    rules = SlatePolicy(SlateRules(ranker="published"), "front")
+    question = Question(SlateRequest(6, user_id="u1", policy=rules), "id", "front", True, api.now)
+    expected = json.loads(await answers.answer(question, 0))
+    assert ids(expected) == CONVERTING[:6]
+    logged, before = len(api.decisions.payloads), api.store.reads
+    ranked = await metric(api, 'nightjar_api_rankings_total{outcome="ranked"}')
+    told: list[bytes | None] = []
+    assert answers.submit(question, 0, told.append)
+    while not told:
+        await asyncio.sleep(0)
+    assert told[0] is not None
+    assert {**json.loads(told[0]), "took_ms": 0} == {**expected, "took_ms": 0}
+    assert api.store.reads == before + 1
+    assert len(api.decisions.payloads) == logged + 1
+    assert read_decision(api.decisions.payloads[-1])["inputs"] == read_decision(api.decisions.payloads[-2])["inputs"]
+    assert await metric(api, 'nightjar_api_rankings_total{outcome="ranked"}') == ranked + 1
+    client.delete(entity_key(["user_id", "category"], ["u1", SHELVES[0]]))  # it was not there: nothing changed
+    client.hset(entity_key(["user_id", "category"], ["u1", SHELVES[0]]), "x", "y")
+    await asyncio.sleep(0.05)
+    told.clear()
+    assert answers.submit(question, 0, told.append)
+    while not told:
+        await asyncio.sleep(0)
+    assert told == [None]  # one row has to be read
 
 
 def test_a_placement_that_misspells_it_is_told() -> None:

@@ -12,7 +12,8 @@ from feast.protos.feast.types.Value_pb2 import Null, Value
 from feature_repo.contracts.errors import ContractError, DependencyError
 from feature_repo.contracts.feature_table import FEATURE_VIEWS
 from serving.adapters.feast_online import entity_key, feature_field, timestamp_field
-from serving.adapters.feature_store import FeatureStore, MemoryFeatureStore, RedisFeatureStore, read_value
+from serving.adapters.feature_rows import read_value
+from serving.adapters.feature_store import FeatureStore, MemoryFeatureStore, RedisFeatureStore
 from serving.adapters.redis_pipe import open_pipe
 
 USERS, BY_CATEGORY = FEATURE_VIEWS["user_features"], FEATURE_VIEWS["user_category_features"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from datetime import UTC, date, datetime
@@ -270,6 +271,52 @@ async def test_our_store_reads_every_feature_of_every_view_as_the_sdk_does(large
             compared += 1
     await store.close()
     assert compared == 59
+
+
+async def test_rows_that_are_kept_are_those_of_the_sdk_after_another_night(shop: Environment) -> None:
+    """Of the next morning: most users with other values, one with nulls, one new; some have no new row and keep the old
+    one; one is erased."""
+    materialize_features.main(shop, run())
+    store = RedisFeatureStore(shop.redis_online_url, timeout_seconds=30, keep_bytes=4 << 20)
+    with redis.Redis.from_url(shop.redis_online_url) as client:
+
+        async def compared() -> int:
+            """How many rows Redis was asked for, by us."""
+            before = client.info("commandstats")["cmdstat_hmget"]["calls"]
+            read = {}
+            for name, view in FEATURE_VIEWS.items():
+                entities = [tuple(key_of(key, n) for key in view.join_keys) for n in range(45)]
+                read[name] = await store.read(view, [feature.name for feature in view.features], entities)
+            asked = client.info("commandstats")["cmdstat_hmget"]["calls"] - before
+            sdk = open_store(shop)
+            for name, view in FEATURE_VIEWS.items():
+                rows = [{key: key_of(key, n) for key in view.join_keys} for n in range(45)]
+                features = [f"{name}:{feature.name}" for feature in view.features]
+                said = sdk.get_online_features(features=features, entity_rows=rows).to_dict()
+                for at, feature in enumerate(view.features):
+                    assert read[name].values[at] == said[feature.name], feature
+                    assert list(map(type, read[name].values[at])) == list(map(type, said[feature.name])), feature
+            return int(asked)
+
+        assert await compared() == 3 * 45
+        assert await compared() == 0
+        rows = [user_row(n, date(2024, 3, 9), user_view_count_7d=1000 + n) for n in range(20) if n != 5]
+        nothing = {feature.name: None for feature in feature_view("user_features").features if feature.null_means}
+        rows += [user_row(5, date(2024, 3, 9), **nothing), user_row(41, date(2024, 3, 9))]
+        write(shop, "user_features", rows)
+        for name in ("item_features", "user_category_features"):
+            write(shop, name, [feature_row(feature_view(name), 3, date(2024, 3, 9))])
+        materialize_features.main(shop, run(date(2024, 3, 9)))
+        assert client.delete(entity_key(["user_id"], [key_of("user_id", 7)])) == 1
+        await asyncio.sleep(0.1)
+        assert await compared() == 21 + 1 + 1
+        (views,), micros = await store.read(
+            feature_view("user_features"), ["user_view_count_7d"], [(key_of("user_id", n),) for n in (5, 6, 7, 30, 41)]
+        )
+        assert views[1:4] == [1006, None, 30 * 31]
+        assert micros == [MARCH_8_MICROS + 86_400_000_000] * 2 + [None, MARCH_8_MICROS, MARCH_8_MICROS + 86_400_000_000]
+        assert await compared() == 5  # read with another feature meanwhile: only one of the two is kept
+    await store.close()
 
 
 def test_a_night_that_runs_again_replaces_its_values(shop: Environment) -> None:
