@@ -121,7 +121,7 @@ def test_one_thread_appends_while_another_writes(environment: Environment) -> No
         for at, each in enumerate(payloads):
             worker.append(each)
             if at == 3_000:
-                wait_until(lambda: all(map(is_free, files(environment))))  # the first file ends when all is written
+                wait_until(lambda: any(map(is_free, files(environment))))  # a file ends when all is written
             elif chance.random() < 0.01:
                 time.sleep(0.002)
     pieces = [path.read_bytes()[len(FILE_HEADER) :] for path in files(environment)]
