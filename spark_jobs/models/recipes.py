@@ -63,7 +63,7 @@ SEQUENCE_RECIPES: Mapping[str, Mapping[str, Any]] = {
     }},
     "session_knn": {"params": {
         "neighbours": 500, "place_decay": 1.5, "distance_decay": 3.0, "length_power": 0.25, "idf_power": 2.0,
-        "recency": 1.0, "ahead": 1.0, "behind": 1.0, "repeat": 1.25,
+        "recency": 1.0, "ahead": 1.0, "behind": 1.0, "repeat": 1.25, "popular_power": 0.0, "last": 1.0,
     }},
     "session_transitions": {"params": {
         "reads": [40, 40, 32, 24, 24], "sessions_per_item": 500, "reach": 10, "hop": 0.3, "place_decay": 1.5,

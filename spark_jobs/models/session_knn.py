@@ -45,7 +45,8 @@ class SessionKnn:
     age(n) from 0 (the newest) to 1 (the oldest) by order. The best `neighbours` vote, ties by number of the session:
     each for its items by their distance from the place where it holds the latest shared item,
         similarity * e^(-distance / distance_decay) * (ahead if the item stands after that place else behind)
-    and `repeat` times the similarity for that item itself. idf(i) = log(sessions / sessions with i).
+    and `repeat` times the similarity for that item itself. idf(i) = log(sessions / sessions with i). A vote for item i
+    is divided by (sessions with i)^popular_power, and multiplied by `last` if the running session ends with i.
 
     params
         neighbours       sessions that vote
@@ -54,6 +55,9 @@ class SessionKnn:
         length_power, idf_power, recency   above
         ahead, behind    what stands after and before the match counts for
         repeat           what the matched item itself counts for
+        popular_power    0: what many sessions hold is voted up by all of them; raising it damps that
+        last             what the item counts for that the running session stands at
+    The last two may be missing in what was saved before there were any: 0 and 1 then.
     """
 
     name = "session_knn"
@@ -81,6 +85,7 @@ class SessionKnn:
         held.data[:] = 1.0
         having = np.bincount(held.indices, minlength=item_count)
         idf = np.log(max(count, 1) / np.maximum(having, 1)) ** float(self.params["idf_power"])
+        self._damping = (np.maximum(having, 1) ** -float(self.params.get("popular_power", 0.0))).astype(np.float32)
         lengths = np.maximum(np.diff(held.indptr), 1) ** -float(self.params["length_power"])
         age = (count - 1 - np.arange(count)) / max(count, 1)
         worth = lengths * np.exp(-float(self.params["recency"]) * age)
@@ -125,7 +130,9 @@ class SessionKnn:
         distance = offset - match[pair]
         side = np.where(distance > 0, float(self.params["ahead"]), float(self.params["behind"]))
         near = side * np.exp(-np.abs(distance) / float(self.params["distance_decay"]))
-        votes = similarity[pair] * np.where(distance == 0, float(self.params["repeat"]), near)
+        votes = similarity[pair] * np.where(distance == 0, float(self.params["repeat"]), near) * self._damping[items]
+        ends = sequences.items[sequences.starts[1:] - 1]  # of a session without items any: it has no votes
+        votes = np.where(items == ends[rows[pair]], votes * float(self.params.get("last", 1.0)), votes)
         return _Votes(rows[pair], items, votes.astype(np.float32), matched[pair])
 
     def similar(self, item_number: int, count: int) -> list[tuple[int, float]]:

@@ -169,7 +169,9 @@ def slow_session_knn(prefix: list[int], p: dict[str, float]) -> np.ndarray:
         for place, item in enumerate(session):
             side = p["ahead"] if place > match else p["behind"]
             near = side * exp(-abs(place - match) / p["distance_decay"])
-            scores[item] += similarity * (p["repeat"] if place == match else near)
+            held_by = sum(item in s for s in SESSIONS)
+            vote = similarity * (p["repeat"] if place == match else near) / held_by ** p["popular_power"]
+            scores[item] += vote * (p["last"] if item == prefix[-1] else 1.0)
     return scores
 
 
@@ -178,7 +180,7 @@ def test_session_knn_against_loops(neighbours: int, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("spark_jobs.models.session_knn.SESSIONS_PER_BLOCK", 2)
     params = {
         "neighbours": neighbours, "place_decay": 1.3, "distance_decay": 2.0, "length_power": 0.5, "idf_power": 1.5,
-        "recency": 0.8, "ahead": 1.0, "behind": 0.6, "repeat": 1.1,
+        "recency": 0.8, "ahead": 1.0, "behind": 0.6, "repeat": 1.1, "popular_power": 0.3, "last": 0.4,
     }  # fmt: skip
     model = fitted("session_knn", **params)
     prefixes = [[0, 1], [7], [4, 1, 4], [5, 2, 0], [3]]
@@ -189,6 +191,26 @@ def test_session_knn_against_loops(neighbours: int, monkeypatch: pytest.MonkeyPa
     assert np.abs(found[0]).max() > 0
     assert model.similar(7, 3) == []
     assert {number for number, _ in model.similar(3, 9)} <= {1, 2, 4}
+
+
+def test_a_running_session_that_is_empty_ends_nowhere() -> None:
+    """And moves nobody else's end: `last` 0 takes 1 away from the second session alone."""
+    model = fitted("session_knn", [[0, 1], [2, 1], [0, 2]], last=0.0)
+    found = model.score_sequences(ask([], [0, 1], [], [0], []))
+    assert [row.any() for row in found] == [False, True, False, True, False]
+    assert (found[1, 1], found[3, 0]) == (0.0, 0.0)
+    assert min(found[1, 0], found[3, 1], found[3, 2]) > 0
+
+
+def test_session_knn_of_before_it_knew_of_popularity(tmp_path: Path) -> None:
+    """What was saved without `popular_power` and `last` says what it said."""
+    old = fitted("session_knn")
+    old.params = {name: value for name, value in old.params.items() if name not in ("popular_power", "last")}
+    old.save(tmp_path)
+    again = type(old).load(tmp_path)
+    np.testing.assert_array_equal(
+        again.score_sequences(ask([0, 1])), fitted("session_knn").score_sequences(ask([0, 1]))
+    )
 
 
 def test_a_long_session_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:

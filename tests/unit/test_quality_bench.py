@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from infra.bench.quality.formats import read_events
 from infra.bench.quality.quality_bench import Sources, bench_quality
 from infra.bench.quality.ranking import Part, evaluate, evaluate_all
 from infra.bench.quality.spaces import families
-from infra.bench.quality.tasks import SEED, Task, open_test, open_training
+from infra.bench.quality.tasks import SEED, Task, open_test, open_training, sample
 from infra.bench.quality.tuning import Budget, run_trial, tune
 from infra.cli.main import build_app
+from spark_jobs.evaluation.blending import Pool
 from spark_jobs.evaluation.full_ranking import rank_unseen
 from spark_jobs.models.factory import fit_recipe
 from spark_jobs.models.matrix import histories_of, matrix_rows
@@ -388,3 +390,21 @@ def test_the_command_writes_the_report(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "new" / "o.json").read_text())
     assert "popularity" in report["models"]
     assert (tmp_path / "new" / "o.shipped.json").is_file()
+
+
+def test_slices_with_enough_questions_count_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 2 questions, one of 9 and one of 30: with 10 enough they count 2, 9 and 10; in blends too."""
+    train, _ = write_pairs(tmp_path)
+    task = open_training("pairs", train=train, test=train)
+    slices = tuple(sample(task.validations[0], count) for count in (2, 9, 30))
+    task = replace(task, searched=slices, validations=slices)
+    monkeypatch.setattr(tuning, "ENOUGH", 10)
+    told = iter([0.9, 0.5, 0.1])
+    monkeypatch.setattr(tuning, "evaluate", lambda *_: dict.fromkeys(("recall@3", "ndcg@3"), next(told)))
+    trial, _ = run_trial(families(task, 60.0)[0].start, task, 3)
+    assert trial.target == pytest.approx((2 * 0.9 + 9 * 0.5 + 10 * 0.1) / 21)
+    pools = [Pool(np.zeros((n, 1, 1), np.float32), np.zeros((n, 1), bool), np.ones(n, np.int64)) for n in (2, 9, 30)]
+    by_count = {2: 0.9, 9: 0.5, 30: 0.1}
+    monkeypatch.setattr(tuning, "_target", lambda pool, *_: by_count[len(pool.counts)])
+    found = tuning._mean_target(pools, np.ones(1), protocol="pairs", k=3)
+    assert found == pytest.approx((2 * 0.9 + 9 * 0.5 + 10 * 0.1) / 21)

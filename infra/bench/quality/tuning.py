@@ -1,7 +1,8 @@
 """Tuning within a budget: each model by coordinate search over its grids, then the weights of the blend.
 
 Validation slices alone decide. The target of the search is sqrt(recall@k * ndcg@k), for sessions sqrt(hr@k * mrr@k):
-both figures count, in proportion. Several slices count by the number of their questions. Everything but the clock is
+both figures count, in proportion. Several slices count by the number of their questions, beyond `ENOUGH` of them
+alike: which slice is most like the test nobody knows, and more questions make none truer. Everything but the clock is
 seeded; a budget in trials instead of seconds makes a search repeatable to the bit.
 """
 
@@ -46,6 +47,8 @@ POOL_SHARE = 0.6
 FOLDS = 4
 """Weights are searched on all but one fold in turn and judged on that one; what is used is their mean."""
 BLEND_GRID = (0.0, 0.03, 0.06, 0.1, 0.15, 0.25, 0.4, 0.6, 0.8, 1.0, 1.3, 1.7, 2.5)
+ENOUGH = 800
+"""Questions of a slice that count. Of fewer chance answers too much of each."""
 LEAST_WEIGHT = 0.02
 """Of the largest: a part that has less in the mean does not pay for its scores."""
 WEAK = 0.7
@@ -192,7 +195,7 @@ def run_trial(
         part = Part(recipe, asked.training, like=like[number] if like else None)
         parts.append(part)
         all_metrics.append(evaluate(part, asked, k))
-    shares = [len(asked.questions) for asked in task.searched]
+    shares = [min(len(asked.questions), ENOUGH) for asked in task.searched]
     metrics = {
         name: float(np.average([found[name] for found in all_metrics], weights=shares)) for name in all_metrics[0]
     }
@@ -301,7 +304,7 @@ def _without(pools: Sequence[Pool], fold: int) -> list[Pool]:
 
 def _mean_target(pools: Sequence[Pool], weights: NDArray[np.float64], *, protocol: str, k: int) -> float:
     targets = [_target(pool, weights, protocol, k) for pool in pools]
-    return float(np.average(targets, weights=[len(pool.counts) for pool in pools]))
+    return float(np.average(targets, weights=[min(len(pool.counts), ENOUGH) for pool in pools]))
 
 
 def _pool(parts: list[Part], asked: Slice, k: int) -> Pool:
