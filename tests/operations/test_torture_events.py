@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,8 @@ from infra.bench.events.ingest import free_port
 from infra.bench.events.ledger import Findings, Ledger
 from infra.bench.events.power import Disk, compiler
 from infra.bench.events.torture import torture_events
+from infra.bench.events.torture_decisions import Decisions
+from infra.bench.events.torture_metrics import Metrics
 from infra.local.redis_server import find_server, server_command
 
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C compiler")
@@ -88,6 +91,67 @@ class TestLedger:
     def test_an_event_that_nobody_sent(self, ledger: Ledger) -> None:
         found = self.judge(ledger, [("e1", "s", 1), ("e2", "s", 2), ("e9", "s", 9)], 3, 1, 2)
         assert (found.strangers, found.is_clean()) == ({"e9"}, False)
+
+
+class TestDecisions:
+    @pytest.fixture
+    def decisions(self) -> Decisions:
+        decisions = Decisions(SimpleNamespace())  # type: ignore[arg-type]
+        decisions.promised = {"r1", "r2"}
+        return decisions
+
+    def judge(self, decisions: Decisions, files: set[str], table: list[str]) -> Findings:
+        found = Findings()
+        decisions.judge(found, files, table)
+        return found
+
+    def test_it_may_lie_in_a_file_in_the_table_or_in_both(self, decisions: Decisions) -> None:
+        assert self.judge(decisions, {"r1", "r3"}, ["r2", "r3"]).is_clean()
+
+    def test_a_promised_one_that_is_nowhere_is_lost(self, decisions: Decisions) -> None:
+        assert self.judge(decisions, {"r3"}, ["r2"]).lost == {"decision r1"}
+
+    def test_what_was_once_found_is_never_to_go(self, decisions: Decisions) -> None:
+        assert self.judge(decisions, {"r1", "r3"}, ["r2"]).is_clean()
+        assert self.judge(decisions, {"r1"}, ["r2"]).lost == {"decision r3"}
+
+    def test_twice_in_the_table(self, decisions: Decisions) -> None:
+        assert self.judge(decisions, {"r1"}, ["r2", "r2"]).twice == {"decision r2"}
+
+
+class TestMetrics:
+    """A day: three answers, three places of them seen, one clicked."""
+
+    FIRST, NEXT = date(2022, 1, 1), date(2022, 1, 2)
+    SEEN = (("r20220101-0", "i1"), ("r20220101-0", "i2"), ("r20220101-1", "i1"))
+    COUNTED = ((FIRST, 1, 3, 2, 0), (FIRST, 2, 3, 1, 1))
+
+    def judge(self, seen: Any, counted: Any, *, acknowledged: int = 1, tried: int = 1) -> Findings:
+        metrics = Metrics(SimpleNamespace(), cycles=4)  # type: ignore[arg-type]
+        metrics.acknowledged = {self.FIRST, self.NEXT} if acknowledged == 2 else {self.FIRST} if acknowledged else set()
+        metrics.tried = {self.FIRST, self.NEXT} if tried == 2 else {self.FIRST}
+        found = Findings()
+        metrics.judge(found, seen, counted)
+        return found
+
+    def test_all_is_well(self) -> None:
+        assert self.judge(self.SEEN, self.COUNTED).is_clean()
+        assert self.judge((), (), acknowledged=0).is_clean()
+        assert self.judge(self.SEEN, (), acknowledged=0).is_clean()  # between its two commits
+
+    def test_a_day_that_was_said_to_be_done(self) -> None:
+        assert self.judge(self.SEEN[1:], self.COUNTED).lost == {"impression r20220101-0 i1"}
+        assert self.judge(self.SEEN, self.COUNTED[:1]).lost == {"metrics of 2022-01-01"}
+        found = self.judge(self.SEEN, self.COUNTED, acknowledged=2, tried=2)
+        assert found.lost == {"metrics of 2022-01-02", *(f"impression r20220102-{n}" for n in ("0 i1", "0 i2", "1 i1"))}
+
+    def test_counted_twice(self) -> None:
+        assert self.judge((*self.SEEN, self.SEEN[0]), self.COUNTED).twice == {"impression r20220101-0 i1"}
+        assert self.judge(self.SEEN, (*self.COUNTED, self.COUNTED[0])).lost == {"metrics of 2022-01-01"}
+
+    def test_what_nobody_asked_for(self) -> None:
+        found = self.judge((*self.SEEN, ("r20220102-0", "i1")), (*self.COUNTED, (self.NEXT, 1, 3, 0, 0)))
+        assert found.strangers == {"impression r20220102-0 i1", "metrics of 2022-01-02"}
 
 
 @pytest.mark.parametrize(("control", "cycles"), [("everysec", 3), ("no marks", 2)])
@@ -219,6 +283,7 @@ def test_twenty_cycles_and_both_controls(tmp_path: Path) -> None:
     assert report["clean"], said
     assert report["acknowledged"] == report["events"] >= 200
     assert report["harm"]["power cut"] == 8  # two of each five cycles
+    assert (report["decisions"], report["metric_days"]) == (200, 10)  # ten at the end of a cycle; every second one
     assert {name: control["caught"] for name, control in report["controls"].items()} == {
         "everysec": True,
         "no marks": True,

@@ -24,6 +24,8 @@ from infra.local.variables import REPOSITORY
 Control = Literal["everysec", "no marks"]
 """How an installation is weakened, so that the ordeal must see harm."""
 SETTLE_SECONDS = 60.0
+FILE_STORE_ALLOWED = "MLFLOW_ALLOW_FILE_STORE"
+"""What MLflow wants to be told before it keeps runs in a folder."""
 
 
 class TortureError(NightjarError):
@@ -60,6 +62,8 @@ class Installation:
             names.HOME: str(self.home),
             names.REDIS_LOG_URL: self.log_url,
             names.REDIS_ONLINE_URL: self.online_url,
+            names.MLFLOW_URI: (folder / "mlflow").as_uri(),
+            FILE_STORE_ALLOWED: "true",
             "NIGHTJAR_SERVING_ARCHIVE_SECONDS": "0.1",
             "NIGHTJAR_SERVING_LEASE_SECONDS": "0.6",
             "NIGHTJAR_SERVING_LOG_TIMEOUT_MS": "700",

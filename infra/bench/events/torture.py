@@ -4,8 +4,9 @@ An installation of its own: two Redis servers, an API with two workers, consumer
 library of `power`. Clients send events, alone and in batches, and send again whatever was not acknowledged. Meanwhile
 API workers, consumer, archiver and both Redis servers are killed or stopped for a while. The night's maintenance
 compacts the archive and the imported tables, and in every third cycle a file is imported; both are programs that may be
-killed or stopped too. Some cycles end with a power cut, a full disk, or a torn end of the log's file. Then everything
-comes back, the clients finish, and the `Ledger` judges.
+killed or stopped too. Answers are asked for as well, their decisions go to the archive, and in every second cycle the
+night's task counts what answers brought. Some cycles end with a power cut, a full disk, or a torn end of the log's
+file. Then everything comes back, the clients finish, and the `Ledger` judges.
 
 Both Redis servers keep an append-only file here, so that session records can be compared after their server's death; in
 an ordinary installation `online` is rebuilt instead. Two control runs show that the judge sees what it should: with
@@ -45,10 +46,13 @@ from infra.bench.disk import judge_disk
 from infra.bench.events.installation import SETTLE_SECONDS, Control, Installation, TortureError, send_signal
 from infra.bench.events.ledger import Findings, Ledger, event_id_of
 from infra.bench.events.power import compiler
+from infra.bench.events.torture_decisions import Decisions
 from infra.bench.events.torture_imports import TABLE as IMPORTED
 from infra.bench.events.torture_imports import Imports
 from infra.bench.events.torture_maintenance import ARCHIVE, IMPORTS, Maintenance
+from infra.bench.events.torture_metrics import DECISIONS, IMPRESSIONS, JOB, METRICS, Metrics
 from infra.bench.report import figure, make_report
+from infra.bench.small_version import publish_small_version
 from serving.speed.positions import position_number
 
 Say = Callable[[str], None]
@@ -63,7 +67,7 @@ CONTROL_CYCLES = 6
 FORGET_SECONDS = 0.05
 """In the control without dedup marks they vanish so often."""
 IMPORT_EVERY = 3
-VICTIMS = ("api worker", "consumer", "archiver", "redis-log", "redis-online", "importer", ARCHIVE, IMPORTS)
+VICTIMS = ("api worker", "consumer", "archiver", "redis-log", "redis-online", "importer", ARCHIVE, IMPORTS, JOB)
 _TYPES = ("view_item", "view_item", "view_item", "add_to_cart", "purchase", "dislike", "search")
 
 _ENDINGS: Sequence[Ending] = ("none", "power cut", "disk full", "power cut", "torn tail")
@@ -139,7 +143,7 @@ class Torture:
     """Cycles on one installation."""
 
     def __init__(
-        self, folder: Path, variables: Mapping[str, str], *, seed: int, control: Control | None = None
+        self, folder: Path, variables: Mapping[str, str], *, seed: int, cycles: int, control: Control | None = None
     ) -> None:
         self._rng = random.Random(seed)  # noqa: S311
         self._control = control
@@ -150,6 +154,8 @@ class Torture:
             self.clients.pause_seconds = 3 * FORGET_SECONDS
         self.imports = Imports(self.installation, folder / "imports")
         self.maintenance = Maintenance(self.installation)
+        self.decisions = Decisions(self.installation)
+        self.metrics = Metrics(self.installation, cycles=cycles)
         self.harm: Counter[str] = Counter()
         self.cut_bytes = 0
 
@@ -157,7 +163,12 @@ class Torture:
         """Everything runs."""
         if self._control is None:
             self.imports.begin()
+            self.metrics.begin()
         self.installation.start()
+        if self._control is None:
+            with self._client(self.installation.online_url) as online:
+                publish_small_version(self.installation.environment, online, people=PEOPLE)
+            self.installation.settle_disk()
 
     async def cycle(self, number: int) -> Findings:
         """Load, harm, an ending, recovery, judgement."""
@@ -170,7 +181,8 @@ class Torture:
         self.clients.is_open = True
         sending = asyncio.create_task(self.clients.run())
         jobs = [asyncio.create_task(self._keep_up()), asyncio.create_task(self._forget_marks())]
-        batch_work = asyncio.gather(self._import(number), self._maintain(number))
+        jobs += [asyncio.create_task(self.decisions.keep_asking())] if self._control is None else []
+        batch_work = asyncio.gather(self._import(number), self._maintain(number), self._count(number))
         try:
             if self._control is None:
                 await self._harm(LOAD_SECONDS)
@@ -184,6 +196,8 @@ class Torture:
             await asyncio.gather(*jobs, sending, return_exceptions=True)
         await self._settle()
         await batch_work
+        if self._control is None:
+            await self.decisions.promise()
         return self.judge()
 
     async def _import(self, number: int) -> None:
@@ -193,6 +207,10 @@ class Torture:
     async def _maintain(self, number: int) -> None:
         if self._control is None:
             await self.maintenance.run(number)
+
+    async def _count(self, number: int) -> None:
+        if self._control is None:
+            await self.metrics.run(number)
 
     async def _acknowledged(self, count: int) -> None:
         """Wait until so many events are: on a busy machine an ending shall meet a load too."""
@@ -320,6 +338,14 @@ class Torture:
             deliveries=[*archived, *deliveries], applied=int(counters.get(b"applied", 0)), states=states
         )
         self.imports.judge(found, (event_id for (event_id,) in self._rows(IMPORTED, "event_id")))
+        if self._control is None:
+            in_files = self.decisions.in_files()
+            self.decisions.judge(found, in_files, (name for (name,) in self._rows(DECISIONS, "recommendation_id")))
+            self.metrics.judge(
+                found,
+                self._rows(IMPRESSIONS, "recommendation_id", "item_id"),
+                self._rows(METRICS, "metric_date", "position", "decisions", "impressions", "clicks"),
+            )
         return found
 
     def _archived(self) -> list[tuple[str, str, int]]:
@@ -339,15 +365,16 @@ class Torture:
 def torture_events(home: Path, variables: Mapping[str, str], *, cycles: int, seed: int, say: Say) -> dict[str, Any]:
     """Run it in `home` (made anew) and return the report.
 
-    Figures: `events_lost` and `events_counted_twice` by cycle, `cycle_seconds`; events that were imported are among
-    them. Further keys: events, acknowledged, imported, import_attempts, maintenance_runs, maintenance_attempts, harm,
+    Figures: `events_lost` and `events_counted_twice` by cycle, `cycle_seconds`; events that were imported, decisions,
+    impressions and the metrics of a day are among them. Further keys: events, acknowledged, imported, import_attempts,
+    maintenance_runs, maintenance_attempts, decisions (that must be kept), metric_days, metric_attempts, harm,
     cut_bytes, restarts, wrong_sessions, clean, controls (control -> {"caught", "cycles", "events_lost",
     "events_counted_twice"}), skipped (why there was no power cut; None), and what `judge_disk` says.
     """
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     disk = judge_disk(home)
-    torture = Torture(home / "torture", variables, seed=seed)
+    torture = Torture(home / "torture", variables, seed=seed, cycles=cycles)
     findings, seconds = asyncio.run(_cycles(torture, cycles, say))
     controls: dict[str, Any] = {}
     for control in _CONTROLS:
@@ -370,6 +397,9 @@ def torture_events(home: Path, variables: Mapping[str, str], *, cycles: int, see
         import_attempts=torture.imports.attempts,
         maintenance_runs=torture.maintenance.runs,
         maintenance_attempts=torture.maintenance.attempts,
+        decisions=len(torture.decisions.promised),
+        metric_days=len(torture.metrics.acknowledged),
+        metric_attempts=torture.metrics.attempts,
         requests=torture.clients.requests,
         retries=torture.clients.retries,
         restarts=torture.installation.restarts,
@@ -412,7 +442,7 @@ async def _cycles(
 
 def _control(folder: Path, variables: Mapping[str, str], seed: int, control: Control, say: Say) -> dict[str, Any]:
     say(f"control: {control}")
-    torture = Torture(folder, variables, seed=seed, control=control)
+    torture = Torture(folder, variables, seed=seed, cycles=CONTROL_CYCLES, control=control)
 
     def is_caught(found: Findings) -> bool:
         return bool(found.events_lost if control == "everysec" else found.events_counted_twice)
