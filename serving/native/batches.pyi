@@ -5,7 +5,7 @@ from typing import Any
 from feature_repo.contracts.session_record import SessionState
 from serving.speed.entries import Entry, LoggedEvent
 from serving.speed.stores import Write
-from serving.speed.trends import Stand
+from serving.speed.trends import Stand, VoteChange
 
 def read_entries(
     partition: int, entries: Iterable[Entry], read_one: Callable[[int, str, int, bytes, bytes], LoggedEvent]
@@ -29,5 +29,7 @@ def fold_subject(
     record: bytes | None,
     logged: Sequence[LoggedEvent],
 ) -> tuple[Stand | None, SessionState, bytes, int] | int: ...
+def stand_of(state: SessionState) -> Stand: ...
+def vote_changes(before: Stand, after: Stand, *, newest: int = ...) -> list[VoteChange]: ...
 def packed_sets(writes: list[Write]) -> bytes: ...
 def packed_marks(events: Sequence[tuple[int, str]], places: Sequence[int], begin: str) -> bytes: ...

@@ -1,7 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
 """A batch of the consumer in native code: its events as they lie in the log, whom they are about, what they do to a
 record, and the bytes that Redis is sent. The twins are `speed.entries.read_entries` and `by_session_key`,
-`Applier._fold_subject`, `speed.bot_guard.BotGuard` and the commands of `speed.stores`; they say what is right.
+`Applier._fold_subject`, `speed.bot_guard.BotGuard`, `speed.trends` and the commands of `speed.stores`; they say what is
+right.
 
 Here is the common way of each. An event or a subject that is odd is handed to the twin, as if nothing had been tried.
 """
@@ -27,6 +28,7 @@ from serving.native.subjects import BotCounters, check_common_event, micros_of
 from serving.speed.bot_guard import MAX_SUBJECTS, MICROS_PER_DAY
 from serving.speed.entries import LoggedEvent, latest_of
 from serving.speed.session_state import VOTING_TYPES
+from serving.speed.trends import BUCKETS, Stand, VoteChange, expires_at
 
 
 cdef extern from "Python.h":
@@ -44,6 +46,10 @@ cdef int64_t _least_busy = LEAST_BUSY, _day_micros = MICROS_PER_DAY, _flag_bot =
 assert LoggedEvent._fields == (
     "partition", "position", "number", "raw", "nonce", "event", "subject", "problem", "micros",
 )
+assert (Stand._fields, VoteChange._fields) == (
+    ("votes", "regions"), ("window", "bucket", "region", "item_id", "is_withdrawn"),
+)
+cdef dict _buckets = BUCKETS, _none = {}
 cdef enum:
     PARTITION = 0
     POSITION = 1
@@ -268,6 +274,58 @@ def fold_subject(states, most_states, BotGuard guard, stand_of, fold_event, pack
     if len(states) > <Py_ssize_t>most_states:
         states.popitem(last=False)
     return before, state, packed, of_bots
+
+
+# --- votes --------------------------------------------------------------------------------------------------------
+
+
+def stand_of(state):
+    """`speed.trends.stand_of`."""
+    cdef dict copied = {}
+    for period, votes in (<dict?>state.votes).items():
+        copied[period] = (<dict?>votes).copy()
+    return _tuple_of(Stand, (copied, (<dict?>state.regions).copy()))
+
+
+def vote_changes(before, after, *, newest=0):
+    """`speed.trends.vote_changes`."""
+    cdef dict held_of = _of(before, 0), votes_of = _of(after, 0), held, votes
+    cdef dict regions_before = _of(before, 1), regions_after = _of(after, 1)
+    cdef list changes = []
+    cdef PyObject* found
+    cdef bint is_in_place = regions_before == regions_after
+    for key, some in votes_of.items():
+        votes = some
+        found = PyDict_GetItemWithError(held_of, key)
+        held = _none if found is NULL else <dict?>(<object>found)
+        if is_in_place and held == votes:
+            continue
+        _see_votes(changes, held, votes, regions_before, regions_after, key, True, newest)
+        _see_votes(changes, votes, held, regions_after, regions_before, key, False, newest)
+    return changes
+
+
+cdef _see_votes(
+    list changes, dict one, dict other, dict regions, dict others, tuple key, object is_withdrawn, object newest
+):
+    """The votes of one side that are not on the other."""
+    cdef object window = key[0], period = key[1], first = period * _buckets[window], bucket, region, last = None
+    cdef bint has_moved, lasts = False
+    for item, within in one.items():
+        has_moved = other.get(item) != within
+        region = regions.get((window, period, item)) if regions else None
+        if not has_moved and (not region or others.get((window, period, item)) == region):
+            continue
+        bucket = first + within
+        if bucket != last:
+            last = bucket
+            lasts = expires_at(window, bucket) > newest
+        if not lasts:
+            continue
+        if has_moved:
+            changes.append(_tuple_of(VoteChange, (window, bucket, "", item, is_withdrawn)))
+        if region:
+            changes.append(_tuple_of(VoteChange, (window, bucket, region, item, is_withdrawn)))
 
 
 # --- what Redis is sent -------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from feature_repo.contracts.packing import FLAG_PERSONALIZE_DENIED
 from feature_repo.contracts.session_record import SessionState
 from feature_repo.contracts.trend_record import MICROS
 from serving.native import parts
-from serving.speed import bot_guard, session_state
+from serving.speed import bot_guard, session_state, trends
 from serving.speed import entries as of_log
 from serving.speed.care import GROUP_EVENTS, Care, Watch
 from serving.speed.entries import Entry, LoggedEvent, first_entries, place_of, read_logged, split_rows
@@ -47,8 +47,8 @@ from serving.speed.stores import (
     Transaction,
     Write,
 )
-from serving.speed.trend_tables import TrendTables, expires_at
-from serving.speed.trends import Stand, VoteChange, stand_of, vote_changes
+from serving.speed.trend_tables import TrendTables
+from serving.speed.trends import Stand, VoteChange
 
 logger = logging.getLogger("nightjar.speed")
 
@@ -58,8 +58,10 @@ else:
     fold_event, pack_session = session_state.fold_event, session_record.pack_session
 if parts.batches is not None:
     read_entries, by_session_key = parts.batches.read_entries, parts.batches.by_session_key
+    stand_of, vote_changes = parts.batches.stand_of, parts.batches.vote_changes
     BotGuard = parts.batches.BotGuard
 else:
+    stand_of, vote_changes = trends.stand_of, trends.vote_changes
     read_entries, by_session_key, BotGuard = of_log.read_entries, of_log.by_session_key, bot_guard.BotGuard
 unpack_session = session_record.unpack_session if parts.opening is None else parts.opening.unpack_session
 
@@ -68,7 +70,8 @@ MAX_GROWTH = 8
 """So many batches go into one while more waits than one takes. More would save little, and `online` serves nobody else
 while it carries out what such a batch writes."""
 FEW_SUBJECTS = 64
-"""Of so many, records of both formats are read in one round trip; of more, the old ones only where there is no new."""
+"""Of so many, the old records of those whom no state in memory is of are read in the same round trip; of more, and of
+all others, only where there is no new one."""
 KEPT_STATES = 4096
 """Session states that stay in memory, unpacked, about 10 kB each: people come in sessions. What the store holds decides
 whether one is still true."""
@@ -330,27 +333,26 @@ class Applier:
             batch.changes.writes.append(Write(key, packed, self._ttl))
             if replaced is not None:
                 batch.changes.deletes.append(replaced)
-            changes = vote_changes(before, after) if before is not None else ()
-            if changes:
+            if before is not None:
                 newest = receipt_micros(logged[-1].position) // MICROS
-                votes.setdefault(logged[0].partition, []).extend(
-                    change for change in changes if expires_at(change.window, change.bucket) > newest
-                )
+                changes = vote_changes(before, after, newest=newest)
+                if changes:
+                    votes.setdefault(logged[0].partition, []).extend(changes)
         return votes
 
     def _records(self, transaction: Transaction, keys: Sequence[str]) -> dict[str, _Stored]:
         """What is stored of each subject; of one without a record, that of format 1, which is to be replaced."""
-        is_few = len(keys) <= FEW_SUBJECTS
-        both = transaction.read([*keys, *map(session_key_before, keys)] if is_few else keys)
+        strangers = [key for key in keys if key not in self._states] if len(keys) <= FEW_SUBJECTS else []
+        both = transaction.read([*keys, *map(session_key_before, strangers)])
         found = {key: _Stored(record) for key, record in zip(keys, both, strict=False)}
-        missing = [at for at, key in enumerate(keys) if found[key].record is None]
-        if not missing:
-            return found
-        old_keys = [session_key_before(keys[at]) for at in missing]
-        old = [both[len(keys) + at] for at in missing] if is_few else transaction.read(old_keys)
-        for at, key, record in zip(missing, old_keys, old, strict=True):
-            if record is not None:
-                found[keys[at]] = _Stored(record, key)
+        old = dict(zip(strangers, both[len(keys) :], strict=True))
+        missing = [key for key in keys if found[key].record is None]
+        unasked = [key for key in missing if key not in old]
+        if unasked:
+            old.update(zip(unasked, transaction.read([*map(session_key_before, unasked)]), strict=True))
+        for key in missing:
+            if old[key] is not None:
+                found[key] = _Stored(old[key], session_key_before(key))
         return found
 
     def _fold_subject(

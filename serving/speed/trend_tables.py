@@ -12,7 +12,6 @@ from feature_repo.contracts.trend_record import (
     KEPT_ITEMS,
     KEPT_OF_REGION,
     MAX_REGIONS,
-    WINDOWS,
     TrendTable,
     pack_regions,
     pack_trend,
@@ -20,7 +19,7 @@ from feature_repo.contracts.trend_record import (
     unpack_trend,
 )
 from serving.speed.stores import Transaction, Write
-from serving.speed.trends import VoteChange, tables_of
+from serving.speed.trends import VoteChange, expires_at, tables_of
 
 KEPT_TABLES = 256
 """Tables of all owned partitions that stay in memory between two batches."""
@@ -31,8 +30,6 @@ DAMAGED_TREND = "damaged_trend"
 LEFT_OUT = "region_votes_left_out"
 """Votes for regions beyond the first MAX_REGIONS of their bucket: they count for all regions together alone."""
 
-_WINDOW = {window.number: window for window in WINDOWS}
-
 
 class _Place(NamedTuple):
     """Of a table. `region` "": of all regions."""
@@ -41,11 +38,6 @@ class _Place(NamedTuple):
     window: int
     bucket: int
     region: str
-
-
-def expires_at(window: int, bucket: int) -> int:
-    """Unix time at which no reader looks at the bucket any more."""
-    return _WINDOW[window].expires_at(bucket)
 
 
 class TrendTables:
@@ -73,10 +65,14 @@ class TrendTables:
         self._load(transaction, touched, counts)
         grown: dict[_Place, None] = {}
         for partition, changes in votes.items():
+            tables: dict[tuple[int, int, str], TrendTable] = {}
             for change in changes:
                 if change.region and not self._admits(partition, change, grown, counts):
                     continue
-                table = self._held(change.region)[_Place(partition, *change[:3])]
+                where = change[:3]
+                table = tables.get(where)
+                if table is None:
+                    table = tables[where] = self._held(change.region)[_Place(partition, *where)]
                 if change.is_withdrawn:
                     table.withdraw(change.item_id)
                 else:

@@ -9,6 +9,12 @@ from feature_repo.contracts.session_record import SessionState
 from feature_repo.contracts.trend_record import WINDOWS
 
 BUCKETS = {window.number: window.buckets for window in WINDOWS}
+_WINDOW = {window.number: window for window in WINDOWS}
+
+
+def expires_at(window: int, bucket: int) -> int:
+    """Unix time at which no reader looks at the bucket any more."""
+    return _WINDOW[window].expires_at(bucket)
 
 
 _NONE: Mapping[str, int] = {}
@@ -37,9 +43,10 @@ def stand_of(state: SessionState) -> Stand:
     return Stand({period: votes.copy() for period, votes in state.votes.items()}, state.regions.copy())
 
 
-def vote_changes(before: Stand, after: Stand) -> list[VoteChange]:
+def vote_changes(before: Stand, after: Stand, *, newest: int = 0) -> list[VoteChange]:
     """What the tables must learn when a subject's votes change: a vote that moves leaves the region to which it went. A
-    period that the subject has just forgotten keeps its votes: it is over."""
+    period that the subject has just forgotten keeps its votes: it is over. Without changes of buckets at which nobody
+    looks any more at `newest` (Unix time)."""
     changes: list[VoteChange] = []
     is_in_place = before.regions == after.regions
     for (window, period), votes in after.votes.items():
@@ -56,7 +63,7 @@ def vote_changes(before: Stand, after: Stand) -> list[VoteChange]:
                 region = regions.get((window, period, item_id)) if regions else None
                 if region and (has_moved or others.get((window, period, item_id)) != region):
                     changes.append(VoteChange(window, first + bucket, region, item_id, is_withdrawn))
-    return changes
+    return [change for change in changes if expires_at(change.window, change.bucket) > newest]
 
 
 def tables_of(changes: Iterable[VoteChange]) -> list[tuple[int, int, str]]:

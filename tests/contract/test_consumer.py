@@ -191,6 +191,17 @@ class TestBatches:
         assert world.items() == ["i1", "ä" * 128, "a"]
         assert (world.state().flags, world.get(session_key_v1("u:u1", TENANT))) == (FLAG_PERSONALIZE_DENIED, None)
 
+    def test_a_record_of_format_1_is_found_when_the_newer_one_of_a_known_person_is_gone(self, world: World) -> None:
+        applier = world.alone()
+        world.deliver(click("e1", "a"))
+        applier.consume(block_ms=None)
+        world.put(session_key("u:u1", TENANT), None)
+        world.put(session_key_v1("u:u1", TENANT), GOLDEN_V1.read_bytes())
+        world.deliver(click("e2", "b"))
+        applier.consume(block_ms=None)
+        assert world.items() == ["i1", "ä" * 128, "b"]
+        assert world.get(session_key_v1("u:u1", TENANT)) is None
+
     @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_any_order_and_repetition_in_any_batches_gives_the_oracles_record(

@@ -17,11 +17,12 @@ from feature_repo.contracts.keys import dedup_key, partition_of
 from feature_repo.contracts.session_record import SessionState
 from serving.native import parts
 from serving.speed import applier as applier_module
-from serving.speed import bot_guard
+from serving.speed import bot_guard, trends
 from serving.speed import entries as twin
 from serving.speed.entries import Entry, LoggedEvent, read_logged
 from serving.speed.session_state import fold_event
 from serving.speed.stores import Write, marks_command, set_commands
+from serving.speed.trends import Stand
 from tests.consumer_world import NOON, TENANT, MemoryWorld, click, drain
 
 native = parts.batches
@@ -51,7 +52,13 @@ def some_events(drawn: random.Random, count: int) -> list[dict[str, Any]]:
             event["session_id"] = f"s{number // 9}"
         if drawn.random() < 0.4:
             event["context"] = drawn.choice(
-                [{"device": "phone"}, {"language": "de", "device": {"type": "tv"}}, {"user_agent": "curl/8"}, {}]
+                [
+                    {"device": "phone"},
+                    {"region": drawn.choice(["DE", "FR"])},
+                    {"language": "de", "device": {"type": "tv"}},
+                    {"user_agent": "curl/8"},
+                    {},
+                ]
             )
         if drawn.random() < 0.1:
             event["consent"] = drawn.choice([{"train": False}, {"personalize": False}])
@@ -160,6 +167,40 @@ def test_guards_judge_alike() -> None:
     assert verdicts[True] > 300 < verdicts[False]
 
 
+def test_votes_change_the_tables_alike() -> None:
+    drawn, seen = random.Random(5), Counter[bool]()
+    for _ in range(300):
+        stands = [
+            Stand(
+                {
+                    (window, period): {f"i{n}": drawn.randrange(3) for n in drawn.sample(range(9), drawn.randrange(8))}
+                    for window in range(3)
+                    for period in drawn.sample(range(3), 2)
+                },
+                {
+                    (window, period, f"i{n}"): drawn.choice(["DE", "FR"])
+                    for window in range(3)
+                    for period in range(3)
+                    for n in range(drawn.choice([0, 3]))
+                },
+            )
+            for _ in range(2)
+        ]
+        before, after = drawn.choice([stands, stands[:1] * 2])
+        newest = drawn.choice([0, 800, 4_000])
+        found = native.vote_changes(before, after, newest=newest)
+        assert found == trends.vote_changes(before, after, newest=newest)
+        seen.update(change.is_withdrawn for change in found)
+        assert all(type(change) is trends.VoteChange for change in found)
+    assert seen[True] > 500 < seen[False]
+    state = SessionState(votes={(0, 1): {"a": 1}}, regions={(0, 1, "a"): "DE"})
+    found, copied = native.stand_of(state), trends.stand_of(state)
+    state.votes[0, 1]["b"] = 2
+    state.regions.clear()
+    assert found == copied == Stand({(0, 1): {"a": 1}}, {(0, 1, "a"): "DE"})
+    assert type(found) is Stand
+
+
 def applied(events: Sequence[dict[str, Any]], seed: int) -> tuple[Any, ...]:
     """All that is left of these events: a world of its own, the same draws."""
     drawn, world = random.Random(seed), MemoryWorld()
@@ -212,6 +253,8 @@ def test_a_batch_leaves_the_same_in_the_store(monkeypatch: pytest.MonkeyPatch) -
             python.setattr(parts, "batches", None)
             python.setattr(applier_module, "read_entries", twin.read_entries)
             python.setattr(applier_module, "by_session_key", twin.by_session_key)
+            python.setattr(applier_module, "stand_of", trends.stand_of)
+            python.setattr(applier_module, "vote_changes", trends.vote_changes)
             python.setattr(applier_module, "BotGuard", bot_guard.BotGuard)
             calls.clear()
             theirs = applied(events, seed)
