@@ -50,6 +50,11 @@ item's in the catalogue unless the rows bring a column `category`. `fill_default
 services are listed in [services.py](../../feature_repo/definitions/services.py). A night makes one value a day: examples of days without a
 night (older than the first, or more than {days} days after the last) have nulls until those days are derived.
 
+## Online
+
+Serving reads Feast's layout in Redis itself; what it reads is what the SDK gives ([0006](../adr/0006-feast-holds-features-candidates-are-ours.md)). Rows that a ranker needs are kept in the worker until Redis says that they changed, absent ones too:
+a night, an erasure and a flush are seen by the next answer ([0027](../adr/0027-rows-kept-until-redis-says-that-they-changed.md)). `nightjar_api_feature_rows_total{{where}}` tells how many were kept. `nightjar bench features` compares with the SDK.
+
 ## Stale values
 
 Feast does not apply a view's age limit when it reads online. The serving process compares the time stamp itself: a value more than {days} days behind

@@ -182,14 +182,18 @@ def _nobody_waits(opening: asyncio.Task[RedisPipe]) -> None:
 async def _within(sent: asyncio.Future[Replies], seconds: float) -> Replies:
     """The replies. Raises TimeoutError where they did not come in time; what came while this process had no processor
     is read first."""
+    loop = asyncio.get_running_loop()
+    late = TimeoutError(f"no answer within {seconds * 1000:.0f} ms")
+    timer = loop.call_later(seconds, loop.call_later, ONE_TURN_SECONDS, _give_up, sent, late)
     try:
-        for wait in (seconds, ONE_TURN_SECONDS):
-            done, _ = await asyncio.wait({sent}, timeout=wait)
-            if done:
-                return sent.result()
+        return await sent
     finally:
-        sent.cancel()
-    raise TimeoutError(f"no answer within {seconds * 1000:.0f} ms")
+        timer.cancel()
+
+
+def _give_up(sent: asyncio.Future[Replies], late: TimeoutError) -> None:
+    if not sent.done():
+        sent.set_exception(late)
 
 
 async def open_pipe(url: str, made: Callable[[], RedisPipe] | None = None) -> RedisPipe:

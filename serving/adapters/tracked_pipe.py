@@ -20,7 +20,7 @@ import hiredis
 from feature_repo.contracts.keys import DEFAULT_TENANT, tracking_key
 from serving.adapters.circuit import PROBE_SECONDS
 from serving.adapters.kept_rows import KeptRows
-from serving.adapters.redis_pipe import PipeCaller, RedisPipe, Replies, open_pipe, pack
+from serving.adapters.redis_pipe import CONNECT_SECONDS, PipeCaller, RedisPipe, Replies, open_pipe, pack
 from serving.observability import TRACKING_LOSSES, count_soon
 
 logger = logging.getLogger("nightjar.serving")
@@ -35,6 +35,9 @@ BEAT_SECONDS = 0.05
 PROBE_SECONDS: rows are read again because the connection was silent."""
 ASKED_LATELY_SECONDS = 1.0
 """How long it goes on after the last one asked."""
+TRY_AGAIN_SECONDS = 10.0
+"""How long a server that did not tell of changes is left alone: one that was full, or could not save, refuses the key
+of the trial."""
 CONNECTION, FLUSH, UNTOLD = "connection", "flush", "untold"
 
 
@@ -94,14 +97,15 @@ async def open_tracked(
     pipe = await open_pipe(url, partial(TrackedPipe, changed, lost))
     assert isinstance(pipe, TrackedPipe)
     try:
-        pipe.why_untracked = await _why_untracked(pipe, tracking_key(secrets.token_hex(8), tenant))
+        pipe.why_untracked = await _why_untracked(pipe, tenant)
     except BaseException:
         pipe.close("tracking could not be asked for")
         raise
     return pipe
 
 
-async def _why_untracked(pipe: TrackedPipe, key: str) -> str | None:
+async def _why_untracked(pipe: TrackedPipe, tenant: str) -> str | None:
+    key = tracking_key(secrets.token_hex(8), tenant)
     pipe.tried = key.encode()
     commands = [
         ("HELLO", 3),
@@ -144,6 +148,9 @@ class TrackedCaller(PipeCaller):
         self._next_beat: asyncio.TimerHandle | None = None
         self._beat_under_way: asyncio.Future[Replies] | None = None
         self._said: str | None = None
+        """Why the newest connection was not tracked, when it was tried last."""
+        self._tried = -inf
+        self._trying: asyncio.Task[None] | None = None
 
     @property
     def may_keep(self) -> bool:
@@ -156,6 +163,9 @@ class TrackedCaller(PipeCaller):
         is asked for a word from now on."""
         now = self._seconds()
         self._asked = now
+        if self._said is not None and now - self._tried >= TRY_AGAIN_SECONDS and not self.may_keep:
+            self._tried = now
+            self._trying = asyncio.get_running_loop().create_task(self._try_again())
         if self._next_beat is None and len(self._rows):
             self._next_beat = asyncio.get_running_loop().call_later(BEAT_SECONDS, self._beat)
         return now - self._heard_of <= self._longest_silence
@@ -170,18 +180,35 @@ class TrackedCaller(PipeCaller):
     async def close(self) -> None:
         if self._next_beat is not None:
             self._next_beat.cancel()
+        if self._trying is not None:
+            self._trying.cancel()
         await super().close()
 
     async def _opened(self, url: str) -> RedisPipe:
         pipe = await open_tracked(url, self._on_change, self._on_loss, tenant=self._tenant)
-        if pipe.why_untracked is not None:
+        self._tried = self._seconds()
+        self._say(pipe.why_untracked)
+        return pipe
+
+    async def _try_again(self) -> None:
+        pipe = self._pipe
+        if isinstance(pipe, TrackedPipe) and pipe.is_open:
+            try:
+                pipe.why_untracked = await asyncio.wait_for(_why_untracked(pipe, self._tenant), CONNECT_SECONDS)
+            except (OSError, TimeoutError) as error:
+                pipe.close(f"tracking could not be asked for: {error}")
+            else:
+                self._rows.lose()  # what is under way may have been read before it was tracked
+                self._say(pipe.why_untracked)
+
+    def _say(self, why: str | None) -> None:
+        if why is not None:
             count_soon(TRACKING_LOSSES, UNTOLD)
-            if pipe.why_untracked != self._said:
-                logger.warning("%s: no row is kept, all are read each time: %s", self._what, pipe.why_untracked)
+            if why != self._said:
+                logger.warning("%s: no row is kept, all are read each time: %s", self._what, why)
         elif self._said is not None:
             logger.warning("%s: rows are kept", self._what)
-        self._said = pipe.why_untracked
-        return pipe
+        self._said = why
 
     def _on_change(self, keys: Sequence[bytes] | None) -> None:
         if keys is None:

@@ -323,6 +323,32 @@ async def test_a_server_that_does_not_tell_of_changes_is_read_each_time(
     assert caplog.text.count("no row is kept") == 1
 
 
+async def test_a_server_that_could_not_be_tried_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    """A full Redis refuses the key of the trial; ten seconds later it does not."""
+    is_full = True
+
+    def full(commands: list[list[bytes]], replies: list[bytes]) -> list[bytes]:
+        refused = b"-OOM command not allowed\r\n"
+        return [refused if c[0] == b"SET" and is_full else own for c, own in zip(commands, replies, strict=True)]
+
+    async with fake(full) as (store, came):
+        clock = store._tracked._seconds = Clock()  # type: ignore[union-attr]
+        assert [await read(store, "a"), kept(store, "a")] == [[1], None]
+        is_full = False
+        clock.now += 9.9
+        assert [await read(store, "a"), kept(store, "a")] == [[1], None]
+        clock.now += 0.1
+        await read(store, "a")
+        await asyncio.sleep(0.05)
+        await read(store, "a")
+        assert kept(store, "a") == [[(1, 5_000_000)]]
+        assert len(came) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "the features: no row is kept, all are read each time: SET is refused: OOM command not allowed",
+        "the features: rows are kept",
+    ]
+
+
 # --- the bookkeeping ----------------------------------------------------------------------------------------------
 
 
