@@ -37,6 +37,24 @@ class Ids:
         return self._head + self._tails.pop()
 
 
+class Numbered:
+    """Ids that nobody has seen before: the end of one id of `new_id`, and a number behind it."""
+
+    def __init__(self, new_id: Callable[[], str]) -> None:
+        self._prefix = new_id()[-20:]  # it begins with the time
+        self._count = 0
+
+    def __call__(self) -> str:
+        self._count += 1
+        return f"{self._prefix}{self._count:012x}"
+
+
+def numbered(new_id: Callable[[], str]) -> Callable[[], str]:
+    """A `Numbered`, for the thread of the loop."""
+    found: Callable[[], str] = Numbered(new_id) if parts.ids is None else parts.ids.Numbered(new_id)
+    return found
+
+
 _ids: Any = Ids() if parts.ids is None else parts.ids.Ids()
 new_id: Callable[[], str] = _ids.new
 """An id that nobody has seen before. For the thread of the loop."""

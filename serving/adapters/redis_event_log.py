@@ -115,7 +115,8 @@ class RedisEventLog:
         self._queued_events += event_count
         self._queued_bytes += byte_count
         self._waiting.append(request)
-        self._schedule()
+        if not self._is_scheduled:
+            self._schedule()
 
     def _full(self) -> str:
         return (

@@ -19,7 +19,7 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.api.errors import PROBLEM_TYPE
-from serving.api.hot_protocol import HotCycle
+from serving.api.hot_protocol import HotCycle, HotProtocol
 from serving.api.list_protocol import ListProtocol
 from serving.api.middleware import GIVEN_ID
 from serving.api.services import Services
@@ -38,6 +38,7 @@ _KINDS = (
 )
 
 
+_EVENTS_LINE = b"POST /v1/events HTTP/1.1\r\n"
 _LINE = re.compile(rb"POST (/[^ \r\n]*) HTTP/1\.1\r\n")
 _UNUSUAL = re.compile(
     rb"\r\n(?:(?:transfer-encoding|expect|upgrade|x-request-id)[ :]|connection(?!: keep-alive\r))", re.I
@@ -126,11 +127,14 @@ class FrontProtocol(ListProtocol):
     _is_hot_under_way = False
 
     def data_received(self, data: bytes) -> None:
-        if self.admission.is_crowded(len(self.tasks) + self.admission.hot):
+        admission = self.admission
+        if admission.is_crowded(len(self.tasks) + admission.hot):
             if self._refuse_unread(data):
                 return
             # every head is looked at again, also one that the raw routes know byte for byte
             HttpToolsProtocol.data_received(self, data)
+        elif data.startswith(_EVENTS_LINE):
+            HotProtocol.data_received(self, data)  # it is no question, and no list is asked for
         else:
             super().data_received(data)
         if self._is_last and self.cycle is not None:

@@ -8,13 +8,14 @@ application untouched. Both give the same answer, byte for byte, and leave the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from feature_repo.contracts import common_events
 from feature_repo.contracts.api_keys import SCOPES, WRITE
@@ -28,6 +29,7 @@ from serving.api.middleware import GIVEN_ID
 from serving.api.services import Services
 from serving.api.tally import EventTally
 from serving.api.visits import Visit, Visits
+from serving.ids import numbered
 from serving.native import parts
 
 check_common_event = common_events.check_common_event
@@ -42,18 +44,6 @@ _STATUS_WORDS = (b',"status":"duplicate"}', b',"status":"accepted"}')
 _JSON_HEADER = (b"content-type", b"application/json")
 
 
-class Numbered:
-    """Ids that nobody has seen before: one id of `new_id`, and a number behind it."""
-
-    def __init__(self, new_id: Callable[[], str]) -> None:
-        self._prefix = new_id()[-20:]  # it begins with the time
-        self._count = 0
-
-    def __call__(self) -> str:
-        self._count += 1
-        return f"{self._prefix}{self._count:012x}"
-
-
 class HotEvents:
     """Pure ASGI. `app` answers what is not answered here."""
 
@@ -62,12 +52,13 @@ class HotEvents:
         self.log = services.log
         self._settings = services.settings
         self._wall_micros = services.wall_micros
-        self._overlay = services.overlay
+        self._ever_refused = services.overlay.ever_refused
+        self._refusing = services.overlay.refusing
         self._reader = None
         if parts.intake is not None:
             self._reader = parts.intake.EventReader(self._settings.max_events, self._settings.max_written_bytes)
-        self.new_id = Numbered(services.new_id)
-        self._new_nonce = Numbered(services.new_id)
+        self.new_id = numbered(services.new_id)
+        self._new_nonce = numbered(services.new_id)
         self.tally = EventTally(PATH, services.timer)
         self.timer = services.timer
         self.visits = Visits(services.ring, services.access_log)
@@ -75,7 +66,7 @@ class HotEvents:
         self._latest, self._latest_second = EARLIEST_EVENT, -1
         self._latest_micros = to_micros(self._latest)
         self._defaults: Sequence[tuple[bytes, bytes]] = ()
-        self._default_lines = b""
+        self._default_lines = self._accepted_head = b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
@@ -134,9 +125,13 @@ class HotEvents:
         """What the log is to keep; None when the application has to look at this body."""
         if len(body) > self._settings.max_body_bytes:
             return None
-        self._look_at_clock()
+        second = self._wall_micros() // 1_000_000
+        if second != self._latest_second:  # of a later instant within this second the whole table judges
+            self._latest = from_micros(second * 1_000_000) + MAX_FUTURE_SKEW
+            self._latest_micros = to_micros(self._latest)
+            self._latest_second = second
         if self._reader is not None:
-            ever_refused = self._overlay.ever_refused if self._overlay.has_refusals else None
+            ever_refused = self._ever_refused if self._refusing else None
             found: Sequence[LogEntry] | None = self._reader.read(
                 body, self._latest_micros, self._new_nonce(), ever_refused
             )
@@ -165,14 +160,6 @@ class HotEvents:
             return None
         return self._checked(events)
 
-    def _look_at_clock(self) -> None:
-        """What is later than a day from the beginning of this second: of that the whole table judges."""
-        second = self._wall_micros() // 1_000_000
-        if second != self._latest_second:
-            self._latest = from_micros(second * 1_000_000) + MAX_FUTURE_SKEW
-            self._latest_micros = to_micros(self._latest)
-            self._latest_second = second
-
     def _checked(self, events: Sequence[Any]) -> list[LogEntry] | None:
         latest = self._latest
         nonce = self._new_nonce()
@@ -187,7 +174,7 @@ class HotEvents:
             data = orjson.dumps(good, option=orjson.OPT_UTC_Z)
             written_bytes += len(data)
             user_id = good.get("user_id")
-            if self._overlay.ever_refused(user_id):
+            if self._ever_refused(user_id):
                 return None
             subject = "u:" + user_id if user_id is not None else "a:" + good["anonymous_id"]
             entries.append(LogEntry(subject, good["event_id"], f"{nonce}.{index}", data, True))  # it has no `items`
@@ -197,8 +184,15 @@ class HotEvents:
         """The server's own headers as they are sent. It makes a new list of them once in a while."""
         if defaults is not self._defaults:
             self._default_lines = b"".join([b"%b: %b\r\n" % header for header in defaults])
+            self._accepted_head = STATUS_LINE[202] + self._default_lines
             self._defaults = defaults
         return self._default_lines
+
+    def accepted_head(self, defaults: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """What every 202 begins with: its first line and the server's own headers."""
+        if defaults is not self._defaults:
+            self.lines_of(defaults)
+        return self._accepted_head
 
     async def failure(self, error: NightjarError, started: int, request_id: str, visit: Visit) -> Response:
         """The answer to a request that the log did not take; counted."""

@@ -22,7 +22,7 @@ from serving.adapters.event_log import LogEntry, OverloadedError
 from serving.api.access import GRANT
 from serving.api.hot_events import PATH, HotEvents, answer_of, read_headers
 from serving.api.idle_connections import LeanFlow, LeanQueue
-from serving.api.visits import Visit
+from serving.api.visits import NOBODY, Visit
 from serving.native import parts
 
 _PATH = PATH.encode("ascii")
@@ -216,12 +216,14 @@ class HotProtocol(HttpToolsProtocol):
 
     def answer(self, cycle: HotCycle, is_new: Sequence[bool], error: DependencyError | None) -> None:
         """The log has spoken."""
-        self.hot.tally.write()
-        request_id = cycle.given_id or self.hot.new_id()
+        hot, visit = self.hot, cycle.visit
+        hot.tally.write()
+        request_id = cycle.given_id or hot.new_id()
         if error is None:
-            head = STATUS_LINE[202] + self.hot.lines_of(self.server_state.default_headers)
-            self._send(cycle, accepted(cycle.entries, is_new, head, cycle.visit.last_lines(request_id)))
-            self.hot.visits.end(cycle.visit, "POST", PATH, 202, cycle.started, request_id)
+            last = b"x-request-id: %b\r\n" % request_id.encode() if visit is NOBODY else visit.last_lines(request_id)
+            head = hot.accepted_head(self.server_state.default_headers)
+            self._send(cycle, accepted(cycle.entries, is_new, head, last))
+            hot.visits.end(visit, "POST", PATH, 202, cycle.started, request_id)
             return
         task = self.loop.create_task(self._fail(cycle, error, request_id))
         self.tasks.add(task)

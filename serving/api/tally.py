@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from prometheus_client import Histogram
+
 from serving.observability import EVENTS, REQUEST_BUCKETS, REQUEST_SECONDS, REQUESTS
 
 
@@ -81,12 +83,16 @@ class EventTally:
         self._events = self._new_events = 0
 
 
+_histograms: dict[str, Histogram] = {}
+"""What `labels` returned for a route: it takes a lock and a tuple each time."""
 _bucket_of = partial(bisect_left, REQUEST_BUCKETS)
 
 
 def observe_all(seconds: Sequence[float], route: str) -> None:
     """What `observe` of each would do. The library has no such call: this writes the buckets that `observe` writes."""
-    histogram = REQUEST_SECONDS.labels(route)
+    histogram = _histograms.get(route)
+    if histogram is None:
+        histogram = _histograms[route] = REQUEST_SECONDS.labels(route)
     found = Counter(map(_bucket_of, seconds))
     histogram._sum.inc(sum(seconds))
     for bucket, count in found.items():

@@ -1,11 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
-"""Ids in native code: 12 hex digits of the milliseconds since 1970, 20 random ones. The twin is `serving.ids`."""
+"""Ids in native code: 12 hex digits of the milliseconds since 1970, 20 random ones; and such an id with a number. The
+twin is `serving.ids`."""
 
 import os
 import time
 
 from cpython.bytes cimport PyBytes_AS_STRING
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcpy
 
 
 cdef extern from "Python.h":
@@ -48,3 +50,24 @@ cdef class Ids:
             digits[12 + 2 * at] = _HEX[(<unsigned char>drawn[at]) >> 4]
             digits[13 + 2 * at] = _HEX[(<unsigned char>drawn[at]) & 15]
         return PyUnicode_FromKindAndData(1, digits, 32)
+
+
+cdef class Numbered:
+    """`serving.ids.Numbered`."""
+
+    cdef char digits[32]
+    cdef Py_ssize_t size   # of what comes before the number
+    cdef uint64_t count
+
+    def __init__(self, new_id):
+        cdef bytes prefix = new_id()[-20:].encode("ascii")
+        self.size = len(prefix)
+        memcpy(self.digits, PyBytes_AS_STRING(prefix), self.size)
+        self.count = 0
+
+    def __call__(self):
+        cdef int at
+        self.count += 1
+        for at in range(12):
+            self.digits[self.size + 11 - at] = _HEX[(self.count >> (4 * at)) & 15]
+        return PyUnicode_FromKindAndData(1, self.digits, self.size + 12)

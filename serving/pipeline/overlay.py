@@ -140,9 +140,9 @@ class CatalogueOverlay:
         return self._refuses(user_id, TRAIN)
 
     @property
-    def has_refusals(self) -> bool:
-        """Whether anybody did at any time."""
-        return bool(self._refusing)
+    def refusing(self) -> Mapping[str, RecordState]:
+        """Whoever refused any of it at any time, by user; a view that grows."""
+        return self._refusing
 
     def ever_refused(self, user_id: str | None) -> bool:
         """Whether this user refused any of it at any time; who did not refuses nothing now."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gzip
 import json
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,7 +21,7 @@ from feature_repo.contracts.common_events import check_common_event
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.events import EVENT_FIELDS, EVENT_TYPES, check_event
 from feature_repo.contracts.times import MAX_FUTURE_SKEW
-from serving.api.hot_events import HotEvents, Numbered
+from serving.api.hot_events import HotEvents
 from serving.api.ingest import _entry_json
 from serving.api.tally import observe_all
 from serving.main import with_hot_routes
@@ -385,10 +384,3 @@ class TestCounts:
             REQUEST_SECONDS.labels("/one-by-one").observe(one)
         assert len(rows("/at-once")) >= 15
         assert rows("/at-once") == rows("/one-by-one")
-
-
-def test_numbered_ids_never_repeat_and_look_like_the_others() -> None:
-    make: Callable[[], str] = Numbered(lambda: "0123456789abcdef0123456789abcdef")
-    found = [make() for _ in range(1000)]
-    assert len(set(found)) == 1000
-    assert {len(one) for one in found} == {32}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serving.ids import Ids, new_id
+from serving.ids import Ids, Numbered, new_id
 from serving.native import described, parts
 
 native = pytest.mark.skipif(parts.ids is None, reason=f"serving answers from {described()}")
@@ -46,3 +46,13 @@ def test_nobody_has_seen_an_id_before() -> None:
     made = {new_id() for _ in range(2_000)}
     assert len(made) == 2_000
     assert {len(one) for one in made} == {32}
+
+
+@pytest.mark.parametrize("kind", [Numbered, pytest.param(parts.ids and parts.ids.Numbered, marks=native)])
+@pytest.mark.parametrize("made", ["0123456789abcdef0123456789abcdef", "id7"])
+def test_numbered_ids_have_the_end_of_an_id_and_a_number(kind: Any, made: str) -> None:
+    make = kind(lambda: made)
+    found = [make() for _ in range(1_000)]
+    assert found[0] == made[-20:] + "000000000001"
+    assert found[999] == made[-20:] + "0000000003e8"
+    assert len(set(found)) == 1_000

@@ -143,13 +143,13 @@ LIMITS = {"max_events": 5, "max_body_bytes": 4000, "max_written_bytes": 3000}
 def hot() -> HotEvents:
     app: Any = with_hot_routes(FrontDoor(unused_environment(), **LIMITS).app)
     app.entries(b"")  # it looks at the clock
-    app._overlay.ever_refused = lambda user_id: user_id == "u9"
+    app._ever_refused = lambda user_id: user_id == "u9"
     return app  # type: ignore[no-any-return]
 
 
 def read(hot: HotEvents, body: bytes, nonce: str = "n") -> Sequence[LogEntry] | None:
     return parts.intake.EventReader(LIMITS["max_events"], LIMITS["max_written_bytes"]).read(  # type: ignore[no-any-return]
-        body, hot._latest_micros, nonce, hot._overlay.ever_refused
+        body, hot._latest_micros, nonce, hot._ever_refused
     )
 
 
