@@ -310,7 +310,7 @@ class Recommender:
         user_id = request.user_id if asks_personally else None
         anonymous_id = request.anonymous_id if asks_personally else None
         if catalogue is None:
-            settled = await self.settle(user_id=user_id, anonymous_id=anonymous_id)
+            settled = await self.settle(user_id=user_id, anonymous_id=anonymous_id, region=request.region)
         else:
             read = await self._read(catalogue, user_id, anonymous_id)
             settled = Settled(catalogue, read.records, read.reads, [], read)
@@ -369,7 +369,9 @@ class Recommender:
     def _refuses_storing(self, names: Iterable[str | None]) -> bool:
         return any(self._overlay.refuses_storing(name) for name in names)
 
-    async def settle(self, *, user_id: str | None = None, anonymous_id: str | None = None) -> Settled:
+    async def settle(
+        self, *, user_id: str | None = None, anonymous_id: str | None = None, region: str | None = None
+    ) -> Settled:
         """Read the person together with the pointer; when the pointer moved, load that version and read once more.
 
         When the store is down, or the new version cannot be loaded in time, the last known version keeps serving and
@@ -389,7 +391,7 @@ class Recommender:
         if records.pointer is None:
             # The store was emptied: the version in memory is still the last one that was published.
             if current is None:
-                return await self._settle_first(read)
+                return await self._settle_first(read, region)
             return Settled(current, records, read.reads, [VERSION_NOT_LOADED], read)
         try:
             async with asyncio.timeout(self._settings.bundle_wait_ms / 1000):
@@ -407,9 +409,9 @@ class Recommender:
         except DependencyError:
             return Settled(moved_to, None, read.reads + 1, [STORE_DOWN])
 
-    async def _settle_first(self, read: PersonRecords) -> Settled:
+    async def _settle_first(self, read: PersonRecords, region: str | None) -> Settled:
         """No version was ever published here."""
-        found = None if self._first is None else await self._first.catalogue()
+        found = None if self._first is None else await self._first.catalogue(region)
         if found is None:
             raise EmptyShopError(
                 "no version published yet, and no item known: put items (PUT /v1/items) to show the newest at once, "

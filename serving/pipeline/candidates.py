@@ -32,7 +32,7 @@ def ladder(catalogue: Catalogue, request: SlateRequest, person: Person) -> Itera
     are others (`first_rungs`).
     """
     if catalogue.is_first:
-        yield from first_rungs(catalogue, request.category)
+        yield from first_rungs(catalogue, request.category, request.region)
         return
     if person.candidates:
         yield Rung("personal", person.candidates)
@@ -49,10 +49,14 @@ def ladder(catalogue: Catalogue, request: SlateRequest, person: Person) -> Itera
 
 
 def first_rungs(
-    catalogue: Catalogue, category: str | None, *, voted: tuple[str, Source] = ("trending", Source.TRENDING)
+    catalogue: Catalogue,
+    category: str | None,
+    region: str | None = None,
+    *,
+    voted: tuple[str, Source] = ("trending", Source.TRENDING),
 ) -> Iterator[Rung]:
-    """The rungs before the first version: what is touched today, then the newest items; of the category first, then of
-    all. `voted`: what the first of them is called."""
+    """The rungs before the first version: what is touched today, then the newest items; of the category first, then
+    what is touched in the region, then of all. `voted`: what the first of them is called."""
     if category is not None:
         numbers = catalogue.facts.members["category"].get(category, ())
         among, size = set(numbers), len(numbers)
@@ -60,6 +64,8 @@ def first_rungs(
             yield Rung(voted[0], rows, voted[1])
         if numbers:
             yield Rung("new", [(number, by_place(place, size)) for place, number in enumerate(numbers)], Source.NEW)
+    if region is not None and region in catalogue.popular_by_region:
+        yield Rung("region", catalogue.popular_by_region[region], Source.REGION)
     if catalogue.popular:
         yield Rung(voted[0], catalogue.popular, voted[1])
     if catalogue.static:

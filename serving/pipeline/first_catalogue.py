@@ -12,7 +12,7 @@ from feature_repo.contracts.changes import RecordState
 from feature_repo.contracts.publication import Manifest, pack_neighbours, unpack_neighbours
 from feature_repo.contracts.times import from_micros, parse_timestamp, to_micros
 from serving.pipeline.candidates import by_place
-from serving.pipeline.catalogue import FIRST_VERSION, Catalogue, RankedList, Refusals
+from serving.pipeline.catalogue import FIRST_VERSION, Catalogue, PopularList, RankedList, Refusals
 from serving.pipeline.item_facts import ItemFacts, members_by_value
 from serving.pipeline.live_items import CATEGORY, CREATED_AT, WRITTEN_FIELDS, write_values
 
@@ -66,11 +66,20 @@ def first_catalogue(records: Mapping[str, RecordState], *, now_micros: int) -> C
     return catalogue
 
 
-def with_votes(catalogue: Catalogue, votes: Mapping[str, int]) -> Catalogue:
+def with_votes(
+    catalogue: Catalogue, votes: Mapping[str, int], *, by_region: Mapping[str, PopularList] | None = None
+) -> Catalogue:
     """A first catalogue in which what was touched is popular. `votes`: item id -> votes, most first; MOST_VOTED count.
+    `by_region`: what is touched in a region, as far as it is known.
 
     Columns of items, and the filters over them, are shared with the given one, so a change of stock shows in both.
     """
     numbers = catalogue.numbers
     rows = [(numbers[item_id], float(count)) for item_id, count in votes.items() if item_id in numbers][:MOST_VOTED]
-    return replace(catalogue, popular=RankedList(rows), popularity=dict(rows), remembered={})
+    return replace(
+        catalogue,
+        popular=RankedList(rows),
+        popularity=dict(rows),
+        popular_by_region={} if by_region is None else by_region,
+        remembered={},
+    )

@@ -123,9 +123,9 @@ def _items(numbers: Sequence[int], pool: Pool, catalogue: Catalogue, tell: Tell)
 
 def popular_rungs(catalogue: Catalogue, category: str | None, region: str | None = None) -> Iterator[Rung]:
     """What tops a list up: popular in the category, in the region, with everybody, then what the shop chose; before the
-    first version what is touched today, then what is new."""
+    first version what is touched today (in the category, in the region, everywhere), and what is new."""
     if catalogue.is_first:
-        yield from first_rungs(catalogue, category, voted=("popular", Source.POPULARITY))
+        yield from first_rungs(catalogue, category, region, voted=("popular", Source.POPULARITY))
         return
     if found := catalogue.popular_in_category(category):
         yield Rung("category", found[1], Source.CATEGORY)

@@ -183,6 +183,9 @@ class TestTrending:
             page = await api.post("/v1/pages/home", placements=places, context={"region": "FR"})
             first, _ = page["placements"]
             assert (ids(first), words(first)) == (["mug", "tin"], ["trending in FR in the last hour"] * 2)
+        read = api.app.state.services.lists.fresh_votes
+        assert read("1h", "FR").regional.ranked == [("mug", 11), ("tin", 9)]
+        assert read("1h", "NL").regional is read("1h", None).regional is None
         other = await api.post("/v1/pages/home", placements=places[:1], context={"region": "NL"})
         assert words(other["placements"][0])[0] == "trending in the last hour"
 

@@ -97,6 +97,13 @@ class NewShop:
         self.consumer.consume(block_ms=None)
         self.now += timedelta(seconds=2)  # votes are read again
 
+    async def send_all(self, events: list[dict[str, Any]]) -> None:
+        answer = await self.api.post("/v1/events", json={"events": events})
+        assert [result["status"] for result in answer.json()["results"]] == ["accepted"] * len(events), answer.text
+        while self.consumer.consume(block_ms=None):
+            pass
+        self.now += timedelta(seconds=2)
+
     async def ask(self, path: str = "/v1/recommendations", **question: Any) -> dict[str, Any]:
         answer = await self.api.post(path, json=question)
         assert answer.status_code == 200, answer.text
@@ -184,6 +191,42 @@ async def test_what_people_touch_comes_first_and_the_newest_behind_it(shop: NewS
     assert ids(within) == ["cup", "pot", "tin", "pan", "hoe"]  # of the category, then of all
     shop.now += timedelta(days=2)
     assert await shop.shown() == NEWEST  # nobody touched anything in the last day
+
+
+async def test_what_a_region_touches_comes_before_what_all_do(shop: NewShop) -> None:
+    """Through API and consumer. From FR 21 people look at the cup, two of them also at the tin; from DE 18 at the hoe;
+    from nowhere 30 at the pan. One of FR looked at the cup from DE as well: DE sorts first, and has the vote."""
+    await shop.put(*ITEMS)
+    crowd: list[dict[str, Any]] = []
+    for place, item, count in (("FR", "cup", 21), ("FR", "tin", 2), ("DE", "hoe", 18), (None, "pan", 30)):
+        crowd += [
+            {"event_type": "view_item", "item_id": item, "user_id": f"{place}{number}", "timestamp": NOON.isoformat(),
+             "event_id": f"{place}{item}{number}", "context": {"region": place} if place else {}}
+            for number in range(count)
+        ]  # fmt: skip
+    await shop.send_all(crowd)
+    await shop.send_all([{**crowd[20], "event_id": "twice", "context": {"region": "DE"}}])
+    assert await shop.shown(num_results=3) == ["pan", "cup", "hoe"]
+    french = await shop.ask(num_results=5, context={"region": "FR"})
+    assert (ids(french), french["fallback_level"]) == (["cup", "tin", "pan", "hoe", "pot"], "region")
+    assert words(french)[:3] == ["popular in FR", "popular in FR", "trending in the last day"]
+    within = await shop.ask(num_results=5, context={"region": "FR", "category": "Home > Tea"})
+    assert ids(within) == ["cup", "tin", "pot", "pan", "hoe"]
+    day = await shop.ask("/v1/trending", num_results=2, window="1d", context={"region": "FR"})
+    assert (ids(day), words(day)) == (["cup", "tin"], ["trending in FR in the last day"] * 2)
+    assert day["trend"]["votes"] == {"cup": 20, "tin": 2}
+    assert (day["trend"]["scope"], day["trend"]["region_votes"]) == ("region", 22)
+
+    too_few = await shop.ask(num_results=3, context={"region": "DE"})
+    assert (ids(too_few), too_few["fallback_level"]) == (["pan", "cup", "hoe"], "trending")
+    five = await shop.ask("/v1/trending", num_results=1, window="5m", context={"region": "DE"})
+    assert (ids(five), five["trend"]["scope"], five["trend"]["region_votes"]) == (["pan"], "all", 19)
+    assert await shop.shown(num_results=1, context={"region": "fr"}) == ["pan"]
+    await shop.send_all([{**crowd[19], "event_id": "another", "context": {"region": "DE"}}])  # of all nothing changes
+    enough = await shop.ask(num_results=3, context={"region": "DE"})
+    assert (ids(enough), enough["fallback_level"]) == (["hoe", "cup", "pan"], "region")
+    five = await shop.ask("/v1/trending", num_results=2, window="5m", context={"region": "DE"})
+    assert (five["trend"]["votes"], five["trend"]["scope"]) == ({"hoe": 18, "cup": 2}, "region")
 
 
 async def test_a_person_is_heard_where_they_allow_it(shop: NewShop) -> None:

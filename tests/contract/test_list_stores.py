@@ -75,11 +75,12 @@ class Counted:
         self.reads, self.is_down = 0, False
         self.regions: frozenset[str] = frozenset()
         self.places: list[str] = []
+        self.unreadable: set[str] = set()
 
     async def read(self, window: str, *, now_micros: int, region: str = "") -> WindowTables:
         self.reads += 1
         self.places.append(window + region)
-        if self.is_down:
+        if self.is_down or region in self.unreadable:
             raise DependencyError("gone")
         return WindowTables([TrendTable(1, now_micros, {window + region: self.reads}, 1, 2)], self.regions)
 
@@ -162,12 +163,16 @@ async def test_a_region_that_cannot_be_read_is_answered_by_its_last_copy_then_by
     store.regions = frozenset({"DE", "FR"})
     board = TrendBoard(store, refresh_seconds=2, wall_micros=lambda: 5, timer=lambda: clock[0])
     await board.votes("1h", "DE")
+    store.unreadable = {"DE"}
+    clock[0] += 3
+    half, stale = await board.votes("1h", "DE")
+    assert (half.ranked, half.regional and half.regional.ranked, stale) == ([("1h", 3)], [("1hDE", 2)], TRENDS_DOWN)
     store.is_down = True
     clock[0] += 3
     held, stale = await board.votes("1h", "DE")
     assert (held.regional and held.regional.ranked, stale) == ([("1hDE", 2)], TRENDS_DOWN)
     never, stale = await board.votes("1h", "FR")
-    assert (never.ranked, never.regional and never.regional.ranked, stale) == ([("1h", 1)], (), TRENDS_DOWN)
+    assert (never.ranked, never.regional and never.regional.ranked, stale) == ([("1h", 3)], (), TRENDS_DOWN)
     clock[0] += 300
     assert await board.votes("1h", "DE") == (Votes((), 0), TRENDS_DOWN)
 

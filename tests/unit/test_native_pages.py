@@ -55,7 +55,7 @@ class BothPages(BothWays):
         self.votes: dict[str, Votes] = {}
         self.here, self.all_places, self.levels = 0, 0, Counter[str]()
         opened: list[Any] = []
-        monkeypatch.setattr(self.services.lists, "fresh_votes", lambda window, _: self.votes.get(window, Votes((), 0)))
+        monkeypatch.setattr(self.services.lists, "fresh_votes", self._fresh)
         open_page = self.answers.open_page
 
         def counted(*given: Any) -> Any:
@@ -64,6 +64,10 @@ class BothPages(BothWays):
 
         monkeypatch.setattr(self.answers, "open_page", counted)
         self._opened = opened
+
+    def _fresh(self, window: str, region: str | None) -> Votes:
+        found = self.votes.get(window, Votes((), 0))
+        return found if region is not None or found.regional is None else found._replace(regional=None)
 
     def page(
         self, request: SlateRequest, places: list[Place], catalogue: Catalogue, records: OnlineRecords, **more: Any
