@@ -33,7 +33,8 @@ Everything is a function of the data, the recipes and the seeds in them: run aga
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache, partial
@@ -94,8 +95,7 @@ from spark_jobs.jobs.trained_models import (
     Examination,
     Trained,
     evaluation_rows,
-    log_family,
-    log_model,
+    log_trained,
     write_user_metrics,
 )
 from spark_jobs.models.als import AfterSweep, Sweep
@@ -193,6 +193,7 @@ def train_models(environment: Environment, run: Run) -> dict[str, Any]:
     recipes, champion_name = with_champion(chosen, live_recipe)
     if any(is_fitted_by_spark(recipe) for recipe in recipes.values()):
         get_session("train_models")
+        import pyspark.ml  # noqa: F401  # whole, before MLflow looks into it from beside
     folder = folder_of(environment, run.run_key)
     persons = choose_persons(split)
     categories = _categories(environment, run, numbers, item_count)
@@ -206,12 +207,23 @@ def train_models(environment: Environment, run: Run) -> dict[str, Any]:
     data = TrainingData(
         split.train, item_count=item_count, cut_off=split.test_start, content=content, features=features
     )
-    trained, best = _train_all(recipes, data, examination, folder / MODELS_FOLDER)
-    answers = TrainedAnswers(best, trained[best[0]], met, sessions, data, examination, folder / MODELS_FOLDER)
-    no_ranker = why_no_answer_ranker(interactions.num_rows, len(split.subjects), why_no_ranker(split, run, features))
-    by_category = not no_ranker and not why_no_categories(split, run, features)
-    rows, not_shown = answers.rows(recipes[best[0]], no_ranker=no_ranker, by_category=by_category, policy=policy)
-    trained |= rows
+    night = tracking.Night(run.run_key, run.mlflow_run_id, run.as_of, reads)
+    with ThreadPoolExecutor(1) as beside:  # MLflow takes seconds that the next model does not need
+        logged: dict[str, Future[dict[str, Any]]] = {}
+
+        def tell(name: str, one: Trained) -> None:
+            logged[name] = beside.submit(log_trained, environment, night, name, one, choices.get(name))
+
+        trained, best = _train_all(recipes, data, examination, folder / MODELS_FOLDER, tell)
+        answers = TrainedAnswers(best, trained[best[0]], met, sessions, data, examination, folder / MODELS_FOLDER)
+        no_ranker = why_no_answer_ranker(
+            interactions.num_rows, len(split.subjects), why_no_ranker(split, run, features)
+        )
+        by_category = not no_ranker and not why_no_categories(split, run, features)
+        rows, not_shown = answers.rows(recipes[best[0]], no_ranker=no_ranker, by_category=by_category, policy=policy)
+        trained |= rows
+        for name, one in rows.items():
+            tell(name, one)
     left_out = [*program.notes, *not_shown]
     write_user_metrics(folder / USER_METRICS_FILE, split, trained)
     counts = {**_users_by_slice(split), **further.person_counts(split)}
@@ -225,12 +237,7 @@ def train_models(environment: Environment, run: Run) -> dict[str, Any]:
         for n, person in enumerate(describe_persons(split, persons, tenant=environment.tenant))
     ]
     seen_counts = np.diff(split.seen.indptr)
-    night = tracking.Night(run.run_key, run.mlflow_run_id, run.as_of, reads)
-    models = {name: log_model(environment, night, name, one, choices.get(name)) for name, one in trained.items()}
-    for name, one in choices.items():
-        if name in trained:
-            trials = log_family(environment, night, name, one, trained[name], models[name]["mlflow_run_id"])
-            models[name]["trials"] = trials
+    models = {name: logged[name].result() for name in trained}
     used = trials_usage.metrics("trials")
     tracking.log_report(environment, run.mlflow_run_id, files={}, tags={}, metrics=used, tables=reads)
     report = {
@@ -269,10 +276,14 @@ def train_models(environment: Environment, run: Run) -> dict[str, Any]:
 
 
 def _train_all(
-    recipes: Mapping[str, Mapping[str, Any]], data: TrainingData, examination: Examination, folder: Path
+    recipes: Mapping[str, Mapping[str, Any]],
+    data: TrainingData,
+    examination: Examination,
+    folder: Path,
+    tell: Callable[[str, Trained], None],
 ) -> tuple[dict[str, Trained], tuple[str, Fitted]]:
-    """Each contestant, in order, and the best of them as it was fitted. What a blend is made of is fitted once and kept
-    until then."""
+    """Each contestant, in order, and the best of them as it was fitted; `tell` hears of each at once. What a blend is
+    made of is fitted once and kept until then."""
     parts = {
         recipe_id(part) for recipe in recipes.values() if recipe["model"] == BLEND
         for part in recipe["params"]["parts"].values()
@@ -282,6 +293,7 @@ def _train_all(
     best: tuple[str, Fitted] | None = None
     for name, recipe in recipes.items():
         trained[name], fitted = _train(recipe, data, kept, examination, folder / name)
+        tell(name, trained[name])
         if recipe_id(recipe) in parts:
             kept[recipe_id(recipe)] = fitted
         if best is None or _rank_of(name, trained[name]) < _rank_of(best[0], trained[best[0]]):

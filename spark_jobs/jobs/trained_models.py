@@ -122,6 +122,17 @@ def evaluation_rows(run: Run, users: Mapping[str, int], trained: Mapping[str, Tr
     return pa.table([pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)], schema=schema)
 
 
+def log_trained(
+    environment: Environment, night: tracking.Night, name: str, one: Trained, choice: Choice | None
+) -> dict[str, Any]:
+    """Log a contestant's run and, of one that was chosen tonight, its family's with the trials; returns the model's
+    part of evaluation.json."""
+    found = log_model(environment, night, name, one, choice)
+    if choice is not None:
+        found["trials"] = log_family(environment, night, name, choice, one, found["mlflow_run_id"])
+    return found
+
+
 def log_model(
     environment: Environment, night: tracking.Night, name: str, one: Trained, choice: Choice | None
 ) -> dict[str, Any]:
