@@ -7,7 +7,7 @@ Spark decides.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 from functools import partial
@@ -27,7 +27,8 @@ from spark_jobs.io.delta import frame_of
 from spark_jobs.io.interactions import words_of
 from spark_jobs.io.light_delta import NO_DAY, arrow_schema, days_by_row_count, with_missing
 from spark_jobs.io.refine_state import EVENT_TABLES
-from spark_jobs.quality.profile import Delivered
+from spark_jobs.models.threads import by_blocks, thread_count
+from spark_jobs.quality.profile import Day, Delivered
 from spark_jobs.quality.profile_in_memory import PROFILE_COLUMNS, PROFILE_WORDS, Broken, profile_day
 from spark_jobs.transforms.deliveries import MOST_BROADCAST
 from spark_jobs.transforms.doubts import RULE_COLUMNS, RULE_WORDS, Repeated, may_break_rule, sort_out_repeated
@@ -37,6 +38,8 @@ from spark_jobs.transforms.whole_history import more_than_once, short_hashes
 
 MOST_OF_DAY = 2_000_000
 """Deliveries of one day: they are held with all their columns, three days at once."""
+MOST_SIDE_BY_SIDE = 300_000
+"""Deliveries of the largest day up to which two days are worked on at once, and up to seven are held."""
 MOST_APART = 3_000_000
 """Deliveries that came more than once, or may break a rule: they are held with all their columns."""
 
@@ -64,29 +67,51 @@ def files_before(
 def sorted_apart(environment: Environment, run: Run) -> Repeated | None:
     """The pinned deliveries before as_of whose id another one has too, and those that may break a rule, with the
     columns of bronze.events and `table`. None when there are too many of them, here or for Spark."""
-    hashes, marks = [], []
-    for _, file in files_before(environment, run, words=RULE_WORDS):
-        batches = [*file.batches(RULE_COLUMNS)]
-        hashes.append(_joined([short_hashes(batch["event_id"]) for batch in batches], np.uint64))
-        marks.append(_joined([may_break_rule(_with_nulls(batch), file.day) for batch in batches], bool))
+    files = [file for _, file in files_before(environment, run, words=RULE_WORDS)]
+    threads = threads_for(files)
+    looked_at = list(by_blocks(_hashes_and_marks, files, threads=threads))
+    hashes, marks = [one[0] for one in looked_at], [one[1] for one in looked_at]
     several = more_than_once(_joined(hashes, np.uint64))
-    schema, found, doubted, count = arrow_schema("bronze.events"), [], [], 0
-    for (name, file), of_file, is_doubted in zip(files_before(environment, run), hashes, marks, strict=True):
+    schema = arrow_schema("bronze.events")
+
+    def apart_of(part: tuple[tuple[str, DayFile], NDArray[np.uint64], NDArray[np.bool_]]) -> tuple[list[pa.Table], Any]:
+        (name, file), of_file, is_doubted = part
         is_apart = _is_among(of_file, several) | is_doubted
-        begin = 0
-        for batch in file.batches(schema.names):
+        begin, found = 0, []
+        for batch in file.batches(schema.names) if is_apart.any() else ():
             some = is_apart[begin : begin + batch.num_rows]
             begin += batch.num_rows
             if some.any():
                 rows = with_missing(pa.table(batch).filter(pa.array(some)), schema)
                 found.append(rows.append_column("table", pa.array([name] * rows.num_rows, pa.string())))
-        doubted.append(is_doubted[is_apart])
-        count += int(is_apart.sum())
+        return found, is_doubted[is_apart]
+
+    found, doubted, count = [], [], 0
+    parts = zip(files_before(environment, run), hashes, marks, strict=True)
+    for rows, is_doubted in by_blocks(apart_of, parts, threads=threads):
+        found += rows
+        doubted.append(is_doubted)
+        count += len(is_doubted)
         if count > MOST_APART:
             return None
     nothing = schema.append(pa.field("table", pa.string())).empty_table()
     apart = sort_out_repeated(pa.concat_tables([nothing, *found]), _joined(doubted, bool))
     return apart if apart.doubtful.num_rows <= MOST_BROADCAST else None
+
+
+def threads_for(files: Iterable[DayFile]) -> int:
+    """How many of these files, or of their days, are worked on at once."""
+    days: Counter[date | None] = Counter()
+    for file in files:
+        days[file.day] += file.fragment.count_rows()
+    return min(2, thread_count()) if max(days.values(), default=0) <= MOST_SIDE_BY_SIDE else 1
+
+
+def _hashes_and_marks(file: DayFile) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """By row of a file a hash of its event_id, and whether it may break a rule."""
+    batches = [*file.batches(RULE_COLUMNS)]
+    hashes = _joined([short_hashes(batch["event_id"]) for batch in batches], np.uint64)
+    return hashes, _joined([may_break_rule(_with_nulls(batch), file.day) for batch in batches], bool)
 
 
 def delivered(
@@ -99,13 +124,21 @@ def delivered(
     by_day: dict[date, list[tuple[str, DayFile]]] = defaultdict(list)
     for name, file in files_before(environment, run, words=PROFILE_WORDS, since=first):
         by_day[file.day or NO_DAY].append((name, file))
+
+    def looked_at(day: date) -> tuple[Day, Counter[str], pa.Table]:
+        rows = _rows_of_day(by_day.get(day, []))
+        return profile_day(day, rows, items, broken.get(day, [])), _imports_of(rows), _counted_texts(day, rows)
+
     profiles, texts = [], []
     sources: dict[date, Counter[str]] = {}
-    for day in (first + timedelta(days=n) for n in range((run.as_of_day - first).days)):
-        rows = _rows_of_day(by_day.get(day, []))
-        profiles.append(profile_day(day, rows, items, broken.get(day, [])))
-        sources[day] = _imports_of(rows)
-        texts.append(_counted_texts(day, rows))
+    days_asked = [first + timedelta(days=n) for n in range((run.as_of_day - first).days)]
+    threads = threads_for(file for files in by_day.values() for _, file in files)
+    for day, (profile, imports, counted) in zip(
+        days_asked, by_blocks(looked_at, days_asked, threads=threads), strict=True
+    ):
+        profiles.append(profile)
+        sources[day] = imports
+        texts.append(counted)
     keys = _property_keys(spark, pa.concat_tables(texts))
     days = [replace(profile, property_keys=dict(sorted(keys.get(profile.day, {}).items()))) for profile in profiles]
     return Delivered(days, partial(_brought, sources))

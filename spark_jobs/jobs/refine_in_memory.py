@@ -7,10 +7,11 @@ small, and comes here as frames.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date, timedelta
 from functools import partial, reduce
-from typing import NamedTuple
+from itertools import chain
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,8 @@ from spark_jobs.io.day_files import DayFile, day_files, write_days
 from spark_jobs.io.delta import create_if_missing, side_by_side
 from spark_jobs.io.interactions import words_of
 from spark_jobs.io.light_delta import NO_DAY, arrow_schema, with_missing
-from spark_jobs.jobs.deliveries_in_memory import files_before
+from spark_jobs.jobs.deliveries_in_memory import files_before, threads_for
+from spark_jobs.models.threads import by_blocks
 from spark_jobs.transforms.deliveries import Outcome, counting
 from spark_jobs.transforms.doubts import Repeated
 from spark_jobs.transforms.extremes import first_and_last, sightings
@@ -56,6 +58,8 @@ _OF_BOTS = ("event_id", "user_id", "anonymous_id", "event_type", "event_timestam
 _PAYLOAD = ("event_id", "item_id", "event_type", "event_timestamp", "quantity", "price", "consent_train")
 _NO_TEXTS = pa.array([], pa.string())
 _FIRST_DAY = date(1970, 1, 1)
+
+Result = TypeVar("Result")
 
 
 class Kept(NamedTuple):
@@ -105,41 +109,55 @@ def outcomes_of(apart: Repeated, denying: pa.Array) -> list[Outcome]:
     ]
 
 
-def kept_days(
-    kept: Kept, columns: Sequence[str], counts: Counter[tuple[str, str]] | None = None
-) -> Iterator[tuple[date, pa.Table]]:
-    """Each day's rows that count, in order of days: `columns` (of them event_id, user_id and anonymous_id) and
-    subject_key. `counts` gains how many deliveries of each table, the exceptions left out, were `kept` and
-    `withheld`."""
+def by_kept_days(
+    kept: Kept, columns: Sequence[str], work: Callable[[date, pa.Table, Counter[tuple[str, str]]], Result]
+) -> Iterator[Result]:
+    """`work` of each day, in order of days: the rows that count with `columns` (of them event_id, user_id and
+    anonymous_id) and subject_key, and how many deliveries of each table, the exceptions left out, were `kept` and
+    `withheld`. Days of usual size are worked on side by side."""
     wanted = pa.schema([arrow_schema("bronze.events").field(name) for name in columns])
-    for day in sorted(kept.files):
-        skipped = kept.skipped.get(day, _NO_TEXTS)
-        pieces = [with_missing(kept.winners.filter(pc.equal(kept.winners["event_date"], pa.scalar(day))), wanted)]
-        for name, file in kept.files[day]:
-            for batch in file.batches(columns):
-                rows = with_missing(pa.table(batch), wanted)
-                is_exception = pc.is_in(rows["event_id"], value_set=skipped)
-                rows = rows.filter(pc.and_(pc.is_valid(rows["event_id"]), pc.invert(is_exception)))
-                pieces.append(
-                    rows.filter(pc.invert(pc.is_in(rows["user_id"], value_set=kept.denying, skip_nulls=True)))
-                )
-                if counts is not None:
-                    counts[name, "kept"] += pieces[-1].num_rows
-                    counts[name, "withheld"] += rows.num_rows - pieces[-1].num_rows
-        rows = pa.concat_tables(pieces)
-        yield day, rows.append_column("subject_key", subject_keys(rows["user_id"], rows["anonymous_id"]))
+    threads = threads_for(file for files in kept.files.values() for _, file in files)
+
+    def of_day(day: date) -> Result:
+        rows, counts = _kept_of_day(kept, day, wanted)
+        return work(day, rows, counts)
+
+    return by_blocks(of_day, sorted(kept.files), threads=threads)
+
+
+def _kept_of_day(kept: Kept, day: date, wanted: pa.Schema) -> tuple[pa.Table, Counter[tuple[str, str]]]:
+    counts: Counter[tuple[str, str]] = Counter()
+    skipped = kept.skipped.get(day, _NO_TEXTS)
+    pieces = [with_missing(kept.winners.filter(pc.equal(kept.winners["event_date"], pa.scalar(day))), wanted)]
+    for name, file in kept.files[day]:
+        for batch in file.batches(wanted.names):
+            rows = with_missing(pa.table(batch), wanted)
+            is_exception = pc.is_in(rows["event_id"], value_set=skipped)
+            rows = rows.filter(pc.and_(pc.is_valid(rows["event_id"]), pc.invert(is_exception)))
+            pieces.append(rows.filter(pc.invert(pc.is_in(rows["user_id"], value_set=kept.denying, skip_nulls=True))))
+            counts[name, "kept"] += pieces[-1].num_rows
+            counts[name, "withheld"] += rows.num_rows - pieces[-1].num_rows
+    rows = pa.concat_tables(pieces)
+    return rows.append_column("subject_key", subject_keys(rows["user_id"], rows["anonymous_id"])), counts
 
 
 def look_through(kept: Kept) -> tuple[list[Outcome], list[pa.Table]]:
     """(what became of the deliveries that were not sorted apart, the events that can make somebody a bot:
     `whole_history.suspects`, some whole days in each table)."""
+
+    def looked_at(
+        day: date, rows: pa.Table, counts: Counter[tuple[str, str]]
+    ) -> tuple[pa.Table, Counter[tuple[str, str]]]:
+        some = suspects(rows)
+        return some.append_column("event_date", pa.array([day] * some.num_rows, pa.date32())), counts
+
     counts: Counter[tuple[str, str]] = Counter()
     found: list[list[pa.Table]] = [[]]
-    for day, rows in kept_days(kept, _OF_BOTS, counts):
-        some = suspects(rows)
+    for some, of_day in by_kept_days(kept, _OF_BOTS, looked_at):
+        counts.update(of_day)
         if sum(table.num_rows for table in found[-1]) + some.num_rows > MOST_SUSPECTS:
             found.append([])
-        found[-1].append(some.append_column("event_date", pa.array([day] * some.num_rows, pa.date32())))
+        found[-1].append(some)
     outcomes = [Outcome(name, outcome, None, number) for (name, outcome), number in sorted(counts.items()) if number]
     return outcomes, [pa.concat_tables(tables) for tables in found if tables]
 
@@ -158,16 +176,20 @@ def write_events(spark: SparkSession, environment: Environment, run: Run, kept: 
     nobody = pa.schema([arrow_schema("silver.events").field(name) for name in SIGHTING_COLUMNS]).empty_table()
     seen, bot_events = [nobody], 0
 
-    def flagged() -> Iterator[tuple[date, pa.Table]]:
+    def flagged(day: date, rows: pa.Table, _: Counter[tuple[str, str]]) -> tuple[date, pa.Table, pa.Table, int]:
+        is_bot = pc.is_in(rows["subject_key"], value_set=bots_of.get(day, _NO_TEXTS))
+        who = sightings(rows, SIGHTING_COLUMNS[:3]).select(SIGHTING_COLUMNS)
+        return day, rows.append_column("is_bot", is_bot), who, pc.sum(is_bot).as_py() or 0
+
+    def counted() -> Iterator[tuple[date, pa.Table]]:
         nonlocal bot_events
-        for day, rows in kept_days(kept, columns):
-            is_bot = pc.is_in(rows["subject_key"], value_set=bots_of.get(day, _NO_TEXTS))
-            seen.append(sightings(rows, SIGHTING_COLUMNS[:3]).select(SIGHTING_COLUMNS))
-            bot_events += pc.sum(is_bot).as_py() or 0
-            yield day, rows.append_column("is_bot", is_bot)
+        for day, rows, who, of_bots in by_kept_days(kept, columns, flagged):
+            seen.append(who)
+            bot_events += of_bots
+            yield day, rows
 
     create_if_missing(spark, environment, "silver.events")
-    write_days(environment, "silver.events", flagged(), before=run.as_of_day)
+    write_days(environment, "silver.events", counted(), before=run.as_of_day)
     return Written(first_and_last(pa.concat_tables(seen), SIGHTING_COLUMNS[:3]), bot_events)
 
 
@@ -185,15 +207,7 @@ class History(NamedTuple):
 def read_history(environment: Environment, edges: DataFrame) -> History:
     """silver.events with its sessions; `edges` as from `identity_edges`."""
     files = day_files(environment, "silver.events", words=_KEYS)
-    columns = [*_KEYS, "event_timestamp", "is_bot"]
-    held = []
-    for file in files:
-        for batch in file.batches([*columns, "properties"]):
-            rows = pa.table(batch)
-            names = [_mentions(rows, words) for words in (ORDER_WORDS, REGION_WORDS)]
-            held.append(rows.select(columns).append_column("order", names[0]).append_column("region", names[1]))
-    whole = pa.concat_tables(held)
-    del held
+    whole = pa.concat_tables(chain.from_iterable(by_blocks(_read_file, files, threads=threads_for(files))))
     words = {name: words_of(whole, name) for name in _KEYS}
     micros = whole["event_timestamp"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
     is_bot, names_order, names_region = (whole[name].to_numpy() for name in ("is_bot", "order", "region"))
@@ -219,6 +233,16 @@ def read_history(environment: Environment, edges: DataFrame) -> History:
         counts=~is_bot & ~is_a(EventType.UNMERGE),
     )  # fmt: skip
     return History(files, people, sessions, client.dictionary, doubts)
+
+
+def _read_file(file: DayFile) -> list[pa.Table]:
+    """The rows of a file of silver.events, and whether each one's properties mention an order, or a region."""
+    columns, held = [*_KEYS, "event_timestamp", "is_bot"], []
+    for batch in file.batches([*columns, "properties"]):
+        rows = pa.table(batch)
+        names = [_mentions(rows, words) for words in (ORDER_WORDS, REGION_WORDS)]
+        held.append(rows.select(columns).append_column("order", names[0]).append_column("region", names[1]))
+    return held
 
 
 def doubtful_deeds(history: History) -> pa.Table | None:
