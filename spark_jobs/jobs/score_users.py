@@ -73,7 +73,7 @@ from spark_jobs.models.base import InteractionMatrix, Model
 from spark_jobs.models.factory import fit
 from spark_jobs.models.matrix import numbered_interactions
 from spark_jobs.models.recipes import SEQUENCE_RECIPES, default_recipe, is_fitted_by_spark
-from spark_jobs.models.threads import by_blocks
+from spark_jobs.models.threads import by_blocks, side_by_side
 from spark_jobs.models.training_data import TrainingData
 from spark_jobs.models.warm_start import item_vectors
 from spark_jobs.session import get_session, runs_here
@@ -195,13 +195,16 @@ def score_users(spark: SparkSession | None, environment: Environment, run: Run) 
     reach = report_placements(session, environment, run, numbers, eligible)
     tell(f"{len(reach['placements'])} placements have a filter, {len(reach['warnings'])} warnings")
 
-    near = write_neighbours(environment, run, data, eligible, every_number, decision)
+    near, (session_index, choice) = side_by_side(
+        partial(write_neighbours, environment, run, data, eligible, every_number, decision),
+        partial(build_session_index, environment, run, known, eligible),
+    )
     write_vectors(environment, run, learned, starts)
     neighbours = near.rows
-    tell(f"{sum(map(len, neighbours)):,} neighbours of {sum(map(bool, neighbours)):,} items, {near.kept:,} rows kept")
-
-    session_index, choice = build_session_index(environment, run, known, eligible)
-    tell(f"session index of {len(session_index):,} bytes: {choice.manner}, asked {choice.questions:,} of the newest")
+    tell(
+        f"{sum(map(len, neighbours)):,} neighbours of {sum(map(bool, neighbours)):,} items, {near.kept:,} rows kept; "
+        f"session index of {len(session_index):,} bytes: {choice.manner}, asked {choice.questions:,} of the newest"
+    )
 
     if not run.publishes:
         print(f"not publishing: {run.why}", flush=True)

@@ -19,7 +19,7 @@ from spark_jobs.models.factory import build_model
 from spark_jobs.models.item_knn import best_of_cells, best_of_product
 from spark_jobs.models.matrix import distinct
 from spark_jobs.models.products import dense_product, dense_product_twin, term_count
-from spark_jobs.models.threads import by_blocks, kernel_threads, ranges
+from spark_jobs.models.threads import by_blocks, kernel_threads, ranges, side_by_side
 
 needs_native = pytest.mark.skipif(products.native is None, reason="spark_jobs/native is not compiled (make setup)")
 
@@ -103,6 +103,32 @@ def test_a_kernel_is_told_its_threads_and_has_one_within_a_block(monkeypatch: py
     model.fit(people_and_items())
     list(by_blocks(lambda _: model.fit(people_and_items()), range(1), threads=2))
     assert asked == [3, 1]
+
+
+def test_two_pieces_of_work_run_at_once_and_give_what_each_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "thread_count", lambda: 2)
+    second_has_ended = threading.Event()
+
+    def first() -> str:
+        assert second_has_ended.wait(20)
+        return "first"
+
+    def second() -> int:
+        second_has_ended.set()
+        return kernel_threads()
+
+    assert side_by_side(first, second) == ("first", 1)
+
+    def fails() -> str:
+        raise ValueError("first")
+
+    def fails_too() -> int:
+        raise KeyError("second")
+
+    with pytest.raises(ValueError, match="first"):
+        side_by_side(fails, fails_too)
+    with pytest.raises(KeyError, match="second"):
+        side_by_side(lambda: 1, fails_too)
 
 
 def test_ranges_cover_everything_once() -> None:
