@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -260,6 +261,7 @@ def test_when_the_time_is_up_what_is_published_goes_on_alone(
     """The others were asked of a sample, not of the first users: 4 blocks of 15 of the 60 users at least."""
     train, test = write_pairs(tmp_path)
     task = open_training("pairs", train=train, test=test)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})  # of two threads the second may begin first
     monkeypatch.setattr("infra.bench.quality.ranking.CELLS_PER_BLOCK", 15 * task.training.item_count)
     space = {family.name: family for family in families(task, 60.0)}
     parts = {name: Part(space[name].start, task.training) for name in ("item_knn", "popularity", "ials")}
@@ -408,3 +410,52 @@ def test_slices_with_enough_questions_count_alike(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(tuning, "_target", lambda pool, *_: by_count[len(pool.counts)])
     found = tuning._mean_target(pools, np.ones(1), protocol="pairs", k=3)
     assert found == pytest.approx((2 * 0.9 + 9 * 0.5 + 10 * 0.1) / 21)
+
+
+def found_of(task: Task, name: str, target: float, seconds: float = 1.0) -> tuning.Found:
+    (family,) = [family for family in families(task, 60.0) if family.name == name]
+    best = tuning.Trial(family.start, target, (target,), {}, seconds)
+    return tuning.Found(family, best, trials=1, seconds=seconds)
+
+
+@pytest.mark.parametrize(("seconds", "next_one"), [(0.5, "item_knn"), (0.7, "ials")])
+def test_the_better_a_model_the_more_time_it_gets(tmp_path: Path, seconds: float, next_one: str) -> None:
+    """Half as good as the other, it is charged sixteen times its processor time: 10 seconds stand between 8 and 11."""
+    train, test = write_pairs(tmp_path)
+    task = open_training("pairs", train=train, test=test)
+    found = {"ials": found_of(task, "ials", 0.4, 10.0), "item_knn": found_of(task, "item_knn", 0.2, seconds)}
+    assert tuning._next(found, by_trials=False) == next_one
+
+
+def test_waiting_is_charged_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = write_pairs(tmp_path)
+    task = open_training("pairs", train=train, test=test)
+    (family,) = [family for family in families(task, 60.0) if family.name == "item_knn"]
+
+    def slow(recipe: Any, *_: Any) -> Any:
+        time.sleep(0.5)
+        return tuning.Trial(recipe, 0.1, (0.1,), {}, 0.5), []
+
+    monkeypatch.setattr(tuning, "run_trial", slow)
+    assert tune(task, [family], Budget(1.0, trials=1), 3, lambda _: None)["item_knn"].seconds < 0.4
+
+
+def test_a_hopeless_model_is_not_asked_for_the_blend(tmp_path: Path) -> None:
+    train, test = write_pairs(tmp_path)
+    task = open_training("pairs", train=train, test=test)
+    targets = {"popularity": 0.01, "item_knn": 0.29, "ials": 0.31, "graph_filter": 1.0}
+    found = {name: found_of(task, name, target) for name, target in targets.items()}
+    assert tuning._hopeful(found) == ["graph_filter", "ials", "popularity"]
+
+
+@pytest.mark.parametrize(
+    ("days", "half_life"), [(299, None), (301, 180.0), (500, 180.0), (600, 360.0), (1079, 360.0), (1081, None)]
+)
+def test_a_history_of_a_year_or_two_begins_with_a_half_life(tmp_path: Path, days: int, half_life: float | None) -> None:
+    train = tmp_path / "train.csv"
+    stamps = [round(days * 86_400 * n / 9) for n in range(10)]
+    rows = [f"u{n},i{(n + step) % 5},{stamps[(n + 3 * step) % 10]}" for n in range(10) for step in range(3)]
+    train.write_text("user,item,time\n" + "\n".join(rows) + "\n")
+    space = {family.name: family for family in families(open_training("events", train=train, test=train), 60.0)}
+    assert {space[name].start["half_life_days"] for name in ("item_knn", "ials", "ease")} == {half_life}
+    assert space["popularity"].start["half_life_days"] == 90.0

@@ -347,6 +347,18 @@ def test_sessions_validate_on_the_newest(tmp_path: Path) -> None:
     assert whole.relevant_counts.tolist() == [1, 1, 1], "an unknown target is a miss"
 
 
+def test_single_clicks_at_the_end_leave_something_to_validate_on(tmp_path: Path) -> None:
+    """The newest session of two items, and what came after it, is what validation holds back."""
+    train = write(tmp_path / "t.txt", "a b\nb c\nc d e\n" + "a\n" * 4)
+    (found,) = open_training("sessions", train=train, test=train).validations
+    assert found.training.sessions is not None
+    assert len(found.training.sessions) == 2
+    prefixes = found.questions.prefixes
+    assert prefixes is not None
+    assert prefixes.items.tolist() == [2, 2, 3], "c; c d"
+    assert found.relevant.indices.tolist() == [3, 4]
+
+
 def test_a_session_as_long_as_a_log_is_validated_by_its_last_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,8 +372,9 @@ def test_a_session_as_long_as_a_log_is_validated_by_its_last_places(
 
 
 def test_what_cannot_be_validated_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nothing to validate on"):
-        open_training("pairs", train=write(tmp_path / "t", "u1 a\nu2 b\n"), test=tmp_path / "none")
+    for text in ("u1 a\nu2 b\n", "u1 a b c d e\nu2 f g h i\n", "u1 a a\nu2 a\n"):
+        with pytest.raises(DataError, match=r"nothing to validate on: each user .* that nobody else has"):
+            open_training("pairs", train=write(tmp_path / "t", text), test=tmp_path / "none")
 
 
 # --- metrics -----------------------------------------------------------------------------------------------------

@@ -27,8 +27,12 @@ FACTOR_CELLS = 200_000_000
 """Vectors of all people and items have at most so many entries: several such arrays stand in memory at once."""
 
 
-SESSION_POPULAR_POWER = 0.2
-"""Where the search of session kNN starts among sessions: better than 0 on the newest clicks of two shops."""
+SESSION_START = {"popular_power": 0.2, "repeat": 2.0, "distance_decay": 4.0}
+"""Where the search of session kNN starts among sessions: better than the defaults on the newest clicks of two shops."""
+
+
+LEAST_HALF_SPAN, MOST_HALF_SPAN = 150.0, 540.0
+"""Days: a history between twice the one and twice the other begins with a half-life."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +88,12 @@ def _family(name: str, task: Task) -> Family:
     if not is_sequential:
         recipe["half_life_days"] = None
         if training.has_time:
-            recipe["half_life_days"] = 90.0 if name == "popularity" else None
+            recipe["half_life_days"] = 90.0 if name == "popularity" else _first_half_life(training)
             grids = {("half_life_days",): HALF_LIVES, **grids}
     if name == "sequential_rules" and not training.has_time:
         grids.pop(("params", "half_gap_hours"))
     if name == "session_knn" and task.protocol == "sessions":
-        recipe["params"]["popular_power"] = SESSION_POPULAR_POWER
+        recipe["params"] |= SESSION_START
     if name == "session_knn" and task.protocol != "sessions":
         recipe["params"]["recency"] = 0.0  # the order of users means nothing
         recipe["params"]["repeat"] = 0.0 if task.removes_seen else 1.0
@@ -102,6 +106,17 @@ def _family(name: str, task: Task) -> Family:
             if kind not in training.target_types and recipe["weights"][kind]:
                 grids[("weights", kind)] = OTHER_WEIGHTS
     return Family(name, recipe, grids)
+
+
+def _first_half_life(training: Training) -> float | None:
+    """About half the days that the history spans, where that is 150 to 540: in a year or two what sells drifts. In less
+    time all events say much the same, and in far more a half-life would leave little but the last of them."""
+    assert training.table is not None
+    micros = np.asarray(training.table["micros"])
+    days = float(micros.max() - micros.min()) / 86_400_000_000 / 2
+    if not LEAST_HALF_SPAN <= days <= MOST_HALF_SPAN:
+        return None
+    return float(min((life for life in HALF_LIVES if life is not None), key=lambda life: abs(life - days)))
 
 
 def _has_short_sessions(training: Training) -> bool:

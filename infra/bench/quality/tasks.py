@@ -36,7 +36,7 @@ hundred users answer, chance answers with them."""
 EVENTS_SHARE = 0.2
 """Of the target events, the newest, that validation takes."""
 SESSION_SHARE = 0.05
-"""Of the training sessions, the newest, that validation takes."""
+"""Of the training sessions of two items or more, the newest, that validation takes."""
 LONGEST_PREFIX = 200
 """Of a session that is validated on, so many last places: no model reads more."""
 MOST_QUESTIONS = 12_000
@@ -123,7 +123,8 @@ def open_training(
     validations = tuple(found for found in validations if len(found.questions))
     if not validations:
         raise DataError(
-            f"{train}: nothing to validate on: no user (or session) has enough items to hold one back", field="--train"
+            f"{train}: nothing to validate on: each user (or session) has one item, or items that nobody else has",
+            field="--train",
         )
     removes = protocol != "sessions" and not (protocol == "events" and repeats == "allowed")
     most = SEARCH_QUESTIONS if protocol != "sessions" else MOST_PREFIXES
@@ -265,7 +266,8 @@ def _open_sessions(path: Path, _: bool) -> tuple[Training, Sequence[Slice]]:
     flat = np.array([item for line in lines for item in line], dtype=object)
     names = np.unique(flat.astype(str)).astype(object)
     training = _session_training(names, lines)
-    first = len(lines) - max(1, int(len(lines) * SESSION_SHARE))
+    asked = [number for number, line in enumerate(lines) if len(line) > 1]  # a click alone leads nowhere
+    first = asked[-max(1, int(len(asked) * SESSION_SHARE))] if asked else len(lines) - 1
     earlier = _session_training(names, lines[:first])
     ends = [(line, end) for line in lines[first:] for end in range(1, len(line))]
     most = min(MOST_PREFIXES, max(1, SEARCH_CELLS // max(1, len(names))))

@@ -31,6 +31,7 @@ from spark_jobs.evaluation.blending import (
     weighted_scores,
 )
 from spark_jobs.models.blend import standardize
+from spark_jobs.models.blend_model import FLOOR_PART
 from spark_jobs.models.recipes import recipe_id
 from spark_jobs.models.search_spaces import changed, value_at
 
@@ -51,8 +52,11 @@ ENOUGH = 800
 """Questions of a slice that count. Of fewer chance answers too much of each."""
 LEAST_WEIGHT = 0.02
 """Of the largest: a part that has less in the mean does not pay for its scores."""
-WEAK = 0.7
-"""A model below this share of the best one gets a quarter of the others' time."""
+FAVOUR = 4.0
+"""The better a model is, the more time its search gets: by this power of its share of the best target. One at .7 of it
+gets a quarter."""
+HOPELESS = 0.3
+"""Of the best target: what is below has no place in a blend, and is not asked for its scores."""
 
 Metrics = dict[str, float]
 
@@ -115,9 +119,9 @@ def tune(task: Task, families: list[Family], budget: Budget, k: int, say: Say) -
         if not is_first and not budget.allows(share, used, expected):
             one.is_finished = True
             continue
-        begun = time.monotonic()
+        begun = time.process_time()
         step = next(searches[name], None)
-        one.seconds += time.monotonic() - begun
+        one.seconds += time.process_time() - begun
         if step is None:
             one.is_finished = True
             continue
@@ -131,7 +135,8 @@ def tune(task: Task, families: list[Family], budget: Budget, k: int, say: Say) -
 
 
 def _next(found: Mapping[str, Found], *, by_trials: bool) -> str | None:
-    """Whoever has not begun; else who had least time, a weak one counting its time four times."""
+    """Whoever has not begun; else who had least processor time for how good it is: a moment when the machine had much
+    else to do is charged to nobody."""
     open_ones = {name: one for name, one in found.items() if not one.is_finished}
     best = max((one.best.target for one in found.values() if one.best), default=0.0)
     for name, one in open_ones.items():
@@ -144,7 +149,8 @@ def _next(found: Mapping[str, Found], *, by_trials: bool) -> str | None:
 
 def _charged(one: Found, best: float, by_trials: bool) -> float:
     assert one.best is not None
-    return (one.trials if by_trials else one.seconds) * (4.0 if one.best.target < WEAK * best else 1.0)
+    share = one.best.target / best if best else 1.0
+    return (one.trials if by_trials else one.seconds) / max(share, 1e-3) ** FAVOUR
 
 
 def _search(family: Family, task: Task, k: int) -> Iterator[tuple[Trial, list[Part]]]:
@@ -234,7 +240,7 @@ def tune_blend(task: Task, found: Mapping[str, Found], budget: Budget, k: int, s
 
     With many parts one search follows the luck of its questions; the mean of several does less so.
     """
-    names = sorted(found)
+    names = _hopeful(found)
     pools = _pools(task, found, names, budget, k)
     count = sum(len(pool.counts) for pool in pools)
     say(f"{budget.spent():6.0f} s  blending {', '.join(names)} on {count:,} questions")
@@ -266,6 +272,13 @@ def tune_blend(task: Task, found: Mapping[str, Found], budget: Budget, k: int, s
     made = Blended(chosen, float(np.mean(targets)), float(np.mean(singles)))
     say(f"{budget.spent():6.0f} s  blend             {made.target:.5f}, {best_single} {made.single:.5f}  {chosen}")
     return made
+
+
+def _hopeful(found: Mapping[str, Found]) -> list[str]:
+    """The models that may enter a blend, sorted: all but the hopeless; popularity may always."""
+    targets = {name: one.best.target for name, one in found.items() if one.best is not None}
+    least = HOPELESS * max(targets.values())
+    return sorted(name for name, target in targets.items() if target >= least or name == FLOOR_PART)
 
 
 def _pools(task: Task, found: Mapping[str, Found], names: list[str], budget: Budget, k: int) -> list[Pool]:
