@@ -88,8 +88,8 @@ class ServingSettings:
     decision_file_seconds  3600 s    age at which it does. Higher: the same.
     session_ttl_seconds    2592000 s how long a person's session record lives after its last event (30 days: longer is
                                      more personal data kept).
-    consumer_batch         500       events the consumer applies at once; up to eight times as many while more waits.
-                                     Higher: more throughput, later effect, longer transactions in `online`.
+    consumer_batch         500       events of a partition that the consumer applies at once.
+                                     Higher: more throughput in a backlog, later effect, longer waits for answers.
     backlog_niceness       10        how far a consumer that catches up, and the archiver, stand back behind API workers
                                      on their machine: 0 not at all, 19 most (`nice`; Linux only). Higher: quicker
                                      answers meanwhile, and they take longer where the processors are busy.

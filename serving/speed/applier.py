@@ -3,8 +3,9 @@
 A batch: read the entries behind the applied positions, leave out duplicates (an event counts only if its nonce is the
 one in its dedup mark), fold what is left into the records of its subjects, and write records, identity edges, trend
 tables, positions and counters in one transaction, which holds only while fences and positions are what they were. A
-crash before it changes nothing, a crash after it repeats nothing, and an owner that was replaced writes nothing. While
-more waits than a batch takes, batches grow: a person who comes often in one costs one record.
+crash before it changes nothing, a crash after it repeats nothing, and an owner that was replaced writes nothing. A
+person who comes often in a batch costs one record; but batches stay small while more waits than one takes, for people
+are answered between two of them.
 
 An event that cannot be applied is given up after three deliveries and becomes a dead letter; the events around it, also
 those of its own subject, are applied in the same batch (their order does not matter, see `session_state`). When an
@@ -66,9 +67,6 @@ else:
 unpack_session = session_record.unpack_session if parts.opening is None else parts.opening.unpack_session
 
 MAX_DELIVERIES = 3
-MAX_GROWTH = 8
-"""So many batches go into one while more waits than one takes. More would save little, and `online` serves nobody else
-while it carries out what such a batch writes."""
 FEW_SUBJECTS = 64
 """Of so many, the old records of those whom no state in memory is of are read in the same round trip; of more, and of
 all others, only where there is no new one."""
@@ -124,7 +122,6 @@ class Applier:
         self._metrics = metrics or ConsumerMetrics()
         self._positions: dict[int, str] = {}
         self._cares: dict[int, Care] = {}
-        self._growth = 1
         self._full: list[int] = []
         """Partitions in which more waited at their last read than a batch takes; the one whose turn it is first."""
         self.reached_micros = 0
@@ -157,7 +154,7 @@ class Applier:
             self._take_up()
             if not self._positions:
                 return 0
-            limit = min(self._batch, GROUP_EVENTS) if self._cares else self._batch * self._growth
+            limit = min(self._batch, GROUP_EVENTS) if self._cares else self._batch
             count = max(1, int(limit / self._entry_events))
             found = self._next(count, block_ms)
             if not found:
@@ -203,7 +200,7 @@ class Applier:
         for partition, left in self.ownership.left_behind.items():
             self._forget_tables(partition)
             if left is not None:
-                self._cares[partition] = Care.after(left, events=MAX_GROWTH * self._batch)
+                self._cares[partition] = Care.after(left, events=self._batch)
         self.ownership.left_behind.clear()
 
     def _compare_positions(self) -> None:
@@ -222,12 +219,11 @@ class Applier:
         self._tables.forget(partition)
 
     def _see_sizes(self, found: Sequence[tuple[int, Sequence[Entry]]], count: int) -> None:
-        """Batches grow while a stream has as many entries as were asked for; they begin anew when none has."""
+        """Note which streams had as many entries as were asked for, and how large their entries are."""
         sizes = {partition: len(entries) for partition, entries in found}
         if sizes:
             self._entry_events = sum(len(entry.events) for _, some in found for entry in some) / sum(sizes.values())
         self._full = [*self._full[1:], *(partition for partition, size in sizes.items() if size >= count)]
-        self._growth = min(2 * self._growth, MAX_GROWTH) if self._full else 1
 
     def _groups(self, found: Iterable[tuple[int, Sequence[Entry]]], limit: int) -> list[dict[int, Sequence[Entry]]]:
         """What goes into one transaction: of each partition at most `limit` events, or one entry, and about as many
