@@ -29,8 +29,8 @@ LIVE = [
         "received_at": utc("2024-03-01T12:00:01")}),  # an hour and a second late; i2 costs 5
     ("e3", "u2", "purchase", "2024-03-01T11:00:00", "i2", {  # what e2 says, under another id
         "price": 100.0, "quantity": 3, "currency": "EUR", "received_at": utc("2024-03-01T12:00:00")}),  # not late yet
-    ("e4", None, "search", "2024-03-01T23:59:58", None, {"anonymous_id": "a1", "currency": "euro"}),
-    ("e5", "u3", "purchase", "2024-03-01T00:00:07", "i9", {"price": 7.0, "quantity": 0, "properties": "no object"}),
+    ("e4", None, "search", "2024-03-01T23:59:59.999999", None, {"anonymous_id": "a1", "currency": "euro"}),
+    ("e5", "u3", "purchase", "2024-03-01T00:00:00", "i9", {"price": 7.0, "quantity": 0, "properties": "no object"}),
     ("e6", "u3", "viewed", "2024-03-01T09:00:00", "i1"),  # no such type
 ]  # fmt: skip
 IMPORTED = [
@@ -92,7 +92,8 @@ def test_counts_of_a_day(days: list[Day]) -> None:
     }  # fmt: skip
     assert (total.items, total.in_catalogue) == (3, 7)  # i1, i2, i9; i9 is unknown
     assert (total.priced, total.far_priced) == (4, 2)  # e1 twice, e2, e3; 100 is 20 times 5
-    assert (total.first_second, total.last_second) == (7, 86_398)
+    assert (total.first_second, total.last_second) == (0, 86_399)  # the day's first instant is its own, and its last
+    assert (days[2].total.first_second, days[2].total.last_second) == (5 * 3600, 9 * 3600)
     assert (day.subjects, day.users, day.bots, day.bot_deliveries, day.busiest_deliveries) == (5, 4, 0, 0, 2)
 
 

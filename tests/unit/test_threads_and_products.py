@@ -197,6 +197,44 @@ def test_matrices_that_point_outside_of_themselves_are_refused() -> None:
         dense_product(left, right)
 
 
+WHOLE: dict[str, list[float]] = {
+    "left_starts": [0, 1], "left_columns": [1], "left_values": [2],
+    "right_starts": [0, 1, 2], "right_columns": [0, 0], "right_values": [3, 4],
+}  # fmt: skip
+KINDS = {"starts": np.int64, "columns": np.int32, "values": np.float32}
+OUTSIDE = {
+    "a row begins before the left entries": {"left_starts": [-1, 1]},
+    "a row ends behind the left entries": {"left_starts": [0, 2]},
+    "an entry is of a column before the first": {"left_columns": [-1]},
+    "an entry is of the column behind the last": {"left_columns": [2]},
+    "a row begins before the right entries": {"right_starts": [0, -1, 2]},
+    "a row ends behind the right entries": {"right_starts": [0, 1, 3]},
+    "a cell before the block": {"right_columns": [0, -1]},
+    "a cell behind the block": {"right_columns": [0, 1]},
+}
+
+
+def added(**changed: list[float]) -> NDArray[np.float32]:
+    """[0 2] @ [3 4] transposed, by native code. Zeros lie around every array: who reads them gets no error."""
+    arrays = []
+    for name, numbers in {**WHOLE, **changed}.items():
+        wider = np.zeros(len(numbers) + 4, KINDS[name.partition("_")[2]])
+        wider[2:-2] = numbers
+        arrays.append(wider[2:-2])
+    block = np.zeros(5, np.float32)
+    assert products.native is not None
+    products.native.add_product(*arrays, block[2:3].reshape(1, 1))
+    return block
+
+
+@needs_native
+@pytest.mark.parametrize("outside", OUTSIDE)
+def test_each_place_outside_of_the_matrices_is_refused(outside: str) -> None:
+    assert added().tolist() == [0, 0, 8, 0, 0]
+    with pytest.raises(IndexError, match="outside of itself"):
+        added(**OUTSIDE[outside])
+
+
 def halved(values: NDArray[np.float32], rows: Any, columns: Any) -> NDArray[np.float32]:
     """What is at (n, n) is left out, the columns from 50 on count half."""
     return np.where(rows == columns, 0.0, values * np.where(columns >= 50, 0.5, 1.0)).astype(np.float32)
