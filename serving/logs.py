@@ -6,11 +6,12 @@ its type and the places it came through, never its text, for that often quotes w
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import queue
 import sys
+import threading
 import traceback
-from logging.handlers import QueueHandler, QueueListener
+from collections import deque
 from typing import IO, Any
 
 import orjson
@@ -19,6 +20,8 @@ from feature_repo.contracts.times import format_timestamp, from_micros
 
 MAX_WAITING = 10_000
 """Lines that may wait for a reader of stderr who is slow; beyond it lines are dropped, requests are not."""
+TOGETHER_SECONDS = 1.0
+"""How long a line of the access log waits for others. Raising it: fewer writes, later lines."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -51,31 +54,76 @@ def described(error: BaseException) -> dict[str, Any]:
     return {"types": types, "Traceback": places[-30:]}
 
 
-class _DroppingHandler(QueueHandler):
-    """Never waits for the queue."""
+class LogWriter(logging.Handler):
+    """Writes from a thread of its own, never waits for it, and drops what comes while too many lines wait.
 
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        return record  # within one process it goes as it is
+    Lines of one second are written together, or at once when one of them is a warning: a thread that writes each by
+    itself asks for the interpreter again and again, and beside a busy event loop that costs both. Who kills the process
+    loses its last second.
+    """
 
-    def enqueue(self, record: logging.LogRecord) -> None:
-        try:
-            self.queue.put_nowait(record)
-        except queue.Full:
+    def __init__(self, stream: IO[str]) -> None:
+        super().__init__()
+        self.setFormatter(JsonFormatter())
+        self._stream = stream
+        self._waiting: deque[logging.LogRecord] = deque()
+        self._has_some, self._is_urgent = threading.Event(), threading.Event()
+        self._is_over = False
+        self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self._waiting) >= MAX_WAITING:
             return
+        self._waiting.append(record)
+        if record.levelno >= logging.WARNING:
+            self._is_urgent.set()
+        if not self._has_some.is_set():
+            self._has_some.set()
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what waits, and no more."""
+        self._is_over = True
+        self._is_urgent.set()
+        self._has_some.set()
+        self._thread.join()
+        self._write()
+
+    def _run(self) -> None:
+        while not self._is_over:
+            self._has_some.wait()
+            self._is_urgent.wait(TOGETHER_SECONDS)
+            self._is_urgent.clear()
+            self._has_some.clear()  # before they are taken: what comes from here on asks for the next round
+            self._write()
+
+    def _write(self) -> None:
+        lines = []
+        while self._waiting:
+            record = self._waiting.popleft()
+            try:
+                lines.append(f"{self.format(record)}\n")
+            except Exception:
+                self.handleError(record)
+        if lines:
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+                self._stream.write("".join(lines))
+                self._stream.flush()
 
 
-def log_to(stream: IO[str] | None = None, *, level: int = logging.WARNING) -> QueueListener:
+def log_to(stream: IO[str] | None = None, *, level: int = logging.WARNING) -> LogWriter:
     """Let all loggers of this process write to `stream` (default: stderr), from a thread of its own.
 
     The access log writes from `info` on, everything else from `level` on. `stop()` of it writes what waits.
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonFormatter())
-    listener = QueueListener(queue.Queue(MAX_WAITING), handler)
+    writer = LogWriter(stream or sys.stderr)
     root = logging.getLogger()
-    root.handlers = [_DroppingHandler(listener.queue)]
+    root.handlers = [writer]
     root.setLevel(level)
     logging.getLogger("nightjar.access").setLevel(logging.INFO)
     logging.captureWarnings(True)
-    listener.start()
-    return listener
+    writer.start()
+    return writer
