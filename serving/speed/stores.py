@@ -188,8 +188,11 @@ class RedisEventStreams:
         self, after: Mapping[int, str], *, count: int, block_ms: int | None
     ) -> list[tuple[int, list[tuple[str, Fields]]]]:
         streams = {stream_key(partition, self._tenant).encode(): partition for partition in after}
-        block = () if block_ms is None else ("BLOCK", block_ms)
-        (found,) = self._line.call([("XREAD", "COUNT", count, *block, "STREAMS", *streams, *after.values())])
+        behind: Command = ("STREAMS", *streams, *after.values())
+        commands: list[Command] = [("XREAD", "COUNT", count, *behind)]
+        if block_ms is not None:  # who waits is woken by one stream: what came in others with it is read at once
+            commands.insert(0, ("XREAD", "COUNT", count, "BLOCK", block_ms, *behind))
+        found = self._line.call(commands)[-1]
         rows = found.items() if isinstance(found, dict) else found or ()  # a dict in the third protocol
         return [
             (streams[stream], [(position.decode(), _pairs(fields)) for position, fields in some])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
+import hiredis
 import pytest
 import redis
 from redis.exceptions import ConnectionError as GoneError
@@ -9,7 +13,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as LateError
 
 from feature_repo.contracts.keys import stream_key
-from serving.speed.redis_line import RedisLine, WatchingLine
+from serving.speed.redis_line import Packed, RedisLine, WatchingLine
 from serving.speed.stores import RedisEventStreams
 
 pytestmark = pytest.mark.redis
@@ -107,3 +111,30 @@ def test_streams_are_read_in_both_protocols(redis_url: str, protocol: int) -> No
         (3, [("5-2", {b"event": b"[]", b"nonce": b"m"})])
     ]
     assert streams.read({1: "0", 3: "5-2"}, count=10, block_ms=5) == []
+
+
+def test_who_waits_for_one_stream_reads_what_came_in_all_of_them(redis_url: str) -> None:
+    """A group of the API is one write, and one transaction for each partition."""
+    client = redis.Redis.from_url(redis_url)
+    streams = RedisEventStreams(client, tenant="default")
+    assert streams.read({1: "0", 3: "0"}, count=10, block_ms=1) == []
+
+    def write() -> None:
+        while not any(one["flags"] == "b" for one in client.client_list()):
+            time.sleep(0.01)
+        line = RedisLine(client)
+        for partition in (3, 1):
+            several = [("XADD", stream_key(partition), f"5-{number}", "event", "{}") for number in (1, 2)]
+            group = [("MULTI",), *several, ("EXEC",)]
+            packed = b"".join([hiredis.pack_command(command) for command in group])
+            written.append(Packed(packed, len(group)))
+        line.call(written)
+
+    written: list[Packed] = []
+    writer = threading.Thread(target=write)
+    writer.start()
+    found = streams.read({1: "0", 3: "0"}, count=10, block_ms=5_000)
+    writer.join()
+    assert [(partition, [position for position, _ in rows]) for partition, rows in found] == [
+        (1, ["5-1", "5-2"]), (3, ["5-1", "5-2"]),
+    ]  # fmt: skip
