@@ -19,7 +19,7 @@ from feature_repo.contracts.trend_record import (
     unpack_trend,
 )
 from serving.speed.stores import Transaction, Write
-from serving.speed.trends import VoteChange, expires_at, tables_of
+from serving.speed.trends import VoteChange, expires_at
 
 KEPT_TABLES = 256
 """Tables of all owned partitions that stay in memory between two batches."""
@@ -61,32 +61,31 @@ class TrendTables:
         self, transaction: Transaction, votes: Mapping[int, Sequence[VoteChange]], counts: Counter[str]
     ) -> list[Write]:
         """Take the vote changes of each partition into its tables; what is to be written."""
-        touched = [_Place(p, *place) for p, changes in votes.items() for place in tables_of(changes)]
-        self._load(transaction, touched, counts)
-        grown: dict[_Place, None] = {}
+        touched: dict[_Place, list[VoteChange]] = {}
         for partition, changes in votes.items():
-            tables: dict[tuple[int, int, str], TrendTable] = {}
+            by_table: dict[tuple[int, int, str], list[VoteChange]] = {}
             for change in changes:
-                if change.region and not self._admits(partition, change, grown, counts):
-                    continue
-                where = change[:3]
-                table = tables.get(where)
-                if table is None:
-                    table = tables[where] = self._held(change.region)[_Place(partition, *where)]
-                if change.is_withdrawn:
-                    table.withdraw(change.item_id)
-                else:
-                    table.add(change.item_id)
-        writes = [
-            Write(self._list_key(place), pack_regions(self._regions[place]), until=expires_at(*place[1:3]))
-            for place in grown
-        ]
-        for place in touched:
-            if place.region and place.region not in self._regions[place._replace(region="")]:
-                del self._of_regions[place]
+                by_table.setdefault(change[:3], []).append(change)
+            touched.update((_Place(partition, *table), some) for table, some in by_table.items())
+        self._load(transaction, list(touched), counts)
+        writes: list[Write] = []
+        grown: dict[_Place, None] = {}
+        for place, changes in touched.items():
+            tables = self._held(place.region)
+            if place.region and not self._admits(place, changes, grown, counts):
+                del tables[place]
                 continue
-            packed = pack_trend(self._held(place.region)[place])
-            writes.append(Write(self._key(place), packed, until=expires_at(*place[1:3])))
+            table = tables[place]
+            for change in changes:
+                if change[4]:  # is withdrawn
+                    table.withdraw(change[3])
+                else:
+                    table.add(change[3])
+            writes.append(Write(self._key(place), pack_trend(table), until=expires_at(*place[1:3])))
+        for place in grown:
+            writes.append(
+                Write(self._list_key(place), pack_regions(self._regions[place]), until=expires_at(*place[1:3]))
+            )
         return writes
 
     def _held(self, region: str) -> dict[_Place, TrendTable]:
@@ -101,21 +100,22 @@ class TrendTables:
     def _list_key(self, place: _Place) -> str:
         return trend_regions_key(place.window, place.bucket, place.partition, self._tenant)
 
-    def _admits(self, partition: int, change: VoteChange, grown: dict[_Place, None], counts: Counter[str]) -> bool:
+    def _admits(
+        self, place: _Place, changes: Sequence[VoteChange], grown: dict[_Place, None], counts: Counter[str]
+    ) -> bool:
         """Whether the region has a table in that bucket. It gets one with its first vote while there is room; one that
         got none then never does, so what it left out is not taken back either."""
-        place = _Place(partition, change.window, change.bucket, "")
-        regions = self._regions[place]
-        if change.region in regions:
+        bucket = place._replace(region="")
+        regions = self._regions[bucket]
+        if place.region in regions:
             return True
-        if change.is_withdrawn:
-            return False
-        if len(regions) >= MAX_REGIONS:
-            counts[LEFT_OUT] += 1
-            return False
-        regions.append(change.region)
-        grown[place] = None
-        return True
+        added = sum(not change.is_withdrawn for change in changes)
+        if added and len(regions) < MAX_REGIONS:
+            regions.append(place.region)
+            grown[bucket] = None
+            return True
+        counts[LEFT_OUT] += added
+        return False
 
     def _load(self, transaction: Transaction, touched: Sequence[_Place], counts: Counter[str]) -> None:
         """All that is not in memory, in one reading."""

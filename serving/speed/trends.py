@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from feature_repo.contracts.session_record import SessionState
@@ -18,6 +18,8 @@ def expires_at(window: int, bucket: int) -> int:
 
 
 _NONE: Mapping[str, int] = {}
+_new = tuple.__new__
+"""What a NamedTuple's own constructor does, without the call."""
 
 
 class Stand(NamedTuple):
@@ -47,6 +49,14 @@ def vote_changes(before: Stand, after: Stand, *, newest: int = 0) -> list[VoteCh
     """What the tables must learn when a subject's votes change: a vote that moves leaves the region to which it went. A
     period that the subject has just forgotten keeps its votes: it is over. Without changes of buckets at which nobody
     looks any more at `newest` (Unix time)."""
+    if before.regions or after.regions:
+        changes = _changes_of_regions(before, after)
+    else:  # as nearly always
+        changes = _changes_of_all(before.votes, after.votes)
+    return [change for change in changes if expires_at(change.window, change.bucket) > newest]
+
+
+def _changes_of_regions(before: Stand, after: Stand) -> list[VoteChange]:
     changes: list[VoteChange] = []
     is_in_place = before.regions == after.regions
     for (window, period), votes in after.votes.items():
@@ -63,9 +73,23 @@ def vote_changes(before: Stand, after: Stand, *, newest: int = 0) -> list[VoteCh
                 region = regions.get((window, period, item_id)) if regions else None
                 if region and (has_moved or others.get((window, period, item_id)) != region):
                     changes.append(VoteChange(window, first + bucket, region, item_id, is_withdrawn))
-    return [change for change in changes if expires_at(change.window, change.bucket) > newest]
+    return changes
 
 
-def tables_of(changes: Iterable[VoteChange]) -> list[tuple[int, int, str]]:
-    """The (window, bucket, region) of the tables they speak of, sorted."""
-    return sorted({change[:3] for change in changes})
+def _changes_of_all(
+    before: Mapping[tuple[int, int], Mapping[str, int]], after: Mapping[tuple[int, int], Mapping[str, int]]
+) -> list[VoteChange]:
+    """The same where no vote goes to a region."""
+    changes: list[VoteChange] = []
+    for (window, period), votes in after.items():
+        held = before.get((window, period), _NONE)
+        if held == votes:
+            continue
+        first = period * BUCKETS[window]
+        for item_id, bucket in held.items():
+            if votes.get(item_id) != bucket:
+                changes.append(_new(VoteChange, (window, first + bucket, "", item_id, True)))
+        for item_id, bucket in votes.items():
+            if held.get(item_id) != bucket:
+                changes.append(_new(VoteChange, (window, first + bucket, "", item_id, False)))
+    return changes

@@ -20,7 +20,7 @@ from feature_repo.contracts.trend_record import (
 from serving.adapters.trends import MemoryTrendStore, RedisTrendStore, TrendStore
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.trending import Trend, TrendingItem, is_within, trending_items
-from serving.speed.trends import Stand, VoteChange, stand_of, tables_of, vote_changes
+from serving.speed.trends import Stand, VoteChange, stand_of, vote_changes
 from tests.serving_builders import Shop
 
 SECOND = 1_000_000
@@ -112,7 +112,6 @@ def test_votes_that_come_move_and_give_way() -> None:
         VoteChange(0, 50, "", "a", False), VoteChange(0, 51, "", "a", True), VoteChange(0, 52, "", "b", True),
         VoteChange(0, 52, "", "c", False), VoteChange(0, 59, "", "a", False),
     ]  # fmt: skip
-    assert tables_of(changes) == [(0, 50, ""), (0, 51, ""), (0, 52, ""), (0, 59, "")]
     assert vote_changes(Stand(after, {}), Stand(after, {})) == []
 
 
