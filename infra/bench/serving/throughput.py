@@ -65,6 +65,8 @@ ASKED_MORE: Mapping[str, Mapping[str, Any]] = {
     "the whole explanation": {"explain": True},
 }
 """What known users in a session may ask for beside the mix, by what it is called in the report."""
+FEW_CONNECTIONS = 8
+"""Of what may take a millisecond and more: with as many as the mix has, most would be refused, which is cheap."""
 RULES = "the rules of placement home: one of a product, diversity, rotation, fatigue, and exploration"
 CHANCE = "exploration alone"
 _FEATURE_SECONDS = 2
@@ -309,7 +311,6 @@ def _features(
     strangers = make_requests(mix, shop, "known", BODIES, seed)
     kinds = {name: make_requests(mix, shop, name, BODIES, seed) for name in mix["kinds"]}
     kinds["calm"] = [{**body, "session_id": "another"} for body in strangers]
-    kinds |= {name: [{**body, **more} for body in strangers] for name, more in ASKED_MORE.items()}
     if "placement" in mix:
         kinds["ruleless"] = [{**body, "placement": "default"} for body in strangers]
         kinds["certain"] = [{**body, "placement": WITHOUT_CHANCE} for body in strangers]
@@ -318,6 +319,13 @@ def _features(
         for at, (name, bodies) in enumerate(kinds.items())
     }
     known = write_load(home, "known", strangers)
+    few = {**options, "connections": FEW_CONNECTIONS}
+    asked = served.measure(known, seconds=_FEATURE_SECONDS, **few).cpu_us
+    more = {
+        name: _cost_of_all(served, write_load(home, f"more-{at}", [{**body, **extra} for body in strangers]), few)
+        - asked
+        for at, (name, extra) in enumerate(ASKED_MORE.items())
+    }
     open_to_all.measure(known, seconds=1, **options)  # warm
     unasked = open_to_all.measure(known, seconds=_FEATURE_SECONDS, **options).cpu_us
     found = {
@@ -326,11 +334,22 @@ def _features(
         "a session of 5 events": cost["known"] - cost["calm"],
         "10 excluded items and a category": cost["filtered"] - cost["known"],
         "an API key and its limit": cost["known"] - unasked,
-        **{name: cost[name] - cost["known"] for name in ASKED_MORE},
+        **more,
     }
     if "placement" in mix:
         found |= {RULES: cost["known"] - cost["ruleless"], CHANCE: cost["known"] - cost["certain"]}
     return {name: round(value, 1) for name, value in found.items()}
+
+
+def _cost_of_all(served: Served, load: Path, options: Mapping[str, Any]) -> float:
+    """Microseconds of one answer. Raises DependencyError when some were refused: their cost would be told as if it were
+    that of answers."""
+    sample = served.measure(load, seconds=_FEATURE_SECONDS, **options)
+    if sample.load.errors:
+        raise DependencyError(
+            f"{sample.load.errors} requests of {load.name} failed; their answers' cost cannot be told"
+        )
+    return sample.cpu_us
 
 
 def words_of(sample: Sample) -> str:
