@@ -16,8 +16,8 @@ from feature_repo.contracts.turns import LONG_MS, take_turns_of
 
 NICENESS = 10
 """As of a consumer that catches up (`backlog_niceness`): a tenth of a processor is left beside a busy server."""
-RESTS, LONGEST_REST_SECONDS = 3.0, 0.01
-"""Rests are so many times as long as the asking before them."""
+RESTS, LONGEST_REST_SECONDS = 9.0, 0.02
+"""Rests are so many times as long as the asking before them: the store is busy for a job a tenth of the time."""
 
 T = TypeVar("T")
 Answer = TypeVar("Answer")
