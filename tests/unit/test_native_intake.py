@@ -344,7 +344,9 @@ class TestGroups:
         monkeypatch.setattr("serving.adapters.log_writes.MAX_MULTI_EVENTS", bounds[0])
         monkeypatch.setattr("serving.adapters.log_writes.MAX_ENTRY_EVENTS", bounds[1])
         packer = GroupPacker("shop")
-        for group in groups(hot, 5):
+        found = list(groups(hot, 5))
+        assert [len(group) for group in found] == [1, 1, 2, 3, 7, 70, 200]
+        for group in found:
             packed, by_twin = packer.pack(group), PackedGroup(packer.multis(group))
             assert type(packed) is parts.groups.Packed
             assert (packed.payload, packed.reply_count) == (by_twin.payload, by_twin.reply_count)
@@ -399,11 +401,12 @@ class TestGroups:
 class TestAnswers:
     def test_are_the_twins(self, hot: HotEvents) -> None:
         draw = random.Random(11)
-        for group in groups(hot, 10):
-            for request in group:
-                is_new = [draw.random() < 0.5 for _ in request.entries]
-                words = (request.entries, is_new, b"HTTP/1.1 202 Accepted\r\ndate: now\r\n", b"x-request-id: 1\r\n")
-                assert parts.groups.accepted(*words) == accepted_by_twin(*words)
+        requests = [request for group in groups(hot, 10) for request in group]
+        assert len(requests) == 284
+        for request in requests:
+            is_new = [draw.random() < 0.5 for _ in request.entries]
+            words = (request.entries, is_new, b"HTTP/1.1 202 Accepted\r\ndate: now\r\n", b"x-request-id: 1\r\n")
+            assert parts.groups.accepted(*words) == accepted_by_twin(*words)
 
     def test_of_other_requests_are_left_to_the_twin(self, hot: HotEvents) -> None:
         entries = next(groups(hot, 12))[0].entries
