@@ -53,7 +53,7 @@ night (older than the first, or more than {days} days after the last) have nulls
 ## Online
 
 Serving reads Feast's layout in Redis itself; what it reads is what the SDK gives ([0006](../adr/0006-feast-holds-features-candidates-are-ours.md)). Rows that a ranker needs are kept in the worker until Redis says that they changed, absent ones too:
-a night, an erasure and a flush are seen by the next answer ([0027](../adr/0027-rows-kept-until-redis-says-that-they-changed.md)). `nightjar_api_feature_rows_total{{where}}` tells how many were kept. `nightjar bench features` compares with the SDK.
+a night, a deletion and a flush are seen by the next answer ([0027](../adr/0027-rows-kept-until-redis-says-that-they-changed.md)). `nightjar_api_feature_rows_total{{where}}` tells how many were kept. `nightjar bench features` compares with the SDK.
 
 ## Stale values
 

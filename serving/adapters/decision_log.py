@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from feature_repo.contracts.decisions import FILE_HEADER, LOG_SUFFIX
+from feature_repo.contracts.torn_commits import sync
 from serving.adapters.decision_frames import DecisionFrames
 from serving.native import parts
 from serving.observability import DECISION_FAILURES, DECISION_FLUSH_SECONDS, DECISIONS
@@ -122,7 +123,7 @@ class FileDecisionLog:
         if not self._folder.is_dir():
             self._folder.mkdir(parents=True, exist_ok=True)
             for made_in in (self._folder.parent, self._folder.parent.parent):
-                _fsync_folder(made_in)
+                sync(made_in)
         path = self._folder / f"{os.getpid()}.{os.urandom(4).hex()}-{self._wall_micros()}{LOG_SUFFIX}"
         partial = path.with_suffix(PARTIAL_SUFFIX)
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -132,7 +133,7 @@ class FileDecisionLog:
                 raise OSError(f"{partial}: no room for a header")
             os.fsync(descriptor)
             partial.rename(path)
-            _fsync_folder(self._folder)
+            sync(self._folder)
         except OSError:
             os.close(descriptor)
             partial.unlink(missing_ok=True)
@@ -164,11 +165,3 @@ class MemoryDecisionLog:
 
     def close(self) -> None:
         """Nothing is left."""
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

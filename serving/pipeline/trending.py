@@ -38,7 +38,8 @@ class Scope(StrEnum):
 
 
 class Votes(NamedTuple):
-    """The votes of one window: (item id, votes), most first, ties by id. `error` as in `Trend`.
+    """The votes of one window: (item id, votes), most first, ties by id. No item's votes are short by more than
+    `error`, and an item that is not among them although it should be has at most `error` votes.
 
     regions   that have votes of their own in the window      regional  those of the one that was asked about, if it has
     """
@@ -58,22 +59,6 @@ class VotedRows(NamedTuple):
     region_votes: int | None
 
 
-class TrendingItem(NamedTuple):
-    """`votes`: subjects that touched the item in the window (one counts twice when the window spans two periods)."""
-
-    item_number: int
-    item_id: str
-    votes: int
-
-
-class Trend(NamedTuple):
-    """The most voted items first; ties by id. No item's votes are short by more than `error`, and an item that is not
-    among them although it should be has at most `error` votes."""
-
-    items: Sequence[TrendingItem]
-    error: int
-
-
 def add_up(tables: Iterable[TrendTable]) -> Votes:
     """The tables of one window as one."""
     votes: dict[str, int] = {}
@@ -83,24 +68,6 @@ def add_up(tables: Iterable[TrendTable]) -> Votes:
         for item_id, count in table.votes.items():
             votes[item_id] = votes.get(item_id, 0) + count
     return Votes(most_votes(votes), error)
-
-
-def trending_items(
-    tables: Iterable[TrendTable], catalogue: Catalogue, *, limit: int, category: str | None = None, now_micros: int
-) -> Trend:
-    """The items with most votes in these tables (those of one window) that this version may show to anybody.
-
-    category   a path such as "A > B": items in it or below it. None: all items
-    limit      at most so many; fewer when fewer were touched
-    """
-    votes = add_up(tables)
-    found: list[TrendingItem] = []
-    for number, count in _rows(votes, catalogue, category):
-        if len(found) >= limit:
-            break
-        if catalogue.refusal(number, now_micros) is None:
-            found.append(TrendingItem(number, catalogue.item_id(number), count))
-    return Trend(found, votes.error)
 
 
 def trending_slate(

@@ -19,7 +19,7 @@ from feature_repo.contracts.trend_record import (
 )
 from serving.adapters.trends import MemoryTrendStore, RedisTrendStore, TrendStore
 from serving.pipeline.catalogue import Catalogue
-from serving.pipeline.trending import Trend, TrendingItem, is_within, trending_items
+from serving.pipeline.trending import Scope, Votes, add_up, is_within, voted_rows
 from serving.speed.trends import Stand, VoteChange, stand_of, vote_changes
 from tests.serving_builders import Shop
 
@@ -139,24 +139,25 @@ def test_a_vote_leaves_the_region_to_which_it_went() -> None:
     ]  # fmt: skip
 
 
-def test_trending_is_the_sum_of_the_tables_for_all_or_one_category(catalogue: Catalogue) -> None:
+def test_what_an_answer_looks_at_is_the_sum_of_the_tables_for_all_or_one_category(catalogue: Catalogue) -> None:
+    """In stock or not: that is asked when a list is made."""
     tables = [
         TrendTable(1, 5, {"mug": 2, "sofa": 90, "unknown": 80, "cup": 4}, lost=3),
         TrendTable(1, 6, {"mug": 2, "lamp": 7, "soap": 1, "bare": 4}, lost=1),
     ]
+    votes = add_up(tables)
 
-    def trending(limit: int = 9, category: str | None = None) -> tuple[list[tuple[str, int]], int]:
-        found = trending_items(tables, catalogue, limit=limit, category=category, now_micros=NOON * SECOND)
-        return [(item.item_id, item.votes) for item in found.items], found.error
+    def voted(category: str | None = None) -> list[tuple[str, int]]:
+        found = voted_rows(votes, catalogue, category, None)
+        assert (found.scope, found.region_votes) == (Scope.ALL, None)
+        return [(catalogue.item_id(number), count) for number, count in found.rows]
 
-    assert trending() == ([("lamp", 7), ("bare", 4), ("cup", 4), ("mug", 4), ("soap", 1)], 4)
-    assert trending(limit=2) == ([("lamp", 7), ("bare", 4)], 4)
-    assert trending(category="Home") == ([("lamp", 7), ("cup", 4), ("mug", 4)], 4)
-    assert trending(category="Home > Kitchen", limit=1) == ([("cup", 4)], 4)
-    assert trending(category="Garden") == ([], 4)
-    assert trending_items([], catalogue, limit=3, now_micros=0) == Trend([], 0)
-    first = trending_items(tables, catalogue, limit=1, now_micros=0).items
-    assert first == [TrendingItem(SHOP.numbers["lamp"], "lamp", 7)]
+    assert votes.error == 4
+    assert voted() == [("sofa", 90), ("lamp", 7), ("bare", 4), ("cup", 4), ("mug", 4), ("soap", 1)]
+    assert voted("Home") == [("sofa", 90), ("lamp", 7), ("cup", 4), ("mug", 4)]
+    assert voted("Home > Kitchen") == [("cup", 4), ("mug", 4)]
+    assert voted("Garden") == []
+    assert add_up([]) == Votes([], 0)
     assert not is_within(None, "Home")
 
 
