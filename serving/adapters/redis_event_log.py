@@ -1,8 +1,9 @@
 """The event log in Redis role `log`. It runs with `appendfsync always`: its reply means that the entries are on disk.
 
 Group commit: what all requests of one turn of the event loop want written goes out as one write, with one MULTI per
-partition, and meets one fsync. While writes are under way the next group gathers, so groups grow with the load. What
-waits or is under way is bounded: beyond that a request is refused at once, and nothing of it was written.
+partition, and meets one fsync. While writes are under way the next group gathers, and where requests keep coming it
+does so for a moment after each write (`gathering`), so groups grow with the load. What waits or is under way is
+bounded: beyond that a request is refused at once, and nothing of it was written.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from serving.adapters.event_log import (
     QuarantinedEvent,
     Waiter,
 )
+from serving.adapters.gathering import PAUSE_SECONDS, Gathering
 from serving.adapters.log_writes import GroupPacker, WriteRequest, Written
 from serving.adapters.redis_pipe import RedisPipe, Replies, open_pipe
 
@@ -61,6 +63,9 @@ class RedisEventLog:
         self._queued_events = 0
         self._queued_bytes = 0
         self._waiting: deque[WriteRequest] = deque()
+        self._waiting_events = 0
+        self._gathering = Gathering()
+        self._pausing: asyncio.TimerHandle | None = None
         self._writers: set[asyncio.Future[Any]] = set()
         self._is_scheduled = False
         self._pipe: RedisPipe | None = None
@@ -115,8 +120,14 @@ class RedisEventLog:
         self._queued_events += event_count
         self._queued_bytes += byte_count
         self._waiting.append(request)
+        self._waiting_events += event_count
+        goes_on = self._gathering.come(self._waiting_events)
         if not self._is_scheduled:
             self._schedule()
+        elif self._pausing is not None and not goes_on:
+            self._pausing.cancel()
+            self._pausing = None
+            asyncio.get_running_loop().call_soon(self._start_write)
 
     def _full(self) -> str:
         return (
@@ -125,19 +136,28 @@ class RedisEventLog:
         )
 
     def _schedule(self) -> None:
-        """Write at the end of this turn of the loop, so that every request of the turn is in the group."""
+        """Write at the end of this turn of the loop, so that every request of the turn is in the group, or after a
+        pause."""
         if not self._is_scheduled and self._waiting and len(self._writers) < MAX_WRITES_UNDER_WAY:
             self._is_scheduled = True
-            asyncio.get_running_loop().call_soon(self._start_write)
+            loop = asyncio.get_running_loop()
+            left = self._gathering.left(self._waiting_events)
+            if left > 0:
+                self._gathering.wait()
+                self._pausing = loop.call_later(left, self._start_write)
+            else:
+                loop.call_soon(self._start_write)
 
     def _start_write(self) -> None:
-        self._is_scheduled = False
+        self._is_scheduled, self._pausing = False, None
         group: list[WriteRequest] = []
         count = 0
         while self._waiting and (not group or count + self._waiting[0].event_count <= MAX_GROUP_EVENTS):
             group.append(self._waiting.popleft())
             count += group[-1].event_count
+        self._waiting_events -= count
         if group:
+            self._gathering.write()
             if self._pipe is not None and self._pipe.is_open:
                 self._send(self._pipe, group)  # in this turn: every turn more is one batch of requests to wait for
             else:
@@ -196,7 +216,8 @@ class RedisEventLog:
         else:
             written.settle(done.result())
             self._writers.discard(done)
-            self._start_write()  # Redis works on the next group while this one is answered
+            if self._pausing is None and self._waiting and self._gathering.left(self._waiting_events) <= 0:
+                self._start_write()  # Redis works on the next group while this one is answered
             self._answer(group)
         self._on_written(done)
 
@@ -225,6 +246,7 @@ class RedisEventLog:
             pipe.close(why)
         refused = [*group, *self._waiting]
         self._waiting.clear()
+        self._waiting_events = 0
         for request in refused:
             request.error = DependencyError(f"the event log does not answer: {why}")
         self._answer(refused)
@@ -239,7 +261,10 @@ class RedisEventLog:
         return self._pipe
 
     async def close(self) -> None:
-        while self._writers:
-            await asyncio.wait(list(self._writers))
+        while self._writers or self._waiting:
+            if self._writers:
+                await asyncio.wait(list(self._writers))
+            else:
+                await asyncio.sleep(PAUSE_SECONDS)
         if self._pipe is not None:
             self._pipe.close()

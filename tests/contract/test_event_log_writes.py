@@ -13,7 +13,7 @@ import redis
 from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.keys import more_events_key, partition_of, quarantine_stream_key, stream_key
 from feature_repo.contracts.stream_entry import split_entry
-from serving.adapters import log_writes, redis_event_log
+from serving.adapters import gathering, log_writes, redis_event_log
 from serving.adapters.event_log import LogEntry, OverloadedError, QuarantinedEvent
 from serving.adapters.redis_event_log import RedisEventLog
 
@@ -105,6 +105,43 @@ class TestGroups:
         assert answers == [[True] * 7, [False, True], [True]]
         assert stream == [*(f"n-e{n}" for n in range(7)), "n-e6", "n-x", "n-y"]  # in the order of arrival
         assert done["multi"] == 4  # 3 + 3 + 1 of the first group, 3 of the second
+
+    async def test_who_comes_soon_after_a_write_waits_for_others(
+        self, log: RedisEventLog, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(gathering, "PAUSE_SECONDS", 0.2)
+        with redis.Redis.from_url(redis_url) as client:
+            await log.append([entry(f"first{number}") for number in range(40)])
+            client.config_resetstat()
+            waiting = []
+            for number in range(5):  # all within one pause
+                waiting.append(asyncio.create_task(log.append([entry(f"e{number}")])))
+                await asyncio.sleep(0.01)
+            assert calls(client).get("multi", 0) == 0
+            assert await gathered(*waiting) == [[True]] * 5
+            assert calls(client)["multi"] == 1
+
+    async def test_enough_events_end_the_wait(self, log: RedisEventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(gathering, "PAUSE_SECONDS", 10.0)
+        await log.append([entry("first")])
+        waiting = [asyncio.create_task(log.append([entry("a")]))]
+        await asyncio.sleep(0.02)
+        assert not waiting[0].done()
+        waiting.append(asyncio.create_task(log.append([entry(f"e{number}") for number in range(31)])))
+        began = time.perf_counter()
+        assert await gathered(*waiting) == [[True], [True] * 31]
+        assert time.perf_counter() - began < 5
+
+    async def test_what_waits_is_written_before_the_log_is_closed(
+        self, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(gathering, "PAUSE_SECONDS", 0.1)
+        log = RedisEventLog(redis_url, tenant=TENANT, timeout_seconds=2)
+        await log.append([entry("first")])
+        waiting = asyncio.create_task(log.append([entry("a")]))
+        await asyncio.sleep(0)
+        await log.close()
+        assert await asyncio.wait_for(waiting, 0.02) == [True]
 
     async def test_a_client_that_has_gone_leaves_the_others_alone(self, log: RedisEventLog) -> None:
         gone, stays = asyncio.create_task(log.append([entry("a")])), asyncio.create_task(log.append([entry("b")]))
