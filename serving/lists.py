@@ -8,13 +8,15 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from feature_repo.contracts.errors import DependencyError
+from feature_repo.contracts.packing import Source
 from feature_repo.contracts.publication import PURCHASES_PART
 from feature_repo.contracts.purchase_record import Purchase
 from serving.adapters.purchases import PurchaseStore, read_purchases
 from serving.adapters.trend_board import TrendBoard
 from serving.pipeline.cart import cart_contents
 from serving.pipeline.consent import as_allowed
-from serving.pipeline.new_items import new_slate
+from serving.pipeline.list_inputs import INTERESTS, KNOWN, TREND, marks_of, record_of, trend_inputs
+from serving.pipeline.new_items import asked_interests, new_slate
 from serving.pipeline.own_items import buy_again_slate, continue_slate
 from serving.pipeline.rank_given import UNKNOWN_ITEM, rank_given
 from serving.pipeline.similar import bought_together, similar_items
@@ -82,7 +84,7 @@ class Lists:
                 votes, stale = await self._board.votes(wanted.window, request.region)
                 return self._trending(wanted, asker, request, votes, stale)
             case "buy_again":
-                return await self._buy_again(asker, request)
+                return await self.buy_again(asker, request, now_micros=self._wall_micros())
         if asks_ranker(request):
             slate, degraded, reads = await self._recommender.ranked_slate(asker, request)
             return Built(slate, degraded, reads=reads)
@@ -107,12 +109,10 @@ class Lists:
             case "bought_together":
                 return self._bought_together(wanted, asker, request, now)
             case "new":
-                slate = new_slate(
-                    request, asker.person, catalogue, self._tuning, max_age_days=wanted.max_age_days, now_micros=now
-                )
-                return Built(slate, inputs={"max_age_days": wanted.max_age_days})
+                return self._new(wanted, asker, request, now)
             case "continue":
-                return Built(continue_slate(request, asker.person, catalogue, self._tuning, now_micros=now))
+                slate = continue_slate(request, asker.person, catalogue, self._tuning, now_micros=now)
+                return Built(slate, inputs={KNOWN: record_of(asker.person.session)})
             case "rank":
                 return self._rank(wanted, asker, request, now)
         return Built(self._recommender.slate(asker, request))
@@ -132,8 +132,20 @@ class Lists:
         slate = similar_items(number, request, asker.person, catalogue, self._tuning, now_micros=now)
         return Built(slate, inputs={"item_id": item_id})
 
+    def _new(self, wanted: ListQuestion, asker: Asker, request: SlateRequest, now: int) -> Built:
+        interests = asked_interests(request, asker.person, asker.catalogue, now_micros=now)
+        slate = new_slate(
+            request, asker.person, asker.catalogue, self._tuning, max_age_days=wanted.max_age_days, now_micros=now,
+            interests=interests,
+        )  # fmt: skip
+        inputs: dict[str, Any] = {"max_age_days": wanted.max_age_days}
+        if interests:
+            inputs[INTERESTS] = dict(sorted(interests.items()))
+        return Built(slate, inputs={**inputs, KNOWN: marks_of(asker.person.session)})
+
     def _bought_together(self, wanted: ListQuestion, asker: Asker, request: SlateRequest, now: int) -> Built:
-        asked: Sequence[str] = wanted.item_ids or list(cart_contents(as_allowed(request, asker.person).person.session))
+        allowed = as_allowed(request, asker.person)
+        asked: Sequence[str] = wanted.item_ids or list(cart_contents(allowed.person.session))
         numbers = asker.catalogue.numbers
         slate = bought_together(
             [numbers[item_id] for item_id in asked if item_id in numbers],
@@ -146,7 +158,10 @@ class Lists:
         unknown = [item_id for item_id in asked if item_id not in numbers]
         more = {"item_ids": list(asked), "unknown_item_ids": unknown}
         # What we know of somebody's cart is about them: the decision has it only when the request said it.
-        return Built(slate, more=more, inputs={"item_ids": list(wanted.item_ids)})
+        if wanted.item_ids:
+            return Built(slate, more=more, inputs={"item_ids": list(wanted.item_ids)})
+        known = {KNOWN: record_of(asker.person.session)}
+        return Built(replace(slate, personalized=allowed.personalized), more=more, inputs={"item_ids": [], **known})
 
     def _trending(
         self, wanted: ListQuestion, asker: Asker, request: SlateRequest, votes: Votes, stale: str | None
@@ -172,9 +187,17 @@ class Lists:
             "region_votes": voted.region_votes,
             "least_region_votes": None if request.region is None else LEAST_REGION_VOTES,
         }
-        return Built(slate, [stale] if stale else [], {"trend": trend}, {"window": wanted.window})
+        shown = [item.item_number for item in slate.items if item.source is Source.TRENDING]
+        needs_all = request.policy is not None and request.policy.rules.arrange
+        inputs = {
+            "window": wanted.window,
+            TREND: trend_inputs(voted, of_scope.error, shown, needs_all=needs_all),
+            KNOWN: marks_of(asker.person.session),
+        }
+        return Built(slate, [stale] if stale else [], {"trend": trend}, inputs)
 
-    async def _buy_again(self, asker: Asker, request: SlateRequest) -> Built:
+    async def buy_again(self, asker: Asker, request: SlateRequest, *, now_micros: int) -> Built:
+        """What somebody buys again, as of an instant."""
         catalogue = asker.catalogue
         degraded: list[str] = []
         purchases: list[Purchase] = []
@@ -194,8 +217,9 @@ class Lists:
             catalogue,
             self._tuning,
             due_power=float(params.get("due_power", 0.0)),
-            now_micros=self._wall_micros(),
+            now_micros=now_micros,
         )
         if degraded:
             slate = replace(slate, fallback_reason=slate.fallback_reason and degraded[0])
-        return Built(slate, [one for one in degraded if one not in asker.degraded], reads=reads)
+        known = {**record_of(asker.person.session), "purchases": len(purchases)}
+        return Built(slate, [one for one in degraded if one not in asker.degraded], inputs={KNOWN: known}, reads=reads)

@@ -141,6 +141,7 @@ def create_app(
     lists = Lists(recommender, beside.board, beside.purchases, settings.tuning(), wall_micros=wall_micros, timer=timer)
     replays = Replays(
         recommender,
+        lists,
         shelf,
         settings.tuning(),
         tuning_digest=tuning_digest,

@@ -13,23 +13,40 @@ from typing import Any, NamedTuple
 from feature_repo.contracts.errors import DependencyError, NightjarError
 from feature_repo.contracts.packing import FLAG_BOT, SessionEvent, SessionState
 from serving.adapters.shelf import VersionShelf
-from serving.lists import BOUGHT_TOGETHER, NEW, RANK, RECOMMENDATIONS, SIMILAR
+from serving.lists import (
+    BOUGHT_TOGETHER,
+    BUY_AGAIN,
+    CONTINUE,
+    KINDS,
+    NEW,
+    RECOMMENDATIONS,
+    TRENDING,
+    Lists,
+)  # fmt: skip
+from serving.pipeline.cart import cart_contents
 from serving.pipeline.catalogue import FIRST_VERSION, Catalogue
 from serving.pipeline.consent import as_allowed
+from serving.pipeline.list_inputs import INTERESTS, KNOWN, TREND, logged_votes, record_of
 from serving.pipeline.new_items import new_slate
+from serving.pipeline.own_items import continue_slate
 from serving.pipeline.policy import SlatePolicy
 from serving.pipeline.rank_given import rank_given
 from serving.pipeline.rotation import DAY_MICROS
 from serving.pipeline.similar import bought_together, similar_items
+from serving.pipeline.trending import trending_slate
 from serving.pipeline.values import Person, Slate, SlateRequest, Tuning
 from serving.recommender import Asker, Recommender, asks_ranker
+from serving.settled import STORE_DOWN
 
 VERSION_GONE = "version_gone"
+NO_VERSION_THEN = "no_version_then"
 SUBJECT_NOT_LOGGED = "subject_not_logged"
 CONSENT_WITHDRAWN = "consent_withdrawn"
 SESSION_GONE = "session_gone"
 LIST_GONE = "personal_list_gone"
 SETTINGS_CHANGED = "settings_changed"
+RECORD_CHANGED = "record_changed"
+VOTES_NOT_KEPT = "votes_not_kept"
 INPUTS_NOT_KEPT = "inputs_not_kept"
 INPUTS_UNKNOWN = "inputs_unknown"
 LEFT_TO_CHANCE = "left_to_chance"
@@ -38,12 +55,16 @@ STORE_DOWN_NOW = "online_store_unavailable"
 
 WORDS: Mapping[str, str] = {
     VERSION_GONE: "the version that answered is not kept any more",
+    NO_VERSION_THEN: "it was made before the first version, from items and votes as they were then",
     SUBJECT_NOT_LOGGED: "the person did not allow storing, so it is not known to whom this was answered",
     CONSENT_WITHDRAWN: "the person does not allow it any more that what we know of them is used",
     SESSION_GONE: "the events of the session that was used are not kept any more, or others have come among them",
     LIST_GONE: "the person's list in that version is not kept any more",
     SETTINGS_CHANGED: "the session settings are others now",
-    INPUTS_NOT_KEPT: "it depended on what is not kept: votes of that hour, purchases, or a session as it was then",
+    RECORD_CHANGED: "what is kept of the person is not all that was known of them then",
+    VOTES_NOT_KEPT: "it looked at more votes than its decision names, or the decision is from before it named any",
+    INPUTS_NOT_KEPT: "it depended on what its decision does not say: the person or the request allowed no storing, "
+    "or the decision is from before it was said",
     INPUTS_UNKNOWN: "it has inputs that this server does not know",
     LEFT_TO_CHANCE: "a place was left to chance",
     FEATURES_CHANGED: "the features that the ranker read are others now, or cannot be read",
@@ -52,8 +73,11 @@ WORDS: Mapping[str, str] = {
 
 _KNOWN_INPUTS = frozenset(
     {"num_results", "tuning", "personalized", "category", "region", "personalize", "recent_events", "exclude_item_ids",
-     "session", "store", "policy", "item_id", "item_ids", "max_age_days", "window", "page", "place", "ranker"}
+     "session", "store", "policy", "item_id", "item_ids", "max_age_days", "window", "page", "place", "ranker", TREND,
+     INTERESTS, KNOWN}
 )  # fmt: skip
+_OF_PERSON = frozenset({TRENDING, NEW, CONTINUE, BUY_AGAIN})
+"""Lists that use more of a person's record than a session."""
 _SCORE_TOLERANCE = 1e-5
 """Delta keeps scores as 32-bit floats."""
 
@@ -74,6 +98,7 @@ class Replays:
     def __init__(
         self,
         recommender: Recommender,
+        lists: Lists,
         shelf: VersionShelf,
         tuning: Tuning,
         *,
@@ -82,6 +107,7 @@ class Replays:
         timer: Callable[[], int],
     ) -> None:
         self._recommender = recommender
+        self._lists = lists
         self._shelf = shelf
         self._tuning = tuning
         self._tuning_digest = tuning_digest
@@ -94,7 +120,8 @@ class Replays:
             return Replay(None, None, why_not)
         try:
             async with self._shelf.borrowed(decision["version"]) as catalogue:
-                return await self._in_version(decision, catalogue)
+                made = await self._in_version(decision, catalogue)
+                return made if _is_told(decision, made) else Replay(None, None, [INPUTS_NOT_KEPT])
         except NightjarError:
             return Replay(None, None, [VERSION_GONE])
 
@@ -102,10 +129,14 @@ class Replays:
         """What the decision itself says against a replay."""
         inputs, kind = decision["inputs"], decision["kind"]
         personalized = inputs.get("personalized", False)
-        replayable = kind in (RECOMMENDATIONS, RANK, SIMILAR) or (kind == NEW and decision["subject"] is None)
-        replayable = replayable or (kind == BOUGHT_TOGETHER and bool(inputs.get("item_ids")))
         found = []
-        if not replayable or decision["version"] == FIRST_VERSION:
+        if decision["version"] == FIRST_VERSION:
+            found.append(NO_VERSION_THEN)
+        if kind not in KINDS:
+            found.append(INPUTS_UNKNOWN)
+        if kind == TRENDING and logged_votes(inputs.get(TREND)) is None:
+            found.append(VOTES_NOT_KEPT)
+        if personalized and decision["subject"] is not None and _uses_record(decision) and KNOWN not in inputs:
             found.append(INPUTS_NOT_KEPT)
         if not inputs.keys() <= _KNOWN_INPUTS or decision["experiments"] or any(decision["rules"]):
             found.append(INPUTS_UNKNOWN)
@@ -147,12 +178,23 @@ class Replays:
             if found is None:
                 return Replay(None, None, [SESSION_GONE])
             session = found
-            person = replace(person, session=_state_then(person.session, at), unavailable=None)
+            then = _state_then(person.session, at)
+            if not _is_whole(inputs.get(KNOWN, {}), then):
+                return Replay(None, None, [RECORD_CHANGED])
+            # A list of the person's own items takes its sessions from the record; others have one, in the request.
+            kept = replace(then, events=_of_session(decision, then.events) if _is_own(decision) else [])
+            person = replace(person, session=kept, unavailable=None)
         request = replace(asker.request, recent_events=session, policy=_policy_of(decision))
         asker = asker._replace(request=request, person=person)
+        if decision["kind"] == BUY_AGAIN:
+            return await self._buy_again(decision, asker, request, catalogue)
         if decision["kind"] == RECOMMENDATIONS and asks_ranker(request):
             return await self._ranked(decision, asker, request, catalogue)
-        return Replay(self._slate(decision, asker, request, catalogue), catalogue)
+        slate = self._slate(decision, asker, request, catalogue)
+        logged = inputs.get("session")
+        if logged is not None and _is_own(decision) and self._session_digest(slate.session) != logged["digest"]:
+            return Replay(None, None, [SESSION_GONE])
+        return Replay(slate, catalogue)
 
     async def _ranked(
         self, decision: Mapping[str, Any], asker: Asker, request: SlateRequest, catalogue: Catalogue
@@ -168,6 +210,18 @@ class Replays:
             return Replay(None, None, [FEATURES_CHANGED])
         return Replay(slate, catalogue)
 
+    async def _buy_again(
+        self, decision: Mapping[str, Any], asker: Asker, request: SlateRequest, catalogue: Catalogue
+    ) -> Replay:
+        """From the purchases that the version has; when it was made without them, or with others, it is not made."""
+        built = await self._lists.buy_again(asker, request, now_micros=decision["at"])
+        if STORE_DOWN in built.degraded:
+            return Replay(None, None, [STORE_DOWN_NOW])
+        known = decision["inputs"].get(KNOWN)
+        if known is not None and built.inputs[KNOWN]["purchases"] != known["purchases"]:
+            return Replay(None, None, [RECORD_CHANGED])
+        return Replay(built.slate, catalogue)
+
     def _slate(self, decision: Mapping[str, Any], asker: Asker, request: SlateRequest, catalogue: Catalogue) -> Slate:
         inputs, at = decision["inputs"], decision["at"]
         match decision["kind"]:
@@ -175,12 +229,22 @@ class Replays:
                 number = catalogue.numbers.get(inputs["item_id"])
                 return similar_items(number, request, asker.person, catalogue, self._tuning, now_micros=at)
             case "bought_together":
-                asked = [catalogue.numbers[i] for i in inputs["item_ids"] if i in catalogue.numbers]
+                item_ids = inputs["item_ids"] or list(cart_contents(as_allowed(request, asker.person).person.session))
+                asked = [catalogue.numbers[i] for i in item_ids if i in catalogue.numbers]
                 return bought_together(asked, request, asker.person, catalogue, self._tuning, now_micros=at)
             case "new":
                 return new_slate(
-                    request, asker.person, catalogue, self._tuning, max_age_days=inputs["max_age_days"], now_micros=at
+                    request, asker.person, catalogue, self._tuning, max_age_days=inputs["max_age_days"], now_micros=at,
+                    interests=inputs.get(INTERESTS, {}),
                 )  # fmt: skip
+            case "trending":
+                voted = logged_votes(inputs[TREND])
+                assert voted is not None  # or it has a hindrance
+                return trending_slate(
+                    voted, request, asker.person, catalogue, self._tuning, window=inputs["window"], now_micros=at
+                )  # fmt: skip
+            case "continue":
+                return continue_slate(request, asker.person, catalogue, self._tuning, now_micros=at)
             case "rank":
                 return rank_given(
                     inputs["item_ids"], request, asker.person, catalogue, self._tuning, now_micros=at,
@@ -193,8 +257,10 @@ class Replays:
         inputs = decision["inputs"]
         brought = [SessionEvent(micros, kind, 0, item_id) for micros, kind, item_id in inputs.get("recent_events", ())]
         logged = inputs.get("session")
+        if _is_own(decision):
+            return brought
         if logged is None:
-            return brought if not brought else None
+            return brought if not brought or decision["kind"] != RECOMMENDATIONS else None
         stored = [event for event in state.events if event.micros <= logged["newest"]]
         if decision["session"] is not None:
             stored = [event for event in stored if f"{event.session_hash:016x}" == decision["session"]]
@@ -204,6 +270,34 @@ class Replays:
         kept = stored[len(stored) - count :] if 0 < count <= len(stored) else []
         session = sorted([*kept, *brought], key=lambda event: event.micros)
         return session if self._session_digest(session) == logged["digest"] else None
+
+
+def _uses_record(decision: Mapping[str, Any]) -> bool:
+    return decision["kind"] in _OF_PERSON or _is_own(decision)
+
+
+def _is_own(decision: Mapping[str, Any]) -> bool:
+    """Whether a list is made of the person's own items: what they began, bought, or have in the cart."""
+    kind = decision["kind"]
+    return kind in (CONTINUE, BUY_AGAIN) or (kind == BOUGHT_TOGETHER and not decision["inputs"].get("item_ids"))
+
+
+def _of_session(decision: Mapping[str, Any], events: list[SessionEvent]) -> list[SessionEvent]:
+    """Those of the session that was asked for, where it had any; else all."""
+    asked = decision["session"]
+    return [event for event in events if f"{event.session_hash:016x}" == asked] or events
+
+
+def _is_whole(known: Mapping[str, int], then: SessionState) -> bool:
+    """Whether as much of a record is there as the decision says there was."""
+    return all(count == known[name] for name, count in record_of(then).items() if name in known)
+
+
+def _is_told(decision: Mapping[str, Any], made: Replay) -> bool:
+    """False for another slate than the decided one where the decision does not say what was to be left out of it."""
+    if made.slate is None or made.catalogue is None or decision["inputs"].get("store") is not False:
+        return True
+    return not differences(decision, made.slate, made.catalogue, now_micros=decision["at"])
 
 
 def differences(decision: Mapping[str, Any], slate: Slate, catalogue: Catalogue, *, now_micros: int) -> list[Any]:
@@ -232,10 +326,10 @@ def _policy_of(decision: Mapping[str, Any]) -> SlatePolicy | None:
 
 
 def _state_then(state: SessionState, at: int) -> SessionState:
-    """What was known at that instant, but for the session itself: marks that came later had not been made."""
+    """What was known at that instant: events and marks that came later had not been made."""
     return replace(
         state,
-        events=[],
+        events=[event for event in state.events if event.micros <= at],
         bought=[mark for mark in state.bought if mark.micros <= at],
         dismissed=[mark for mark in state.dismissed if mark.micros <= at],
         cart=[change for change in state.cart if change.micros <= at],

@@ -14,6 +14,7 @@ from feature_repo.contracts.packing import SessionEvent, session_hash
 from serving.adapters.json_bytes import encode_json
 from serving.native import parts
 from serving.pipeline.catalogue import Catalogue
+from serving.pipeline.list_inputs import ABOUT_PERSON
 from serving.pipeline.values import SlateItem, SlateRequest, Tuning
 from serving.recommender import Answer
 
@@ -51,8 +52,8 @@ def recommendation_decision(
     kind: str = RECOMMENDATIONS,
     more: Mapping[str, Any] = MappingProxyType({}),
 ) -> bytes:
-    """The payload of an answer; `more`: further inputs, about no person. When `may_store` is false nothing in it is
-    about a person: no subject, no session, no events, no exclusions."""
+    """The payload of an answer; `more`: further inputs, about a person only where `list_inputs` says so. When
+    `may_store` is false nothing in it is about a person: no subject, no session, no events, no exclusions."""
     slate = answer.slate
     subject = hashed = None
     inputs: dict[str, Any] = {"num_results": request.num_results, "tuning": tuning, "personalized": slate.personalized}
@@ -85,7 +86,8 @@ def recommendation_decision(
     else:
         inputs["store"] = False
     if more:
-        inputs |= more
+        knows_whom = subject is not None and slate.personalized
+        inputs |= more if knows_whom else {name: value for name, value in more.items() if name not in ABOUT_PERSON}
     if parts.writing is not None:
         written: bytes | None = parts.writing.decision(
             slate.items, answer.catalogue, recommendation_id, kind, placement, subject, hashed, slate.fallback_level,

@@ -21,4 +21,5 @@ cdef Py_ssize_t shelve_fresh(
 cdef dict interests_of(
     Record record, const uint8_t* packed, Py_ssize_t own, object segment, object catalogue, int64_t now_micros
 )
+cdef dict named_interests(dict interests, object catalogue)
 cdef double interest(Shelves shelves, int32_t category, dict interests) except -1

@@ -170,6 +170,15 @@ cdef dict interests_of(
     return shares
 
 
+cdef dict named_interests(dict interests, object catalogue):
+    """`interests_of` by the names of the prefixes, as the twin has them."""
+    cdef dict remembered = catalogue.remember("native"), prefixes = shelves_of(catalogue).prefixes
+    cdef list names = remembered.get("prefixes")
+    if names is None or len(names) < len(prefixes):
+        names = remembered["prefixes"] = list(prefixes)  # numbered as they came
+    return {names[prefix]: share for prefix, share in interests.items()}
+
+
 cdef list _looked_at(Record record, Shelves shelves, object catalogue, int64_t now_micros):
     """`category_interests`: (category, share), most first."""
     cdef const Sections* told = &record.told

@@ -38,6 +38,7 @@ cdef class PageWork:
     cdef list numbers      # theirs
     cdef Placed placed     # the place that is being made
     cdef object asked      # its `Place`
+    cdef tuple voted       # what trends, of the place that is being made
     cdef str answer_id, placement, level
     cdef object why_not
     cdef list scores

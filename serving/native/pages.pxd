@@ -22,6 +22,8 @@ cdef class Page(PageWork):
     cdef int shelve_trending(self, object votes) except -1
     cdef int shelve_new(self) except -1
     cdef int shelve_continued(self) except -1
+    cdef bytes known(self, bint is_whole)
+    cdef bytes trend(self)
     cdef int top_up(self, Shelving shelf, object category, object region, double* ceiling, dict said) except -1
     cdef int put_shelved(self, Shelving shelf, dict said, str own, object why_not, bytes more) except -1
     cdef dict counts_of(self, Shelving shelf)

@@ -16,7 +16,7 @@ from serving.native.begun cimport begun_words, find_begun
 from serving.native.chances cimport day_seed
 from serving.native.columns cimport Columns, PopularRows, columns_of, popular_rows
 from serving.native.filters cimport filters_of
-from serving.native.fresh cimport interest, interests_of, shelve_fresh
+from serving.native.fresh cimport interest, interests_of, named_interests, shelve_fresh
 from serving.native.order cimport Room
 from serving.native.page_work cimport PageWork, in_words
 from serving.native.pieces cimport Written, put_item, reason_text
@@ -37,6 +37,7 @@ from serving.native.columns import Declined
 from serving.pipeline.catalogue import MAX_REMEMBERED
 from serving.pipeline.filters import SlateFilter
 from serving.pipeline.item_filters import category_lists
+from serving.pipeline.list_inputs import trend_inputs
 from serving.pipeline.list_slate import NOTHING_ELIGIBLE, because_of
 from serving.pipeline.new_items import new_in_words, older_rows
 from serving.pipeline.rotation import DAY_MICROS
@@ -292,9 +293,11 @@ cdef class Page(PageWork):
         cdef Shelving shelf = self.shelving()
         try:
             self.exclude_marks(shelf)
-            said[_TRENDING] = in_words(trending_words(window, request.region if found[1] else None))
+            is_regional = (<object>found[1]).scope is Scope.REGION
+            said[_TRENDING] = in_words(trending_words(window, request.region if is_regional else None))
             self.rung("trending", shelf.climb_popular(rows, _TRENDING, &ceiling))
             self.top_up(shelf, request.category, request.region, &ceiling, said)
+            self.voted = found
             return self.put_shelved(shelf, said, "trending", None, b',"window":' + _dumps(window))
         finally:
             give_back(shelf.work)
@@ -304,7 +307,7 @@ cdef class Page(PageWork):
         cdef object request = self.request, category = request.category, catalogue = self.catalogue
         cdef double max_age_days = (<tuple>self.asked)[5]
         cdef double ceiling = 1.0, oldest = <double>catalogue.as_of_micros - max_age_days * <double>_DAY_MICROS
-        cdef dict said = {}, interests
+        cdef dict said = {}, interests = {}
         cdef Shelving shelf = self.shelving()
         try:
             self.exclude_marks(shelf)
@@ -321,7 +324,10 @@ cdef class Page(PageWork):
                         shelf.climb(older, _NEW, False, &ceiling)
                     self.rung("older", shelf.count - <Py_ssize_t>before)
             self.top_up(shelf, category, request.region, &ceiling, said)
-            return self.put_shelved(shelf, said, "new", None, b',"max_age_days":' + _dumps((<tuple>self.asked)[5]))
+            more = b',"max_age_days":' + _dumps((<tuple>self.asked)[5])
+            if interests and self.may_store and self.subject is not None:
+                more += b',"interests":' + _dumps(dict(sorted(named_interests(interests, catalogue).items())))
+            return self.put_shelved(shelf, said, "new", None, more + self.known(False))
         finally:
             give_back(shelf.work)
 
@@ -351,9 +357,21 @@ cdef class Page(PageWork):
                 why_not = "no_user"
             elif not count:
                 why_not = "nothing_begun"
-            return self.put_shelved(shelf, {}, "continue", why_not, b"")
+            return self.put_shelved(shelf, {}, "continue", why_not, self.known(True))
         finally:
             give_back(shelf.work)
+
+    cdef bytes known(self, bint is_whole):
+        """`list_inputs.marks_of`, or `record_of`, as a decision has it."""
+        cdef Py_ssize_t bought = 0, dismissed = 0, events = 0, cart = 0
+        if not self.may_store or self.subject is None:
+            return b""
+        if self.record is not None:
+            bought, dismissed = self.record.told.bought, self.record.told.dismissed
+            events, cart = self.record.told.events, self.record.told.cart
+        if is_whole:
+            return b',"known":{"bought":%d,"dismissed":%d,"events":%d,"cart":%d}' % (bought, dismissed, events, cart)
+        return b',"known":{"bought":%d,"dismissed":%d}' % (bought, dismissed)
 
     cdef int top_up(self, Shelving shelf, object category, object region, double* ceiling, dict said) except -1:
         """`popular_rungs`, as far as there is room."""
@@ -409,7 +427,18 @@ cdef class Page(PageWork):
             self.content.put_bytes(because)
             self.content.put(written.text + written.head, written.size - written.head)
         self.placed.count = count
+        if own == "trending":
+            more += self.trend() + self.known(False)
         return self.close_place(None, None, filtered, more)
+
+    cdef bytes trend(self):
+        """`list_inputs.trend_inputs`, as a decision has it."""
+        cdef Py_ssize_t at
+        cdef list shown = []
+        for at in range(self.placed.count):
+            if self.placed.sources[at] == _TRENDING:
+                shown.append(self.placed.numbers[at])
+        return b',"trend":' + _dumps(trend_inputs(self.voted[1], self.voted[2], shown, needs_all=False))
 
     cdef dict counts_of(self, Shelving shelf):
         """Filter -> how many of the items it took out, by name."""
@@ -444,7 +473,8 @@ def _best_first(row):
 
 
 cdef tuple _trend_rows(object votes, object catalogue, object window, object category, object region):
-    """The rows of `trending_slate`, and whether they are the region's own; worked out once for each reading of votes."""
+    """The rows of `trending_slate`, as they are and as `voted_rows` has them, and the error of their votes; worked out
+    once for each reading of votes."""
     cdef dict remembered = catalogue.remember("native trends"), of_votes
     cdef tuple key = (category, region), place
     if votes is None:
@@ -461,5 +491,6 @@ cdef tuple _trend_rows(object votes, object catalogue, object window, object cat
         if len(of_votes) >= _MOST_TRENDS:
             of_votes.clear()
         voted = voted_rows(votes, catalogue, category, region)
-        rows = of_votes[key] = (PopularRows(voted.rows), voted.scope is Scope.REGION)
+        error = votes.regional.error if voted.scope is Scope.REGION else votes.error
+        rows = of_votes[key] = (PopularRows(voted.rows), voted, error)
     return rows

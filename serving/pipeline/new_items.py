@@ -36,6 +36,7 @@ def new_slate(
     *,
     max_age_days: float,
     now_micros: int,
+    interests: Mapping[str, float] | None = None,
 ) -> Slate:
     """Items by `created_at`, at most `max_age_days` older than the end of the version's data; then older ones.
 
@@ -43,13 +44,13 @@ def new_slate(
     consent, or of nobody, it is 0, and the newest come first. Ties by item id. Age is counted back from the version's
     as_of: no item of it can be newer. With a category in the request, only items in it or below it. What the person
     bought or dismissed leaves. Topped up with what is popular. fallback_level is `new`, or the first rung that had
-    something (`older`: the newest of those that are older).
+    something (`older`: the newest of those that are older). `interests`: those of `asked_interests`, where they are
+    known already.
     """
+    if interests is None:
+        interests = asked_interests(request, person, catalogue, now_micros=now_micros)
     allowed = as_allowed(request, person)
     request, person, personalized, _ = allowed
-    # what a person looks at decides about items that say when they were made; where none does, nobody has to know
-    asks_interests = personalized and bool(catalogue.newest)
-    interests = interests_of(person, catalogue, now_micros=now_micros) if asks_interests else {}
     words = popular_words(request.category, request.region)
 
     def tell(number: int, source: Source) -> tuple[Reason, ...]:
@@ -68,6 +69,16 @@ def new_slate(
         personalized=personalized,
         whole=request.explain,
     )
+
+
+def asked_interests(
+    request: SlateRequest, person: Person, catalogue: Catalogue, *, now_micros: int
+) -> Mapping[str, float]:
+    """The interests that `new_slate` goes by. What a person looks at decides about items that say when they were made;
+    where none does, nobody has to know."""
+    allowed = as_allowed(request, person)
+    asks = allowed.personalized and bool(catalogue.newest)
+    return interests_of(allowed.person, catalogue, now_micros=now_micros) if asks else {}
 
 
 def new_in_words(number: int, catalogue: Catalogue, *, is_liked: bool) -> str:

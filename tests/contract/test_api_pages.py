@@ -193,10 +193,8 @@ class TestDecisions:
         api.remember(events=[event("mug", 60)])
         personal = await api.post("/v1/recommendations", user_id="u1", session_id="s1", num_results=2)
         unnamed = await api.post("/v1/recommendations", user_id="u1", num_results=2, consent={"store": False})
-        trend = await api.post("/v1/trending", num_results=2)
         assert (await self.replayed(api, personal))["is_same"] is True
         assert (await self.replayed(api, unnamed))["why_not"] == ["subject_not_logged"]
-        assert (await self.replayed(api, trend))["why_not"] == ["inputs_not_kept"]
         api.remember(events=[event("hoe", 60)])
         assert (await self.replayed(api, personal))["why_not"] == ["session_gone"]
         api.remember(events=[event("mug", 60)], flags=FLAG_PERSONALIZE_DENIED)

@@ -256,7 +256,7 @@ async def test_decisions_say_that_no_version_made_them(shop: NewShop) -> None:
     )
     assert (said["items"], said["propensities"]) == (["pot", "tin"], [1.0, 1.0])
     replay = await shop.api.get(f"/v1/decisions/{answer['recommendation_id']}")
-    assert replay.json()["replay"]["why_not"] == ["inputs_not_kept"]
+    assert replay.json()["replay"]["why_not"] == ["no_version_then"]
     await shop.ask(user_id="ann", consent={"store": False})
     assert read_decision(shop.decisions.payloads[-1])["subject"] is None
 
