@@ -8,6 +8,7 @@ from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
 
 from feature_repo.contracts.errors import DependencyError
+from spark_jobs.engine import is_this_machine
 
 _REQUIRED = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
@@ -37,7 +38,17 @@ def get_session(app_name: str) -> SparkSession:
 def runs_here() -> bool:
     """Whether this process was submitted to Spark on this machine alone (`local`, `local[*]`, `local[2]`): then threads
     of this process can do what executors would, and no session has to be started to find that out."""
-    if "PYSPARK_GATEWAY_PORT" not in os.environ:  # not submitted: a gateway would be another Java
-        return False
-    master = launch_gateway().jvm.java.lang.System.getProperty("spark.master") or ""
-    return bool(master == "local" or master.startswith("local["))
+    return is_this_machine(_submitted_to())
+
+
+def runs_on_cluster() -> bool:
+    """Whether this process was submitted to a cluster: then it is a driver (`spark_jobs.engine`)."""
+    master = _submitted_to()
+    return master is not None and not is_this_machine(master)
+
+
+def _submitted_to() -> str | None:
+    """The master; None when this process was not submitted: a gateway would be another Java."""
+    if "PYSPARK_GATEWAY_PORT" not in os.environ:
+        return None
+    return launch_gateway().jvm.java.lang.System.getProperty("spark.master") or None

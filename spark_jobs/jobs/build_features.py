@@ -22,6 +22,7 @@ from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.run import FEATURES_FILE, Run
 from feature_repo.contracts.times import start_of_day
+from spark_jobs.engine import is_cluster
 from spark_jobs.io.catalogue import in_run, read_items, read_users
 from spark_jobs.io.delta import frame_of, overwrite_partitions, read_table, side_by_side
 from spark_jobs.io.light_delta import days_by_row_count
@@ -74,9 +75,12 @@ def build_features(spark: SparkSession, environment: Environment, run: Run) -> d
 def past_in_memory(
     spark: SparkSession, environment: Environment, as_of: date, versions: Mapping[str, int] | None
 ) -> PastEvents | None:
-    """silver.events before `as_of`; None when they are too many for one process: then Spark counts them."""
+    """silver.events before `as_of`; None on a cluster, or when they are too many for one process: then Spark counts
+    them."""
     version = (versions or {}).get("silver.events")
-    return read_past(spark, environment, as_of, version) if fits_in_memory(environment, as_of, version) else None
+    if is_cluster(spark) or not fits_in_memory(environment, as_of, version):
+        return None
+    return read_past(spark, environment, as_of, version)
 
 
 def append_item_ids(

@@ -30,6 +30,7 @@ from feature_repo.contracts.errors import ContractError, DataError
 from feature_repo.contracts.run import QUALITY_FILE, QUALITY_PAGE, REFINE_FILE, Run
 from feature_repo.contracts.sequences import NOT_LEARNED_FROM
 from feature_repo.contracts.tables import table
+from spark_jobs.engine import is_cluster
 from spark_jobs.io import tracking
 from spark_jobs.io.catalogue import in_run, read_items, read_users
 from spark_jobs.io.delta import frame_of, note_on_table, overwrite_partitions, read_table, side_by_side, spark_schema
@@ -160,7 +161,8 @@ def _refine(
     denying = users_denying(users, "store")
     apart = kept = None
     if by_exceptions:
-        apart = sorted_apart(environment, run) if fits_in_memory(environment, run) else None
+        in_memory = not is_cluster(spark) and fits_in_memory(environment, run)
+        apart = sorted_apart(environment, run) if in_memory else None
         if apart is None:
             sorted_out = by_exception(deliveries, denying)
         else:
@@ -342,7 +344,10 @@ def _narrow(
 
 
 def _local(*frames: DataFrame) -> DataFrame:
-    """Their rows, computed once and kept by the driver: for a few rows that many queries join."""
+    """Their rows, computed once and kept by the driver, of a cluster by executors: for a few rows that many queries
+    join."""
+    if is_cluster(frames[0].sparkSession):
+        return computed(reduce(lambda some, more: some.unionByName(more), frames))
     rows = [row for frame in frames for row in frame.collect()]
     return frames[0].sparkSession.createDataFrame(rows, frames[0].schema)
 
