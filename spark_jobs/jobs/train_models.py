@@ -27,6 +27,7 @@ are never judged or published themselves.
 
 The champion's recipe is trained beside them when it is none of tonight's: the gate compares recipes on one split. Too
 little data for a test is no error: models are trained, the evaluation says why it is empty, and the gate goes on.
+On a cluster one task of an executor does all of this, and the driver hears names and digests (`spark_jobs.engine`).
 Everything is a function of the data, the recipes and the seeds in them: run again, it makes the same tables.
 """
 
@@ -53,6 +54,7 @@ from feature_repo.contracts.errors import nearest
 from feature_repo.contracts.run import EVALUATION_FILE, MODELS_FOLDER, USER_METRICS_FILE, Run
 from feature_repo.contracts.tables import table_path
 from feature_repo.contracts.times import format_timestamp, from_micros
+from spark_jobs.engine import on_executor
 from spark_jobs.evaluation.contestants import (
     choose_contestants,
     why_no_categories,
@@ -88,6 +90,7 @@ from spark_jobs.io.item_content import load_content
 from spark_jobs.io.light_delta import version as light_version
 from spark_jobs.io.light_tables import replace_rows
 from spark_jobs.io.run_store import folder_of, write_report
+from spark_jobs.jobs import executor_work
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.jobs.resources import measured
 from spark_jobs.jobs.trained_answers import TrainedAnswers
@@ -105,10 +108,10 @@ from spark_jobs.models.factory import Fitted, fit, newest_learned
 from spark_jobs.models.matrix import numbered_interactions
 from spark_jobs.models.night_models import check_models, measure_sizes, plan_models
 from spark_jobs.models.ranker import RANKER
-from spark_jobs.models.recipe_choice import read_choice
+from spark_jobs.models.recipe_choice import RecipeChoice, read_choice
 from spark_jobs.models.recipes import is_fitted_by_spark, recipe_id
 from spark_jobs.models.training_data import TrainingData
-from spark_jobs.session import get_session
+from spark_jobs.session import get_session, runs_on_cluster
 
 REGION = "region"
 IN_A_SESSION = "in a session"
@@ -129,12 +132,29 @@ class TrainOptions:
 
 
 def main(environment: Environment, run: Run) -> None:
-    """Entry point of the process."""
+    """Entry point of the process. On a cluster an executor does the job, but where Spark itself fits a recipe."""
     try:
-        train_models(environment, run)
+        if runs_on_cluster() and not asks_spark(environment, run):
+            for one in on_executor(get_session("train_models"), partial(executor_work.train, environment, run)):
+                print(f"{one.name}: {one.file_bytes:,} bytes, manifest {one.manifest_sha256[:12]}", flush=True)
+        else:
+            train_models(environment, run)
     finally:
         if (spark := SparkSession.getActiveSession()) is not None:
             spark.stop()
+
+
+def asks_spark(environment: Environment, run: Run) -> bool:
+    """Whether a recipe of tonight may be fitted by Spark (als on mllib), which a task of an executor cannot ask."""
+    live = registry.champion(environment, before=run.as_of)
+    choice = _applied(run)
+    recipes = [*(choice.recipes.values() if choice is not None else ()), *([live.recipe] if live is not None else ())]
+    return read_parameters(TrainOptions, run.params).als_engine == "mllib" or any(map(is_fitted_by_spark, recipes))
+
+
+def _applied(run: Run) -> RecipeChoice | None:
+    applied = run.params.get("recipes")
+    return read_choice(applied) if isinstance(applied, Mapping) else None
 
 
 def train_models(environment: Environment, run: Run) -> dict[str, Any]:
@@ -142,8 +162,7 @@ def train_models(environment: Environment, run: Run) -> dict[str, Any]:
     to start a session takes longer than to write what it would write."""
     options = read_parameters(TrainOptions, run.params)
     check_models(options.models)
-    applied = run.params.get("recipes")
-    choice = read_choice(applied) if isinstance(applied, Mapping) else None
+    choice = _applied(run)
     policy = seen_policy(run.params)
     live = registry.champion(environment, before=run.as_of)
 

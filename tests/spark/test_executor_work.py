@@ -1,0 +1,83 @@
+"""The jobs as a cluster does them: an executor does the work, the driver gets a summary and never touches the rows.
+
+The executors of the tests' session are processes of their own, as those of a cluster are: what is forbidden here is
+not forbidden there.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NoReturn
+
+import pytest
+from pyspark.sql import SparkSession
+
+from feature_repo.contracts.environment import Environment
+from feature_repo.contracts.errors import DataError
+from feature_repo.contracts.run import EVALUATION_FILE, USER_METRICS_FILE, Run
+from spark_jobs.engine import on_executor
+from spark_jobs.io import tracking
+from spark_jobs.io.run_store import folder_of, read_report
+from spark_jobs.io.table_hash import hash_table
+from spark_jobs.jobs import executor_work
+from spark_jobs.jobs.train_models import train_models
+from tests.builders import make_run
+from tests.spark.test_train_models import AS_OF, planted_events, write_shop
+
+pytestmark = pytest.mark.spark
+
+
+@pytest.fixture
+def shop(environment: Environment, mlflow_store: str, request: pytest.FixtureRequest) -> Environment:
+    return environment._replace(mlflow_uri=mlflow_store, tenant=request.node.name.replace("test_", "")[:40])
+
+
+def night(environment: Environment, run_key: str, models: str) -> Run:
+    parent = tracking.start_night(environment, run_key=run_key, as_of=AS_OF, tags={})
+    params = {"trials": 0, "models": models}
+    return make_run(environment, AS_OF, run_key=run_key, mlflow_run_id=parent, params=params)
+
+
+def forbid_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on this process cannot read a row of a Delta table, nor write one by the light engine."""
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("rows in the driver")
+
+    monkeypatch.setattr("deltalake.DeltaTable.to_pyarrow_dataset", refuse)
+    monkeypatch.setattr("spark_jobs.io.light_tables.write_deltalake", refuse)
+
+
+def test_an_executor_trains_what_this_process_would(
+    spark: SparkSession, shop: Environment, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_shop(shop, planted_events(), session_days=3.0)
+    here = train_models(shop, night(shop, "here", "item_knn als"))
+    hashed = hash_table(shop, "gold.evaluations", make_run(shop, AS_OF).as_of_day)
+    run = night(shop, "there", "item_knn als")
+    capfd.readouterr()
+    with monkeypatch.context() as driver:
+        forbid_rows(driver)
+        told = on_executor(spark, partial(executor_work.train, shop, run))
+    assert "interactions, " in capfd.readouterr().out  # what the job says is said by the driver
+    there = read_report(shop, "there", EVALUATION_FILE)
+    measured = {
+        key: {name: {**one, "fit_seconds": 0, "score_seconds": 0, "mlflow_run_id": "", "trials": []}
+              for name, one in report["models"].items()}
+        for key, report in (("here", here), ("there", there))
+    }  # fmt: skip
+    assert measured["there"] == measured["here"]
+    assert hash_table(shop, "gold.evaluations", run.as_of_day) == hashed
+    files = [folder_of(shop, key) / USER_METRICS_FILE for key in ("here", "there")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert [(one.name, one.manifest_sha256) for one in told] == [
+        (name, one["manifest_sha256"]) for name, one in here["models"].items()
+    ]
+    assert {one.name for one in told} == {"popularity", "item_knn", "als", "with_session"}
+
+
+def test_an_error_of_ours_comes_back_from_an_executor_as_it_is(spark: SparkSession, shop: Environment) -> None:
+    write_shop(shop, [])
+    with pytest.raises(DataError, match="did you mean 'als'") as raised:
+        on_executor(spark, partial(executor_work.train, shop, night(shop, "r1", "alz")))
+    assert raised.value.field == "model"
