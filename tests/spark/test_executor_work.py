@@ -7,6 +7,7 @@ not forbidden there.
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -28,7 +29,14 @@ pytestmark = pytest.mark.spark
 
 
 @pytest.fixture
-def shop(environment: Environment, mlflow_store: str, request: pytest.FixtureRequest) -> Environment:
+def shop(
+    environment: Environment,
+    mlflow_store: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Environment:
+    monkeypatch.chdir(tmp_path)  # where MLflow puts the artifacts of a database
     return environment._replace(mlflow_uri=mlflow_store, tenant=request.node.name.replace("test_", "")[:40])
 
 
