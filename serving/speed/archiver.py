@@ -256,17 +256,9 @@ def main() -> int:
         answer_request(log, environment.tenant, maintain)
         is_calm = batch_work.call(archiver.archive) < archiver.stream_share
         if not batch_work.call(decisions.archive) and is_calm:
-            _rest(stopping, lease, settings.archive_seconds, settings.lease_seconds / 3)
+            stopping.wait(settings.archive_seconds)
 
     return run_role("archiver", lease, resume=resume, step=step, metrics=metrics)
-
-
-def _rest(stopping: threading.Event, lease: Lease, seconds: float, pause: float) -> None:
-    """Wait, and keep the role meanwhile."""
-    while seconds > 0 and not stopping.wait(min(pause, seconds)):
-        seconds -= pause
-        if not lease.hold():
-            return
 
 
 if __name__ == "__main__":

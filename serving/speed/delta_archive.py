@@ -29,8 +29,9 @@ _UNKNOWN_TO_THIS_WRITER = frozenset({"delta.enableRowTracking"})
 
 
 class DeltaArchive:
-    """One table. This process is its only writer (deltalake records transaction versions, it does not enforce
-    them; `position` is what makes a repeated append harmless)."""
+    """One table. This process is its only writer. deltalake records transaction versions; it refuses one that somebody
+    else wrote since the table was opened, not one that is there already: `position` is what makes a repeated append
+    harmless."""
 
     def __init__(
         self,
