@@ -246,6 +246,25 @@ sys.exit(1)
             codes.append(subprocess.run([sys.executable, "-c", program], cwd=home, env=variables).returncode)
         assert codes == [0, 1]
 
+    def test_a_slow_disk_lets_syncs_wait(self, tmp_path: Path) -> None:
+        home = tmp_path / "home"
+        home.mkdir()
+        disk = Disk(home, tmp_path / "workshop")
+        program = """
+import os, time
+began, handle = time.monotonic(), os.open('a', os.O_CREAT | os.O_WRONLY)
+os.fsync(handle); os.fdatasync(handle)
+print(time.monotonic() - began)
+"""
+        took = []
+        for seconds in (0.5, 0.0):
+            disk.slow_down(seconds)
+            variables = {**os.environ, **disk.variables()}
+            command = [sys.executable, "-c", program]
+            took.append(float(subprocess.run(command, cwd=home, env=variables, check=True, capture_output=True).stdout))
+        assert took[0] >= 1.0
+        assert took[1] < 1.0
+
     @pytest.mark.redis
     def test_what_a_server_has_rewritten_survives_although_it_writes_its_title_over_its_environment(
         self, tmp_path: Path

@@ -1,9 +1,11 @@
-/* LD_PRELOAD: writes down what has reached the disk, and refuses writes while the disk is said to be full.
+/* LD_PRELOAD: writes down what has reached the disk, refuses writes while the disk is said to be full, and lets syncs
+   wait while it is said to be slow.
 
    After each successful fsync or fdatasync of something under NIGHTJAR_SHIM_HOME a line goes to NIGHTJAR_SHIM_LOG:
      F <tab> device:inode <tab> length before the call <tab> path
      D <tab> device:inode <tab> names in it before the call, each followed by "/" <tab> path
-   While the first byte of the file NIGHTJAR_SHIM_FULL is "1", writes to files under that home fail with ENOSPC. */
+   While the first byte of the file NIGHTJAR_SHIM_SWITCH is "1", writes to files under that home fail with ENOSPC. Each
+   of these syncs waits first for as many times 10 ms as its second byte is beyond "0". */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <dlfcn.h>
@@ -22,7 +24,7 @@
 static int log_fd = -1;
 static const char *home;
 static size_t home_length;
-static volatile const char *full;
+static volatile const char *disk;
 
 static int (*real_fsync)(int);
 static int (*real_fdatasync)(int);
@@ -38,19 +40,19 @@ __attribute__((constructor)) static void begin(void) {
   real_writev = dlsym(RTLD_NEXT, "writev");
   real_pwrite = dlsym(RTLD_NEXT, "pwrite");
   real_pwrite64 = dlsym(RTLD_NEXT, "pwrite64");
-  const char *log_path = getenv("NIGHTJAR_SHIM_LOG"), *full_path = getenv("NIGHTJAR_SHIM_FULL");
+  const char *log_path = getenv("NIGHTJAR_SHIM_LOG"), *switch_path = getenv("NIGHTJAR_SHIM_SWITCH");
   home = getenv("NIGHTJAR_SHIM_HOME");
-  if (!home || !log_path || !full_path) return;
+  if (!home || !log_path || !switch_path) return;
   home = strdup(home); /* a server that writes its title over its environment takes the value along */
   if (!home) return;
   home_length = strlen(home);
   int fd = open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
   log_fd = fcntl(fd, F_DUPFD_CLOEXEC, 800); /* out of the way of programs that count on small numbers */
   if (log_fd >= 0) close(fd); else log_fd = fd;
-  fd = open(full_path, O_RDONLY | O_CLOEXEC);
+  fd = open(switch_path, O_RDONLY | O_CLOEXEC);
   if (fd >= 0) {
-    void *page = mmap(NULL, 1, PROT_READ, MAP_SHARED, fd, 0);
-    if (page != MAP_FAILED) full = page;
+    void *page = mmap(NULL, 2, PROT_READ, MAP_SHARED, fd, 0);
+    if (page != MAP_FAILED) disk = page;
     close(fd);
   }
 }
@@ -102,18 +104,24 @@ static int synced(int result, char *line) {
   return result;
 }
 
+static void wait_for_it(const char *line) {
+  if (line && disk && disk[1] > '0') usleep((disk[1] - '0') * 10000);
+}
+
 int fsync(int fd) {
   char *line = describe(fd);
+  wait_for_it(line);
   return synced(real_fsync(fd), line);
 }
 
 int fdatasync(int fd) {
   char *line = describe(fd);
+  wait_for_it(line);
   return synced(real_fdatasync(fd), line);
 }
 
 static int is_refused(int fd) {
-  if (!full || *full != '1') return 0;
+  if (!disk || disk[0] != '1') return 0;
   char path[PATH_MAX];
   struct stat found;
   if (fstat(fd, &found) || !S_ISREG(found.st_mode) || !path_of(fd, path)) return 0;

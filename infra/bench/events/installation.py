@@ -78,6 +78,7 @@ class Installation:
             Program("api", api),
             Program("consumer", [python, "-m", "serving.speed.consumer"]),
             Program("archiver", [python, "-m", "serving.speed.archiver"]),
+            Program("second archiver", [python, "-m", "serving.speed.archiver"]),
         ]
         self.programs = {program.name: program for program in programs}
         self._jobs: dict[str, subprocess.Popen[bytes]] = {}

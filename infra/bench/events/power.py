@@ -4,7 +4,7 @@ Programs run with a small library (`disk_shim.c`, compiled here) that notes the 
 names in a folder at each fsync of the folder. A file keeps the bytes that were synced; a name that its folder was never
 synced with is gone. A folder that is renamed keeps what it was synced with. A name that replaced another one since then
 stays: both are legal after a real cut. What was there at the last `settled()` counts as on disk. The same library can
-play a full disk.
+play a full disk, and a slow one.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Disk:
         """Compiles the library. Raises DependencyError when there is no compiler, or no glibc to preload into."""
         self._home = home.resolve()
         workshop.mkdir(parents=True, exist_ok=True)
-        self._log, self._switch = workshop / "synced.log", workshop / "full"
+        self._log, self._switch = workshop / "synced.log", workshop / "switch"
         self._library = workshop / "disk_shim.so"
         self._log.touch()
-        self._switch.write_bytes(b"0")
+        self._switch.write_bytes(b"00")
         program = compiler()
         if program is None:
             raise DependencyError("no C compiler (cc, gcc or clang) on PATH: power cuts need one")
@@ -62,13 +62,19 @@ class Disk:
             "LD_PRELOAD": str(self._library.resolve()),
             "NIGHTJAR_SHIM_HOME": str(self._home),
             "NIGHTJAR_SHIM_LOG": str(self._log.resolve()),
-            "NIGHTJAR_SHIM_FULL": str(self._switch.resolve()),
+            "NIGHTJAR_SHIM_SWITCH": str(self._switch.resolve()),
         }
 
     def fill(self, *, is_full: bool) -> None:
         """From now on writes fail with ENOSPC, or no longer."""
         with self._switch.open("r+b") as switch:  # in place: it is mapped
             switch.write(b"1" if is_full else b"0")
+
+    def slow_down(self, seconds: float) -> None:
+        """From now on each fsync takes so much longer, at most 0.7 s, in steps of 10 ms; 0: no longer."""
+        with self._switch.open("r+b") as switch:
+            switch.seek(1)
+            switch.write(bytes([ord("0") + min(70, round(seconds * 100))]))
 
     def settled(self) -> None:
         """What lies there now is on disk."""

@@ -1,12 +1,13 @@
 """`nightjar torture events`: harm to the event path at seeded random moments, and a book that says what must be left.
 
-An installation of its own: two Redis servers, an API with two workers, consumer and archiver, all watched by the
-library of `power`. Clients send events, alone and in batches, and send again whatever was not acknowledged. Meanwhile
-API workers, consumer, archiver and both Redis servers are killed or stopped for a while. The night's maintenance
-compacts the archive and the imported tables, and in every third cycle a file is imported; both are programs that may be
-killed or stopped too. Answers are asked for as well, their decisions go to the archive, and in every second cycle the
-night's task counts what answers brought. Some cycles end with a power cut, a full disk, or a torn end of the log's
-file. Then everything comes back, the clients finish, and the `Ledger` judges.
+An installation of its own: two Redis servers, an API with two workers, a consumer and two archivers (one of them works
+at a time), all watched by the library of `power`. Clients send events, alone and in batches, and send again whatever
+was not acknowledged. Meanwhile API workers, consumer, archivers and both Redis servers are killed or stopped for a
+while. The night's maintenance compacts the archive and the imported tables, and in every third cycle a file is
+imported; both are programs that may be killed or stopped too. Answers are asked for as well, their decisions go to the
+archive, and in every second cycle the night's task counts what answers brought. Some cycles end with a power cut, a
+full or a slow disk, or a torn end of the log's file. Then everything comes back, the clients finish, and the `Ledger`
+judges.
 
 Both Redis servers keep an append-only file here, so that session records can be compared after their server's death; in
 an ordinary installation `online` is rebuilt instead. Two control runs show that the judge sees what it should: with
@@ -56,7 +57,7 @@ from infra.bench.small_version import publish_small_version
 from serving.speed.positions import position_number
 
 Say = Callable[[str], None]
-Ending = Literal["none", "power cut", "disk full", "torn tail"]
+Ending = Literal["none", "power cut", "disk full", "torn tail", "disk slow"]
 
 CLIENTS = 12
 PEOPLE = 60
@@ -67,10 +68,11 @@ CONTROL_CYCLES = 6
 FORGET_SECONDS = 0.05
 """In the control without dedup marks they vanish so often."""
 IMPORT_EVERY = 3
-VICTIMS = ("api worker", "consumer", "archiver", "redis-log", "redis-online", "importer", ARCHIVE, IMPORTS, JOB)
+ARCHIVERS = ("archiver", "second archiver")
+VICTIMS = ("api worker", "consumer", *ARCHIVERS, "redis-log", "redis-online", "importer", ARCHIVE, IMPORTS, JOB)
 _TYPES = ("view_item", "view_item", "view_item", "add_to_cart", "purchase", "dislike", "search")
 
-_ENDINGS: Sequence[Ending] = ("none", "power cut", "disk full", "power cut", "torn tail")
+_ENDINGS: Sequence[Ending] = ("none", "power cut", "disk full", "power cut", "torn tail", "disk slow")
 _CONTROLS: Sequence[Control] = ("everysec", "no marks")
 
 
@@ -255,6 +257,14 @@ class Torture:
             disk.fill(is_full=True)
             await asyncio.sleep(self._rng.uniform(0.1, 0.5))
             disk.fill(is_full=False)
+            return
+        if ending == "disk slow":
+            assert disk is not None
+            disk.slow_down(self._rng.uniform(0.05, 0.25))
+            for pid in (pid for name in ARCHIVERS for pid in self.installation.pids_of(name)):
+                send_signal(pid, signal.SIGKILL)  # their successors open the tables on such a disk
+            await asyncio.sleep(self._rng.uniform(2.0, 5.0))
+            disk.slow_down(0.0)
             return
         keeper = jobs[0]
         keeper.cancel()
