@@ -95,7 +95,7 @@ class ServingSettings:
                                      answers meanwhile, and they take longer where the processors are busy.
     backlog_rest_seconds   300 s     how long a consumer that catches up rests between its batches, where no processor
                                      is free; then it works without rests. Higher: quicker answers for longer, and a
-                                     large backlog lasts up to four times as long.
+                                     backlog lasts up to ten times as long as its work.
     archive_seconds        2 s       longest time an event waits for its archive commit. Higher: fewer, larger files.
     archive_events         20000     events in one archive commit at most. Higher: fewer files, more memory.
     lease_seconds          5 s       how long a dead consumer or archiver keeps its role. Higher: later takeover.

@@ -407,7 +407,7 @@ def backlog(
     """How fast the consumers catch up with events that wait, and what that does to answers.
 
     Exit code 1: an event was not applied, a read failed, or a bar was missed (20,000 events a second and core; the
-    99th percentile of answers less than twice that without consumers).
+    99th percentile of answers less than twice that before the consumers start and after they are done).
     """
     from infra.bench.events.backlog import bench_backlog
 

@@ -30,8 +30,9 @@ logger = logging.getLogger("nightjar.speed")
 FULL_STEPS = 20
 """So many steps at full priority after one that took too long."""
 
-RESTS, LONGEST_REST_SECONDS = 3.0, 1.0
-"""Rests are so many times as long as the batch before them."""
+RESTS, LONGEST_REST_SECONDS = 9.0, 1.0
+"""Rests are so many times as long as the processor worked for the batch before them: a store and a processor are busy
+with a backlog a tenth of the time. Waiting for a processor that others use is no work."""
 LATE_SECONDS = 10.0
 """What waits for a shorter time is no backlog that grew while nobody was there: people wait for its effect."""
 BUSY_SHARE = 0.05
@@ -64,31 +65,33 @@ class Rests:
         *,
         seconds: Callable[[], float] = time.monotonic,
         wall_seconds: Callable[[], float] = time.time,
+        cpu_seconds: Callable[[], float] = time.process_time,
         waited: Callable[[], float | None] = seconds_waited,
     ) -> None:
         self._longest_seconds = longest_seconds
         self._seconds = seconds
         self._wall_seconds = wall_seconds
+        self._cpu_seconds = cpu_seconds
         self._waited = waited
         self._since: float | None = None
-        self._began: tuple[float, float | None] = (0.0, None)
+        self._began: tuple[float, float, float | None] = (0.0, 0.0, None)
 
     def begin(self) -> None:
         """A batch of a backlog is about to be applied; its first one, or one more."""
         now = self._seconds()
         self._since = now if self._since is None else self._since
-        self._began = now, self._waited()
+        self._began = now, self._cpu_seconds(), self._waited()
 
     def due(self, reached_micros: int) -> float:
         """Seconds to rest after the batch that has begun; `reached_micros`: when the log took the end of it."""
-        began, waited_before = self._began
-        now, waited = self._seconds(), self._waited()
+        began, worked_before, waited_before = self._began
+        now, worked, waited = self._seconds(), self._cpu_seconds() - worked_before, self._waited()
         took = now - began
         is_free = waited is not None and waited_before is not None and waited - waited_before < BUSY_SHARE * took
         is_young = self._wall_seconds() - reached_micros / 1e6 < LATE_SECONDS
         if is_free or is_young or self._since is None or now - self._since >= self._longest_seconds:
             return 0.0
-        return min(LONGEST_REST_SECONDS, RESTS * took)
+        return min(LONGEST_REST_SECONDS, RESTS * worked)
 
     def over(self) -> None:
         """The backlog has been worked off."""

@@ -87,34 +87,45 @@ class Times:
     """The clocks that rests go by; a batch takes what it says, while others wait for so long."""
 
     def __init__(self, longest_seconds: float = 60.0) -> None:
-        self.now = 100.0
+        self.now, self.worked = 100.0, 3.0
         self.waited: float | None = 7.0
         self.rests = Rests(
-            longest_seconds, seconds=lambda: self.now, wall_seconds=lambda: 5000.0, waited=lambda: self.waited
+            longest_seconds,
+            seconds=lambda: self.now,
+            wall_seconds=lambda: 5000.0,
+            cpu_seconds=lambda: self.worked,
+            waited=lambda: self.waited,
         )
 
-    def batch(self, seconds: float, *, waited: float | None, reached: float = 0.0) -> float:
-        """The rest behind it. `reached`: when the log took its end."""
+    def batch(
+        self, seconds: float, *, waited: float | None, reached: float = 0.0, worked: float | None = None
+    ) -> float:
+        """The rest behind it. `reached`: when the log took its end; `worked`: of the processor, by default as long."""
         self.rests.begin()
         self.now += seconds
+        self.worked += seconds if worked is None else worked
         self.waited = waited if waited is None or self.waited is None else self.waited + waited
         return self.rests.due(int(reached * 1e6))
 
 
-def test_rests_are_three_times_the_batch_and_a_second_at_most() -> None:
+def test_rests_are_nine_times_the_work_of_a_batch_and_a_second_at_most() -> None:
     times = Times()
-    assert times.batch(0.2, waited=0.1) == pytest.approx(0.6)
+    assert times.batch(0.02, waited=0.01) == pytest.approx(0.18)
     assert times.batch(0.5, waited=0.5) == 1.0
+
+
+def test_waiting_for_a_processor_is_no_work() -> None:
+    assert Times().batch(0.4, waited=0.4, worked=0.02) == pytest.approx(0.18)
 
 
 def test_nobody_rests_where_a_processor_was_free() -> None:
     times = Times()
-    assert times.batch(1.0, waited=0.04) == 0.0
-    assert times.batch(0.1, waited=0.006) == pytest.approx(0.3)
-    assert times.batch(0.1, waited=None) == pytest.approx(0.3)  # nobody says: none was
+    assert times.batch(0.1, waited=0.004) == 0.0
+    assert times.batch(0.1, waited=0.006) == pytest.approx(0.9)
+    assert times.batch(0.1, waited=None) == pytest.approx(0.9)  # nobody says: none was
 
 
-@pytest.mark.parametrize(("reached", "rests"), [(4989.9, 0.3), (4990.1, 0.0), (5003.0, 0.0)])
+@pytest.mark.parametrize(("reached", "rests"), [(4989.9, 0.9), (4990.1, 0.0), (5003.0, 0.0)])
 def test_what_is_young_is_not_kept_waiting(reached: float, rests: float) -> None:
     assert Times().batch(0.1, waited=0.1, reached=reached) == pytest.approx(rests)
 
