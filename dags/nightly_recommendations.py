@@ -135,6 +135,13 @@ PARAMS = {
         description="touched: only people and items that something happened to get new lists, the others keep "
         "yesterday's for up to a week. all: everything, from nothing. Empty or auto: touched from 100,000 people on.",
     ),
+    "shares": Param(
+        None,
+        type=["null", "string"],
+        enum=[None, "kept", "none"],
+        description="kept: lists tell what each part of the model has of each item, for answers with `explain`. "
+        "none: they do not, and are up to 18 % smaller. Empty: kept.",
+    ),
 }
 _OF_THE_DAG = ("as_of", "publish")
 

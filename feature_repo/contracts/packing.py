@@ -1,10 +1,11 @@
-"""The packed records in Redis `online`. Little-endian; the format number is the first byte and part of the key.
+"""The packed records in Redis `online`. Little-endian; the format number is the first byte.
 
-Candidates row v1
-    header  <BBHiI  format=1, flags, count, as_of (days since 1970-01-01), manifest hash (the 8 hex of the version)
+Candidates record
+    header  <BBHiI  format, flags, count, as_of (days since 1970-01-01), manifest hash (the 8 hex of the version)
     row     <IfBII  item number, score, source, first reason, second reason (item numbers, NO_REASON when absent)
+    v2      behind the rows what each part of the night's model has of each item (`list_shares`)
     Rows are sorted by score, best first; ties by item number. Every record carries its version, so that an answer
-    that would mix two versions is refused.
+    that would mix two versions is refused. v1 is written where nobody told shares, and read for ever.
 
 The session record is in `session_record`; its names can be had from here too. Golden files of every format are kept in
 tests/golden for ever.
@@ -19,6 +20,7 @@ from functools import lru_cache
 from typing import NamedTuple, overload
 
 from feature_repo.contracts.errors import ContractError, MixedVersionError
+from feature_repo.contracts.list_shares import read_shares, shares_size
 from feature_repo.contracts.publication import pack_version, unpack_version
 from feature_repo.contracts.session_record import (
     EVENT_TYPE_ORDER as EVENT_TYPE_ORDER,
@@ -45,7 +47,7 @@ from feature_repo.contracts.session_record import (
     unpack_session as unpack_session,
 )
 
-FORMAT_V1 = 1
+FORMAT_V1, FORMAT_V2 = 1, 2
 NO_REASON = 0xFFFFFFFF
 MAX_CANDIDATES = 65_535
 
@@ -92,8 +94,9 @@ CANDIDATE_ROW = struct.Struct("<IfBII")
 CANDIDATES_HEADER_BYTES = _CANDIDATES_HEADER.size
 
 
-def pack_candidates(version: str, rows: Iterable[PackedCandidate], *, flags: int = 0) -> bytes:
-    """One user's record. Raises ContractError on a number out of range or too many rows."""
+def pack_candidates(version: str, rows: Iterable[PackedCandidate], *, flags: int = 0, shares: bytes = b"") -> bytes:
+    """One user's record; `shares` as `list_shares.pack_shares` made them of these rows, or nothing. Raises
+    ContractError on a number out of range, too many rows, or shares of another number of rows."""
     packed = [
         CANDIDATE_ROW.pack(
             r.item_number, r.score, r.source,
@@ -102,28 +105,39 @@ def pack_candidates(version: str, rows: Iterable[PackedCandidate], *, flags: int
         )
         for r in rows
     ]  # fmt: skip
-    return pack_candidates_header(version, len(packed), flags=flags) + b"".join(packed)
+    return pack_candidates_header(version, len(packed), flags=flags, shares=shares) + b"".join(packed) + shares
 
 
-def pack_candidates_header(version: str, count: int, *, flags: int = 0) -> bytes:
+def pack_candidates_header(version: str, count: int, *, flags: int = 0, shares: bytes = b"") -> bytes:
     """The header of a record of `count` rows, for writers that pack the rows of many users at once."""
     if count > MAX_CANDIDATES:
         raise ContractError(f"at most {MAX_CANDIDATES} candidates fit a record, got {count}")
+    if shares and shares_size(shares, 0, count) != len(shares):
+        raise ContractError(f"{len(shares)} bytes are no shares of {count} rows")
     days, manifest_hash = pack_version(version)
-    return _CANDIDATES_HEADER.pack(FORMAT_V1, flags, count, days, manifest_hash)
+    return _CANDIDATES_HEADER.pack(FORMAT_V2 if shares else FORMAT_V1, flags, count, days, manifest_hash)
 
 
 def read_candidates_header(record: bytes) -> tuple[str, int, int]:
-    """(version, flags, count). Raises ContractError when the record is not a whole v1 record."""
+    """(version, flags, count). Raises ContractError when the record is not whole, or of an unknown format."""
     if len(record) < CANDIDATES_HEADER_BYTES:
         raise ContractError(f"a candidates record has at least {CANDIDATES_HEADER_BYTES} bytes, got {len(record)}")
     form, flags, count, days, manifest_hash = _CANDIDATES_HEADER.unpack_from(record)
-    if form != FORMAT_V1:
-        raise ContractError(f"candidates record format {form}, expected {FORMAT_V1}")
-    expected = CANDIDATES_HEADER_BYTES + count * CANDIDATE_ROW.size
-    if len(record) != expected:
-        raise ContractError(f"a candidates record of {count} rows has {expected} bytes, got {len(record)}")
+    if not FORMAT_V1 <= form <= FORMAT_V2:
+        raise ContractError(f"candidates record format {form}, expected {FORMAT_V1} or {FORMAT_V2}")
+    if (expected := _record_size(record, form, count)) != len(record):
+        words = f"has {expected} bytes" if expected > 0 else "tells how many parts share them"
+        raise ContractError(f"a candidates record of {count} rows {words}, got {len(record)}")
     return unpack_version(days, manifest_hash), flags, count
+
+
+def _record_size(record: bytes, form: int, count: int) -> int:
+    """How long a record of this header is; -1 of an unknown format, and where its shares cannot be read."""
+    rows_end = CANDIDATES_HEADER_BYTES + count * CANDIDATE_ROW.size
+    if form == FORMAT_V1:
+        return rows_end
+    more = shares_size(record, rows_end, count) if form == FORMAT_V2 else -1
+    return rows_end + more if more > 0 else -1
 
 
 CandidateRow = tuple[int, float, int, int, int]
@@ -133,11 +147,12 @@ CandidateRow = tuple[int, float, int, int, int]
 class CandidateRows(Sequence[CandidateRow]):
     """The rows of a record, best first, each unpacked when it is looked at: who wants the best ten pays for ten."""
 
-    __slots__ = ("_bytes", "_count")
+    __slots__ = ("_bytes", "_count", "_record")
 
     def __init__(self, record: bytes, count: int) -> None:
         """`record`, `count`: a whole record, as `open_candidates` found it."""
-        self._bytes = memoryview(record)[CANDIDATES_HEADER_BYTES:]
+        self._bytes = memoryview(record)[CANDIDATES_HEADER_BYTES : CANDIDATES_HEADER_BYTES + count * CANDIDATE_ROW.size]
+        self._record = record
         self._count = count
 
     @property
@@ -164,6 +179,16 @@ class CandidateRows(Sequence[CandidateRow]):
             raise IndexError(f"row {at} of {self._count}")
         return CANDIDATE_ROW.unpack_from(self._bytes, at % self._count * CANDIDATE_ROW.size)
 
+    def shares_of(self, numbers: Container[int]) -> dict[int, list[tuple[str, float]]]:
+        """Of those of these items that are listed: (part of the night's model, its share), in the order of the
+        record's table; an empty list where the record does not tell, or nothing speaks for the item."""
+        everybody = _numbers_of(self._count).unpack(self._bytes)
+        listed = {number: at for at, number in enumerate(everybody) if number in numbers}
+        if self._record[0] == FORMAT_V1:
+            return {number: [] for number in listed}
+        told = self._record[CANDIDATES_HEADER_BYTES + len(self._bytes) :]
+        return {number: read_shares(told, at) for number, at in listed.items()}
+
     def of_items(self, numbers: Container[int]) -> list[CandidateRow]:
         """The rows of these items, best first."""
         data, size, row = self._bytes, CANDIDATE_ROW.size, CANDIDATE_ROW.unpack_from
@@ -185,13 +210,13 @@ def _packed(version: str) -> tuple[int, int]:
 def open_candidates(record: bytes, version: str) -> tuple[CandidateRows, int]:
     """(rows, flags) of a record of this version.
 
-    Raises MixedVersionError when it belongs to another one, ContractError when it is not a whole v1 record.
+    Raises MixedVersionError when it belongs to another one, ContractError when it is not a whole record.
     """
     try:
         form, flags, count, days, manifest_hash = _CANDIDATES_HEADER.unpack_from(record)
     except struct.error:
         form, flags, count, days, manifest_hash = -1, 0, 0, 0, 0
-    if form != FORMAT_V1 or len(record) != CANDIDATES_HEADER_BYTES + count * CANDIDATE_ROW.size:
+    if len(record) != _record_size(record, form, count):
         read_candidates_header(record)  # says what is wrong
     if (days, manifest_hash) != _packed(version):
         raise MixedVersionError(f"serving {version}, but the record belongs to {read_candidates_header(record)[0]}")
@@ -200,11 +225,11 @@ def open_candidates(record: bytes, version: str) -> tuple[CandidateRows, int]:
 
 def unpack_candidates(record: bytes, *, expected_version: str | None = None) -> tuple[list[PackedCandidate], int]:
     """(rows, flags). Raises MixedVersionError when the record belongs to another version than expected."""
-    version, flags, _ = read_candidates_header(record)
+    version, flags, count = read_candidates_header(record)
     if expected_version is not None and version != expected_version:
         raise MixedVersionError(f"serving {expected_version}, but the record belongs to {version}")
     rows = [
         PackedCandidate(n, s, src, None if a == NO_REASON else a, None if b == NO_REASON else b)
-        for n, s, src, a, b in CANDIDATE_ROW.iter_unpack(record[CANDIDATES_HEADER_BYTES:])
+        for n, s, src, a, b in CandidateRows(record, count)
     ]
     return rows, flags

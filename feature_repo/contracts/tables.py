@@ -74,8 +74,9 @@ def _change_columns(id_field: str) -> Mapping[str, str]:
 
 
 # Of lists and neighbours: `history_digest` names the interactions they were made from, `made_by` says what else made them
-# (`transforms.touched`), `scored_as_of` the night that did; later nights may have copied them. `cold_as_of` of a vector is
-# the night whose fit began from nothing; `recipe` is a `recipe_id`.
+# (`transforms.touched`), `scored_as_of` the night that did; later nights may have copied them. `shares` of a list are packed
+# (`contracts.list_shares`); null: nobody told. `cold_as_of` of a vector is the night whose fit began from nothing; `recipe`
+# is a `recipe_id`.
 _TABLES = (
     TableSpec("bronze.events", "one delivery of one event", "archiver", _EVENT_COLUMNS, ("event_date",), ("received_at",)),
     TableSpec("bronze.events_import", "one imported event line", "importer", _EVENT_COLUMNS, ("event_date",), ("received_at",)),
@@ -146,7 +147,7 @@ _TABLES = (
     }, ("as_of",), ("run_key",)),
     TableSpec("gold.candidates", "one user's ranked candidates at one as_of", "score_users", {
         "user_id": "string", "item_numbers": "array<int>", "scores": "array<float>", "sources": "array<int>",
-        "first_reasons": "array<int>", "second_reasons": "array<int>", "allows_personalize": "boolean",
+        "first_reasons": "array<int>", "second_reasons": "array<int>", "allows_personalize": "boolean", "shares": "binary",
         "history_digest": "string", "made_by": "string", "scored_as_of": "date", "as_of": "date",
     }, ("as_of",)),
     TableSpec("gold.item_neighbours", "one item's neighbours at one as_of", "score_users", {

@@ -127,9 +127,10 @@ def _show(answer: Mapping[str, Any], title: str) -> None:
         table.add_column(column, justify="right" if column == "score" else "left", overflow="fold")
     for item in answer["items"]:
         facts = item["attributes"]
+        why = item.get("explanation") or "; ".join(reason["text"] for reason in item["reasons"])
         table.add_row(
             str(item["rank"]), escape(item["item_id"]), escape(facts["title"] or ""), escape(facts["category"] or ""),
-            f"{item['score']:.3f}", item["source"], escape("; ".join(reason["text"] for reason in item["reasons"])),
+            f"{item['score']:.3f}", item["source"], escape(why),
         )  # fmt: skip
     out.print(table)
     notes = [f"version {answer['model_version']}", f"rung {answer['fallback_level']}", f"{answer['took_ms']:.1f} ms"]

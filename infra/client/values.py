@@ -18,7 +18,11 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class RecommendedItem:
-    """One item of a slate; `rank` from 1, `score` in [0, 1] and comparable within one slate only."""
+    """One item of a slate; `rank` from 1, `score` in [0, 1] and comparable within one slate only.
+
+    `sources` (name -> share of the item's relevance, together 1, largest first) and `explanation` are there with
+    `explain`; else they are empty and None.
+    """
 
     item_id: str
     rank: int
@@ -26,6 +30,8 @@ class RecommendedItem:
     source: str
     reasons: Sequence[Reason]
     attributes: Mapping[str, Any]
+    sources: Mapping[str, float] = field(default_factory=dict)
+    explanation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,8 @@ def read_slate(document: Mapping[str, Any]) -> Slate:
             one["source"],
             tuple(Reason(reason["text"], reason["item_id"], reason["title"]) for reason in one["reasons"]),
             one["attributes"],
+            {source["name"]: source["share"] for source in one.get("sources") or ()},
+            one.get("explanation"),
         )
         for one in document["items"]
     ]

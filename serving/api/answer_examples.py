@@ -45,6 +45,12 @@ SLATE: Document = _slate(
     "home", "personal", _item(1, "cup", "Tea Cup", 0.75, "session", "because you viewed Mug", "mug"),
     _item(2, "tin", "Tea Tin", 0.25, "als", "because of your interest in Pot", "pot"),
 )  # fmt: skip
+EXPLAINED_ITEM: Document = {
+    **_item(1, "tin", "Tea Tin", 0.75, "als", "because of your interest in Pot", "pot"),
+    "sources": [{"name": "als", "share": 0.48}, {"name": "session", "share": 0.4}, {"name": "item_knn", "share": 0.12}],
+    "explanation": "Liked by people with a taste like yours (48 %), what goes with what you do right now (40 %), "
+    "like items that you chose (12 %), because of your interest in Pot.",
+}
 TRENDING: Document = _slate(
     "trending", "trending", _item(1, "cup", "Tea Cup", 1.0, "trending", "trending in the last hour", None),
     trend={"window": "1h", "votes": {"cup": 3}, "error": 0, "is_regional": False, "scope": "all",

@@ -13,7 +13,8 @@ from serving.api.policies import included_attributes
 from serving.native import parts
 from serving.pipeline.catalogue import MAX_REMEMBERED, Catalogue
 from serving.pipeline.rank_given import UNKNOWN_ITEM
-from serving.pipeline.values import Ranking, Reason, RungReport, SlateItem
+from serving.pipeline.shares import in_a_sentence, shares_of_slate
+from serving.pipeline.values import Ranking, Reason, RungReport, Slate, SlateItem
 from serving.recommender import Answer
 
 NO_ATTRIBUTES = {"title": None, "category": None, "price": None}
@@ -38,6 +39,15 @@ def render_items(items: Iterable[SlateItem], catalogue: Catalogue, include: Sequ
         if include:
             one["attributes"] = included_attributes(catalogue, item.item_number, include)
         rendered.append(one)
+    return rendered
+
+
+def explained_items(slate: Slate, catalogue: Catalogue, include: Sequence[str]) -> list[dict[str, Any]]:
+    """`render_items`, each with what its sources have of it, and that in a sentence."""
+    rendered = render_items(slate.items, catalogue, include)
+    for one, item, shares in zip(rendered, slate.items, shares_of_slate(slate), strict=True):
+        one["sources"] = [share._asdict() for share in shares]
+        one["explanation"] = in_a_sentence(shares, item)
     return rendered
 
 
@@ -124,8 +134,15 @@ def render_answer(
         )
         if written is not None:
             return written
+    items: list[dict[str, Any]] | orjson.Fragment
+    if explain:
+        items = explained_items(slate, answer.catalogue, include)
+    elif include:
+        items = render_items(slate.items, answer.catalogue, include)
+    else:
+        items = item_list(slate.items, answer.catalogue)
     body = _envelope(
-        render_items(slate.items, answer.catalogue, include) if include else item_list(slate.items, answer.catalogue),
+        items,
         answer.catalogue,
         recommendation_id=recommendation_id,
         placement=placement,

@@ -10,7 +10,7 @@ from feature_repo.contracts.errors import DataError, nearest
 from feature_repo.contracts.events import EVENT_TYPE_ALIASES, EVENT_TYPES, MAX_ID_BYTES
 from feature_repo.contracts.filter_language import parse_filter
 from feature_repo.contracts.times import parse_timestamp, to_micros
-from serving.api.answer_examples import SLATE
+from serving.api.answer_examples import EXPLAINED_ITEM, SLATE
 from serving.api.policies import check_attribute
 from serving.pipeline.placements import MAX_RESULTS as MAX_RESULTS
 from serving.pipeline.policy import MAX_EXPLORATION
@@ -141,7 +141,8 @@ class RecommendationRequest(_Taken):
     dry_run: bool = Field(default=False, description="no decision is logged: for previews and tests")
     consent: Consent = Consent()
     explain: bool = Field(
-        default=False, description="add the trace: stages with their times, rungs, filters, the session"
+        default=False,
+        description="add the trace (stages with their times, rungs, filters, session), and to each item its sources",
     )
 
     model_config = ConfigDict(
@@ -178,6 +179,18 @@ class ReasonOut(_Given):
     text: str = Field(examples=["because you viewed White Hanging Heart"])
 
 
+class SourceShareOut(_Given):
+    """One source of an item."""
+
+    name: str = Field(
+        description="a part of the night's model (als, item_knn, graph_filter, content, sequential_rules, popularity "
+        "and so on; other: those beyond the first three), or list where the night did not tell its parts; session: "
+        "what was done just now; a rung (segment, category, region, popularity, static, trending, new); exploration",
+        examples=["als", "session", "exploration"],
+    )
+    share: float = Field(description="in (0, 1], with four places; those of an item sum to 1", examples=[0.62])
+
+
 class ItemOut(_Given):
     item_id: str
     score: float = Field(description="in [0, 1]; comparable within one answer only")
@@ -188,6 +201,14 @@ class ItemOut(_Given):
         description="title, category and price, or those that `include` names; null where the item has none",
         examples=[{"title": "Blue Mug", "category": "Home > Kitchen", "price": 4.5}],
     )
+    sources: list[SourceShareOut] | None = Field(
+        default=None,
+        description="only with explain: what each source has of the item's relevance (base + session_weight x vote), "
+        "before any ranker and rule, largest first",
+    )
+    explanation: str | None = Field(default=None, description="only with explain: sources and reasons in a sentence")
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [EXPLAINED_ITEM]})
 
 
 class Freshness(_Given):

@@ -25,7 +25,10 @@ from serving.native.writing cimport close_answer, close_decision, open_answer, o
 
 import orjson
 
-from feature_repo.contracts.packing import CANDIDATES_HEADER_BYTES, FLAG_PERSONALIZE_DENIED, FORMAT_V1, NO_REASON, Source
+from feature_repo.contracts.list_shares import MAX_PARTS
+from feature_repo.contracts.packing import (
+    CANDIDATES_HEADER_BYTES, FLAG_PERSONALIZE_DENIED, FORMAT_V1, FORMAT_V2, NO_REASON, Source,
+)
 from feature_repo.contracts.publication import pack_version
 from serving.native.columns import Declined
 from serving.pipeline.explain import base_reasons
@@ -38,7 +41,8 @@ assert CANDIDATES_HEADER_BYTES == HEADER
 cdef object _dumps = orjson.dumps
 cdef uint32_t NONE = NO_REASON
 cdef uint32_t _SESSION = Source.SESSION
-cdef uint8_t _FORMAT = FORMAT_V1
+assert (FORMAT_V1, FORMAT_V2) == (1, 2)
+cdef Py_ssize_t _MOST_PARTS = MAX_PARTS
 cdef uint8_t _DENIED = FLAG_PERSONALIZE_DENIED
 cdef frozenset _OF_THE_REQUEST = frozenset({int(Source.SEGMENT), int(Source.CATEGORY), int(Source.REGION)})
 """Sources whose words depend on who asks, and for what."""
@@ -180,15 +184,22 @@ cdef class AnswerWriter:
         cdef uint16_t count
         cdef int32_t days
         cdef uint32_t version_hash
+        cdef Py_ssize_t whole, parts
         if self.version is None or catalogue.version != self.version:
             self.days, self.version_hash = pack_version(catalogue.version)
             self.version = catalogue.version
-        if size < HEADER or <uint8_t>data[0] != _FORMAT or <uint8_t>data[1] & _DENIED:
+        if size < HEADER or not 1 <= <uint8_t>data[0] <= 2 or <uint8_t>data[1] & _DENIED:
             raise Declined
         memcpy(&count, data + 2, 2)
         memcpy(&days, data + 4, 4)
         memcpy(&version_hash, data + 8, 4)
-        if size != HEADER + <Py_ssize_t>count * ROW_BYTES or days != self.days or version_hash != self.version_hash:
+        whole = HEADER + <Py_ssize_t>count * ROW_BYTES
+        if data[0] == 2:  # shares of the parts lie behind the rows; only who asks for an explanation reads them
+            parts = <uint8_t>data[whole] if size > whole else 0
+            if not 1 <= parts <= _MOST_PARTS:
+                raise Declined
+            whole += 1 + parts + count * (parts - 1)
+        if size != whole or days != self.days or version_hash != self.version_hash:
             raise Declined
         return count
 

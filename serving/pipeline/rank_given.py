@@ -14,8 +14,9 @@ from serving.pipeline.filters import SlateFilter
 from serving.pipeline.identify import session_events
 from serving.pipeline.list_rules import GIVEN, ruled_list
 from serving.pipeline.score import count_votes, effective_weight, score_candidates, session_ballots, silenced_items
+from serving.pipeline.shares import slate_shares
 from serving.pipeline.slate import StageClock, fallback_reason
-from serving.pipeline.values import Origin, Person, Reason, RungReport, Slate, SlateItem, SlateRequest, Tuning
+from serving.pipeline.values import Origin, Person, Reason, RungReport, Shares, Slate, SlateItem, SlateRequest, Tuning
 
 UNKNOWN_ITEM = -1
 """The item number of an id that the served version does not have."""
@@ -125,11 +126,15 @@ def rank_given(
         source = Source.SESSION if by_session else _SOURCES[origin[0]]
         one = (number, item_id_of[number], scores[number], base, vote, source, reasons)
         items.append(tuple.__new__(SlateItem, one))  # what its constructor does, without the call
+    items = _with_unknown(items, unknown, request.num_results)
+    shares: Sequence[Shares] = ()
+    if request.explain:
+        shares = slate_shares(items, weight=weight, candidates=person.candidates, origins=origins)
     clock.done("order")
 
     level = _level(rungs, has_votes=bool(votes))
     return Slate(
-        items=_with_unknown(items, unknown, request.num_results),
+        items=items,
         fallback_level=level,
         fallback_reason=fallback_reason(level, request, person, catalogue, unavailable, personalized=personalized),
         filtered=eligible.counts() if ruled is None else ruled.counts(),
@@ -139,6 +144,7 @@ def rank_given(
         personalized=personalized,
         stage_micros=clock.micros,
         policy=None if ruled is None else ruled.trace,
+        shares=shares,
     )
 
 

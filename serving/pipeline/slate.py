@@ -32,10 +32,12 @@ from serving.pipeline.score import (
     session_ballots,
     silenced_items,
 )
+from serving.pipeline.shares import explored_places, slate_shares
 from serving.pipeline.values import (
     Person,
     Ranking,
     RungReport,
+    Shares,
     Slate,
     SlateItem,
     SlateRequest,
@@ -203,6 +205,12 @@ def slate_steps(
     )
     if request.policy is not None and not request.policy.reasons:
         items = [item._replace(reasons=()) for item in items]
+    shares: Sequence[Shares] = ()
+    if request.explain:
+        explored = () if ruled is None else explored_places(ruled.trace)
+        shares = slate_shares(
+            items, weight=weight, candidates=person.candidates, origins=pool.origins, explored=explored
+        )  # fmt: skip
     clock.done("explain")
     level = fallback_level(rungs, items)
     return Slate(
@@ -218,6 +226,7 @@ def slate_steps(
         propensities=() if ruled is None else ruled.propensities,
         policy=eligible.trace if isinstance(eligible, RuledSlate) else None,
         ranking=ranking,
+        shares=shares,
     )
 
 

@@ -94,6 +94,17 @@ class Ranking(NamedTuple):
     moved: Mapping[int, tuple[int, float]] = MappingProxyType({})
 
 
+class SourceShare(NamedTuple):
+    """One source of an item, and what it has of the item's relevance, in (0, 1], with four places."""
+
+    name: str
+    share: float
+
+
+Shares = tuple[SourceShare, ...]
+"""Of one item, with the largest first; they sum to 1."""
+
+
 class Reason(NamedTuple):
     """Why an item is in the slate. `item_id` and `title` name the past item that spoke for it, if one did."""
 
@@ -139,6 +150,7 @@ class Slate:
                      to chance
     policy           what the policy did, for the trace; None without a policy
     ranking          what the request-time ranker did, or why it did nothing; None where nobody asked for it
+    shares           per place what each source has of the item; empty without explain, and of lists that blend nothing
     """
 
     items: Sequence[SlateItem]
@@ -153,3 +165,4 @@ class Slate:
     propensities: Sequence[float] = ()
     policy: Mapping[str, Any] | None = None
     ranking: Ranking | None = None
+    shares: Sequence[Shares] = ()

@@ -97,10 +97,10 @@ class Verification:
 
 
 def candidates_digest(user_id: str, record: bytes) -> int:
-    """`record_digest` of a packed record, which covers the flags byte and the rows.
+    """`record_digest` of a packed record, which covers the flags byte, the rows, and the shares behind them.
 
-    The rest of the header (format, count, version) stays out: the version depends on this digest, and the count
-    follows from the rows.
+    The rest of the header (format, count, version) stays out: the version depends on this digest, and format and count
+    are held against the length of the record.
     """
     return record_digest(user_id, record[1:2] + record[CANDIDATES_HEADER_BYTES:])
 

@@ -22,7 +22,7 @@ from spark_jobs.transforms.candidates import CANDIDATES_SCHEMA, pack_batch
 
 LISTS_AT_ONCE = 2_000
 
-_PACKED = CANDIDATES_SCHEMA.names[:7]
+_PACKED = CANDIDATES_SCHEMA.names[:8]
 """The columns that a record is made of."""
 
 

@@ -123,6 +123,10 @@ class Blend:
         counting = {name for by_part in self._stages() for name, weight in by_part.items() if weight}
         return sorted(counting)
 
+    def model_names(self) -> dict[str, str]:
+        """Part -> the model that it is a recipe of."""
+        return {name: str(self.params["parts"][name]["model"]) for name in self.part_names()}
+
     def assemble(
         self,
         matrix: InteractionMatrix,
@@ -216,12 +220,19 @@ class Blend:
 
     # --- explaining ----------------------------------------------------------------------------------------------
 
+    def listed_values(self, block: BlendBlock, numbers: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
+        """By part: what it adds to each listed item (people x places)."""
+        rows = np.repeat(np.arange(len(numbers)), numbers.shape[1]).reshape(numbers.shape)
+        return block.values(rows, numbers)
+
     def sources(self, block: BlendBlock, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
         """The source of each listed item (people x places): of the part that adds most to it, ties by name."""
-        rows = np.repeat(np.arange(len(numbers)), numbers.shape[1]).reshape(numbers.shape)
-        values = block.values(rows, numbers)
+        return self.sources_of(self.listed_values(block, numbers), numbers.shape)
+
+    def sources_of(self, values: Mapping[str, NDArray[np.float32]], shape: tuple[int, ...]) -> NDArray[np.int32]:
+        """`sources` of `listed_values` of this shape."""
         if not values:
-            return np.full(numbers.shape, self.source, np.int32)
+            return np.full(shape, self.source, np.int32)
         stacked = np.stack([np.nan_to_num(values[name], nan=-np.inf) for name in values])
         own = np.array([self.parts[name].model.source for name in values], np.int32)
         return own[stacked.argmax(axis=0)]

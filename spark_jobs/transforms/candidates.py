@@ -23,6 +23,7 @@ from spark_jobs.evaluation.split import INTERACTED, NONE
 from spark_jobs.models.base import InteractionMatrix, Model
 from spark_jobs.models.blend_model import Blend
 from spark_jobs.models.block_reasons import PairTerms, block_reasons, model_reasons
+from spark_jobs.models.list_shares import blend_shares, shares_of_one
 from spark_jobs.models.matrix import build_matrix
 from spark_jobs.models.ranker import Ranker
 from spark_jobs.models.ranking import mask_items, top_items
@@ -49,13 +50,15 @@ CANDIDATES_SCHEMA = pa.schema(
         ("first_reasons", pa.list_(pa.int32())),
         ("second_reasons", pa.list_(pa.int32())),
         ("allows_personalize", pa.bool_()),
+        ("shares", pa.binary()),
         ("history_digest", pa.string()),
         ("made_by", pa.string()),
         ("scored_as_of", pa.date32()),
         ("as_of", pa.date32()),
     ]
 )
-"""gold.candidates in Arrow. Reasons are null where there is none; a list of nobody's history has no digest."""
+"""gold.candidates in Arrow. Reasons are null where there is none, shares (`contracts.list_shares`) where nobody
+told; a list of nobody's history has no digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class Scoring:
     eligible  by item number: may it be published at all
     digests   of the users' histories, aligned with `user_ids`; None: nobody will ask
     made_by   all else that decides the lists, as text (`touched.MadeBy`)
+    shares    whether lists tell what each part of the model has of each item
     """
 
     model: Model
@@ -82,6 +86,7 @@ class Scoring:
     explained: int = EXPLAINED_PER_USER
     digests: NDArray[np.str_] | None = None
     made_by: str | None = None
+    shares: bool = True
 
     @property
     def users_per_block(self) -> int:
@@ -121,7 +126,8 @@ def score_block(scoring: Scoring, block: int) -> pa.RecordBatch:
     A list holds at most `per_user` items, best first, ties by item number. Left out: seen and ineligible items, and
     items that the model says nothing about (a score of exactly zero, or none). A list may be empty. The source of an
     item is the model's, of a blend that of the part that speaks most for it, of a ranker that of its first stage. The
-    first `explained` items name the one or two items of the history that spoke most for them.
+    first `explained` items name the one or two items of the history that spoke most for them. With `shares` the list
+    tells what each part has of each item: of a model that is no blend all, of a ranker those of its first stage.
     """
     part = slice(block * scoring.users_per_block, (block + 1) * scoring.users_per_block)
     rows, user_ids = scoring.rows[part], scoring.user_ids[part]
@@ -150,8 +156,11 @@ def score_block(scoring: Scoring, block: int) -> pa.RecordBatch:
             first[at, :told] = [-1 if a is None else a for a, _ in reasons]
             second[at, :told] = [-1 if b is None else b for _, b in reasons]
     sources = np.full(numbers.shape, model.source, np.int32)
+    shares: list[bytes | None] = [shares_of_one(told_by.name, count) or None for count in counts.tolist()]
     if said is not None and isinstance(told_by, Blend):
-        sources = told_by.sources(said, numbers)
+        by_part = told_by.listed_values(said, numbers)
+        sources = told_by.sources_of(by_part, numbers.shape)
+        shares = blend_shares(by_part, told_by.model_names(), counts) if scoring.shares else []
     offsets = np.r_[0, np.cumsum(counts)].astype(np.int32)
 
     def lists(flat: pa.Array) -> pa.ListArray:
@@ -169,6 +178,7 @@ def score_block(scoring: Scoring, block: int) -> pa.RecordBatch:
             lists(reasons_of(first[kept])),
             lists(reasons_of(second[kept])),
             pa.array(np.ones(len(rows), bool)),
+            pa.array(shares if scoring.shares else [None] * len(rows), pa.binary()),
             pa.array([None] * len(rows) if scoring.digests is None else scoring.digests[part].tolist(), pa.string()),
             pa.array([scoring.made_by] * len(rows), pa.string()),
             pa.array([scoring.as_of] * len(rows), pa.date32()),
@@ -202,6 +212,7 @@ def denied_candidates(user_ids: list[str], as_of: date) -> pa.Table:
             "first_reasons": empty,
             "second_reasons": empty,
             "allows_personalize": pa.array([False] * len(user_ids), pa.bool_()),
+            "shares": pa.nulls(len(user_ids), pa.binary()),
             "history_digest": pa.nulls(len(user_ids), pa.string()),
             "made_by": pa.nulls(len(user_ids), pa.string()),
             "scored_as_of": pa.array([as_of] * len(user_ids), pa.date32()),
@@ -259,7 +270,8 @@ def denied_in(users: pa.Table, said: pa.Table, *, cut_off: datetime) -> list[str
 def pack_batch(version: str, batch: pa.RecordBatch) -> Iterator[tuple[str, bytes]]:
     """(user_id, packed record) of each row of gold.candidates; the bytes are those of `packing.pack_candidates`.
 
-    Raises ContractError when the lists of a row differ in length or hold a null score.
+    Raises ContractError when the lists of a row differ in length or hold a null score, or its shares are of another
+    number of rows.
     """
     lengths = pc.list_value_length(batch["item_numbers"])
     for name in ("scores", "sources", "first_reasons", "second_reasons"):
@@ -274,9 +286,9 @@ def pack_batch(version: str, batch: pa.RecordBatch) -> Iterator[tuple[str, bytes
     for target, name in (("first", "first_reasons"), ("second", "second_reasons")):
         packed[target] = pc.fill_null(flat[name].cast(pa.int64()), NO_REASON).to_numpy()
     body, at = packed.tobytes(), 0
-    columns = (batch["user_id"], lengths, batch["allows_personalize"])
-    for user_id, count, allows in zip(*(column.to_pylist() for column in columns), strict=True):
-        end = at + count * PACKED_ROW.itemsize
-        header = pack_candidates_header(version, count, flags=0 if allows else FLAG_PERSONALIZE_DENIED)
-        yield user_id, header + body[at:end]
+    columns = (batch["user_id"], lengths, batch["allows_personalize"], batch["shares"])
+    for user_id, count, allows, told in zip(*(column.to_pylist() for column in columns), strict=True):
+        end, shares = at + count * PACKED_ROW.itemsize, told or b""
+        header = pack_candidates_header(version, count, flags=0 if allows else FLAG_PERSONALIZE_DENIED, shares=shares)
+        yield user_id, header + body[at:end] + shares
         at = end

@@ -29,7 +29,7 @@ def record_faults(version: str, records: Sequence[bytes | None]) -> list[str | N
     number upwards), an item listed twice."""
     found = [_fault_of_header(version, record) for record in records]
     whole = [n for n, fault in enumerate(found) if fault is None]
-    bodies = [records[n][CANDIDATES_HEADER_BYTES:] for n in whole]  # type: ignore[index]
+    bodies = [_rows_of(records[n]) for n in whole]  # type: ignore[arg-type]
     rows = np.frombuffer(b"".join(bodies), PACKED_ROW)
     owners = np.repeat(np.arange(len(whole)), [len(body) // PACKED_ROW.itemsize for body in bodies])
     for words, owner in (
@@ -40,6 +40,12 @@ def record_faults(version: str, records: Sequence[bytes | None]) -> list[str | N
         for place in np.unique(owner).tolist():
             found[whole[place]] = words
     return found
+
+
+def _rows_of(record: bytes) -> bytes:
+    """The rows of a whole record, without the shares behind them."""
+    count = int.from_bytes(record[2:4], "little")
+    return record[CANDIDATES_HEADER_BYTES : CANDIDATES_HEADER_BYTES + count * CANDIDATE_ROW.size]
 
 
 def _fault_of_header(version: str, record: bytes | None) -> str | None:

@@ -14,12 +14,14 @@ from feature_repo.contracts.decisions import read_decision
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.keys import candidates_key, pointer_key, session_key
+from feature_repo.contracts.list_shares import ListPart, pack_shares
 from feature_repo.contracts.packing import (
     FLAG_PERSONALIZE_DENIED,
     ItemMark,
     PackedCandidate,
     Source,
     pack_candidates,
+    unpack_candidates,
 )
 from serving.adapters.feast_online import entity_key
 from serving.adapters.memory_event_log import MemoryEventLog
@@ -187,6 +189,45 @@ class TestRecommendations:
         calm = await api.ask(user_id="u1", session_id="s9", num_results=2, explain=True, exclude_item_ids=["i39"])
         assert calm["trace"]["rungs"] == [{"rung": "personal", "offered": 30, "eligible": 29}]
         assert calm["filtered"] == {"excluded": 1}
+
+    async def test_explain_tells_what_each_source_has_of_an_item(self, api: Installation) -> None:
+        """Of all that the list says als has .7, the graph filter .2, popularity .1; the rest is the session's."""
+        version = api.store.strings[pointer_key()].decode()
+        key = candidates_key(version, "u1")
+        rows, _ = unpack_candidates(api.store.strings[key])
+        parts = (ListPart.ALS, ListPart.GRAPH_FILTER, ListPart.POPULARITY)
+        told = pack_shares(parts, [(175, 50, 25)] * len(rows))
+        api.remember("i24")
+        question = {"user_id": "u1", "session_id": "s1", "num_results": 20, "explain": True}
+        before = {item["item_id"]: item for item in (await api.ask(**question))["items"]}
+        assert before["i10"]["sources"] == [{"name": "list", "share": 1.0}]
+        api.store.strings[key] = pack_candidates(version, rows, shares=told)
+        answer = await api.ask(**question)
+        assert schemas.RecommendationResponse.model_validate(answer).degraded is False
+        weight, scores = answer["trace"]["session_weight"], answer["trace"]["scores"]
+        compared = 0
+        for item in answer["items"]:
+            base, said = scores[item["item_id"]]["base"], weight * scores[item["item_id"]]["vote"]
+            expected = {"als": 0.7 * base, "graph_filter": 0.2 * base, "popularity": 0.1 * base, "session": said}
+            found = {source["name"]: source["share"] for source in item["sources"]}
+            assert found.keys() == {name for name, value in expected.items() if value > 0}
+            assert found == pytest.approx({name: expected[name] / (base + said) for name in found}, abs=2e-4)
+            assert sum(found.values()) == pytest.approx(1.0, abs=1e-12)
+            compared += "session" in found and "als" in found
+        assert compared >= 3
+        first = {item["item_id"]: item for item in answer["items"]}
+        assert first["i10"]["sources"] == [
+            {"name": "als", "share": 0.7}, {"name": "graph_filter", "share": 0.2}, {"name": "popularity", "share": 0.1},
+        ]  # fmt: skip
+        assert first["i10"]["explanation"] == (
+            "Liked by people with a taste like yours (70 %), like items that you chose (20 %), popular with everybody "
+            "(10 %), because of your interest in Item i05."
+        )
+        plain = await api.ask(**{**question, "explain": False})
+        assert ids(plain) == ids(answer)
+        assert all(item.keys().isdisjoint({"sources", "explanation"}) for item in plain["items"])
+        named = await api.ask(**question, include=["brand"])
+        assert [item["sources"] for item in named["items"]] == [item["sources"] for item in answer["items"]]
 
     async def test_the_segment_comes_from_feast_unless_it_is_too_old(self, api: Installation) -> None:
         def feature(category: bytes, as_of_day: int) -> None:

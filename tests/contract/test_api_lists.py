@@ -61,6 +61,9 @@ class TestRank:
         assert answer["items"][0]["source"] == "session"
         assert words(answer)[0] == "because you viewed Blue Mug"
         assert words(answer)[1] == "in the order given"
+        assert answer["items"][0]["sources"][0]["name"] == "session"
+        assert answer["items"][1]["sources"] == [{"name": "given", "share": 1.0}]
+        assert [source["name"] for source in answer["items"][2]["sources"]] == ["list", "session"]
         silent = await api.post("/v1/rank", user_id="u1", item_ids=["tin", "pot", "cup"])
         assert ids(silent) == ids(answer)
         assert [item["reasons"] for item in silent["items"]] == [[], [], []]

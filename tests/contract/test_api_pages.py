@@ -52,6 +52,10 @@ class TestPages:
         shown = [ids(one) for one in page["placements"]]
         assert shown[0] == ["mug"]
         assert len(shown) == 4
+        for place, sources in enumerate([{"continued"}, {"session", "list"}, {"popularity"}, {"new"}]):
+            items = page["placements"][place]["items"]
+            assert {source["name"] for item in items for source in item["sources"]} <= sources
+            assert all(sum(source["share"] for source in item["sources"]) == 1.0 for item in items)
         flat = [item for one in shown for item in one]
         assert len(flat) == len(set(flat))
         assert set(flat) == {"mug", "cup", "tin", "pan", "hoe", "pot"}

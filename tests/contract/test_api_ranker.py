@@ -250,6 +250,10 @@ async def test_explain_says_what_it_did(api: Installation) -> None:
     }  # fmt: skip
     assert {"features", "ranker"} <= answer["trace"]["stages_ms"].keys()
     assert answer["trace"]["online_reads"] == 2
+    # the trees say nothing of why an item is there: sources are of relevance before them
+    assert {item["item_id"]: item["sources"] for item in answer["items"]} == {
+        item: [{"name": "list", "share": 1.0}] for item in CONVERTING
+    }
 
 
 async def test_a_decision_has_the_ranker_and_is_made_again_from_the_same_features(api: Installation) -> None:

@@ -29,6 +29,7 @@ def test_the_page_is_current_and_every_call_and_model_is_in_it() -> None:
     ("model", "example"),
     [
         (schemas.RecommendationResponse, answer_examples.SLATE),
+        (schemas.ItemOut, answer_examples.EXPLAINED_ITEM),
         (list_schemas.TrendingResponse, answer_examples.TRENDING),
         (list_schemas.BoughtTogetherResponse, answer_examples.BOUGHT_TOGETHER),
         (list_schemas.RankResponse, answer_examples.RANK),

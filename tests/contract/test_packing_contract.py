@@ -223,8 +223,10 @@ def test_a_longer_or_foreign_candidates_record_is_refused() -> None:
     record = pack_candidates(VERSION, CANDIDATES)
     with pytest.raises(ContractError, match="63 bytes, got 64"):
         unpack_candidates(record + b"\0")
-    with pytest.raises(ContractError, match="format 2, expected 1"):
-        unpack_candidates(b"\x02" + record[1:])
+    with pytest.raises(ContractError, match="format 3, expected 1 or 2"):
+        unpack_candidates(b"\x03" + record[1:])
+    with pytest.raises(ContractError, match="tells how many parts"):
+        unpack_candidates(b"\x02" + record[1:])  # nothing behind its rows
 
 
 def test_a_session_record_cut_anywhere_is_refused() -> None:

@@ -103,6 +103,7 @@ def test_the_interval_is_a_day_that_ends_at_midnight_utc(dag: Any) -> None:
         ("max_quarantined_share", 0.5, 1.5),
         ("exclude_seen", "purchased", "bought"),
         ("rescore", "touched", "some"),
+        ("shares", "none", "some"),
     ],
 )
 def test_params_take_good_values_and_refuse_bad_ones(dag: Any, name: str, good: object, bad: object) -> None:

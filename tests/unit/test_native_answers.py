@@ -13,6 +13,7 @@ import pytest
 
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import ContractError
+from feature_repo.contracts.list_shares import pack_shares
 from feature_repo.contracts.packing import (
     FLAG_BOT,
     FLAG_PERSONALIZE_DENIED,
@@ -103,10 +104,12 @@ def asking(request: SlateRequest, *, may_store: bool = True) -> Question:
     return Question(request, "id1", 'a"b', may_store, NOW - 3 * SECOND)
 
 
-def packed(catalogue: Catalogue, rows: CandidateRows | None, flags: int = 0) -> bytes | None:
+def packed(catalogue: Catalogue, rows: CandidateRows | None, flags: int = 0, *, parts: int = 0) -> bytes | None:
+    """`parts` 0: as it was before lists told shares."""
     if rows is None:
         return None
-    return pack_candidates_header(catalogue.version, len(rows), flags=flags) + bytes(rows.packed)
+    told = pack_shares(range(parts), [(250, *[0] * (parts - 1))] * len(rows)) if parts else b""
+    return pack_candidates_header(catalogue.version, len(rows), flags=flags, shares=told) + bytes(rows.packed) + told
 
 
 def session(*clicks: tuple[int, str], hashed: int = 0, **more: Any) -> bytes:
@@ -130,7 +133,12 @@ def test_random_questions_get_the_same_bytes(tmp_path: Path, both: BothWays) -> 
                 request.anonymous_id = "a1"
             records = OnlineRecords(
                 catalogue.version,
-                packed(catalogue, person.candidates, drawn.choice([0] * 9 + [FLAG_PERSONALIZE_DENIED])),  # type: ignore[arg-type]
+                packed(
+                    catalogue,
+                    person.candidates,
+                    drawn.choice([0] * 9 + [FLAG_PERSONALIZE_DENIED]),  # type: ignore[arg-type]
+                    parts=given % 5,
+                ),
                 drawn.choice([None, pack_session(replace(person.session, flags=drawn.choice([0] * 9 + [FLAG_BOT])))]),
                 drawn.choice(SEGMENTS),
                 drawn.choice(TIMES),
@@ -192,9 +200,14 @@ def test_a_record_that_is_cut_short_or_garbled_is_left_to_the_steps(both: BothWa
         for _ in range(drawn.choice([1, 1, 3])):
             garbled[drawn.randrange(len(garbled))] = drawn.choice([0, 1, 3, 128, 255])
         both.ask(asking(request), catalogue, OnlineRecords(version, None, bytes(garbled)))
-    list_of = pack_candidates_header(version, 2) + b"\x01" * 34
-    for size in range(len(list_of)):
-        assert both.ask(asking(request), catalogue, OnlineRecords(version, list_of[:size])) is None
+    rows = [PackedCandidate(n, 0.5, Source.ALS) for n in (3, 4)]
+    for told in (b"", pack_shares([5], [(250,)] * 2), pack_shares([5, 4, 0], [(100, 100, 50), None])):
+        list_of = pack_candidates(version, rows, shares=told)
+        assert both.ask(asking(request), catalogue, OnlineRecords(version, list_of)) is not None
+        for size in range(len(list_of)):
+            assert both.ask(asking(request), catalogue, OnlineRecords(version, list_of[:size])) is None
+        for wrong in (list_of + b"\0", bytes([3]) + list_of[1:], bytes([3 - list_of[0]]) + list_of[1:]):
+            assert both.ask(asking(request), catalogue, OnlineRecords(version, wrong)) is None
 
 
 @pytest.mark.parametrize(

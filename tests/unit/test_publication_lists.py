@@ -119,11 +119,11 @@ def batch_of(*rows: dict) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist(list(rows), schema=CANDIDATES_SCHEMA)
 
 
-def candidate_row(user_id: str, numbers=(), scores=(), first=(), second=(), allows: bool = True) -> dict:
+def candidate_row(user_id: str, numbers=(), scores=(), first=(), second=(), allows: bool = True, shares=None) -> dict:
     return {
         "user_id": user_id, "item_numbers": list(numbers), "scores": list(scores), "sources": [2] * len(numbers),
         "first_reasons": list(first), "second_reasons": list(second), "allows_personalize": allows,
-        "history_digest": None, "made_by": None, "scored_as_of": AS_OF, "as_of": AS_OF,
+        "shares": shares, "history_digest": None, "made_by": None, "scored_as_of": AS_OF, "as_of": AS_OF,
     }  # fmt: skip
 
 
@@ -133,12 +133,15 @@ def test_packed_bytes_are_those_of_the_contract() -> None:
         candidate_row("u1"),
         candidate_row("u2", allows=False),
         candidate_row("ü", [2_000_000_000], [-1.5], [0], [1]),
+        candidate_row("u4", [9, 4], [0.75, 0.1], [3, None], [None, None], shares=bytes([2, 5, 4, 200, 255])),
     )
+    expected_rows = pack_candidates(VERSION, [PackedCandidate(9, 0.75, 2, 3), PackedCandidate(4, 0.1, 2)])
     expected = [
-        ("u0", pack_candidates(VERSION, [PackedCandidate(9, 0.75, 2, 3), PackedCandidate(4, 0.1, 2)])),
+        ("u0", expected_rows),
         ("u1", pack_candidates(VERSION, [])),
         ("u2", pack_candidates(VERSION, [], flags=1)),
         ("ü", pack_candidates(VERSION, [PackedCandidate(2_000_000_000, -1.5, 2, 0, 1)])),
+        ("u4", b"\x02" + expected_rows[1:] + bytes([2, 5, 4, 200, 255])),
     ]
     assert list(pack_batch(VERSION, batch)) == expected
     assert list(pack_batch(VERSION, batch.slice(3))) == expected[3:]  # a slice has its offsets elsewhere
@@ -149,6 +152,9 @@ def test_a_row_whose_lists_do_not_match_is_refused() -> None:
         list(pack_batch(VERSION, batch_of(candidate_row("u0", [9, 4], [0.75], [3, None], [None, None]))))
     with pytest.raises(ContractError, match="1 nulls in scores"):
         list(pack_batch(VERSION, batch_of(candidate_row("u0", [9], [None], [3], [None]))))
+    short = candidate_row("u0", [9, 4], [1, 1], [None] * 2, [None] * 2, shares=bytes([2, 5, 4, 200]))
+    with pytest.raises(ContractError, match="4 bytes are no shares of 2 rows"):
+        list(pack_batch(VERSION, batch_of(short)))
 
 
 def test_denied_users_have_an_empty_list_and_the_flag() -> None:
