@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,8 +57,3 @@ def blend(parts: Iterable[tuple[float, NDArray[np.float32]]]) -> NDArray[np.floa
     if total is None:
         raise ValueError("a blend of nothing")
     return total
-
-
-def used_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    """The parts that count at all, in the order of their names: the order of a sum decides its last bit."""
-    return {name: float(weights[name]) for name in sorted(weights) if weights[name] != 0}

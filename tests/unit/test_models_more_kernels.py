@@ -11,7 +11,7 @@ from scipy import sparse
 
 from feature_repo.contracts.errors import DataError
 from spark_jobs.models.base import InteractionMatrix, Model
-from spark_jobs.models.blend import blend, standardize, standardize_rows, used_weights
+from spark_jobs.models.blend import blend, standardize, standardize_rows
 from spark_jobs.models.ease import Ease
 from spark_jobs.models.factory import build_model
 from spark_jobs.models.graph_filter import GraphFilter, _terms_needed
@@ -389,4 +389,3 @@ def test_blend_by_hand() -> None:
     assert total[1].argmax() == 3
     with pytest.raises(ValueError, match="a blend of nothing"):
         blend([])
-    assert used_weights({"b": 1, "a": 0.0, "c": -0.5}) == {"b": 1.0, "c": -0.5}

@@ -15,7 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from feature_repo.contracts.errors import DataError
-from infra.bench.quality import quality_bench, tuning
+from infra.bench.quality import blending, quality_bench, tuning
+from infra.bench.quality.blend_weights import BlendWeights
 from infra.bench.quality.formats import read_events
 from infra.bench.quality.quality_bench import Sources, bench_quality
 from infra.bench.quality.ranking import Part, evaluate, evaluate_all
@@ -105,7 +106,7 @@ def test_the_test_is_opened_once_and_last(tmp_path: Path, monkeypatch: pytest.Mo
         return open_test(task)
 
     monkeypatch.setattr(quality_bench.tasks, "open_test", seen)
-    monkeypatch.setattr(tuning, "BLEND_GRID", (0.0, 1.0))
+    monkeypatch.setattr(blending, "BLEND_GRID", (0.0, 1.0))
     run(tmp_path, train, test, trials=2)
     assert opened == [True]
 
@@ -211,7 +212,7 @@ def test_a_blend_asks_no_more_than_the_search_did_where_that_is_all_there_is_tim
     assert sum(len(asked.questions) for asked in task.searched) == 20
     said: list[str] = []
     budget = Budget(60.0, trials=4)
-    tuning.tune_blend(task, tune(task, families(task, 60.0), budget, 3, said.append), budget, 3, said.append)
+    blending.tune_blend(task, tune(task, families(task, 60.0), budget, 3, said.append), budget, 3, said.append)
     assert any("on 20 questions" in line for line in said)
 
 
@@ -227,7 +228,7 @@ def test_events_with_repeats_bring_repurchase(tmp_path: Path) -> None:
     assert ("half_life_days",) in space["ials"].grids
     parts = {name: Part(space[name].start, allowed.training) for name in ("popularity", "repurchase")}
     whole = open_test(allowed)
-    found = evaluate_all(parts, {"both": {"popularity": 0.5, "repurchase": 1.0}}, whole, 5).values
+    found = evaluate_all(parts, {"both": BlendWeights({"popularity": 0.5, "repurchase": 1.0})}, whole, 5).values
     assert found["repurchase"]["recall@5"].shape == (40,)
     assert found["both"]["recall@5"].mean() >= found["popularity"]["recall@5"].mean()
     alone = evaluate(parts["repurchase"], whole, 5)
@@ -241,7 +242,7 @@ def test_a_blend_weighs_what_each_part_says_of_all_items(tmp_path: Path) -> None
     space = {family.name: family for family in families(task, 60.0)}
     parts = {name: Part(space[name].start, task.training) for name in ("item_knn", "popularity")}
     asked = open_test(task)
-    found = evaluate_all(parts, {"both": {"item_knn": 0.5, "popularity": 1.0}}, asked, 3).values
+    found = evaluate_all(parts, {"both": BlendWeights({"item_knn": 0.5, "popularity": 1.0})}, asked, 3).values
     assert asked.seen is not None
     for row in range(len(asked.questions)):
         question = asked.questions.part(np.array([row]))
@@ -266,7 +267,8 @@ def test_when_the_time_is_up_what_is_published_goes_on_alone(
     space = {family.name: family for family in families(task, 60.0)}
     parts = {name: Part(space[name].start, task.training) for name in ("item_knn", "popularity", "ials")}
     asked = open_test(task)
-    blends = {"both": {"item_knn": 0.5, "popularity": 1.0}, "other": {"ials": 1.0}}
+    both = BlendWeights({"item_knn": 0.5, "popularity": 1.0})
+    blends = {"both": both, "other": BlendWeights({"ials": 1.0})}
     whole = evaluate_all(parts, blends, asked, 3).values
     assert {len(found["recall@3"]) for found in whole.values()} == {60}
     found, seconds = evaluate_all(parts, blends, asked, 3, needed=needed, may_go_on=lambda: False)
@@ -407,8 +409,10 @@ def test_slices_with_enough_questions_count_alike(tmp_path: Path, monkeypatch: p
     assert trial.target == pytest.approx((2 * 0.9 + 9 * 0.5 + 10 * 0.1) / 21)
     pools = [Pool(np.zeros((n, 1, 1), np.float32), np.zeros((n, 1), bool), np.ones(n, np.int64)) for n in (2, 9, 30)]
     by_count = {2: 0.9, 9: 0.5, 30: 0.1}
-    monkeypatch.setattr(tuning, "_target", lambda pool, *_: by_count[len(pool.counts)])
-    found = tuning._mean_target(pools, np.ones(1), protocol="pairs", k=3)
+    monkeypatch.setattr(blending, "ENOUGH", 10)
+    monkeypatch.setattr(blending, "_target", lambda asked, *_: by_count[len(asked)])
+    asked = [blending.Asked(pool, np.full(len(pool.counts), "all")) for pool in pools]
+    found = blending._mean_target(asked, lambda _: np.ones(1), protocol="pairs", k=3)
     assert found == pytest.approx((2 * 0.9 + 9 * 0.5 + 10 * 0.1) / 21)
 
 
@@ -445,7 +449,7 @@ def test_a_hopeless_model_is_not_asked_for_the_blend(tmp_path: Path) -> None:
     task = open_training("pairs", train=train, test=test)
     targets = {"popularity": 0.01, "item_knn": 0.29, "ials": 0.31, "graph_filter": 1.0}
     found = {name: found_of(task, name, target) for name, target in targets.items()}
-    assert tuning._hopeful(found) == ["graph_filter", "ials", "popularity"]
+    assert blending._hopeful(found) == ["graph_filter", "ials", "popularity"]
 
 
 @pytest.mark.parametrize(

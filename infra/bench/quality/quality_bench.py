@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 from feature_repo.contracts.errors import DataError, nearest
 from infra.bench.quality import tasks
+from infra.bench.quality.blending import Blended, tune_blend
 from infra.bench.quality.ranking import Part, Recipe, evaluate_all
 from infra.bench.quality.spaces import families
 from infra.bench.quality.training import Training
-from infra.bench.quality.tuning import Blended, Budget, Found, tune, tune_blend
+from infra.bench.quality.tuning import Budget, Found, tune
 from infra.bench.report import figure, make_report
 
 Say = Callable[[str], None]
@@ -49,7 +50,8 @@ def bench_quality(
     """The report. `shipped_file` is on disk before the test file is opened, and stays if that fails.
 
     Beside the common form: `protocol`, `k`, `models` {name: {"recall@k", "ndcg@k", "hr@k", "mrr@k"}}, `shipped` (the
-    name in `models` of what the night would publish), `recipes`, `weights` (of the blend), `validation`, `questions`,
+    name in `models` of what the night would publish), `recipes`, `weights` (of the blend), `weights_of_prefixes` (by
+    the length of a running session, where the blend follows it, else null), `validation`, `questions`,
     `sampled_questions` (of models that had no time for all), `seconds` (wall, everything), `seconds_of` {"tune",
     "refit", "test"}, `seconds_of_models` {name: {"refit": wall, "test": processor}}, `peak_mb`.
     """
@@ -119,7 +121,8 @@ def bench_quality(
         models=models,
         shipped=shipped,
         recipes=recipes,
-        weights=weights,
+        weights=weights.of_all,
+        weights_of_prefixes=weights.of_prefixes,
         validation=choice["validation"],
         questions=len(asked.questions),
         sampled_questions=sampled,
@@ -165,10 +168,11 @@ def _choice(found: Mapping[str, Found], blended: Blended) -> dict[str, Any]:
     not choose its weights."""
     targets = {name: one.best.target for name, one in found.items() if one.best is not None}
     best = max(sorted(targets), key=lambda name: targets[name])
-    is_blend = sum(1 for weight in blended.weights.values() if weight) > 1 and blended.target > blended.single
+    is_blend = len(blended.weights.parts()) > 1 and blended.target > blended.single
     return {
         "shipped": BLEND if is_blend else best,
-        "weights": dict(blended.weights),
+        "weights": blended.weights.of_all,
+        "weights_of_prefixes": blended.weights.of_prefixes,
         "recipes": {name: one.best.recipe for name, one in found.items() if one.best is not None},
         "validation": {
             "target": {**targets, BLEND: blended.target},

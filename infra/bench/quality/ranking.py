@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from infra.bench.quality.blend_weights import BlendWeights
 from infra.bench.quality.tasks import SEED, Slice
 from infra.bench.quality.training import Questions, Training
 from spark_jobs.evaluation.full_ranking import is_relevant
 from spark_jobs.evaluation.metrics import ranking_metrics
-from spark_jobs.models.blend import standardize, used_weights
+from spark_jobs.models.blend import standardize
 from spark_jobs.models.factory import SEQUENCE_MODELS, build_model, build_sequence_model
 from spark_jobs.models.ranking import mask_items, top_items
 
@@ -155,19 +156,19 @@ class Measured(NamedTuple):
 
 def evaluate_all(
     parts: Mapping[str, Part],
-    blends: Mapping[str, Mapping[str, float]],
+    blends: Mapping[str, BlendWeights],
     asked: Slice,
     k: int,
     *,
     needed: str | None = None,
     may_go_on: Callable[[], bool] = lambda: True,
 ) -> Measured:
-    """Every part, and every blend (part -> weight), on all questions. Each part scores once.
+    """Every part, and every blend, on all questions. Each part scores once.
 
     Once `may_go_on` says no, only what `needed` (a part or a blend) is made of goes on. Blocks of questions come in an
     order that is shuffled by a seed, so that the others were asked of a sample of all questions until then.
     """
-    wanted = set(parts) if needed is None else set(used_weights(blends.get(needed, {needed: 1.0})))
+    wanted = set(parts) if needed is None else set(blends.get(needed, BlendWeights({needed: 1.0})).parts())
     seconds = dict.fromkeys(sorted(parts), 0.0)
     begun_blocks, lock = count(), Lock()
 
@@ -178,14 +179,14 @@ def evaluate_all(
         for name in sorted(parts) if is_whole else sorted(wanted):
             begun = time.thread_time()
             scores = parts[name].scores(block.questions)
-            used = {label: weights[name] for label, weights in blends.items() if weights.get(name)}
+            used = {label: blend.of(name, block.questions) for label, blend in blends.items() if name in blend.parts()}
             if is_whole or name == needed:
                 is_kept = used and block.seen is not None  # measuring strikes out what was seen
                 found[name] = measure(scores.copy() if is_kept else scores, block, k)
             if used:
                 scaled = standardize(scores)
-                for label, weight in used.items():
-                    term = scaled * np.float32(weight)
+                for label, weights in used.items():
+                    term = scaled * weights[:, None]
                     if label in sums:
                         sums[label] += term
                     else:

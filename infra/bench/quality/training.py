@@ -19,6 +19,9 @@ from spark_jobs.models.sequences import Sequences, build_sequences, last_places
 PREFIX_PLACES = 20
 PREFIX_DECAY = 2.0
 """A running session as a history of the matrix: its last places, each e times less for so many steps from the end."""
+PREFIX_SLICES = ("<2", "2-3", ">3")
+"""Running sessions by how many of their places hold known items."""
+ALL = "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,13 @@ class Questions:
 
     def part(self, rows: NDArray[np.int64]) -> Questions:
         return Questions(self.users[rows], None if self.prefixes is None else self.prefixes.block(rows))
+
+    def prefix_slices(self) -> NDArray[np.str_]:
+        """The slice of each running session (`PREFIX_SLICES`); of users, who are not cut by it, `ALL`."""
+        if self.prefixes is None:
+            return np.full(len(self), ALL)
+        lengths = np.diff(self.prefixes.starts)
+        return np.select([lengths < 2, lengths <= 3], PREFIX_SLICES[:2], PREFIX_SLICES[2]).astype(np.str_)
 
 
 @dataclass(slots=True)
