@@ -185,6 +185,8 @@ class Lists:
             "is_regional": voted.scope is not Scope.ALL,
             "scope": voted.scope.value,
             "region_votes": voted.region_votes,
+            "region": request.region,
+            "is_users_region": request.region_of_user,
             "least_region_votes": None if request.region is None else LEAST_REGION_VOTES,
         }
         shown = [item.item_number for item in slate.items if item.source is Source.TRENDING]

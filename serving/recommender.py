@@ -38,7 +38,7 @@ from serving.observability import (
     count_soon,
 )
 from serving.pipeline.catalogue import Catalogue
-from serving.pipeline.consent import with_refusal
+from serving.pipeline.consent import as_allowed, with_refusal
 from serving.pipeline.overlay import CatalogueOverlay
 from serving.pipeline.persons import MAX_READS, Edges, Identity, join_sessions, person_of, stranger
 from serving.pipeline.ranker import FAILURES, NOT_READ, PersonFeatures
@@ -219,7 +219,7 @@ class Recommender:
         catalogue = self._shelf.current
         if catalogue is None:
             return False
-        request = self._with_refusal(request, (request.user_id,))
+        request = self._placed(self._with_refusal(request, (request.user_id,)))
         if request.personalize is False:
             user_id = anonymous_id = at_once = None
         else:
@@ -305,7 +305,7 @@ class Recommender:
             self.turns.expected -= 1
 
     async def _meet(self, request: SlateRequest, catalogue: Catalogue | None) -> Asker:
-        request = self._with_refusal(request, (request.user_id,))
+        request = self._placed(self._with_refusal(request, (request.user_id,)))
         asks_personally = request.personalize is not False
         user_id = request.user_id if asks_personally else None
         anonymous_id = request.anonymous_id if asks_personally else None
@@ -322,17 +322,23 @@ class Recommender:
     ) -> Asker:
         """`_asker` of somebody of whom one name is known, or none."""
         person, feature_micros = self._person(records, catalogue, None, degraded)
+        _leave_place(request, person)
         refuses = self._overlay.refuses_storing(request.user_id)
         return Asker(request, person, catalogue, 1, degraded, feature_micros, refuses)
 
     def _asker(self, request: SlateRequest, settled: Settled) -> Asker:
         degraded = settled.degraded
         person, feature_micros = self._person(settled.records, settled.catalogue, settled.read, degraded)
+        _leave_place(request, person)
         names: Collection[str | None] = (request.user_id,)
         identity = settled.read.identity if settled.read is not None else None
         if identity is not None and (identity.user_id != request.user_id or len(identity.subjects) > 1):
             names = {request.user_id, *_names_of(identity)}
-            request = self._with_refusal(replace(request, user_id=identity.user_id), names)
+            seen = self._with_refusal(replace(request, user_id=identity.user_id), names)
+            if seen.personalize is False:
+                _leave_place(request, person, refuses=True)
+                _leave_place(seen, person, refuses=True)
+            request = seen
         return Asker(
             request,
             person,
@@ -359,6 +365,15 @@ class Recommender:
             self._overlay.heard_micros,
             asker.refuses_storing,
         )
+
+    def _placed(self, request: SlateRequest) -> SlateRequest:
+        """The request in the user's region, where it names none: until they turn out not to want to be known
+        (`_leave_place`)."""
+        if request.region is None and request.user_id is not None:
+            region = self._overlay.region_of(request.user_id)
+            if region is not None:
+                request.region, request.region_of_user = region, True
+        return request
 
     def _with_refusal(self, request: SlateRequest, names: Iterable[str | None]) -> SlateRequest:
         for name in names:
@@ -541,6 +556,12 @@ class Recommender:
         STALE_FEATURES.labels(USER_VIEW).inc()
         degraded.append(STALE_FEATURE)
         return None, moment
+
+
+def _leave_place(request: SlateRequest, person: Person, *, refuses: bool = False) -> None:
+    """The region of a user who turns out not to want to be known is not used."""
+    if request.region_of_user and (refuses or not as_allowed(request, person).personalized):
+        request.region, request.region_of_user = None, False
 
 
 def _ranked(slate: Slate) -> tuple[Slate, list[str]]:

@@ -54,7 +54,7 @@ EXPLAINED_ITEM: Document = {
 TRENDING: Document = _slate(
     "trending", "trending", _item(1, "cup", "Tea Cup", 1.0, "trending", "trending in the last hour", None),
     trend={"window": "1h", "votes": {"cup": 3}, "error": 0, "is_regional": False, "scope": "all",
-           "region_votes": None, "least_region_votes": None},
+           "region_votes": None, "region": None, "is_users_region": False, "least_region_votes": None},
 )  # fmt: skip
 BOUGHT_TOGETHER: Document = _slate(
     "bought_together", "bought_together",

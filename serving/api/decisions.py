@@ -59,7 +59,7 @@ def recommendation_decision(
     inputs: dict[str, Any] = {"num_results": request.num_results, "tuning": tuning, "personalized": slate.personalized}
     if request.category is not None:
         inputs["category"] = request.category
-    if request.region is not None:
+    if request.region is not None and (may_store or not request.region_of_user):
         inputs["region"] = request.region
     if request.personalize is not None:
         inputs["personalize"] = request.personalize

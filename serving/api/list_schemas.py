@@ -213,6 +213,10 @@ class TrendOut(_Given):
     region_votes: int | None = Field(
         description="votes of the region in the window, for the items that the question is about; null: none was named"
     )
+    region: str | None = Field(
+        description="that of the request; when it names none, that of the user, who allows to be known; null: neither"
+    )
+    is_users_region: bool = Field(description="the shop gave it to the user (`PUT /v1/users/{id}`)")
     least_region_votes: int | None = Field(description="with fewer of them the answer goes by those of all regions")
 
 

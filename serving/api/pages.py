@@ -192,5 +192,5 @@ def _at_place(
     """`dataclasses.replace`, for what is done five times a page."""
     return SlateRequest(
         num_results, request.user_id, request.anonymous_id, request.session_id, request.category, request.region,
-        request.recent_events, excluded, request.personalize, request.explain, policy,
+        request.recent_events, excluded, request.personalize, request.explain, policy, request.region_of_user,
     )  # fmt: skip

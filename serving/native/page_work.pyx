@@ -207,7 +207,7 @@ cdef class PageWork:
         if request.category is not None:
             out.put_bytes(b',"category":')
             out.put_text(request.category)
-        if request.region is not None:
+        if request.region is not None and (self.may_store or not request.region_of_user):
             out.put_bytes(b',"region":')
             out.put_text(request.region)
         if request.personalize is not None:

@@ -8,24 +8,29 @@ it. A version that the night built knowing a change has it already, or something
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import chain, islice
 
 from feature_repo.contracts.changes import ITEMS, USERS, Change, RecordState, Stamp
+from feature_repo.contracts.regions import voting_region
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.first_catalogue import MAX_FIRST_ITEMS, first_catalogue
 from serving.pipeline.live_items import FIRST_FIELDS, WRITTEN_FIELDS, write_item
 
 PERSONALIZE, STORE, TRAIN = "consent_personalize", "consent_store", "consent_train"
+REGION = "region"
 SERVED_FIELDS: Mapping[str, frozenset[str]] = {
     ITEMS: WRITTEN_FIELDS | FIRST_FIELDS,
-    USERS: frozenset({PERSONALIZE, STORE, TRAIN}),
+    USERS: frozenset({PERSONALIZE, STORE, TRAIN, REGION}),
 }
 """The fields of which serving keeps the value; of others it keeps when they were last spoken of."""
 
 MAX_LATE_KEPT = 10_000
 MAX_USERS_LATELY = 10_000
+MAX_USERS_PLACED = 100_000
+"""Users whose region a process knows: those of whom one was said last. 15 MB at most with ids of 16 bytes."""
 MAX_UNKNOWN_ITEMS = 10_000
 """Changed items that no version held knows: they are kept for the next one. Anybody who may write can name new ones
 for ever, so there is a bound; what was forgotten is read again when a version comes (`wants_records`)."""
@@ -40,10 +45,16 @@ def ever_refused(state: RecordState) -> bool:
     return any((word := state.word(name)) is not None and word[0] is False for name in SERVED_FIELDS[USERS])
 
 
+def region_of(state: RecordState) -> str | None:
+    """The newest word on a user's region, where it is one that trends count."""
+    word = state.word(REGION)
+    return None if word is None else voting_region({REGION: word[0]}) or None
+
+
 class CatalogueOverlay:
     """Belongs to one event loop. Items: one record each of those that a version knows, and of the last 10,000 others.
     Users: those who once refused something, for good, and the last 10,000 others, so that a late change can be told
-    that it is.
+    that it is. Of the last 100,000 of whom a region was said, the region.
 
     position       up to here in the log everything is in
     heard_micros   when the log last confirmed that there is nothing more; None: never
@@ -59,6 +70,7 @@ class CatalogueOverlay:
         self._unknown: OrderedDict[str, RecordState] = OrderedDict()
         self._refusing: dict[str, RecordState] = {}
         self._lately: OrderedDict[str, RecordState] = OrderedDict()
+        self._regions: OrderedDict[str, str] = OrderedDict()
         self._late: OrderedDict[int, tuple[str, ...]] = OrderedDict()
         self._catalogues: list[Catalogue] = []
         self._first: Catalogue | None = None
@@ -139,6 +151,10 @@ class CatalogueOverlay:
         """The same of training alone."""
         return self._refuses(user_id, TRAIN)
 
+    def region_of(self, user_id: str | None) -> str | None:
+        """The region that the shop gave this user; None when it gave none, or so many others one since."""
+        return None if user_id is None else self._regions.get(user_id)
+
     @property
     def refusing(self) -> Mapping[str, RecordState]:
         """Whoever refused any of it at any time, by user; a view that grows."""
@@ -173,7 +189,9 @@ class CatalogueOverlay:
             if self._first is not None:
                 write_item(self._first, record_id, state)
             self._is_first_behind = True
-        elif record_id in self._refusing or ever_refused(state):
+            return
+        self._place(record_id, state)
+        if record_id in self._refusing or ever_refused(state):
             self._lately.pop(record_id, None)
             self._refusing[record_id] = state
         else:
@@ -181,6 +199,16 @@ class CatalogueOverlay:
             self._lately.move_to_end(record_id)
             if len(self._lately) > MAX_USERS_LATELY:
                 self._lately.popitem(last=False)
+
+    def _place(self, user_id: str, state: RecordState) -> None:
+        if state.word(REGION) is None:
+            return  # nothing was said of it
+        self._regions.pop(user_id, None)
+        region = region_of(state)
+        if region is not None:
+            self._regions[user_id] = sys.intern(region)
+            if len(self._regions) > MAX_USERS_PLACED:
+                self._regions.popitem(last=False)
 
     def _forget(self) -> None:
         while len(self._unknown) > MAX_UNKNOWN_ITEMS:

@@ -26,6 +26,7 @@ class SlateRequest:
     recent_events  events that the request itself brings, oldest first; they belong to the asked session
     explain        look at every candidate of a rung, also at those that cannot get in, so that all counts are whole
     policy         what the slate must keep to beyond relevance; None: nothing but what every slate does
+    region_of_user the region is that of the user (`Recommender` sets both), because the request names none
     """
 
     num_results: int
@@ -39,6 +40,7 @@ class SlateRequest:
     personalize: bool | None = None
     explain: bool = False
     policy: SlatePolicy | None = None
+    region_of_user: bool = False
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ import redis
 from feature_repo.contracts.changes import ITEMS, USERS, Change, RecordState
 from feature_repo.contracts.errors import ContractError
 from feature_repo.contracts.keys import archived_key, change_stream_key, changed_records_key
-from serving.pipeline.overlay import SERVED_FIELDS, ever_refused
+from serving.pipeline.overlay import SERVED_FIELDS, ever_refused, region_of
 from serving.speed.positions import position_number
 
 
@@ -50,7 +50,7 @@ def _compacted(
         state = _state(record)
         for change, position in changes:
             state.take(change, position, keeps=SERVED_FIELDS[kind])
-        if kind == ITEMS or record is not None or ever_refused(state):
+        if kind == ITEMS or record is not None or ever_refused(state) or region_of(state) is not None:
             states[record_id] = state.to_json()
     return states
 

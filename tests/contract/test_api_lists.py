@@ -114,7 +114,8 @@ class TestTrending:
         assert (ids(answer), answer["fallback_level"]) == (["pan", "cup", "mug"], "trending")
         assert answer["trend"] == {
             "window": "1h", "votes": {"pan": 4, "cup": 3, "mug": 1}, "error": 0, "is_regional": False,
-            "scope": "all", "region_votes": None, "least_region_votes": None,
+            "scope": "all", "region_votes": None, "least_region_votes": None, "region": None,
+            "is_users_region": False,
         }  # fmt: skip
         assert words(answer) == ["trending in the last hour"] * 3
         assert {item["source"] for item in answer["items"]} == {"trending"}
@@ -126,7 +127,8 @@ class TestTrending:
         assert ids(german) == ["cup", "hoe"]
         assert german["trend"] == {
             "window": "1h", "votes": {"cup": 3}, "error": 0, "is_regional": True,
-            "scope": "region_list", "region_votes": 0, "least_region_votes": 20,
+            "scope": "region_list", "region_votes": 0, "least_region_votes": 20, "region": "DE",
+            "is_users_region": False,
         }  # fmt: skip
         five = await api.get("/v1/trending?window=5m&num_results=1")
         assert ids(five) == ["tin"]
@@ -142,7 +144,7 @@ class TestTrending:
         assert (ids(french), french["fallback_level"]) == (["hoe", "tin", "mug"], "trending")
         assert french["trend"] == {
             "window": "1h", "votes": {"hoe": 9, "tin": 9, "mug": 2}, "error": 0, "is_regional": True,
-            "scope": "region", "region_votes": 20, "least_region_votes": 20,
+            "scope": "region", "region_votes": 20, "least_region_votes": 20, "region": "FR", "is_users_region": False,
         }  # fmt: skip
         assert words(french) == ["trending in FR in the last hour"] * 3
         list_schemas.TrendingResponse.model_validate(french)
