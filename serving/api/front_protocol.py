@@ -10,6 +10,7 @@ Leaving. A server that goes lets each connection bring one more request, and say
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import re
@@ -23,6 +24,8 @@ from serving.api.hot_protocol import HotCycle, HotProtocol
 from serving.api.list_protocol import ListProtocol
 from serving.api.middleware import GIVEN_ID
 from serving.api.services import Services
+from serving.ids import new_id
+from serving.native import parts
 from serving.observability import ADMISSION_REFUSALS, count_soon
 from serving.turns import Turns
 
@@ -43,7 +46,27 @@ _LINE = re.compile(rb"POST (/[^ \r\n]*) HTTP/1\.1\r\n")
 _UNUSUAL = re.compile(
     rb"\r\n(?:(?:transfer-encoding|expect|upgrade|x-request-id)[ :]|connection(?!: keep-alive\r))", re.I
 )
-_LENGTH = re.compile(rb"\r\ncontent-length: ?([0-9]{1,9})(?=\r\n)", re.I)
+_LENGTH = re.compile(rb"\r\ncontent-length(?:: ?([0-9]{1,9})(?=\r\n))?", re.I)
+
+
+def whole_post(data: bytes) -> bytes | None:
+    """The address of a POST that came whole and alone, with nothing in its head that needs a parser; else None."""
+    if parts.refusals is not None:
+        found: bytes | None = parts.refusals.whole_post(data)
+        return found
+    return whole_post_by_twin(data)
+
+
+def whole_post_by_twin(data: bytes) -> bytes | None:
+    """`whole_post` in Python."""
+    line, at = _LINE.match(data), data.find(b"\r\n\r\n")
+    if line is None or at < 0:
+        return None
+    head = data[: at + 2]
+    lengths = _LENGTH.findall(head)
+    if len(lengths) != 1 or not lengths[0] or len(data) != at + 4 + int(lengths[0]) or _UNUSUAL.search(head):
+        return None
+    return line[1]
 
 
 def kind_of(url: bytes) -> str | None:
@@ -125,6 +148,14 @@ class FrontProtocol(ListProtocol):
     it would otherwise find its connection closed, and no answer."""
     _is_last = False
     _is_hot_under_way = False
+    _socket = -1
+    """Of a plain connection, where native code may write to it."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if parts.refusals is not None and self.scheme == "http":
+            own = transport.get_extra_info("socket")
+            self._socket = -1 if own is None else own.fileno()
 
     def data_received(self, data: bytes) -> None:
         admission = self.admission
@@ -155,21 +186,24 @@ class FrontProtocol(ListProtocol):
             or self.transport.is_closing()
         ):
             return False
-        line = _LINE.match(data)
-        kind = None if line is None else self.admission.refuses(line[1], len(self.tasks) + self.admission.hot)
-        at = data.find(b"\r\n\r\n") if kind is not None else -1
-        if kind is None or at < 0:
-            return False
-        head = data[: at + 2]
-        lengths = _LENGTH.findall(head)
-        if len(lengths) != 1 or len(data) != at + 4 + int(lengths[0]) or _UNUSUAL.search(head):
+        url = whole_post(data)
+        kind = None if url is None else self.admission.refuses(url, len(self.tasks) + self.admission.hot)
+        if kind is None:
             return False
         count_soon(ADMISSION_REFUSALS, kind)
-        request_id = os.urandom(16).hex().encode("ascii")
+        request_id = new_id().encode("ascii")
         lines = self.hot.lines_of(self.server_state.default_headers)
-        self.transport.write(_REFUSED_UNREAD % (lines, request_id, request_id))
+        self._write_at_once(_REFUSED_UNREAD % (lines, request_id, request_id))
         self._await_next()
         return True
+
+    def _write_at_once(self, answer: bytes) -> None:
+        """Without the transport's queue, where nothing is in it."""
+        taken = 0
+        if self._socket >= 0 and not self.transport.get_write_buffer_size():
+            taken = parts.refusals.send(self._socket, answer)
+        if taken < len(answer):
+            self.transport.write(answer[taken:])
 
     def on_headers_complete(self) -> None:
         is_free = self.cycle is None or self.cycle.response_complete

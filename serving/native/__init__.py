@@ -38,6 +38,7 @@ PARTS = (
     "reads",
     "reasons",
     "records",
+    "refusals",
     "ruled",
     "sessions",
     "shelves",

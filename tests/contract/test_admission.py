@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import socket
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ import pytest
 import uvicorn
 import uvloop
 from prometheus_client import REGISTRY
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from feature_repo.contracts.environment import Environment
@@ -231,6 +232,39 @@ class TestAdmission:
         assert parsed
         assert refusals(PEOPLE) - before == 10
         assert status(await busy.ask(LIVE)) == 200
+
+    async def test_a_refusal_does_not_overtake_what_still_waits_to_be_sent(self, busy: Busy) -> None:
+        size = 40_000_000  # more than the buffers of two sockets hold
+
+        @busy.door.app.get("/v1/large")
+        async def large() -> Any:
+            return Response(b"x" * size)
+
+        client = socket.create_connection(busy._listener.getsockname())
+        client.setblocking(False)
+        client.send(LIVE)
+        while not busy.server.server_state.connections:
+            await asyncio.sleep(0.005)
+        (protocol,) = busy.server.server_state.connections
+        protocol.transport.set_write_buffer_limits(high=2 * size)  # it is never too much
+        client.send(b"GET /v1/large HTTP/1.1\r\nHost: h\r\n\r\n")
+        while not protocol.transport.get_write_buffer_size():
+            await asyncio.sleep(0.005)
+        await busy.occupy(4)
+        received = bytearray()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                received += client.recv(10_000_000)  # now the socket has room, and the server does not know
+        assert 0 < len(received) < size
+        protocol.data_received(ASK)
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(60):
+            while b"nothing of this one was done" not in received[-500:]:
+                received += await loop.sock_recv(client, 10_000_000)
+        refused_at = received.index(b"HTTP/1.1 503")
+        assert received[refused_at - 1000 : refused_at] == b"x" * 1000
+        assert received.count(b"x") > size
+        client.close()
 
     async def test_two_lengths_are_no_length(self, busy: Busy) -> None:
         await busy.occupy(4)
