@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -17,8 +18,9 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from feature_repo.contracts.packing import SessionState
+from infra.bench.events import ingest as event_ingest
 from infra.bench.events import torture
-from infra.bench.events.ingest import free_port
+from infra.bench.events.ingest import free_port, lasting_port
 from infra.bench.events.ledger import Findings, Ledger
 from infra.bench.events.power import Disk, compiler
 from infra.bench.events.torture import torture_events
@@ -179,6 +181,16 @@ def test_a_control_goes_on_until_its_own_harm_is_seen(
 
 
 @needs_compiler
+def test_a_port_that_outlives_its_server_is_free_and_none_that_connections_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lasting_port() < 32_768
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        free = lasting_port()
+        drawn = iter([taken.getsockname()[1], free])
+        monkeypatch.setattr(event_ingest, "secrets", SimpleNamespace(choice=lambda _: next(drawn)))
+        assert lasting_port() == free
+
+
 class TestPowerCut:
     PROGRAM = """
 import os

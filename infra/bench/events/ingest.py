@@ -7,7 +7,9 @@ Redis and the load generator share the others.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -36,6 +38,8 @@ Say = Callable[[str], None]
 
 WARM_UP_SECONDS = 1
 START_SECONDS = 60.0
+LASTING_PORTS = range(20_000, 32_768)
+"""Linux gives connections ports from 32,768 on, other systems from 49,152."""
 
 
 class Sample(NamedTuple):
@@ -276,3 +280,14 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def lasting_port() -> int:
+    """A port that nobody uses now and that the kernel gives to no connection while its server is down.
+
+    A client that tries and tries to reach a server that is down may even be given its port, and so hold it."""
+    while True:
+        port = secrets.choice(LASTING_PORTS)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port

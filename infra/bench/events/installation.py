@@ -16,7 +16,7 @@ from typing import Literal
 from feature_repo.contracts import environment as names
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import NightjarError
-from infra.bench.events.ingest import free_port, listens
+from infra.bench.events.ingest import lasting_port, listens
 from infra.bench.events.power import Disk, compiler
 from infra.local.redis_server import Role, answers, find_server, server_command
 from infra.local.variables import REPOSITORY
@@ -24,6 +24,8 @@ from infra.local.variables import REPOSITORY
 Control = Literal["everysec", "no marks"]
 """How an installation is weakened, so that the ordeal must see harm."""
 SETTLE_SECONDS = 60.0
+JOB_SECONDS = 3 * SETTLE_SECONDS
+"""For a program that begins beside the harm: it waits for others that must start again first, and so must it."""
 FILE_STORE_ALLOWED = "MLFLOW_ALLOW_FILE_STORE"
 """What MLflow wants to be told before it keeps runs in a folder."""
 
@@ -53,7 +55,7 @@ class Installation:
         for path in (self.home, self._logs):
             path.mkdir(parents=True)
         self.disk = Disk(self.home, folder / "shim") if compiler() else None
-        self._ports = {name: free_port() for name in ("redis-log", "redis-online", "api")}
+        self._ports = {name: lasting_port() for name in ("redis-log", "redis-online", "api")}
         self.url = f"http://127.0.0.1:{self._ports['api']}"
         self.log_url = f"redis://127.0.0.1:{self._ports['redis-log']}/0"
         self.online_url = f"redis://127.0.0.1:{self._ports['redis-online']}/0"

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from infra.bench.events.installation import SETTLE_SECONDS, Installation, TortureError
+from infra.bench.events.installation import JOB_SECONDS, Installation, TortureError
 from infra.bench.events.ledger import Findings
 from infra.importing.events import import_events
 from serving.speed.table_upkeep import SMALL_FILES
@@ -46,7 +46,7 @@ class Imports:
     async def run(self, number: int) -> None:
         """Import a file of its own until the importer says that it is done. Raises TortureError when it never does."""
         path = self._write(number)
-        deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
+        deadline = asyncio.get_running_loop().time() + JOB_SECONDS
         while asyncio.get_running_loop().time() < deadline:
             self.attempts += 1
             words = ["-m", "infra.cli.main", "import", "events", str(path), "--wait", "5"]
@@ -57,7 +57,7 @@ class Imports:
                 self.acknowledged |= _ids(number)
                 return
             await asyncio.sleep(0.1)
-        raise TortureError(f"no import of {path} within {SETTLE_SECONDS:.0f} s")
+        raise TortureError(f"no import of {path} within {JOB_SECONDS:.0f} s")
 
     def judge(self, found: Findings, rows: Iterable[str]) -> None:
         """Add to the findings what is wrong with `rows`, the event ids of the table."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from infra.bench.events.installation import SETTLE_SECONDS, Installation, TortureError
+from infra.bench.events.installation import JOB_SECONDS, Installation, TortureError
 
 ARCHIVE, IMPORTS = "maintenance of the archive", "maintenance of imports"
 MODULES = {ARCHIVE: "serving.speed.maintenance", IMPORTS: "infra.importing.maintenance"}
@@ -30,7 +30,7 @@ class Maintenance:
         await asyncio.gather(*(self._run(name, f"c{number}") for name in due))
 
     async def _run(self, name: str, run_key: str) -> None:
-        deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
+        deadline = asyncio.get_running_loop().time() + JOB_SECONDS
         while asyncio.get_running_loop().time() < deadline:
             self.attempts += 1
             process = self._installation.start_job(name, ["-m", MODULES[name], "--run-key", run_key])
@@ -40,4 +40,4 @@ class Maintenance:
                 self.runs += 1
                 return
             await asyncio.sleep(0.1)
-        raise TortureError(f"no {name} was done within {SETTLE_SECONDS:.0f} s")
+        raise TortureError(f"no {name} was done within {JOB_SECONDS:.0f} s")

@@ -21,7 +21,7 @@ from deltalake import write_deltalake
 
 from feature_repo.contracts.run import Run
 from feature_repo.contracts.tables import table, table_path
-from infra.bench.events.installation import FILE_STORE_ALLOWED, SETTLE_SECONDS, Installation, TortureError
+from infra.bench.events.installation import FILE_STORE_ALLOWED, JOB_SECONDS, Installation, TortureError
 from infra.bench.events.ledger import Findings
 from serving.speed.delta_archive import DeltaArchive
 from spark_jobs.io import tracking
@@ -76,7 +76,7 @@ class Metrics:
         if number % EVERY:
             return
         words = ["-m", f"spark_jobs.jobs.{JOB}", "--run-key", _run_key(number // EVERY)]
-        deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
+        deadline = asyncio.get_running_loop().time() + JOB_SECONDS
         while asyncio.get_running_loop().time() < deadline:
             self.attempts += 1
             self.tried.add(self._days[number // EVERY])
@@ -87,7 +87,7 @@ class Metrics:
                 self.acknowledged |= self.tried
                 return
             await asyncio.sleep(0.1)
-        raise TortureError(f"{words[1]} was not done within {SETTLE_SECONDS:.0f} s")
+        raise TortureError(f"{words[1]} was not done within {JOB_SECONDS:.0f} s")
 
     def judge(self, found: Findings, impressions: Iterable[Sequence[Any]], metrics: Iterable[Sequence[Any]]) -> None:
         """Add to the findings what is wrong with the rows of both tables.
