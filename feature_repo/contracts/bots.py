@@ -64,6 +64,11 @@ not looked at: clocks that count whole seconds make them equal."""
 
 LEAST_BUSY = MAX_PER_SECOND
 """A subject with at most so many browsing events on a day can break no rule but `crawler_agent`."""
+LEAST_FOR_LONG_RULES = 1 + min(
+    LEAST_FOR_MINUTE, MAX_PER_HOUR, MAX_PER_DAY, LEAST_QUICK_GAPS, MAX_ITEMS, LEAST_STEPS + 1
+)
+"""A subject with fewer browsing events on a day can break no rule but `crawler_agent` and `per_second`: a step lies
+between two events, a pair of steps between three."""
 
 AGENT_FIELDS = ("user_agent", "userAgent")
 """Where `context` names the program that was used: ours, and Segment's."""

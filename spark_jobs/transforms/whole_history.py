@@ -31,6 +31,7 @@ _USER, _DEVICE = "u:", "a:"
 _KEY_BYTES = 16
 _KEYS_AT_ONCE = 100_000
 _DAY_MICROS = 86_400_000_000
+_SECOND_MICROS = 1_000_000
 
 
 class People(NamedTuple):
@@ -74,13 +75,28 @@ def subject_keys(user_id: pa.ChunkedArray, anonymous_id: pa.ChunkedArray) -> pa.
 
 
 def suspects(events: pa.Table) -> pa.Table:
-    """Of one day's events (with subject_key) all that `bots.find_bots` asks for: browsing events of subjects that are
-    busy enough to break a rule, and events that may name a crawler. Among these alone it finds the same bots."""
+    """Of one day's events (with subject_key) all that `bots.find_bots` asks for: browsing events of subjects that may
+    break a rule (`_may_be_bots`), and events that may name a crawler. Among these alone it finds the same bots."""
     browsing = pc.is_in(events["event_type"], value_set=pa.array([str(kind) for kind in bots.BROWSING_TYPES]))
-    counts = pc.value_counts(events["subject_key"].filter(browsing))
-    busy = counts.field("values").filter(pc.greater(counts.field("counts"), bots.LEAST_BUSY))
-    of_busy = pc.and_(browsing, pc.is_in(events["subject_key"], value_set=busy))
+    looked = events.select(["subject_key", "event_timestamp"]).filter(browsing)
+    of_busy = pc.and_(browsing, pc.is_in(events["subject_key"], value_set=_may_be_bots(looked)))
     return events.filter(pc.or_(of_busy, _may_name_crawler(events["properties"])))
+
+
+def _may_be_bots(browsing: pa.Table) -> pa.Array:
+    """The subjects of a day's browsing events that have enough of them for the rules that count more than a second's,
+    or more in one second than a person has."""
+    counts = pc.value_counts(browsing["subject_key"])
+    many = pc.greater(counts.field("counts"), bots.LEAST_BUSY)
+    busy = browsing.filter(pc.is_in(browsing["subject_key"], value_set=counts.field("values").filter(many)))
+    second = busy["event_timestamp"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy() // _SECOND_MICROS
+    subject = busy["subject_key"].combine_chunks().dictionary_encode()
+    places, counted = np.unique(
+        np.column_stack([np.asarray(subject.indices, np.int64), second]), axis=0, return_counts=True
+    )
+    fast = np.unique(places[counted > bots.MAX_PER_SECOND, 0])
+    long = counts.field("values").filter(pc.greater_equal(counts.field("counts"), bots.LEAST_FOR_LONG_RULES))
+    return pc.unique(pa.concat_arrays([long, subject.dictionary.take(pa.array(fast))]))
 
 
 def _may_name_crawler(properties: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from feature_repo.contracts.bots import BotCounters, broken_bot_rules
 from feature_repo.contracts.times import to_micros
 from spark_jobs.transforms.whole_history import (
     People,
@@ -213,15 +214,53 @@ AGENTS = {
 }  # fmt: skip
 
 
-def test_suspects_are_busy_or_may_name_a_crawler() -> None:
-    rows: list[tuple[str, str, str | None]] = []
-    rows += [("busy", "view_item", None)] * 21 + [("busy", "purchase", None)]
-    rows += [("calm", "search", None)] * 20 + [("buyer", "purchase", None)] * 50
-    rows += [(who, "purchase", text) for who, text in AGENTS.items()]
-    columns = [pa.chunked_array([pa.array(column, pa.string())]) for column in zip(*rows, strict=True)]
-    events = pa.table(columns, names=["subject_key", "event_type", "properties"])
-    found = suspects(events).to_pylist()
-    assert [row["subject_key"] for row in found] == ["busy"] * 21 + ["crawler", "phone", "hidden", "letters"]
+def browsed(rows: Sequence[tuple[str, str, int, str | None]]) -> pa.Table:
+    """Events of one day: subject, type, us since noon, properties."""
+    subjects, kinds, moments, texts = zip(*rows, strict=True)
+    moment = pa.array([NOON + micros for micros in moments]).cast(pa.timestamp("us", tz="UTC"))
+    columns = [pa.array(subjects, pa.string()), pa.array(kinds, pa.string()), moment, pa.array(texts, pa.string())]
+    names = ["subject_key", "event_type", "event_timestamp", "properties"]
+    return pa.table([pa.chunked_array([column]) for column in columns], names=names)
+
+
+def test_suspects_are_fast_or_long_at_it_or_may_name_a_crawler() -> None:
+    second = 1_000_000
+    rows: list[tuple[str, str, int, str | None]] = []
+    rows += [("fast", "view_item", n * 10_000, None) for n in range(21)] + [("fast", "purchase", 0, None)]
+    rows += [("two seconds", "view_item", second // 2 + n * 25_000, None) for n in range(40)]  # 20 in each
+    rows += [("busy", "view_item", n * MINUTE, None) for n in range(100)]
+    rows += [("long at it", "search", n * MINUTE, None) for n in range(101)]
+    rows += [("calm", "search", 0, None)] * 20 + [("buyer", "purchase", 0, None)] * 150
+    rows += [(who, "purchase", 0, text) for who, text in AGENTS.items()]
+    found = suspects(browsed(rows)).to_pylist()
+    assert [row["subject_key"] for row in found] == [
+        *["fast"] * 21, *["long at it"] * 101, "crawler", "phone", "hidden", "letters",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whoever_breaks_a_rule_on_browsing_is_a_suspect(seed: int) -> None:
+    chance = random.Random(seed)
+    rows: list[tuple[str, str, int, str | None]] = []
+    counters: dict[str, BotCounters] = defaultdict(BotCounters)
+    for n in range(60):
+        count = chance.choice([19, 20, 21, 22, 99, 100, 101, 102, 103, 199, 201, 650, 1001])
+        step, spread = (
+            chance.choice([0, 30_000, 45_000, 50_000, 900_000, 1_500_000, 7_000_000]),
+            chance.choice([0, 0.5]),
+        )
+        kind = chance.choice(["view_item", "view_item", "search"])
+        moments = sorted(int(k * step * (1 + chance.uniform(0, spread))) for k in range(count))
+        rows += [(f"{n}", kind, micros, None) for micros in moments]
+        for k, micros in enumerate(moments):
+            counters[f"{n}"].add(kind, NOON + micros, f"i{k}")
+    bots = {subject for subject, counted in counters.items() if broken_bot_rules(counted)}
+    assert 5 < len(bots) < 55
+    assert bots <= set(suspects(browsed(rows))["subject_key"].to_pylist())
+
+
+def test_nobody_browses_on_a_day() -> None:
+    assert suspects(browsed([("buyer", "purchase", 0, None)] * 30)).num_rows == 0
 
 
 def test_texts_that_come_more_than_once_have_hashes_that_do() -> None:
