@@ -88,7 +88,7 @@ def _as_bytes(values: pa.Array) -> pa.Array:
         joined = pc.binary_join(pa.LargeListArray.from_arrays(offsets, elements), _COMMA)
         return pc.if_else(pc.is_null(values), pa.scalar(None, pa.large_binary()), joined)
     if pa.types.is_floating(kind):
-        return pa.array(_rounded(values), pa.large_binary())
+        return rounded_texts(values)
     if pa.types.is_string(kind) or pa.types.is_binary(kind):
         return values.cast(pa.large_binary())
     if pa.types.is_timestamp(kind):
@@ -98,16 +98,17 @@ def _as_bytes(values: pa.Array) -> pa.Array:
     return values.cast(pa.large_string()).cast(pa.large_binary())
 
 
-def _rounded(values: pa.Array) -> list[bytes | None]:
+def rounded_texts(values: pa.Array) -> pa.Array:
     """Numbers in steps of 1e-5 as integer text; what is too large for that, NaN and infinities as themselves."""
     numbers = np.asarray(pc.fill_null(values, 0.0).to_numpy(zero_copy_only=False), dtype=np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         steps = np.rint(numbers * _FLOAT_SCALE)
-    texts = [
-        b"%d" % int(step) if abs(step) < 2**63 else repr(number).encode()
-        for step, number in zip(steps.tolist(), numbers.tolist(), strict=True)
-    ]
-    return [text if valid else None for text, valid in zip(texts, values.is_valid().to_pylist(), strict=True)]
+    is_small = np.abs(steps) < 2.0**63  # not of NaN
+    texts = pa.array(np.where(is_small, steps, 0).astype(np.int64)).cast(pa.large_string()).cast(pa.large_binary())
+    if not is_small.all():
+        odd = [repr(number).encode() for number in numbers[~is_small].tolist()]
+        texts = pc.replace_with_mask(texts, pa.array(~is_small), pa.array(odd, pa.large_binary()))
+    return pc.if_else(values.is_valid(), texts, pa.scalar(None, pa.large_binary()))
 
 
 def _length_prefixed(values: pa.Array) -> pa.Array:

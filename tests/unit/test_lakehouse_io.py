@@ -24,7 +24,7 @@ from spark_jobs.io import light_delta
 from spark_jobs.io.delta import side_by_side
 from spark_jobs.io.light_tables import replace_day, replace_days, replace_rows
 from spark_jobs.io.run_store import folder_of, has_run, read_report, read_run, write_report, write_run
-from spark_jobs.io.table_hash import hash_table, hash_tables
+from spark_jobs.io.table_hash import hash_table, hash_tables, rounded_texts
 from spark_jobs.jobs import attribute_events
 from spark_jobs.jobs.entry import run_command, run_job
 from spark_jobs.transforms.candidates import denied_candidates
@@ -199,6 +199,18 @@ def test_layout_order_and_noise_do_not_change_a_hash(environment: Environment, t
             write_rows(place, "gold.candidates", rows)
         hashes.add(hash_table(place, "gold.candidates"))
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float32()])
+def test_numbers_are_hashed_as_texts_that_no_version_changes(kind: pa.DataType) -> None:
+    said = [
+        (0.0, b"0"), (-0.0, b"0"), (1.0, b"100000"), (-2.5, b"-250000"), (4e-6, b"0"),
+        (2.0**46, b"7036874417766400000"), (-(2.0**47), b"-140737488355328.0"), (2.0**100, b"1.2676506002282294e+30"),
+        (float("nan"), b"nan"), (float("-inf"), b"-inf"), (None, None),
+    ]  # fmt: skip
+    found = rounded_texts(pa.array([number for number, _ in said], kind))
+    assert found.to_pylist() == [text for _, text in said]
+    assert rounded_texts(pa.array([], kind)).to_pylist() == []
 
 
 @pytest.mark.parametrize(
