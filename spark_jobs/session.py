@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
@@ -33,6 +36,18 @@ def get_session(app_name: str) -> SparkSession:
                 "set SPARK_CONF_DIR to the folder of Nightjar's spark-defaults.conf (`make setup` writes it)"
             )
     return spark
+
+
+@contextmanager
+def session_beside(app_name: str) -> Iterator[Callable[[], SparkSession]]:
+    """A session that starts on a thread of its own, for seconds, while the caller does what needs none. Who calls what
+    is yielded waits for it, or gets its error; at the end it is stopped."""
+    with ThreadPoolExecutor(1) as beside:
+        starting = beside.submit(get_session, app_name)
+        try:
+            yield starting.result
+        finally:
+            starting.result().stop()
 
 
 def runs_here() -> bool:

@@ -9,7 +9,8 @@ Running it again for the same as_of replaces the same partitions with the same r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from functools import partial
 from typing import Any
@@ -29,7 +30,7 @@ from spark_jobs.io.light_delta import days_by_row_count
 from spark_jobs.io.run_store import write_report
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.jobs.features_in_memory import PastEvents, fits_in_memory, read_past, write_features
-from spark_jobs.session import get_session
+from spark_jobs.session import runs_on_cluster, session_beside
 from spark_jobs.transforms.candidates import denied_users
 from spark_jobs.transforms.computed import computed
 from spark_jobs.transforms.feature_facts import feature_facts
@@ -52,35 +53,64 @@ FEATURE_TABLES = {
 
 def main(environment: Environment, run: Run) -> None:
     """The job: one Spark session, one run."""
-    spark = get_session("build_features")
-    try:
-        report = build_features(spark, environment, run)
+    on_cluster = runs_on_cluster()
+    with session_beside("build_features") as session:
+        past = past_of(session, environment, run, on_cluster=on_cluster)
+        report = build_features(session(), environment, run, ask_past=lambda: past)
         print(f"{run.run_key}: features of {report['users']:,} users and {report['items']:,} items", flush=True)
-    finally:
-        spark.stop()
 
 
-def build_features(spark: SparkSession, environment: Environment, run: Run) -> dict[str, Any]:
-    """Build gold for `run`; returns what it wrote to features.json. Raises DataError when silver has nothing for it."""
+def build_features(
+    spark: SparkSession,
+    environment: Environment,
+    run: Run,
+    *,
+    ask_past: Callable[[], PastEvents | None] | None = None,
+) -> dict[str, Any]:
+    """Build gold for `run`; returns what it wrote to features.json. Raises DataError when silver has nothing for it.
+    `ask_past` gives what `past_of` the run did, where somebody has asked before."""
     as_of, versions = run.as_of_day, in_run(run.pins)
-    _require_events(environment, as_of, versions)
-    past = past_in_memory(spark, environment, as_of, versions)
-    new_count = append_item_ids(spark, environment, past, as_of=as_of, versions=versions)
-    rows = _build_feature_tables(spark, environment, past, as_of, versions)
+    if ask_past is None:
+        past = past_of(lambda: spark, environment, run, on_cluster=is_cluster(spark))
+    else:
+        past = ask_past()
+    number_new = partial(append_item_ids, spark, environment, past, as_of=as_of, versions=versions)
+    if past is None:
+        new_count = number_new()
+        rows = _build_feature_tables(spark, environment, past, as_of, versions)
+    else:
+        with ThreadPoolExecutor(1) as beside:  # Spark's work, while features are counted from Arrow
+            numbering = beside.submit(number_new)
+            rows = _build_feature_tables(spark, environment, past, as_of, versions)
+            new_count = numbering.result()
     report = {"as_of": run.as_of, "items_new": new_count, **rows}
     write_report(environment, run.run_key, FEATURES_FILE, report)
     return report
 
 
+def past_of(
+    session: Callable[[], SparkSession], environment: Environment, run: Run, *, on_cluster: bool
+) -> PastEvents | None:
+    """`past_in_memory` of the run. Raises DataError when silver has nothing for it."""
+    as_of, versions = run.as_of_day, in_run(run.pins)
+    _require_events(environment, as_of, versions)
+    return past_in_memory(session, environment, as_of, versions, on_cluster=on_cluster)
+
+
 def past_in_memory(
-    spark: SparkSession, environment: Environment, as_of: date, versions: Mapping[str, int] | None
+    session: Callable[[], SparkSession],
+    environment: Environment,
+    as_of: date,
+    versions: Mapping[str, int] | None,
+    *,
+    on_cluster: bool,
 ) -> PastEvents | None:
     """silver.events before `as_of`; None on a cluster, or when they are too many for one process: then Spark counts
     them."""
     version = (versions or {}).get("silver.events")
-    if is_cluster(spark) or not fits_in_memory(environment, as_of, version):
+    if on_cluster or not fits_in_memory(environment, as_of, version):
         return None
-    return read_past(spark, environment, as_of, version)
+    return read_past(session, environment, as_of, version)
 
 
 def append_item_ids(
@@ -118,7 +148,7 @@ def build_feature_tables(
     written.
     """
     _require_events(environment, as_of, versions)
-    past = past_in_memory(spark, environment, as_of, versions)
+    past = past_in_memory(lambda: spark, environment, as_of, versions, on_cluster=is_cluster(spark))
     return _build_feature_tables(spark, environment, past, as_of, versions)
 
 
@@ -129,11 +159,11 @@ def _build_feature_tables(
     as_of: date,
     versions: Mapping[str, int] | None,
 ) -> dict[str, int]:
-    items = read_items(spark, environment, versions, cut_off=start_of_day(as_of))
-    users = read_users(spark, environment, versions)
     if past is not None:
-        write_features(spark, environment, past, items, users, as_of=as_of)
+        write_features(spark, environment, past, versions, as_of=as_of)
     else:
+        items = read_items(spark, environment, versions, cut_off=start_of_day(as_of))
+        users = read_users(spark, environment, versions)
         try:
             _write_by_spark(environment, _events_before(spark, environment, as_of, versions), items, users, as_of)
         finally:

@@ -115,11 +115,10 @@ def _hashes_and_marks(file: DayFile) -> tuple[NDArray[np.uint64], NDArray[np.boo
 
 
 def delivered(
-    spark: SparkSession, environment: Environment, run: Run, first: date, *, catalogue: DataFrame, marked: DataFrame
+    spark: SparkSession, environment: Environment, run: Run, first: date, *, items: pa.Table, marked: DataFrame
 ) -> Delivered:
-    """What came on the days [first, as_of): `catalogue` has item_id and price, `marked` are the doubtful deliveries
-    with broken_rule."""
-    items = catalogue.toArrow()
+    """What came on the days [first, as_of): `items` has item_id and price, `marked` are the doubtful deliveries with
+    broken_rule."""
     broken = _broken_by_day(marked, first)
     by_day: dict[date, list[tuple[str, DayFile]]] = defaultdict(list)
     for name, file in files_before(environment, run, words=PROFILE_WORDS, since=first):

@@ -6,27 +6,33 @@ events that say it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 
+from feature_repo.contracts.changes import ITEMS, USERS
 from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.events import EventType
 from feature_repo.contracts.run import MOST_IN_MEMORY
 from feature_repo.contracts.times import start_of_day, to_micros
+from spark_jobs.io.catalogue import Versions, all_records
 from spark_jobs.io.day_files import DayFile, day_files, write_days
 from spark_jobs.io.delta import create_if_missing, frame_of, side_by_side
 from spark_jobs.io.interactions import words_of
 from spark_jobs.io.light_delta import NO_DAY, arrow_schema, days_by_row_count, with_missing
-from spark_jobs.jobs.refine_in_memory import identity_of
-from spark_jobs.transforms.candidates import denied_users
+from spark_jobs.jobs.deliveries_in_memory import threads_for
+from spark_jobs.jobs.refine_in_memory import identity_of, with_current_names
+from spark_jobs.models.threads import by_blocks
+from spark_jobs.transforms.candidates import denied_in
 from spark_jobs.transforms.computed import computed
 from spark_jobs.transforms.extremes import first_and_last, sightings
 from spark_jobs.transforms.features_of_arrays import (
@@ -40,7 +46,7 @@ from spark_jobs.transforms.features_of_arrays import (
     shelf_of,
     user_rows,
 )
-from spark_jobs.transforms.identity import SIGHTING_COLUMNS, identity_edges, under_current_names
+from spark_jobs.transforms.identity import SIGHTING_COLUMNS, identity_edges
 from spark_jobs.transforms.sums import to_units
 from spark_jobs.transforms.whole_history import whose
 
@@ -48,6 +54,7 @@ _WORDS = ("event_type", "subject_key", "session_id", "item_id", "channel")
 _VALUES = ("event_timestamp", "quantity", "price", "value", "is_bot")
 _SAID = ("user_id", "anonymous_id", "consent_personalize", "properties")
 _CONSENT = ("user_id", "consent_personalize")
+_TABLES = ("gold.user_features", "gold.user_category_features", "gold.item_features")
 _DEVICE_DAYS = 30
 _SHELF = ("item_id", "category", "price", "created_at", "available_quantity")
 _DEVICE_WORDS = r"device|\\"
@@ -80,24 +87,16 @@ def fits_in_memory(environment: Environment, as_of: date, version: int | None) -
     return sum(count for day, count in days.items() if day < as_of) <= MOST_IN_MEMORY
 
 
-def read_past(spark: SparkSession, environment: Environment, as_of: date, version: int | None) -> PastEvents:
-    """The events before `as_of`, from silver.events at `version` (None: the newest)."""
-    end = start_of_day(as_of)
-    wanted = arrow_schema("silver.events")
-    schema = pa.schema([wanted.field(name) for name in (*_VALUES, *_SAID)])
-    held, seen, said = [], [], []
-    for file in day_files(environment, "silver.events", version, words=_WORDS):
-        if (file.day or NO_DAY) >= as_of:
-            continue
-        tells_device = file.day is not None and (as_of - file.day).days <= _DEVICE_DAYS
-        for rows in _rows_of(file, schema, with_properties=tells_device):
-            rows = rows.filter(pc.less(rows["event_timestamp"], pa.scalar(end, wanted.field("event_timestamp").type)))
-            kinds = rows["event_type"].cast(pa.string())
-            spoken = rows.select([*_SAID, "event_timestamp"]).append_column("event_type", kinds)
-            seen.append(sightings(spoken, SIGHTING_COLUMNS[:3]))
-            said.append(_consents(spoken))
-            device = _devices(spark, rows) if tells_device else pa.chunked_array([pa.nulls(rows.num_rows, pa.string())])
-            held.append(rows.select([*_WORDS, *_VALUES]).append_column("device", device.dictionary_encode()))
+def read_past(
+    session: Callable[[], SparkSession], environment: Environment, as_of: date, version: int | None
+) -> PastEvents:
+    """The events before `as_of`, from silver.events at `version` (None: the newest). Spark is asked for only where a
+    text may name a device."""
+    files = [
+        file for file in day_files(environment, "silver.events", version, words=_WORDS) if (file.day or NO_DAY) < as_of
+    ]
+    read = [*by_blocks(partial(_read_file, session, as_of), files, threads=threads_for(files))]
+    held, seen, said = ([*chain.from_iterable(pieces)] for pieces in zip(*read, strict=True))
     whole = pa.concat_tables(held)
     words = {name: words_of(whole, name) for name in (*_WORDS, "device")}
     is_unmerge = _is(words["event_type"], EventType.UNMERGE)
@@ -111,24 +110,45 @@ def read_past(spark: SparkSession, environment: Environment, as_of: date, versio
     )
 
 
+def _read_file(session: Callable[[], SparkSession], as_of: date, file: DayFile) -> tuple[list[pa.Table], ...]:
+    """Of the rows of a file before `as_of`, in pieces: what is counted, sightings, consents."""
+    end, wanted = start_of_day(as_of), arrow_schema("silver.events")
+    schema = pa.schema([wanted.field(name) for name in (*_VALUES, *_SAID)])
+    held, seen, said = [], [], []
+    tells_device = file.day is not None and (as_of - file.day).days <= _DEVICE_DAYS
+    for rows in _rows_of(file, schema, with_properties=tells_device):
+        rows = rows.filter(pc.less(rows["event_timestamp"], pa.scalar(end, wanted.field("event_timestamp").type)))
+        kinds = rows["event_type"].cast(pa.string())
+        spoken = rows.select([*_SAID, "event_timestamp"]).append_column("event_type", kinds)
+        seen.append(sightings(spoken, SIGHTING_COLUMNS[:3]))
+        said.append(_consents(spoken))
+        device = _devices(session, rows) if tells_device else pa.chunked_array([pa.nulls(rows.num_rows, pa.string())])
+        held.append(rows.select([*_WORDS, *_VALUES]).append_column("device", device.dictionary_encode()))
+    return held, seen, said
+
+
 def write_features(
-    spark: SparkSession, environment: Environment, past: PastEvents, items: DataFrame, users: DataFrame, *, as_of: date
+    spark: SparkSession, environment: Environment, past: PastEvents, versions: Versions | None, *, as_of: date
 ) -> None:
-    """The partition `as_of` of the feature tables."""
+    """The partition `as_of` of the feature tables; `versions` are those of the tables of the catalogue."""
+    end, pins = start_of_day(as_of), versions or {}
     edges = computed(identity_edges(frame_of(spark, past.sightings)))
-    denied = denied_users(users, frame_of(spark, past.consents), cut_off=start_of_day(as_of))
-    denied_ids = under_current_names(denied, edges).toArrow()["user_id"].combine_chunks()
-    shelf = shelf_of(items.select(*_SHELF).toArrow())
-    facts = facts_of(past, identity_of(edges), denied_ids, shelf, end=to_micros(start_of_day(as_of)))
-    of_users, of_user_categories = user_rows(facts)
-    made = {
-        "gold.user_features": of_users,
-        "gold.user_category_features": of_user_categories,
-        "gold.item_features": item_rows(facts, shelf),
-    }
-    for name in made:
-        create_if_missing(spark, environment, name)
+    identity = identity_of(edges)
+    with ThreadPoolExecutor(1) as beside:  # Spark makes tables while features are counted
+        making = beside.submit(_make_tables, spark, environment)
+        users = all_records(environment, USERS, pins)
+        denied = with_current_names(pa.array(denied_in(users, past.consents, cut_off=end), pa.string()), identity[1])
+        shelf = shelf_of(all_records(environment, ITEMS, pins, cut_off=end).select([*_SHELF]))
+        facts = facts_of(past, identity, denied, shelf, end=to_micros(end))
+        of_users, of_user_categories = user_rows(facts)
+        made = dict(zip(_TABLES, (of_users, of_user_categories, item_rows(facts, shelf)), strict=True))
+        making.result()
     side_by_side(*(partial(write_days, environment, name, [(as_of, rows)], only=as_of) for name, rows in made.items()))
+
+
+def _make_tables(spark: SparkSession, environment: Environment) -> None:
+    for name in _TABLES:
+        create_if_missing(spark, environment, name)
 
 
 def facts_of(
@@ -177,14 +197,14 @@ def _consents(events: pa.Table) -> pa.Table:
     return first_and_last(events.filter(says), _CONSENT)
 
 
-def _devices(spark: SparkSession, events: pa.Table) -> pa.ChunkedArray:
+def _devices(session: Callable[[], SparkSession], events: pa.Table) -> pa.ChunkedArray:
     """`properties.device`, else the channel. Texts that may have the key are asked once each, as Spark reads JSON."""
     channel = events["channel"].cast(pa.string())
     may_tell = pc.fill_null(pc.match_substring_regex(events["properties"], _DEVICE_WORDS), False)
     if not pc.any(may_tell).as_py():
         return channel
     texts = pc.if_else(may_tell, events["properties"], pa.scalar(None, pa.string()))
-    asked = frame_of(spark, pa.table({"properties": pc.unique(texts).drop_null()}))
+    asked = frame_of(session(), pa.table({"properties": pc.unique(texts).drop_null()}))
     told = asked.select("properties", F.get_json_object("properties", "$.device").alias("device")).toArrow()
     place = pc.index_in(texts, value_set=told["properties"].combine_chunks(), skip_nulls=True)
     return pc.coalesce(told["device"].combine_chunks().take(place), channel)

@@ -5,8 +5,8 @@ Writes  quality.json and quality.html (and both to MLflow);
         silver.quarantine, silver.quality_flags, silver.sessions, silver.interactions (side by side), then
         silver.identity_edges, then silver.events; refine.json
         (in this order: the last commit carries the state, so a run killed in between is simply derived again. A large
-        history is too wide to be kept: then silver.events comes first, what follows from it is made from what was
-        written, and a last commit to it carries the state)
+        history is too wide to be kept: then silver.events and silver.quarantine come first, what follows from events is
+        made from what was written, and a last commit to silver.events carries the state)
 
 A run derives the event days that changed since the last one, or every day. Both ways give the same tables.
 Raises DataError, with silver untouched, when the data breaks a limit of the quality gate or nothing is left.
@@ -15,46 +15,53 @@ Raises DataError, with silver untouched, when the data breaks a limit of the qua
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from typing import Any
 
+import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 
+from feature_repo.contracts.changes import ITEMS, USERS
 from feature_repo.contracts.environment import Environment
-from feature_repo.contracts.errors import ContractError, DataError
+from feature_repo.contracts.errors import DataError
 from feature_repo.contracts.run import QUALITY_FILE, QUALITY_PAGE, REFINE_FILE, Run
 from feature_repo.contracts.sequences import NOT_LEARNED_FROM
 from feature_repo.contracts.tables import table
 from spark_jobs.engine import is_cluster
 from spark_jobs.io import tracking
-from spark_jobs.io.catalogue import in_run, read_items, read_users
+from spark_jobs.io.catalogue import all_records, in_run, read_items, read_users
 from spark_jobs.io.delta import frame_of, note_on_table, overwrite_partitions, read_table, side_by_side, spark_schema
 from spark_jobs.io.light_delta import NO_DAY, days_by_row_count
 from spark_jobs.io.refine_state import EVENT_TABLES, read_state, state_after
 from spark_jobs.io.run_store import write_report
 from spark_jobs.jobs.deliveries_in_memory import delivered, fits_in_memory, sorted_apart
 from spark_jobs.jobs.entry import run_job
+from spark_jobs.jobs.refine_counts import count_deliveries, refuse_if_empty
 from spark_jobs.jobs.refine_in_memory import (
     doubtful_deeds,
+    identity_of,
     kept_of,
     look_through,
+    make_history_tables,
     outcomes_of,
     read_history,
+    with_current_names,
     write_events,
     write_history,
 )
 from spark_jobs.quality.gate import QualityReport, check_quality
 from spark_jobs.quality.profile import Delivered, delivered_by_spark
-from spark_jobs.session import get_session
+from spark_jobs.session import runs_on_cluster, session_beside
 from spark_jobs.transforms.bots import find_bots, flag_bots
 from spark_jobs.transforms.computed import computed
-from spark_jobs.transforms.consent import users_denying, users_who_changed
-from spark_jobs.transforms.deliveries import Outcome, by_exception, mark, of_doubtful, of_marked
+from spark_jobs.transforms.consent import denying_in, users_denying, users_who_changed
+from spark_jobs.transforms.deliveries import by_exception, mark, of_doubtful, of_marked
+from spark_jobs.transforms.doubts import Repeated
 from spark_jobs.transforms.events import check_deliveries, quarantine_rows, repeated_ids, subject_key
 from spark_jobs.transforms.identity import (
     SIGHTING_COLUMNS,
@@ -74,9 +81,10 @@ Keep = Callable[[DataFrame], DataFrame]
 
 MOST_COMPUTED = 400_000
 """Deliveries up to which planning costs more than work."""
+_AT_ONCE = 2
+"""What Spark is asked beside what is read and written from Arrow."""
 
 USER_TABLES = ("bronze.users", "bronze.user_changes")
-_SHOWN_REASONS = 3
 _LONGEST_TAG = 4000
 _EVENT_DATE = "event_date"
 _SESSION_COLUMNS = ("event_id", "event_type", "user_id", "item_id", "session_id", "subject_key", "event_timestamp",
@@ -97,22 +105,20 @@ class Scope:
 
 
 def main(environment: Environment, run: Run) -> None:
-    spark = get_session("refine_events")
-    try:
-        with ThreadPoolExecutor(1) as beside:  # MLflow takes seconds that Spark does not need
-            told: list[Future[None]] = []
+    on_cluster = runs_on_cluster()
+    with session_beside("refine_events") as session, ThreadPoolExecutor(1) as beside:
+        apart = set_apart(environment, run, on_cluster=on_cluster)
+        told: list[Future[None]] = []  # MLflow takes seconds that Spark does not need
 
-            def tell(quality: QualityReport) -> None:
-                told.append(beside.submit(log_quality, environment, run, quality))
-                if quality.breach is not None:
-                    told[0].result()
+        def tell(quality: QualityReport) -> None:
+            told.append(beside.submit(log_quality, environment, run, quality))
+            if quality.breach is not None:
+                told[0].result()
 
-            report = refine_events(spark, environment, run, tell=tell)
-            told[0].result()
-        words = ", ".join(f"{count:,} {name}" for name, count in report["total"].items())
-        print(f"{run.run_key}: {words}; {report['sessions']:,} sessions, {report['interactions']:,} interactions")
-    finally:
-        spark.stop()
+        report = refine_events(session(), environment, run, tell=tell, ask_apart=lambda: apart)
+        told[0].result()
+    words = ", ".join(f"{count:,} {name}" for name, count in report["total"].items())
+    print(f"{run.run_key}: {words}; {report['sessions']:,} sessions, {report['interactions']:,} interactions")
 
 
 def log_quality(environment: Environment, run: Run, quality: QualityReport) -> None:
@@ -134,62 +140,82 @@ def refine_events(
     run: Run,
     *,
     tell: Callable[[QualityReport], None] | None = None,
+    ask_apart: Callable[[], Repeated | None] | None = None,
 ) -> dict[str, Any]:
-    """Derive silver for `run`; returns what it wrote to refine.json. `tell` gets the verdict on the data at once."""
+    """Derive silver for `run`; returns what it wrote to refine.json. `tell` gets the verdict on the data at once.
+    `ask_apart` gives what `set_apart` of this run did, where somebody has asked before."""
+    apart = set_apart(environment, run, on_cluster=is_cluster(spark)) if ask_apart is None else ask_apart()
     try:
-        return _refine(spark, environment, run, tell)
+        with ThreadPoolExecutor(_AT_ONCE) as beside:
+            return _refine(spark, environment, run, apart, tell, beside)
     finally:
         spark.catalog.clearCache()  # all at once: of each frame that goes alone Spark would plan what is left anew
 
 
+def set_apart(environment: Environment, run: Run, *, on_cluster: bool) -> Repeated | None:
+    """`sorted_apart` where the run derives, on this machine alone, a large history that fits in memory; None: Spark
+    sorts out the deliveries. Needs no session."""
+    if on_cluster or run.derive_days is not None or _may_be_derived(environment, run) <= MOST_COMPUTED:
+        return None
+    return sorted_apart(environment, run) if fits_in_memory(environment, run) else None
+
+
 def _refine(
-    spark: SparkSession, environment: Environment, run: Run, tell: Callable[[QualityReport], None] | None
+    spark: SparkSession,
+    environment: Environment,
+    run: Run,
+    apart: Repeated | None,
+    tell: Callable[[QualityReport], None] | None,
+    beside: ThreadPoolExecutor,
 ) -> dict[str, Any]:
     state = read_state(environment)
     is_large = _may_be_derived(environment, run) > MOST_COMPUTED
     keep = _persisted if is_large else computed
     by_exceptions = is_large and run.derive_days is None
-    deliveries = _read_deliveries(spark, environment, run)
-    users = keep(read_users(spark, environment, in_run(run.pins)))
     scope = Scope(None, None)
+    # A table that Spark reads costs it seconds, for its log alone: what is in memory is not asked of Spark.
+    if apart is None:
+        deliveries = _read_deliveries(spark, environment, run)
+        users = keep(read_users(spark, environment, in_run(run.pins)))
+    else:
+        said = all_records(environment, USERS, in_run(run.pins))
     if run.derive_days is not None:
         before = users
         if state is not None and any(in_run(state.pins)[name] != in_run(run.pins)[name] for name in USER_TABLES):
             before = read_users(spark, environment, in_run(state.pins))
         scope, deliveries = _narrow(run, deliveries, before, users, keep)
         deliveries = keep(deliveries)
-    denying = users_denying(users, "store")
-    apart = kept = None
-    if by_exceptions:
-        in_memory = not is_cluster(spark) and fits_in_memory(environment, run)
-        apart = sorted_apart(environment, run) if in_memory else None
-        if apart is None:
-            sorted_out = by_exception(deliveries, denying)
-        else:
-            sorted_out = of_doubtful(frame_of(spark, apart.doubtful), denying)
+    if apart is None:
+        denying = users_denying(users, "store")
+    kept = None
+    if apart is not None:
+        refused = denying_in(said, "store")
+        sorted_out = of_doubtful(frame_of(spark, apart.doubtful), frame_of(spark, pa.table({"user_id": refused})))
+    elif by_exceptions:
+        sorted_out = by_exception(deliveries, denying)
     else:
         marked = keep(mark(deliveries, keep(repeated_ids(deliveries)), denying))
         sorted_out = of_marked(marked, marked if scope.days is None else marked.filter(_day().isin(sorted(scope.days))))
     outcomes, suspects = sorted_out.outcomes, [sorted_out.kept]
     if apart is not None:
-        kept = kept_of(environment, run, apart, sorted_out.checked, denying)
+        kept = kept_of(environment, run, apart, sorted_out.checked, refused)
         others, some = look_through(kept)
         outcomes = [*outcomes, *outcomes_of(apart, kept.denying), *others]
         suspects = [frame_of(spark, rows) for rows in some]
-    report = _count(environment, run, scope, outcomes)
+    finding_bots = beside.submit(_bots_among, suspects) if apart is not None else None
+    report = count_deliveries(environment, run, scope.days, outcomes)
     write_report(environment, run.run_key, REFINE_FILE, report)
-    catalogue = _catalogue(spark, environment, run)
 
     def look(first: date, end: date) -> Delivered:
         if apart is not None:
             checked = sorted_out.checked
-            return delivered(spark, environment, run, first, catalogue=catalogue, marked=checked)
+            return delivered(spark, environment, run, first, items=_prices(environment, run), marked=checked)
         in_window = (F.col(_EVENT_DATE) >= F.lit(first)) & (F.col(_EVENT_DATE) < F.lit(end))
         if scope.days is None:
             checked = sorted_out.checked.filter(in_window)
         else:
             checked = keep(check_deliveries(_read_deliveries(spark, environment, run).filter(in_window)))
-        return delivered_by_spark(checked, catalogue, first=first, end=end)
+        return delivered_by_spark(checked, _catalogue(spark, environment, run), first=first, end=end)
 
     quality = check_quality(
         environment, run, look=look, counts=report,
@@ -199,61 +225,73 @@ def _refine(
         tell(quality)
     if quality.breach is not None:
         raise DataError(quality.breach, field=quality.verdict.stopping[0].limit)
-    _refuse_if_empty(run, report)
+    refuse_if_empty(run, report)
 
     before_as_of = f"`{_EVENT_DATE}` < DATE'{run.as_of}'" if scope.days is None else {_EVENT_DATE: scope.days}
-    bots = _local(*(find_bots(some) for some in suspects))
-    events = flag_bots(sorted_out.kept, bots).select(*table("silver.events").columns)
+    bots = _bots_among(suspects) if finding_bots is None else finding_bots.result()
     bot_events: int | None = None
-    if by_exceptions:
+    writes: list[Callable[[], None]] = []
+    if report["total"]["quarantined"] or _rows_before(environment, "silver.quarantine", run):
+        columns = list(table("bronze.events").columns)
+        quarantine = quarantine_rows(sorted_out.rejected, columns=columns, no_day=NO_DAY)
+        writes.append(partial(overwrite_partitions, quarantine, environment, "silver.quarantine", before_as_of))
+    if kept is not None:
         # Written first and read again, a few columns at a time. Without the state: this run is not over.
-        if kept is not None:
-            seen, bot_events = write_events(spark, environment, run, kept, bots)
-        else:
+        writes.append(partial(make_history_tables, spark, environment))
+        by_spark = [beside.submit(write) for write in writes]
+        seen, bot_events = write_events(spark, environment, run, kept, bots)
+        writes = []
+        for written in by_spark:
+            written.result()
+    else:
+        events = flag_bots(sorted_out.kept, bots).select(*table("silver.events").columns)
+        if by_exceptions:  # as above
             overwrite_partitions(events, environment, "silver.events", before_as_of, as_it_lies=True)
-        written = read_table(spark, environment, "silver.events")
-        events = written.filter(F.col(_EVENT_DATE) < F.lit(run.as_of_day))
+            stored = read_table(spark, environment, "silver.events")
+            events = stored.filter(F.col(_EVENT_DATE) < F.lit(run.as_of_day))
     edges_before = read_table(spark, environment, "silver.identity_edges")
     met = events.select(*SIGHTING_COLUMNS) if kept is None else frame_of(spark, seen)
     edges = keep(identity_edges(_sightings(spark, environment, run, scope, met)))
     scope = _with_persons(scope, edges_before, edges)
-    if by_exceptions:
-        history = written.select(*_HISTORY_COLUMNS)
-    else:
-        history = _unchanged_events(spark, environment, run, scope).unionByName(events.select(*_HISTORY_COLUMNS))
-    if scope.days is not None:
-        history = keep(history)
-    sessions_of_all = None if kept is None else read_history(environment, edges)
-    doubtful = None if sessions_of_all is None else doubtful_deeds(sessions_of_all)
+
+    @cache
+    def history() -> DataFrame:
+        if by_exceptions:
+            return read_table(spark, environment, "silver.events").select(*_HISTORY_COLUMNS)
+        rows = _unchanged_events(spark, environment, run, scope).unionByName(events.select(*_HISTORY_COLUMNS))
+        return rows if scope.days is None else keep(rows)
+
+    sessions_of_all = doubtful = None
+    if kept is not None:
+        identity = beside.submit(identity_of, edges)  # while events are read
+        sessions_of_all = read_history(environment, identity.result)
+        doubtful = doubtful_deeds(sessions_of_all)
     if sessions_of_all is not None and doubtful is not None:
         asked = frame_of(spark, doubtful)
         breaks, break_counts = _counted_breaks(keep(find_breaks_among(asked, [*sessions_of_all.doubts])))
     else:
-        deeds = history.select(*_DEED_COLUMNS)
+        deeds = history().select(*_DEED_COLUMNS)
         breaks, break_counts = _sequence_breaks(deeds, edges, keep, keeps_deeds=not by_exceptions)
     untold = None
     if breaks is not None:
         untold = breaks.filter(F.col("rule").isin([rule.value for rule in NOT_LEARNED_FROM]))
-    denied = under_current_names(users_denying(users, "train"), edges)
 
     replace_subjects = partial(_replace_subjects, environment, scope=scope, as_it_lies=by_exceptions)
     if sessions_of_all is not None:
-        writes = [partial(write_history, spark, environment, sessions_of_all, denied=denied, untold=untold)]
+        denied_ids = with_current_names(denying_in(said, "train"), identity.result()[1])
+        writes.append(partial(write_history, environment, sessions_of_all, denied=denied_ids, untold=untold))
     else:
-        assigned = assign_sessions(resolve_events(history.select(*_SESSION_COLUMNS), edges))
+        denied = under_current_names(users_denying(users, "train"), edges)
+        assigned = assign_sessions(resolve_events(history().select(*_SESSION_COLUMNS), edges))
         if not by_exceptions:
             assigned = keep(assigned)
         interactions = select_interactions(assigned, denied)
         if untold is not None:
             interactions = interactions.join(untold.select("event_id"), on="event_id", how="left_anti")
-        writes = [
+        writes += [
             partial(replace_subjects, "silver.sessions", summarise_sessions(assigned)),
             partial(replace_subjects, "silver.interactions", interactions),
         ]
-    if report["total"]["quarantined"] or _rows_before(environment, "silver.quarantine", run):
-        columns = list(table("bronze.events").columns)
-        quarantine = quarantine_rows(sorted_out.rejected, columns=columns, no_day=NO_DAY)
-        writes.append(partial(overwrite_partitions, quarantine, environment, "silver.quarantine", before_as_of))
     if breaks is not None or any(days_by_row_count(environment, "silver.quality_flags").values()):
         writes.append(
             partial(replace_subjects, "silver.quality_flags", _no_breaks(spark) if breaks is None else breaks)
@@ -310,6 +348,12 @@ def _read_deliveries(spark: SparkSession, environment: Environment, run: Run) ->
     return reduce(lambda some, more: some.unionByName(more), sources or [empty]).filter(_day() < F.lit(run.as_of_day))
 
 
+def _prices(environment: Environment, run: Run) -> pa.Table:
+    """What `_catalogue` says, from Arrow."""
+    pins = in_run({"bronze.items": -1, **run.pins})
+    return all_records(environment, ITEMS, pins, cut_off=run.cut_off).select(["item_id", "price"])
+
+
 def _catalogue(spark: SparkSession, environment: Environment, run: Run) -> DataFrame:
     pins = in_run({"bronze.items": -1, **run.pins})
     return read_items(spark, environment, pins, cut_off=run.cut_off).select("item_id", "price")
@@ -352,61 +396,23 @@ def _local(*frames: DataFrame) -> DataFrame:
     return frames[0].sparkSession.createDataFrame(rows, frames[0].schema)
 
 
+def _bots_among(suspects: Sequence[DataFrame]) -> DataFrame:
+    return _local(*(find_bots(some) for some in suspects))
+
+
 def _days_of(deliveries: DataFrame) -> set[date]:
     return {row[0] for row in deliveries.select(_day()).distinct().collect()}
 
 
-def _count(environment: Environment, run: Run, scope: Scope, outcomes: Collection[Outcome]) -> dict[str, Any]:
-    """Where every delivery went: read = kept + duplicates + quarantined + withheld + outside, by table and in total.
-
-    `read` comes from the Delta log alone, so the sum is a check. Of an incremental run only its days are counted.
-    """
-    sources: dict[str, dict[str, int]] = {}
-    for name in EVENT_TABLES:
-        rows = days_by_row_count(environment, name, run.pins.get(name, -1))
-        outside = sum(count for day, count in rows.items() if day >= run.as_of_day)
-        inside = sum(
-            count for day, count in rows.items() if day < run.as_of_day and (scope.days is None or day in scope.days)
-        )
-        counts = dict.fromkeys(("kept", "duplicates", "quarantined", "withheld"), 0)
-        sources[name] = {"read": inside + outside, **counts, "outside": outside}
-    reasons: dict[str, int] = {}
-    for one in outcomes:
-        sources[one.table][one.outcome] += one.deliveries
-        if one.reason is not None:
-            reasons[one.reason] = reasons.get(one.reason, 0) + one.deliveries
-    total = {key: sum(counts[key] for counts in sources.values()) for key in next(iter(sources.values()))}
-    for name, counts in (*sources.items(), ("total", total)):
-        if counts["read"] != sum(count for key, count in counts.items() if key != "read"):
-            raise ContractError(f"the counts of {name} do not add up: {counts}")
-    return {
-        "as_of": run.as_of,
-        "days_derived": "all" if scope.days is None else len(scope.days),
-        "sources": sources,
-        "total": total,
-        "quarantined_by_reason": dict(sorted(reasons.items())),
-    }
-
-
-def _refuse_if_empty(run: Run, report: dict[str, Any]) -> None:
-    total = report["total"]
-    inside = total["read"] - total["outside"]
-    by_count = sorted(report["quarantined_by_reason"].items(), key=lambda pair: (-pair[1], pair[0]))
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in by_count[:_SHOWN_REASONS])
-    if run.derive_days is None and not total["kept"]:
-        raise DataError(
-            f"no event before {run.as_of} is left of {inside:,} deliveries: {total['quarantined']:,} break a rule"
-            f"{f' ({reasons})' if reasons else ''}, {total['withheld']:,} belong to users who do not allow storing",
-            field="as_of",
-        )
-
-
 def _sightings(spark: SparkSession, environment: Environment, run: Run, scope: Scope, met: DataFrame) -> DataFrame:
     """Events of silver that name both ids: of the days that are derived from `met`, of the others as stored."""
+    both = F.col("user_id").isNotNull() & F.col("anonymous_id").isNotNull()
+    days = days_by_row_count(environment, "silver.events")
+    if not any(day >= run.as_of_day if scope.days is None else day not in scope.days for day in days):
+        return met.filter(both)
     stored = read_table(spark, environment, "silver.events").select(*SIGHTING_COLUMNS, _EVENT_DATE)
     day = F.col(_EVENT_DATE)
     others = stored.filter(day >= F.lit(run.as_of_day) if scope.days is None else ~day.isin(sorted(scope.days)))
-    both = F.col("user_id").isNotNull() & F.col("anonymous_id").isNotNull()
     return others.select(*SIGHTING_COLUMNS).unionByName(met).filter(both)
 
 

@@ -77,7 +77,7 @@ class Kept(NamedTuple):
     denying: pa.Array
 
 
-def kept_of(environment: Environment, run: Run, apart: Repeated, marked: DataFrame, denying: DataFrame) -> Kept:
+def kept_of(environment: Environment, run: Run, apart: Repeated, marked: DataFrame, refused: pa.Array) -> Kept:
     """From the deliveries that were sorted apart, those of them that Spark `marked` (`deliveries.mark`) because they
     were doubtful, and the users (user_id) who do not allow storing."""
     files: dict[date, list[tuple[str, DayFile]]] = defaultdict(list)
@@ -86,7 +86,6 @@ def kept_of(environment: Environment, run: Run, apart: Repeated, marked: DataFra
             files[file.day].append((name, file))
     columns = list(table("bronze.events").columns)
     skipped = [rows.select(["event_id", "event_date"]) for rows in apart]
-    refused = _column(denying, "user_id")
     is_refused = pc.is_in(apart.firsts["user_id"], value_set=refused, skip_nulls=True)
     winners = [apart.firsts.filter(pc.invert(is_refused)).select(columns)]
     if apart.doubtful.num_rows:
@@ -204,8 +203,8 @@ class History(NamedTuple):
     doubts: dict[SequenceRule, NDArray[np.int64]]
 
 
-def read_history(environment: Environment, edges: DataFrame) -> History:
-    """silver.events with its sessions; `edges` as from `identity_edges`."""
+def read_history(environment: Environment, identity: Callable[[], tuple[pa.Table, pa.Table | None]]) -> History:
+    """silver.events with its sessions; `identity` gives `identity_of`, and is asked when the events are read."""
     files = day_files(environment, "silver.events", words=_KEYS)
     whole = pa.concat_tables(chain.from_iterable(by_blocks(_read_file, files, threads=threads_for(files))))
     words = {name: words_of(whole, name) for name in _KEYS}
@@ -218,7 +217,7 @@ def read_history(environment: Environment, edges: DataFrame) -> History:
     def is_a(wanted: EventType) -> NDArray[np.bool_]:
         return np.array([word == wanted.value for word in kinds], bool)[kind]
 
-    people = whose(words.pop("subject_key"), micros, *identity_of(edges))
+    people = whose(words.pop("subject_key"), micros, *identity())
     client = words.pop("session_id")
     client_id, item = _numbers(client), _numbers(words.pop("item_id"))
     is_purchase = is_a(EventType.PURCHASE)
@@ -269,17 +268,19 @@ def doubtful_deeds(history: History) -> pa.Table | None:
     return pa.concat_tables(found) if found else schema.empty_table()
 
 
-def write_history(
-    spark: SparkSession, environment: Environment, history: History, *, denied: DataFrame, untold: DataFrame | None
-) -> None:
-    """silver.sessions and silver.interactions, all of them. `denied` (user_id) are people who do not allow training,
-    `untold` (event_id, event_date) events that are not learned from."""
-    people = history.people
-    refused = pc.binary_join_element_wise("u:", _column(denied, "user_id"), "")
-    is_denied = pc.is_in(people.keys, value_set=refused).to_numpy(zero_copy_only=False)
-    not_told = {} if untold is None else _by_day(untold, "event_id")
+def make_history_tables(spark: SparkSession, environment: Environment) -> None:
+    """The tables that `write_history` fills, empty where they are missing."""
     for name in ("silver.sessions", "silver.interactions"):
         create_if_missing(spark, environment, name)
+
+
+def write_history(environment: Environment, history: History, *, denied: pa.Array, untold: DataFrame | None) -> None:
+    """silver.sessions and silver.interactions, all of them; both tables are there. `denied` (user_id) are people who do
+    not allow training, `untold` (event_id, event_date) events that are not learned from."""
+    people = history.people
+    refused = pc.binary_join_element_wise("u:", denied, "")
+    is_denied = pc.is_in(people.keys, value_set=refused).to_numpy(zero_copy_only=False)
+    not_told = {} if untold is None else _by_day(untold, "event_id")
     side_by_side(
         partial(write_days, environment, "silver.sessions", _session_days(history)),
         partial(
@@ -339,6 +340,14 @@ def identity_of(edges: DataFrame) -> tuple[pa.Table, pa.Table | None]:
     return device_stretches(edges).toArrow(), names
 
 
+def with_current_names(users: pa.Array, names: pa.Table | None) -> pa.Array:
+    """`identity.under_current_names` of user_ids in Arrow; `names` as from `identity_of`."""
+    if names is None:
+        return users
+    renamed = names.filter(pc.is_in(names["user_id"], value_set=users))["current_user_id"].combine_chunks()
+    return pc.unique(pa.concat_arrays([users, renamed.cast(users.type)]))
+
+
 def _mentions(rows: pa.Table, words: tuple[str, ...]) -> pa.ChunkedArray | pa.Array:
     if "properties" not in rows.column_names or rows["properties"].null_count == rows.num_rows:
         return pa.repeat(False, rows.num_rows)
@@ -348,10 +357,6 @@ def _mentions(rows: pa.Table, words: tuple[str, ...]) -> pa.ChunkedArray | pa.Ar
 
 def _numbers(words: pa.DictionaryArray) -> NDArray[np.int32]:
     return np.asarray(pc.fill_null(words.indices, -1).to_numpy(zero_copy_only=False), np.int32)
-
-
-def _column(frame: DataFrame, name: str) -> pa.Array:
-    return frame.select(name).toArrow()[name].combine_chunks().cast(pa.string())
 
 
 def _by_day(frame: DataFrame, name: str) -> dict[date, pa.Array]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812
 
@@ -9,6 +11,11 @@ from pyspark.sql import functions as F  # noqa: N812
 def users_denying(users: DataFrame, purpose: str) -> DataFrame:
     """Users whose `consent_<purpose>` in bronze.users is false. Returns: user_id string, distinct."""
     return users.filter(~F.col(f"consent_{purpose}")).select("user_id").distinct()
+
+
+def denying_in(users: pa.Table, purpose: str) -> pa.Array:
+    """`users_denying` of Arrow's rows: user_ids."""
+    return users.filter(pc.equal(users[f"consent_{purpose}"], False))["user_id"].drop_null().unique().cast(pa.string())
 
 
 def users_who_changed(before: DataFrame, after: DataFrame, purposes: tuple[str, ...]) -> DataFrame:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import pytest
 
+from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.filter_language import parse_filter
 from spark_jobs import session
 from spark_jobs.transforms.placement_reach import answer_to_nobody
@@ -64,3 +66,33 @@ def test_a_job_that_was_not_submitted_starts_no_java_to_find_out(monkeypatch: py
 
     monkeypatch.setattr(session, "launch_gateway", refuse)
     assert session.runs_here() is False
+
+
+def test_a_session_starts_beside_and_stops_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_start, done = threading.Event(), []
+
+    def started(name: str) -> SimpleNamespace:
+        assert may_start.wait(10)
+        return SimpleNamespace(name=name, stop=lambda: done.append(name))
+
+    monkeypatch.setattr(session, "get_session", started)
+
+    def job() -> None:
+        with session.session_beside("job") as ask:
+            may_start.set()  # who is inside has not waited for it
+            assert ask() is ask()
+            assert done == []
+            raise ValueError("of the job")
+
+    with pytest.raises(ValueError, match="of the job"):
+        job()
+    assert done == ["job"]
+
+
+def test_a_session_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(name: str) -> None:
+        raise DependencyError("no Java")
+
+    monkeypatch.setattr(session, "get_session", refused)
+    with pytest.raises(DependencyError, match="no Java"), session.session_beside("job"):
+        pass
