@@ -1,7 +1,7 @@
 """The part of `build_features` that counts a whole history: silver.events is read from Arrow, features are written so.
 
-What is small, and decides about rows (who denies, whose a device is, what the catalogue says), Spark finds in the few
-events that say it.
+What is small, and decides about rows (whose a device is, what a text calls one), Spark finds in the few events that say
+it.
 """
 
 from __future__ import annotations
