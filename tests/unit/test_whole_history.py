@@ -15,6 +15,8 @@ import pytest
 
 from feature_repo.contracts.bots import BotCounters, broken_bot_rules
 from feature_repo.contracts.times import to_micros
+from spark_jobs.jobs.refine_in_memory import with_current_names
+from spark_jobs.transforms.consent import denying_in
 from spark_jobs.transforms.whole_history import (
     People,
     Sessions,
@@ -212,6 +214,18 @@ AGENTS = {
     "hidden": r'{"context": {"user_agent": "nice\u0062ot/"}}', "letters": '{"context": {"user_agent": "spıder"}}',
     "plain": '{"context": {"user_agent": "Mozilla/5.0"}}', "elsewhere": '{"note": "a bot/ of mine"}', "none": None,
 }  # fmt: skip
+
+
+def test_a_no_holds_under_the_name_that_somebody_has_now() -> None:
+    users = pa.table(
+        {"user_id": ["old", "ann", "yes", "silent", "twice"], "consent_train": [False, False, True, None, False]}
+    )
+    refused = denying_in(users, "train")
+    assert refused.to_pylist() == ["old", "ann", "twice"]
+    names = pa.table({"user_id": ["old", "yes", "twice"], "current_user_id": ["new", "other", "ann"]})
+    assert with_current_names(refused, names).to_pylist() == ["old", "ann", "twice", "new"]
+    assert with_current_names(refused, None).to_pylist() == ["old", "ann", "twice"]
+    assert denying_in(users.slice(2, 2), "train").to_pylist() == []
 
 
 def browsed(rows: Sequence[tuple[str, str, int, str | None]]) -> pa.Table:
