@@ -81,7 +81,7 @@ async def test_the_reply_of_a_late_question_meets_nobody() -> None:
     async with saying() as (says, caller):
         assert await word(caller, "first") == b"first"
         says.pauses = [2 * TIMEOUT]
-        with pytest.raises(DependencyError, match="the words cannot be read: .*TimeoutError"):
+        with pytest.raises(DependencyError, match=r"the words cannot be read: .*TimeoutError"):
             await word(caller, "late")
         assert await word(caller, "next") == b"next"
         await asyncio.sleep(1.5 * TIMEOUT)  # the late reply is there now
