@@ -152,6 +152,8 @@ def test_a_trend_table_reads_what_older_code_wrote() -> None:
     assert unpack_trend(record) == TREND
     assert pack_trend(TREND) == record
     assert unpack_trend(pack_trend(TrendTable(2, 1))) == TrendTable(2, 1)
+    shuffled = TrendTable(2, 1, {"pan": 1, "hoe": 9, "mug": 4}, 14)
+    assert unpack_trend(pack_trend(shuffled)).votes == {"pan": 1, "hoe": 9, "mug": 4}  # each its own
 
 
 def test_a_trend_table_cut_lengthened_or_of_another_format_is_refused() -> None:

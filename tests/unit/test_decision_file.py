@@ -187,8 +187,15 @@ def test_beyond_the_bound_decisions_are_lost_and_counted(environment: Environmen
     worker.say("d6")  # there is room again
     assert names_in(files(environment)[0]) == ["d1", "d2", "d3", "d6"]
     assert (counted("lost") - lost, counted("logged") - logged) == (2, 4)
+
+
+def test_a_decision_that_no_file_may_hold_is_lost_where_there_is_room_for_it(environment: Environment) -> None:
+    lost = counted("lost")
+    worker = Worker(environment, max_queued_bytes=4 * MAX_PAYLOAD_BYTES)
     worker.append(b"x" * (MAX_PAYLOAD_BYTES + 1))
-    assert counted("lost") - lost == 3
+    worker.say("d1")
+    assert names_in(files(environment)[0]) == ["d1"]
+    assert counted("lost") - lost == 1
 
 
 def test_after_a_full_disk_the_file_goes_on_where_it_stopped(environment: Environment) -> None:
