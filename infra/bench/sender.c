@@ -408,10 +408,13 @@ int main(int count, char **words) {
     send_due();
     wait_until(moment >= end ? moment + SECOND / 100 : rate > 0 && due < end ? due : end);
   }
+  struct rusage used;
+  getrusage(RUSAGE_SELF, &used);
+  double processor = used.ru_utime.tv_sec + used.ru_stime.tv_sec + (used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
   printf("{\"seconds\": %.6f, \"in_time\": %lld, \"failed\": %lld, \"unanswered\": %lld, \"dropped\": %lld, \"degraded\": %lld, "
-         "\"bytes\": %lld, \"priority\": \"%s\"",
+         "\"bytes\": %lld, \"processor_seconds\": %.6f, \"priority\": \"%s\"",
          (end - began) / 1e9, (long long)in_time, (long long)failed, (long long)(busy + queue_count),
-         (long long)dropped, (long long)degraded, (long long)bytes, priority);
+         (long long)dropped, (long long)degraded, (long long)bytes, processor, priority);
   tell("lag", &lag);
   tell("ok_due", &ok_due);
   tell("ok_sent", &ok_sent);

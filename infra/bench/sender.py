@@ -41,7 +41,8 @@ class Sent(NamedTuple):
     whole answer, of 2xx and of 503; `ok_sent`, `refused_sent`: from when it left. `lag`: how late the generator was.
     `failed`: other answers, and broken connections; `unanswered`: nothing came within 10 s of the end; `dropped`:
     connections that could not be opened again; `degraded`: answers that say so of themselves; `bytes`: of all answers;
-    `priority`: fifo, nice -20 or usual, whichever the machine allowed the generator.
+    `priority`: fifo, nice -20 or usual, whichever the machine allowed the generator; `processor_seconds`: what it used
+    itself.
     """
 
     seconds: float
@@ -57,6 +58,7 @@ class Sent(NamedTuple):
     ok_sent: Times
     refused_due: Times
     refused_sent: Times
+    processor_seconds: float = 0.0
 
     @property
     def sent(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -153,13 +154,17 @@ class TestRules:
         assert load._broken_rule(answer, _Question(b"", 0, frozenset({"i5"}), False)) == wrong
 
 
+RUSH_SECONDS = 1 if shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") else 0
+"""The generator of the rush is compiled."""
+
+
 @pytest.mark.redis
 def test_a_small_ordeal_is_survived(tmp_path: Path) -> None:
     """Two harms for a moment: what is said of time is for quiet machines, what is said of rules holds here too."""
     said: list[str] = []
     report = torture_serving(
-        tmp_path / "home", os.environ, seconds=0.4, settle_seconds=0.4, rate=100, overload_seconds=0, flips=20,
-        faults=("dead", "garbage"), say=said.append,
+        tmp_path / "home", os.environ, seconds=0.4, settle_seconds=0.4, rate=100, flips=20,
+        overload_seconds=RUSH_SECONDS, faults=("dead", "garbage"), say=said.append,
         settings={"NIGHTJAR_SERVING_ONLINE_TIMEOUT_MS": "200"},
     )  # fmt: skip
     assert list(report["harms"]) == ["dead", "garbage"]
@@ -169,3 +174,9 @@ def test_a_small_ordeal_is_survived(tmp_path: Path) -> None:
     assert report["harms"]["dead"]["personal_share"] == 0.0
     assert (report["worker_ends"], report["figures"]["mixed_answers"]["max"]) == (0, 0)
     assert len(report["versions_seen"]) == 2
+    if RUSH_SECONDS:
+        assert report["goodput_per_second"] > 0
+        assert report["refused_per_second"] > 0
+        assert report["generator_cores"] > 0
+        assert report["offered_per_second"] == pytest.approx(5 * report["peak_per_second"], rel=1e-3)
+        assert report["figures"]["overload_worker_goodput"]["max"] > 0

@@ -30,7 +30,7 @@ from feature_repo.contracts.keys import DEFAULT_TENANT, pointer_key
 from infra.api_keys import ApiKeys
 from infra.bench.events.ingest import free_port
 from infra.bench.report import figure, make_report
-from infra.bench.sender import Sender, http_request, write_requests
+from infra.bench.sender import Sender, Sent, http_request, write_requests
 from infra.bench.serving.fault_proxy import FAULTS
 from infra.bench.serving.judging import Harm, judge
 from infra.bench.serving.steady_load import FIELDS, LINE, Rules, Seen
@@ -75,10 +75,13 @@ def torture_serving(
     `settle_seconds`: how long recovery is looked at after each harm.
 
     Figures, one sample a fault: `good_share`, `recovery_seconds` (`settle_seconds` where it did not recover); and
-    `overload_goodput` (of the peak), `memory_growth` (of the workers' resident memory under overload),
+    `overload_goodput` (of the peak), `overload_worker_goodput` (the same of slates a second of the workers' processor
+    time: without what the generator takes from them on the same machine; no bar),
+    `memory_growth` (of the workers' resident memory under overload, from when they have seen a rush once),
     `refusal_p50_ms` and `refusal_p99_ms` (of a 503, from when the request left), `mixed_answers`.
     Further keys: clean, missed (what keeps it from being clean), harms (fault -> Harm), quiet (Harm of a time without
     any), peak_per_second, offered_per_second, goodput_per_second, refused_per_second, overload_failed, answer_p99_ms,
+    memory_rise (by which the first rush made the workers larger than the peak had), generator_cores,
     overload_lag_p99_ms, flips, flips_harm, versions_seen, lag_p99_ms, worker_ends, examples.
     """
     shutil.rmtree(home, ignore_errors=True)
@@ -182,22 +185,36 @@ def _overload(home: Path, port: int, key: str, api: psutil.Popen, seconds: float
         home / "heavy.requests", (http_request("/v1/recommendations", body, key=key) for body in bodies)
     )
     sender = Sender(home)
+
+    def send(**options: Any) -> tuple[Sent, float]:
+        """What came of it, and its slates a second of the workers' processor time."""
+        began = cpu_seconds(api.children())
+        sent = sender.send(port, requests, **options)
+        return sent, sent.ok_due.count / max(cpu_seconds(api.children()) - began, 0.001)
+
     # the best of three: what else the machine does must not make the peak low, and the goodput seem high
     part = max(1.0, seconds / 18)
-    peak = max(sender.send(port, requests, rate=0, seconds=part, connections=32).per_second for _ in range(3))
+    peaks = [send(rate=0, seconds=part, connections=32) for _ in range(3)]
+    peak = max(sent.per_second for sent, _ in peaks)
+    calm = _resident_mb(api)
+    # a rush opens its connections and fills the places: that is not what memory is watched for
+    sender.send(port, requests, rate=OVERLOAD * peak, seconds=part, connections=OVERLOAD_CONNECTIONS)
     before = _resident_mb(api)
-    sent = sender.send(port, requests, rate=OVERLOAD * peak, seconds=seconds, connections=OVERLOAD_CONNECTIONS)
+    sent, per_worker_second = send(rate=OVERLOAD * peak, seconds=seconds, connections=OVERLOAD_CONNECTIONS)
     found = {
         "peak_per_second": round(peak, 1),
         "offered_per_second": round(OVERLOAD * peak, 1),
         "goodput_per_second": round(sent.per_second, 1),
         "refused_per_second": round(sent.refused_sent.count / sent.seconds, 1),
         "overload_goodput": sent.per_second / peak,
+        "overload_worker_goodput": per_worker_second / max(of_worker for _, of_worker in peaks),
+        "generator_cores": round(sent.processor_seconds / sent.seconds, 3),
         "overload_failed": sent.failed + sent.unanswered,
         "refusal_p50_ms": sent.refused_sent.p50,
         "refusal_p99_ms": sent.refused_sent.p99,
         "answer_p99_ms": sent.ok_sent.p99,
         "overload_lag_p99_ms": sent.lag.p99,
+        "memory_rise": before / calm - 1,
         "memory_growth": _resident_mb(api) / before - 1,
     }
     say(f"overload: {json.dumps({name: round(value, 3) for name, value in found.items()})}")
@@ -254,6 +271,7 @@ def _report(
             missed.append(f"{name}: recovery")
     if overload:
         figures["overload_goodput"] = figure("1", [overload["overload_goodput"]])
+        figures["overload_worker_goodput"] = figure("1", [overload["overload_worker_goodput"]])
         figures["memory_growth"] = figure("1", [overload["memory_growth"]])
         for name in ("refusal_p50_ms", "refusal_p99_ms"):
             figures[name] = figure("ms", [overload[name]], baseline=[MOST_REFUSAL_MS])
