@@ -114,6 +114,7 @@ def test_batch_jobs_refuse_what_is_wrong_there(text: str, tmp_path: Path) -> Non
         ("[placements.home]\nbought = 30", "a text, got '30'"),
         ("[placements.home]\nfilter = 'prise < 3'", "placements.home.filter: no field 'prise'; did you mean 'price'?"),
         ("[placements.x]\npreset = 'e-mail'", "got 'e-mail'; did you mean 'email'?"),
+        ("[placements.home]\nfrequency_cap = 1001", "from 1 to 1000"),
         (f"[placements.{'x' * 65}]", "1 to 64 characters"),
     ],
 )
@@ -121,6 +122,11 @@ def test_a_file_that_is_wrong(said: str, words: str) -> None:
     with pytest.raises(DataError) as caught:
         read_placements(said, is_json=False)
     assert words in str(caught.value)
+
+
+def test_one_placement_with_a_ranker_is_enough_to_ask_one() -> None:
+    assert not Placements().ask_ranker
+    assert read_placements("[placements.home]\nranker = 'published'", is_json=False).ask_ranker
 
 
 def test_the_file_of_a_setting(tmp_path: Path) -> None:
