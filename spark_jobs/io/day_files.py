@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import date
+from itertools import chain
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -27,11 +28,12 @@ from deltalake.transaction import AddAction, RemoveAction
 from pyarrow import fs
 
 from feature_repo.contracts.environment import Environment
-from feature_repo.contracts.errors import DependencyError
+from feature_repo.contracts.errors import ContractError, DependencyError
 from feature_repo.contracts.object_store import store_problem
 from feature_repo.contracts.tables import TableSpec, table, table_path
 from spark_jobs.io.commits import commit
 from spark_jobs.io.light_delta import arrow_schema, open_table, stored_columns
+from spark_jobs.io.light_tables import create_if_missing
 
 ROWS_AT_ONCE = 131_072
 _WRITERS = 2
@@ -106,6 +108,70 @@ def write_days(
             filters = [(day_column, sign, day.isoformat()) for sign, day in replaced.items() if day is not None] or None
             found.create_write_transaction(
                 made, "overwrite", _with_new_columns(found, name), [day_column], partition_filters=filters
+            )
+        except (DeltaError, OSError) as error:
+            raise DependencyError(f"{name} at {path} cannot be written: {store_problem(path, error)}") from error
+
+
+class WrittenFile(NamedTuple):
+    """A data file that lies in a table's folder and that no commit names yet; `path` is within that folder."""
+
+    path: str
+    size: int
+    rows: int
+
+
+def write_batches(
+    environment: Environment, name: str, day: date, batches: Iterable[pa.RecordBatch]
+) -> WrittenFile | None:
+    """Rows of `day` as one data file of a table that is partitioned by one day column, a batch in memory at a time.
+    None when there are none. Any process may do this at any time: only a commit makes them rows of the table.
+
+    Raises ContractError on a row of another day.
+    """
+    (day_column,) = table(name).partition_by
+    path = table_path(environment.lakehouse, name, tenant=environment.tenant)
+    files = fs.PyFileSystem(DeltaStorageHandler(path, environment.storage_options))
+    schema = pa.schema([field for field in arrow_schema(name) if field.name != day_column])
+    some = (batch for batch in batches if batch.num_rows)
+    first = next(some, None)
+    if first is None:
+        return None
+    within, rows = f"{day_column}={day.isoformat()}/part-{uuid4()}.snappy.parquet", 0
+    with files.open_output_stream(within) as file:
+        with pq.ParquetWriter(file, schema, compression="snappy", store_schema=False) as writer:
+            for batch in chain([first], some):
+                if strays := set(pc.unique(batch[day_column]).to_pylist()) - {day}:
+                    raise ContractError(f"{name}: rows of {', '.join(sorted(map(str, strays)))} among those of {day}")
+                writer.write_table(pa.Table.from_batches([batch]).select(schema.names).cast(schema))
+                rows += batch.num_rows
+        size = file.tell()
+    return WrittenFile(within, size, rows)
+
+
+def commit_day(environment: Environment, name: str, day: date, write: Callable[[], Sequence[WrittenFile]]) -> None:
+    """Put the files that `write` names in the place of what a table of Spark's has of `day`, in one commit; they are
+    written while nobody else commits to it. Columns that the table lacks are added, and the table when it is missing.
+
+    Raises what `write` raises, DependencyError when the table cannot be written or another process keeps its commits to
+    itself; then the table stays as it was.
+    """
+    path = table_path(environment.lakehouse, name, tenant=environment.tenant)
+    (day_column,) = table(name).partition_by
+    with commit(environment, name):
+        try:
+            create_if_missing(environment, name)
+            made: list[AddAction | RemoveAction] = [
+                AddAction(
+                    file.path, file.size, {day_column: day.isoformat()}, int(time.time() * 1000), True,
+                    json.dumps({"numRecords": file.rows}),
+                )
+                for file in write()
+            ]  # fmt: skip
+            found = DeltaTable(path, storage_options=environment.storage_options)
+            only = [(day_column, "=", day.isoformat())]
+            found.create_write_transaction(
+                made, "overwrite", _with_new_columns(found, name), [day_column], partition_filters=only
             )
         except (DeltaError, OSError) as error:
             raise DependencyError(f"{name} at {path} cannot be written: {store_problem(path, error)}") from error

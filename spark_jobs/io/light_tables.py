@@ -44,7 +44,7 @@ def replace_days(environment: Environment, name: str, rows: pa.Table, days: Coll
     listed = ", ".join(f"'{day.isoformat()}'" for day in sorted(days))
     try:
         with commit(environment, name):
-            _create_if_missing(environment, name)
+            create_if_missing(environment, name)
             predicate = f"{day_column} IN ({listed})"
             write_deltalake(path, rows, mode="overwrite", predicate=predicate, storage_options=options)
             DeltaTable(path, storage_options=options).vacuum(RETENTION_HOURS, dry_run=False)
@@ -79,7 +79,7 @@ def replace_day(environment: Environment, name: str, batches: Iterable[pa.Record
     rows = pa.RecordBatchReader.from_batches(arrow_schema(name), checked())
     with commit(environment, name), ThreadPoolExecutor(1) as elsewhere:
         try:
-            _create_if_missing(environment, name)
+            create_if_missing(environment, name)
             write_deltalake(
                 path, rows, mode="overwrite", predicate=f"{day_column} = '{day.isoformat()}'", schema_mode="merge",
                 storage_options=environment.storage_options,
@@ -95,7 +95,7 @@ def replace_rows(environment: Environment, name: str, rows: pa.Table, day: date)
     replace_day(environment, name, with_missing(rows, arrow_schema(name)).to_batches(), day)
 
 
-def _create_if_missing(environment: Environment, name: str) -> None:
+def create_if_missing(environment: Environment, name: str) -> None:
     """The empty table, with the properties that Spark would give it, but for those that this writer does not know."""
     spec, options = table(name), environment.storage_options
     path = table_path(environment.lakehouse, name, tenant=environment.tenant)

@@ -1,4 +1,4 @@
-"""What a piece of work cost this process: seconds and memory, for MLflow's system metrics."""
+"""What a piece of work cost this process: seconds and memory, for MLflow's system metrics and for its log."""
 
 from __future__ import annotations
 
@@ -42,3 +42,15 @@ def measured() -> Iterator[Usage]:
         usage.cpu_seconds = time.process_time() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         usage.peak_resident_megabytes = peak * _BYTES_PER_MAXRSS / 1e6
+
+
+class Clock:
+    """Prints what was just done, with the seconds it took."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, done: str) -> None:
+        now = time.monotonic()
+        print(f"{now - self._last:7.1f} s  {done}", flush=True)
+        self._last = now

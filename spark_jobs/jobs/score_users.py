@@ -30,23 +30,19 @@ Killed at any point and run again it makes the same lists, the same version, the
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pyspark.broadcast import Broadcast
 from pyspark.sql import SparkSession
 from scipy import sparse
-from threadpoolctl import threadpool_limits
 
 from feature_repo.contracts.changes import ITEMS, USERS
 from feature_repo.contracts.environment import Environment
@@ -55,10 +51,10 @@ from feature_repo.contracts.publication import PURCHASES_PART, RANKER_FILE, Mani
 from feature_repo.contracts.purchase_record import Purchase
 from feature_repo.contracts.run import EVALUATION_FILE, GATE_FILE, PUBLICATION_FILE, Run
 from feature_repo.contracts.times import format_timestamp, from_micros
+from spark_jobs.engine import is_cluster, on_executor
 from spark_jobs.evaluation.session_choice import Choice, choose_session_recipe
 from spark_jobs.evaluation.split import seen_policy
 from spark_jobs.evaluation.with_ranker import WITH_RANKER, learn_ranker
-from spark_jobs.giving_way import give_way
 from spark_jobs.io.bundle import file_hashes, write_bundle
 from spark_jobs.io.catalogue import all_records, changes_position, in_run
 from spark_jobs.io.entity_features import load_entity_features
@@ -67,12 +63,17 @@ from spark_jobs.io.item_content import load_content
 from spark_jobs.io.item_vectors import Starts, read_starts, write_vectors
 from spark_jobs.io.light_delta import read_table
 from spark_jobs.io.light_tables import replace_day, replace_rows
-from spark_jobs.io.night_before import day_before, differences, kept_lists, stored_neighbours, untouched_users
+from spark_jobs.io.night_before import day_before, differences, stored_neighbours, untouched_users
+from spark_jobs.io.parcels import leave, parcels_of, take
 from spark_jobs.io.publication import Publication, purchases_part
 from spark_jobs.io.run_store import read_report, write_report
 from spark_jobs.io.stored_lists import StoredLists
+from spark_jobs.jobs import executor_work
 from spark_jobs.jobs.entry import run_job
+from spark_jobs.jobs.lists_by_executors import Lists, write_lists
 from spark_jobs.jobs.placement_report import report_placements
+from spark_jobs.jobs.resources import Clock
+from spark_jobs.jobs.scored_shop import Beside, Shop
 from spark_jobs.models.base import InteractionMatrix, Model
 from spark_jobs.models.factory import fit
 from spark_jobs.models.list_shares import keeps_shares
@@ -93,7 +94,6 @@ from spark_jobs.transforms.candidates import (
     CANDIDATES_PER_USER,
     EXPLAINED_PER_USER,
     Scoring,
-    denied_candidates,
     denied_in,
     score_block,
     seen_items,
@@ -118,11 +118,7 @@ from spark_jobs.transforms.touched import (
     rescore_asked,
 )
 
-SCORING_PARTITIONS = 8
 CONSENT_COLUMNS = ["user_id", "event_timestamp", "consent_personalize"]
-BLOCKS_AT_ONCE, JOBS_AT_ONCE = 256, 2
-"""Blocks whose lists are brought to the driver together (half a megabyte each at most), and how many times so many are
-under way. More: fewer pauses between them, and more memory of the driver."""
 BUY_AGAIN = {**SEQUENCE_RECIPES["repurchase"]["params"], "due_power": 0.5}
 """Of what a user may buy again, and its order. The default recipe ignores the interval; a list of things to buy again
 is about when, so here it counts, at the half of its power."""
@@ -139,18 +135,55 @@ def main(environment: Environment, run: Run) -> None:
 
 def score_users(spark: SparkSession | None, environment: Environment, run: Run) -> dict[str, Any]:
     """The whole job; returns what publication.json says. The executors of a session score; without one the threads of
-    this process do, and one is started only where a recipe is fitted by it or a placement's filter asks about items."""
-    recipe = read_report(environment, run.run_key, GATE_FILE).get("recipe")
-    if not recipe:
-        raise DataError(f"{GATE_FILE} of run {run.run_key!r} lets no recipe through: there is nothing to publish")
-    policy, rescore, shares = seen_policy(run.params), rescore_asked(run.params), keeps_shares(run.params)
+    this process do, and one is started only where a recipe is fitted by it or a placement's filter asks about items.
+    On a cluster this process only plans and commits (`spark_jobs.engine`), but where Spark fits the recipe."""
+    recipe = recipe_of(environment, run)
+    _asked(run)  # or a wrong word would be told in an hour
     if run.publishes:
         Publication(environment.redis_online_url, environment.tenant).served_version()  # fail now, not in an hour
+    if spark is not None and is_cluster(spark) and not is_fitted_by_spark(recipe):
+        return score_on_cluster(spark, environment, run)
     session = cache(lambda: spark or get_session("score_users"))
     if is_fitted_by_spark(recipe):
         session()
+    tell = Clock()
+    shop = prepare(environment, run, recipe, tell)
+    write_candidates(spark, environment, run, shop.scoring, shop.denied, shop.kept.keys)
+    tell(shop.ranked())
+    reach = report_placements(session, environment, run, shop.numbers, shop.eligible)
+    tell(f"{len(reach['placements'])} placements have a filter, {len(reach['warnings'])} warnings")
+    return publish_all(environment, run, make_beside(environment, run, shop, tell), tell)
 
-    tell = _Clock()
+
+def score_on_cluster(spark: SparkSession, environment: Environment, run: Run) -> dict[str, Any]:
+    """`score_users` whose driver has nothing in its hands that grows with people: one task reads, fits and writes what
+    stands beside the lists, many rank and write the lists, and one publishes them."""
+    tell = Clock()
+    with parcels_of(environment, run):
+        prepared = on_executor(spark, partial(executor_work.prepare_lists, environment, run))
+        write_lists(spark, environment, run, prepared.lists, prepared.block_count)
+        tell(prepared.ranked)
+        reach = report_placements(lambda: spark, environment, run, *take(prepared.items))
+        tell(f"{len(reach['placements'])} placements have a filter, {len(reach['warnings'])} warnings")
+        return on_executor(spark, partial(executor_work.publish_lists, environment, run, prepared.beside))
+
+
+def recipe_of(environment: Environment, run: Run) -> dict[str, Any]:
+    """The recipe that the gate lets through. Raises DataError when it lets none."""
+    recipe = read_report(environment, run.run_key, GATE_FILE).get("recipe")
+    if not recipe:
+        raise DataError(f"{GATE_FILE} of run {run.run_key!r} lets no recipe through: there is nothing to publish")
+    return dict(recipe)
+
+
+def _asked(run: Run) -> tuple[str, str, bool]:
+    """(what is left out of lists, what is made anew, whether lists tell shares). Raises DataError on a wrong word."""
+    return seen_policy(run.params), rescore_asked(run.params), keeps_shares(run.params)
+
+
+def prepare(environment: Environment, run: Run, recipe: Mapping[str, Any], tell: Callable[[str], None]) -> Shop:
+    """Read, decide what is made anew, and fit."""
+    policy, rescore, shares = _asked(run)
     every_number = read_numbers(environment)
     known = read_interactions(environment, every_number, cut_off=run.cut_off)
     interactions, numbers = numbered_interactions(known), known_numbers(every_number, known, run.as_of_day)
@@ -193,57 +226,70 @@ def score_users(spark: SparkSession | None, environment: Environment, run: Run) 
     digests = histories.of(_subjects(scoring.user_ids))
     scoring = replace(scoring, made_by=made.to_json(), digests=digests, shares=shares)
     kept = untouched_users(environment, run, scoring) if keeps else Untouched(scoring.user_ids[:0], {})
-    scoring = scoring.without(kept.keys)
-    write_candidates(spark, environment, run, scoring, denied, kept.keys)
-    tell(
-        f"ranked {int(eligible.sum()):,} eligible of {item_count:,} items for {len(scoring.rows):,} users, "
-        f"kept {len(kept.keys):,} lists"
-    )
-    reach = report_placements(session, environment, run, numbers, eligible)
-    tell(f"{len(reach['placements'])} placements have a filter, {len(reach['warnings'])} warnings")
+    return Shop(
+        recipe=recipe, policy=policy, decision=decision, known=known, data=data, every_number=every_number,
+        numbers=numbers, users=users, items=items, eligible=eligible, denied=denied,
+        scoring=scoring.without(kept.keys), kept=kept, learned=learned, starts=starts,
+    )  # fmt: skip
 
+
+def make_beside(environment: Environment, run: Run, shop: Shop, tell: Callable[[str], None]) -> Beside:
+    """Write the tables beside gold.candidates, and make the bundle where the run publishes."""
+    data, eligible, kept = shop.data, shop.eligible, shop.kept
     near, (session_index, choice) = side_by_side(
-        partial(write_neighbours, environment, run, data, eligible, every_number, decision),
-        partial(build_session_index, environment, run, known, eligible),
+        partial(write_neighbours, environment, run, data, eligible, shop.every_number, shop.decision),
+        partial(build_session_index, environment, run, shop.known, eligible),
     )
-    write_vectors(environment, run, learned, starts)
+    write_vectors(environment, run, shop.learned, shop.starts)
     neighbours = near.rows
     tell(
         f"{sum(map(len, neighbours)):,} neighbours of {sum(map(bool, neighbours)):,} items, {near.kept:,} rows kept; "
         f"session index of {len(session_index):,} bytes: {choice.manner}, asked {choice.questions:,} of the newest"
     )
 
+    rescored = {
+        "rescore": shop.decision.rescore, "why": shop.decision.why,
+        "users": {
+            "scored": len(shop.scoring.rows), "kept": len(kept.keys), "denied": len(shop.denied),
+            "touched": dict(kept.touched),
+        },
+        "items": {"scored": len(eligible) - near.kept, "kept": near.kept, "touched": dict(near.touched)},
+        "warm_starts": shop.warm,
+    }  # fmt: skip
+    published_recipe = {**shop.recipe, "exclude_seen": shop.policy, "candidates_per_user": CANDIDATES_PER_USER}
+    last_event_at = format_timestamp(from_micros(pc.max(data.interactions["micros"]).as_py()))
     if not run.publishes:
+        return Beside(None, [], published_recipe, shop.items.num_rows, last_event_at, {}, rescored)
+    popularity = default_recipe("popularity")
+    regions = _regions(shop.users)
+    popular = popular_json(data.matrix(popularity), popularity["params"], shop.items, eligible, regions)
+    together = together_rows(baskets_of(shop.known), eligible)
+    tell(f"{sum(map(len, together)):,} items bought with {sum(map(bool, together)):,} others")
+    files = bundle_files(items_json(shop.items), neighbours, popular, session_index, together)
+    ranker, ranker_words = answer_ranker(environment, run, shop.recipe, data, shop.known, shop.policy)
+    if ranker is not None:
+        files[RANKER_FILE] = ranker
+    tell(f"ranker of answers: {ranker_words}")
+    bought = purchases_of_users(data.interactions, BUY_AGAIN, eligible, denied=shop.denied, cut_off=run.cut_off)
+    report = {
+        "session_model": {**choice.recipe, "manner": choice.manner, "reached": choice.reached},
+        "ranker": {"published": ranker is not None, "words": ranker_words},
+    }
+    return Beside(files, list(bought), published_recipe, shop.items.num_rows, last_event_at, report, rescored)
+
+
+def publish_all(environment: Environment, run: Run, beside: Beside, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Publish the lists and what stands beside them, where the run does; returns what publication.json says."""
+    if beside.files is None:
         print(f"not publishing: {run.why}", flush=True)
         report: dict[str, Any] = {"published": False, "version": None, "why": run.why}
     else:
-        popularity = default_recipe("popularity")
-        popular = popular_json(data.matrix(popularity), popularity["params"], items, eligible, _regions(users))
-        together = together_rows(baskets_of(known), eligible)
-        tell(f"{sum(map(len, together)):,} items bought with {sum(map(bool, together)):,} others")
-        files = bundle_files(items_json(items), neighbours, popular, session_index, together)
-        ranker, ranker_words = answer_ranker(environment, run, recipe, data, known, policy)
-        if ranker is not None:
-            files[RANKER_FILE] = ranker
-        tell(f"ranker of answers: {ranker_words}")
-        purchases = list(purchases_of_users(interactions, BUY_AGAIN, eligible, denied=denied, cut_off=run.cut_off))
-        published_recipe = {**recipe, "exclude_seen": policy, "candidates_per_user": CANDIDATES_PER_USER}
-        last_event_at = format_timestamp(from_micros(pc.max(interactions["micros"]).as_py()))
         report = publish(
-            environment, run, files, purchases,
-            recipe=published_recipe, item_count=items.num_rows, last_event_at=last_event_at,
+            environment, run, beside.files, beside.purchases,
+            recipe=beside.recipe, item_count=beside.item_count, last_event_at=beside.last_event_at,
         )  # fmt: skip
-        report["session_model"] = {**choice.recipe, "manner": choice.manner, "reached": choice.reached}
-        report["ranker"] = {"published": ranker is not None, "words": ranker_words}
         tell(f"published {report['version']}: {report['user_count']:,} users, {report['row_count']:,} rows")
-    report["rescore"] = {
-        "rescore": decision.rescore, "why": decision.why,
-        "users": {
-            "scored": len(scoring.rows), "kept": len(kept.keys), "denied": len(denied), "touched": dict(kept.touched),
-        },
-        "items": {"scored": item_count - near.kept, "kept": near.kept, "touched": dict(near.touched)},
-        "warm_starts": warm,
-    }  # fmt: skip
+    report |= {**beside.report, "rescore": beside.rescored}
     write_report(environment, run.run_key, PUBLICATION_FILE, report)
     return report
 
@@ -258,21 +304,17 @@ def write_candidates(
 ) -> None:
     """Score by blocks into gold.candidates, beside the lists of the night before that are `kept`.
 
-    Lists come from the executors of `spark` as Arrow's bytes, some thousands at a time, or from threads (None), and are
-    written as they come: as rows of Spark they would be made, brought together and written element by element. Both
-    ways give the same bytes.
+    The executors of `spark` score them and write them themselves (`lists_by_executors`), or threads of this process do
+    (None), as they come: as rows of Spark they would be made, brought together and written element by element. Both
+    ways give the same rows.
     """
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        if spark is None:
-            yield from by_blocks(partial(score_block, scoring), range(scoring.block_count))
-        else:
-            yield from _scored_by_executors(spark, scoring)
-        yield from denied_candidates(denied, run.as_of_day).to_batches()
-        if kept is not None and len(kept):
-            yield from kept_lists(environment, run, kept, str(scoring.made_by))
-
-    replace_day(environment, "gold.candidates", batches(), run.as_of_day)
+    lists = Lists(environment, run, scoring, denied, np.empty(0, np.str_) if kept is None else kept)
+    if spark is None:
+        scored = by_blocks(partial(score_block, scoring), range(scoring.block_count))
+        replace_day(environment, "gold.candidates", chain(scored, lists.unscored()), run.as_of_day)
+    else:
+        with parcels_of(environment, run):
+            write_lists(spark, environment, run, leave(environment, run, lists), scoring.block_count)
 
 
 def write_neighbours(
@@ -412,64 +454,6 @@ def _regions(users: pa.Table) -> dict[str, str]:
     """Subject key -> region, of the users that have one."""
     found = users.filter(pc.is_valid(users["region"])).select(["user_id", "region"])
     return {f"u:{user}": region for user, region in zip(*(c.to_pylist() for c in found.columns), strict=True)}
-
-
-def _scored_by_executors(spark: SparkSession, scoring: Scoring) -> Batches:
-    """The lists of all blocks, in their order. While some are written, the next are scored."""
-    shared = spark.sparkContext.broadcast(scoring)
-
-    def scored(first: int) -> list[Any]:
-        count = min(BLOCKS_AT_ONCE, scoring.block_count - first)
-        blocks = spark.range(first, first + count, 1, min(SCORING_PARTITIONS, count))
-        return blocks.mapInArrow(_score_blocks(shared), "lists binary").collect()
-
-    with ThreadPoolExecutor(JOBS_AT_ONCE) as pool:
-        jobs = deque[Future[list[Any]]]()
-        try:
-            for first in range(0, scoring.block_count, BLOCKS_AT_ONCE):
-                jobs.append(pool.submit(scored, first))
-                if len(jobs) > JOBS_AT_ONCE:
-                    yield from _lists_of(jobs.popleft().result())
-            while jobs:
-                yield from _lists_of(jobs.popleft().result())
-        finally:
-            for job in jobs:
-                job.cancel()
-    shared.destroy()
-
-
-def _lists_of(blocks: Sequence[Any]) -> Batches:
-    for block in blocks:
-        yield from pa.ipc.open_stream(block.lists)
-
-
-Batches = Iterator[pa.RecordBatch]
-
-
-def _score_blocks(shared: Broadcast[Scoring]) -> Callable[[Batches], Batches]:
-    def score(batches: Batches) -> Batches:
-        give_way()
-        with threadpool_limits(1, "blas"):  # two were slower, and one gives the same bits everywhere
-            for batch in batches:
-                for block in batch["id"].to_pylist():
-                    lists, sink = score_block(shared.value, block), pa.BufferOutputStream()
-                    with pa.ipc.new_stream(sink, lists.schema) as stream:
-                        stream.write_batch(lists)
-                    yield pa.RecordBatch.from_pydict({"lists": pa.array([sink.getvalue().to_pybytes()], pa.binary())})
-
-    return score
-
-
-class _Clock:
-    """Prints what was just done, with the seconds it took."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def __call__(self, done: str) -> None:
-        now = time.monotonic()
-        print(f"{now - self._last:7.1f} s  {done}", flush=True)
-        self._last = now
 
 
 if __name__ == "__main__":

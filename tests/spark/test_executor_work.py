@@ -6,23 +6,29 @@ not forbidden there.
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import pyarrow as pa
 import pytest
 from pyspark.sql import SparkSession
 
 from feature_repo.contracts.environment import Environment
-from feature_repo.contracts.errors import DataError
-from feature_repo.contracts.run import EVALUATION_FILE, USER_METRICS_FILE, Run
+from feature_repo.contracts.errors import ContractError, DataError
+from feature_repo.contracts.run import EVALUATION_FILE, PUBLICATION_FILE, USER_METRICS_FILE, Run
 from spark_jobs.engine import on_executor
 from spark_jobs.io import tracking
+from spark_jobs.io.light_delta import open_table
+from spark_jobs.io.parcels import leave, parcels_of, take
 from spark_jobs.io.run_store import folder_of, read_report
 from spark_jobs.io.table_hash import hash_table
-from spark_jobs.jobs import executor_work
+from spark_jobs.jobs import executor_work, score_users, verify_publication
 from spark_jobs.jobs.train_models import train_models
 from tests.builders import make_run
+from tests.spark import test_rescore as rescored
 from tests.spark.test_train_models import AS_OF, planted_events, write_shop
 
 pytestmark = pytest.mark.spark
@@ -82,6 +88,60 @@ def test_an_executor_trains_what_this_process_would(
         (name, one["manifest_sha256"]) for name, one in here["models"].items()
     ]
     assert {one.name for one in told} == {"popularity", "item_knn", "als", "with_session"}
+
+
+def write_two_nights(environment: Environment, score: Callable[[Run], dict[str, Any]]) -> dict[str, Any]:
+    """A first night, and one after it that keeps lists; what the second says, and hashes of what both wrote."""
+    score(rescored.first_night(environment))
+    rescored.what_happens_then(environment)
+    params = {"rescore": "touched"}
+    run = rescored.pinned(environment, rescored.SECOND, "second", params=params, publishes=True)
+    report = score(run)
+    assert report == read_report(environment, "second", PUBLICATION_FILE)
+    hashes = {
+        (name, day): hash_table(environment, name, day)
+        for name in ("gold.candidates", "gold.item_neighbours", "gold.item_factors", "gold.session_index")
+        for day in (rescored.FIRST, rescored.SECOND)
+    }
+    verify_publication.main(environment, run)  # reads every list back
+    return {"report": {**report, "bundle": ""}, "hashes": hashes}
+
+
+@pytest.mark.redis
+def test_executors_rank_and_write_what_this_process_would(
+    spark: SparkSession, environment: Environment, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lists, those that are kept among them, what stands beside them, and the published version."""
+    here = environment._replace(redis_online_url=redis_url, tenant="here")
+    there = here._replace(tenant="there")
+    expected = write_two_nights(here, lambda run: score_users.score_users(None, here, run))
+    assert expected["report"]["rescore"]["users"]["kept"] == 2
+
+    def by_cluster(run: Run) -> dict[str, Any]:
+        with monkeypatch.context() as driver:
+            forbid_rows(driver)
+            return score_users.score_on_cluster(spark, there, run)
+
+    assert write_two_nights(there, by_cluster) == expected
+    candidates = open_table(there, "gold.candidates")
+    assert candidates is not None
+    files = pa.table(candidates.get_add_actions(flatten=True)).to_pylist()
+    of_second = [file["num_records"] for file in files if file["partition.as_of"] == rescored.SECOND]
+    assert sorted(of_second) == [3, 4]  # ranked by one task, kept and denied by another
+    assert not (folder_of(there, "second") / "parcels").exists()
+
+
+def test_a_parcel_of_somebody_else_is_not_opened(environment: Environment) -> None:
+    run = make_run(environment, AS_OF)
+    with parcels_of(environment, run):
+        parcel = leave(environment, run, {"lists": [1, 2]})
+        Path(parcel.path).write_bytes(pickle.dumps({"lists": [1, 3]}))
+        with pytest.raises(ContractError, match="not that of what was left there"):
+            take(parcel)
+        again = leave(environment, run, {"lists": [1, 2]})
+        assert again.path != parcel.path
+        assert take(again) == {"lists": [1, 2]}
+    assert not Path(again.path).exists()
 
 
 def test_an_error_of_ours_comes_back_from_an_executor_as_it_is(spark: SparkSession, shop: Environment) -> None:

@@ -34,7 +34,7 @@ import os
 from datetime import date
 from feature_repo.contracts.environment import Environment
 from spark_jobs.io.day_files import write_days
-from spark_jobs.io.light_tables import _create_if_missing, replace_days, replace_rows
+from spark_jobs.io.light_tables import create_if_missing, replace_days, replace_rows
 from tests.unit.test_commits_on_disk import impressions, neighbours
 
 env = Environment.from_mapping(os.environ)
@@ -42,7 +42,7 @@ env = Environment.from_mapping(os.environ)
 WRITES = {
     "silver.impressions": "replace_days(env, 'silver.impressions', impressions(day, 'r'), [day])",
     "gold.item_neighbours": "replace_rows(env, 'gold.item_neighbours', neighbours(day), day)",
-    "gold.session_index": "_create_if_missing(env, 'gold.session_index'); "
+    "gold.session_index": "create_if_missing(env, 'gold.session_index'); "
     "write_days(env, 'gold.session_index', [(day, neighbours(day, 'gold.session_index'))], only=day)",
 }
 

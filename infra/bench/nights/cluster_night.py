@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +28,36 @@ KILL_AT_SHARE = 0.6
 """Of the time that the task took on the whole cluster: its executors are at work, and much is left to do."""
 
 
-def cluster_night(home: Path, variables: Mapping[str, str], *, event_count: int, say: Say) -> dict[str, Any]:
-    """Run it in `home` (made anew) and return the report.
+OfDrivers = Callable[[Mapping[str, str]], dict[str, str]]
+"""Makes the variables of a cluster's driver of those of a program."""
+
+
+def cluster_night(
+    home: Path, variables: Mapping[str, str], *, event_count: int, say: Say, of_drivers: OfDrivers = dict
+) -> dict[str, Any]:
+    """Run it in `home` (made anew) and return the report. `of_drivers`: what the drivers of the cluster nights get.
 
     Figures: `local_seconds`, `cluster_seconds`, `killed_seconds` of a night, and `<task>_<where>_seconds` of the Spark
     tasks. Further keys: workers_killed, identical, differing (hash -> nights), compared, version.
     """
     with imported_shop(home, variables, event_count=event_count, say=say) as (base, as_of):
-        nights = {"local": _night(base, "local", as_of, None, {}, say)}
+        nights = {"local": _night(base, "local", as_of, None, {}, say, dict)}
         cluster = cluster_up(base)
-        nights["cluster"] = _night(base, "cluster", as_of, cluster, {}, say)
+        nights["cluster"] = _night(base, "cluster", as_of, cluster, {}, say, of_drivers)
         usual = {a.task: a.seconds for a in nights["cluster"].attempts}
         kill_after = {task: KILL_AT_SHARE * usual[task] for task in KILLED_IN}
-        nights["killed"] = _night(base, "killed", as_of, cluster, kill_after, say)
+        nights["killed"] = _night(base, "killed", as_of, cluster, kill_after, say, of_drivers)
     return _report(base, nights, kills=len(kill_after))
 
 
 def _night(
-    base: Mapping[str, str], tenant: str, as_of: str, cluster: Cluster | None, kill_after: Mapping[str, float], say: Say
+    base: Mapping[str, str],
+    tenant: str,
+    as_of: str,
+    cluster: Cluster | None,
+    kill_after: Mapping[str, float],
+    say: Say,
+    of_drivers: OfDrivers,
 ) -> Night:
     variables, log = tenant_of_its_own(base, tenant)
     attempts: list[Attempt] = []
@@ -54,7 +66,8 @@ def _night(
             cluster_up(base)
         killer = _Killer(variables, kill_after[task]) if task in kill_after else None
         master = cluster.master if cluster is not None else "local[*]"
-        attempts.append(attempt(task, tenant, as_of, variables=variables, log=log, master=master))
+        own = of_drivers(variables) if task in SPARK_TASKS else variables
+        attempts.append(attempt(task, tenant, as_of, variables=own, log=log, master=master))
         if killer is not None:
             killer.check(task)
             say(f"{tenant}: a worker was killed {kill_after[task]:.0f} s after the start of {task}")
