@@ -1,4 +1,5 @@
-"""The same night on this machine, on a cluster, and on a cluster whose workers are killed: the same results."""
+"""The same night on this machine, on a cluster, and on a cluster whose workers are killed: the same results. Nothing
+that grows with people goes through a driver of the cluster."""
 
 from __future__ import annotations
 
@@ -10,14 +11,24 @@ import pytest
 
 from feature_repo.contracts import environment as names
 from infra.bench.nights.cluster_night import cluster_night
+from infra.local.spark_conf import SETTINGS_FILE
 
 GUARD = Path(__file__).with_name("driver_guard")
+MOST_HEARD = "256k"
+"""What the driver of a cluster may hear of one Spark job: sums, names, and tables of items, of 200 here."""
 
 
 def guarded(variables: Mapping[str, str]) -> dict[str, str]:
-    """Those of a driver, in which the light engine can neither read nor write rows that grow with people."""
+    """Those of a driver, in which the light engine can neither read nor write rows that grow with people, and which
+    hears little."""
     known = variables.get("PYTHONPATH")
-    return {**variables, "PYTHONPATH": os.pathsep.join([str(GUARD), *([known] if known else [])])}
+    usual = Path(variables["SPARK_CONF_DIR"])
+    own = usual.with_name("spark-guarded")
+    own.mkdir(exist_ok=True)
+    text = (usual / SETTINGS_FILE).read_text()
+    (own / SETTINGS_FILE).write_text(f"{text}spark.driver.maxResultSize {MOST_HEARD}\n")
+    path = os.pathsep.join([str(GUARD), *([known] if known else [])])
+    return {**variables, "PYTHONPATH": path, "SPARK_CONF_DIR": str(own)}
 
 
 @pytest.mark.soak
