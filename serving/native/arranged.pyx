@@ -17,7 +17,9 @@ from serving.native.columns cimport Columns, columns_of
 from serving.native.order cimport Room
 from serving.native.pieces cimport Items, Out, give_back, items_of, take_out
 from serving.native.ruled cimport Ruled, give_back_room, take_room
-from serving.native.sessions cimport EVENTS, Heard, Record, hear_events, pick, told_of
+from serving.native.sessions cimport (
+    EVENTS, Heard, Record, give_back_record, hear_events, pick, take_record, told_of
+)
 from serving.native.showings cimport left_alone
 from serving.native.variety cimport MOST_PLACES
 from serving.native.votes cimport BUYS
@@ -90,7 +92,7 @@ cdef class ArrangedWriter(AnswerWriter):
             packed = <const uint8_t*>PyBytes_AS_STRING(candidates) + HEADER
         heard.count = 0
         if session is not None:
-            record = Record.__new__(Record)
+            record = take_record()
             heard = self.hear(slate, record, session, request, rules)
         for item_id in request.exclude_item_ids:
             slate.exclude(item_id, False)
@@ -122,6 +124,8 @@ cdef class ArrangedWriter(AnswerWriter):
 
         self.decide(out, question, catalogue, level, reason, prepared, numbers, sources, scores, propensities, &heard)
         out.put_bytes(b"}}")
+        if record is not None:
+            give_back_record(record)
         return body, PyBytes_FromStringAndSize(out.data, out.size), level
 
     cdef Heard hear(self, Ruled slate, Record record, bytes session, object request, object rules) except *:

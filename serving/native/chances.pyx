@@ -8,6 +8,7 @@ Nishimura 1998); its words are made one by one, as they are drawn.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from serving.native.blake cimport blake2b_8
 
@@ -32,6 +33,21 @@ cdef struct Draws:
     Py_ssize_t at
 
 
+cdef uint32_t _first[624]
+"""The state that every seed is mixed into."""
+
+
+cdef int _begin_states() except -1:
+    cdef Py_ssize_t at
+    _first[0] = 19650218
+    for at in range(1, WORDS):
+        _first[at] = <uint32_t>1812433253 * (_first[at - 1] ^ (_first[at - 1] >> 30)) + <uint32_t>at
+    return 0
+
+
+_begin_states()
+
+
 cdef int seed_draws(Draws* draws, str seed) except -1:
     """`random.Random(seed)`."""
     cdef bytes text = seed.encode()
@@ -39,6 +55,7 @@ cdef int seed_draws(Draws* draws, str seed) except -1:
     cdef const uint8_t* data = <const uint8_t*>PyBytes_AS_STRING(key)
     cdef Py_ssize_t size = PyBytes_GET_SIZE(key), start = 0, count, at, step, place
     cdef uint32_t numbers[MOST_KEY]
+    cdef uint32_t last  # the word before: the next one follows from it, and shall not wait for the memory
     cdef uint32_t* words = draws.words
     while start < size and data[start] == 0:  # the key is one number, most significant byte first
         start += 1
@@ -51,14 +68,12 @@ cdef int seed_draws(Draws* draws, str seed) except -1:
             place = size - 1 - 4 * at - step
             if place >= start:
                 numbers[at] |= <uint32_t>data[place] << (8 * step)
-    words[0] = 19650218
-    for at in range(1, WORDS):
-        words[at] = <uint32_t>1812433253 * (words[at - 1] ^ (words[at - 1] >> 30)) + <uint32_t>at
-    at, place = 1, 0
+    memcpy(words, _first, sizeof(_first))
+    for at in range(count):
+        numbers[at] += <uint32_t>at
+    at, place, last = 1, 0, words[0]
     for step in range(max(WORDS, count)):
-        words[at] = (
-            (words[at] ^ ((words[at - 1] ^ (words[at - 1] >> 30)) * <uint32_t>1664525)) + numbers[place] + <uint32_t>place
-        )
+        last = words[at] = (words[at] ^ ((last ^ (last >> 30)) * <uint32_t>1664525)) + numbers[place]
         at += 1
         place += 1
         if at == WORDS:
@@ -67,7 +82,7 @@ cdef int seed_draws(Draws* draws, str seed) except -1:
         if place == count:
             place = 0
     for step in range(WORDS - 1):
-        words[at] = (words[at] ^ ((words[at - 1] ^ (words[at - 1] >> 30)) * <uint32_t>1566083941)) - <uint32_t>at
+        last = words[at] = (words[at] ^ ((last ^ (last >> 30)) * <uint32_t>1566083941)) - <uint32_t>at
         at += 1
         if at == WORDS:
             words[0] = words[WORDS - 1]

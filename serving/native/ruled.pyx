@@ -308,15 +308,16 @@ cdef class Ruled(Votes):
         )
         diverse = Diverse.__new__(Diverse)
         diverse.shelves, diverse.columns, diverse.work = self.shelves, self.columns, work
-        diverse.to_category = keys + count
+        diverse.brands = <int32_t*>(keys + count)
+        diverse.groups = diverse.brands + count
         diverse.near = <Near*>(keys + 2 * count)
         ranked = <uint32_t*>(diverse.near + depth)
         spare = ranked + count
         slate = spare + count
         near_at = <int32_t*>(slate + count)
         diverse.near_at = near_at
-        diverse.categories = near_at + count
-        diverse.is_taken = <uint8_t*>spare  # nothing is sorted any more by then
+        diverse.heap = near_at + count
+        diverse.categories = <int32_t*>spare  # nothing is sorted any more by then
         count = self.score(self.has_votes, rules.min_relevance, ranked, keys)
         sorted_count = _best_first(self, ranked, count, depth, keys, spare, rotation > 0 or fatigue > 0)
         near_count = min(depth, count)

@@ -68,6 +68,10 @@ cdef class Record:
     cdef int exclude_bought(self, Votes slate, int64_t since) except -1
 
 
+cdef Record take_record()
+cdef int give_back_record(Record record) except -1
+
+
 cdef inline uint16_t two(const char* at) noexcept:
     cdef uint16_t number
     memcpy(&number, at, 2)

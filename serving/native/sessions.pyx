@@ -298,3 +298,17 @@ cdef class Record:
                 continue
             slate.exclude_number(self.number(self.told.bought_rows + at * MARK + 8), False)
         return 0
+
+
+cdef list _free = []
+
+
+cdef Record take_record():
+    """One that nobody uses: it is large, and to be made it would be cleared."""
+    return _free.pop() if _free else Record.__new__(Record)
+
+
+cdef int give_back_record(Record record) except -1:
+    record.record = record.by_name = None
+    _free.append(record)
+    return 0

@@ -1,6 +1,6 @@
 """What stands beside what in a slate. Declarations; `variety.pyx` says what each does."""
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.stdint cimport int32_t, uint32_t
 
 from serving.native.columns cimport Columns
 from serving.native.shelves cimport Shelves
@@ -12,16 +12,17 @@ cdef enum:
 
 cdef struct Near:
     uint32_t place        # of its entry
-    int32_t category      # by its place among the categories of the near ones
+    int32_t category      # -1: nobody asked, nor for brand and group
     int32_t brand
     int32_t group
     int32_t heard         # the take of which a neighbour was looked at
-    bint is_gone
+    int32_t categories_seen, places_seen  # of those that were taken, how many it was held against
     bint has_brand        # that of a place above
     bint has_group
+    double to_category    # the largest likeness to a category of a place above
     double worth
     double neighbour      # the largest similarity to a place above
-    double value
+    double value          # when it was last valued
 
 
 cdef class Caps:
@@ -42,14 +43,17 @@ cdef class Diverse:
     cdef Work work
     cdef Near* near
     cdef int32_t* near_at       # by place of the entry; -1: not near
-    cdef int32_t* categories    # those of the near ones
-    cdef double* to_category
-    cdef uint8_t* is_taken
-    cdef Py_ssize_t count, category_count
-    cdef Py_ssize_t best        # the next, where it is known; else -1
+    cdef int32_t* heap          # places among the near ones; the next is on top
+    cdef int32_t* categories    # of the places above, each once
+    cdef int32_t* brands        # of each place above; -1: none
+    cdef int32_t* groups
+    cdef Py_ssize_t count, waiting, category_count
     cdef int32_t takes
     cdef double diversity
 
     cdef int begin(self, const double* keys) except -1
-    cdef Py_ssize_t next(self) noexcept
+    cdef void sink(self, Py_ssize_t at) noexcept
+    cdef bint is_before(self, int32_t one, int32_t other) noexcept
+    cdef double likeness(self, Near* one) except -1.0
+    cdef Py_ssize_t next(self) except -2
     cdef int take(self, Py_ssize_t place) except -1

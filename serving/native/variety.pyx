@@ -64,106 +64,132 @@ cdef class Caps:
 
 
 cdef class Diverse:
-    """`diversity.DiverseOrder` over the near ones. Whose value is the least of all now is handed out next: so it is with
-    the heap of the twin, which values again whoever comes to its top, as values only grow."""
+    """`diversity.DiverseOrder` over the near ones, with the same heap: as values only grow, only who is on top is valued
+    again, against the places that were given since."""
 
     cdef int begin(self, const double* keys) except -1:
-        cdef Py_ssize_t at, of
+        cdef Py_ssize_t at
         cdef double top = 0.0, key
-        cdef int32_t category
-        cdef uint32_t number
         cdef Near* one
-        cdef Shelves shelves = self.shelves
-        self.best = -1
         for at in range(self.count):
             key = keys[self.near[at].place]
             top = key if at == 0 or key > top else top
         for at in range(self.count):
             one = &self.near[at]
-            number = self.work.entries[one.place].number
-            category = shelves.category(number)
-            for of in range(self.category_count):
-                if self.categories[of] == category:
-                    break
-            else:
-                of = self.category_count
-                self.categories[of], self.to_category[of] = category, 0.0
-                self.is_taken[of] = category == 0
-                self.category_count += 1
-            one.category = <int32_t>of
-            one.brand, one.group = shelves.brand(number), shelves.group(number)
-            one.heard = -1
-            one.is_gone = one.has_brand = one.has_group = False
-            one.neighbour = 0.0
+            one.category = one.heard = -1
+            one.categories_seen = one.places_seen = 0
+            one.has_brand = one.has_group = False
+            one.to_category = one.neighbour = 0.0
             one.worth = (1 - self.diversity) * (keys[one.place] / top if top > 0 else 0.0)
-            one.value = self.diversity * 0.0 - one.worth
+            one.value = -one.worth
+            self.heap[at] = <int32_t>at
+        self.waiting = self.count
+        for at in range(self.count // 2 - 1, -1, -1):
+            self.sink(at)
         return 0
 
-    cdef Py_ssize_t next(self) noexcept:
+    cdef void sink(self, Py_ssize_t at) noexcept:
+        """The one at this place of the heap goes down to where it belongs."""
+        cdef Py_ssize_t child
+        cdef int32_t mine = self.heap[at]
+        cdef double value = self.near[mine].value, other
+        while True:
+            child = 2 * at + 1
+            if child >= self.waiting:
+                break
+            other = self.near[self.heap[child]].value
+            if child + 1 < self.waiting and self.is_before(self.heap[child + 1], self.heap[child]):
+                child += 1
+                other = self.near[self.heap[child]].value
+            if value < other or value == other and mine < self.heap[child]:
+                break
+            self.heap[at] = self.heap[child]
+            at = child
+        self.heap[at] = mine
+
+    cdef bint is_before(self, int32_t one, int32_t other) noexcept:
+        cdef double mine = self.near[one].value, theirs = self.near[other].value
+        return mine < theirs or mine == theirs and one < other
+
+    cdef double likeness(self, Near* one) except -1.0:
+        """`Likeness.of`."""
+        cdef Py_ssize_t at
+        cdef uint32_t number
+        cdef double likeness
+        if one.category < 0:
+            number = self.work.entries[one.place].number
+            one.category = self.shelves.category(number)
+            one.brand, one.group = self.shelves.brand(number), self.shelves.group(number)
+        for at in range(one.places_seen, self.takes):
+            one.has_brand = one.has_brand or one.brand == self.brands[at]
+            one.has_group = one.has_group or one.group == self.groups[at]
+        one.places_seen = self.takes
+        if one.has_group:
+            return 1.0
+        for at in range(one.categories_seen, self.category_count):
+            likeness = self.shelves.likeness(self.categories[at], one.category)
+            if likeness > one.to_category:
+                one.to_category = likeness
+        one.categories_seen = self.category_count
+        likeness = one.to_category
+        if one.neighbour > likeness:
+            likeness = one.neighbour
+        return _SAME_BRAND if one.has_brand and _SAME_BRAND > likeness else likeness
+
+    cdef Py_ssize_t next(self) except -2:
         """The place among the near ones of the next; -1: none is left."""
-        cdef Py_ssize_t at, best = self.best
-        if best < 0:
-            for at in range(self.count):
-                if not self.near[at].is_gone and (best < 0 or self.near[at].value < self.near[best].value):
-                    best = at
-        self.best = -1
-        if best >= 0:
-            self.near[best].is_gone = True
-        return best
+        cdef Near* one
+        cdef Py_ssize_t at
+        cdef double value
+        while self.waiting:
+            at = self.heap[0]
+            one = &self.near[at]
+            value = self.diversity * self.likeness(one) - one.worth
+            if value > one.value:
+                one.value = value
+                self.sink(0)
+                continue
+            self.waiting -= 1
+            self.heap[0] = self.heap[self.waiting]
+            if self.waiting:
+                self.sink(0)
+            return at
+        return -1
 
     cdef int take(self, Py_ssize_t place) except -1:
-        """It has a place now: what is like it is worth less."""
+        """It has a place now: what is like it is worth less. `next` has handed it out."""
         cdef Near* mine = &self.near[place]
         cdef Near* one
         cdef Columns columns = self.columns
-        cdef Work work = self.work
         cdef const uint32_t* numbers = <const uint32_t*>columns.neighbours.data
         cdef const float* similarities = <const float*>columns.similarities.data
         cdef Py_ssize_t at, start = 0, end = 0
-        cdef uint32_t number = work.entries[mine.place].number
-        cdef double likeness, nearest
+        cdef uint32_t number = self.work.entries[mine.place].number
         cdef Entry* entry
         cdef int32_t near_at
-        if not self.is_taken[mine.category]:
-            self.is_taken[mine.category] = True
+        if mine.category != 0:
             for at in range(self.category_count):
-                likeness = self.shelves.likeness(self.categories[mine.category], self.categories[at])
-                if likeness > self.to_category[at]:
-                    self.to_category[at] = likeness
+                if self.categories[at] == mine.category:
+                    break
+            else:
+                self.categories[self.category_count] = mine.category
+                self.category_count += 1
         if <Py_ssize_t>number < columns.offsets.size - 1:
             start = (<const uint32_t*>columns.offsets.data)[number]
             end = (<const uint32_t*>columns.offsets.data)[number + 1]
             end = min(end, min(columns.neighbours.size, columns.similarities.size))
         for at in range(end - 1, start - 1, -1):  # of a neighbour that is named twice the last one counts
-            entry = work.find(numbers[at])
+            entry = self.work.find(numbers[at])
             if entry is NULL:
                 continue
-            near_at = self.near_at[entry - work.entries]
+            near_at = self.near_at[entry - self.work.entries]
             if near_at < 0 or self.near[near_at].heard == self.takes:
                 continue
             one = &self.near[near_at]
             one.heard = self.takes
             if one.neighbour < similarities[at]:
                 one.neighbour = similarities[at] if similarities[at] < 1.0 else 1.0
+        self.brands[self.takes] = mine.brand if mine.brand != NOWHERE else -1
+        self.groups[self.takes] = mine.group if mine.group != NOWHERE else -1
         self.takes += 1
-        self.best = -1
-        for at in range(self.count):
-            one = &self.near[at]
-            if one.is_gone:
-                continue
-            if mine.brand != NOWHERE and one.brand == mine.brand:
-                one.has_brand = True
-            if mine.group != NOWHERE and one.group == mine.group:
-                one.has_group = True
-            if one.has_group:
-                nearest = 1.0
-            else:
-                nearest = self.to_category[one.category]
-                if one.neighbour > nearest:
-                    nearest = one.neighbour
-                if one.has_brand and _SAME_BRAND > nearest:
-                    nearest = _SAME_BRAND
-            one.value = self.diversity * nearest - one.worth
-            if self.best < 0 or one.value < self.near[self.best].value:
-                self.best = at
         return 0
