@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from feature_repo.contracts import session_record
 from feature_repo.contracts.errors import ContractError, DependencyError, MixedVersionError, NightjarError
@@ -21,8 +21,9 @@ from feature_repo.contracts.packing import (
     read_candidates_header,
     read_session,
 )
+from serving.adapters.circuit import GuardedStore
 from serving.adapters.feast_online import USER_VIEW, read_string_value, read_timestamp_micros
-from serving.adapters.online import OnlineRecords, OnlineStore
+from serving.adapters.online import OnlineRecords, OnlineStore, RedisOnlineStore
 from serving.adapters.ranker_features import RankerFeatures
 from serving.adapters.shelf import VersionShelf
 from serving.first_shelf import FirstShelf
@@ -136,6 +137,7 @@ class Recommender:
         self._timer = timer
         self._identities: OrderedDict[str, Identity] = OrderedDict()
         self.turns = Turns(timer)
+        self._meetings = self._native_meetings()
 
     async def recommend(self, request: SlateRequest) -> Answer:
         """The slate of one request. Raises NoVersionError when there is nothing to serve from."""
@@ -216,6 +218,18 @@ class Recommender:
         at_once  makes the same from the records of somebody who is known by one name, or by none, and who does not
                  refuse; where it gives None, `build` is asked
         """
+        if self._meetings is not None and self._meetings.submit(request, build, answered, at_once):
+            return True
+        return self.submit_step_by_step(request, build, answered, at_once)
+
+    def submit_step_by_step(
+        self,
+        request: SlateRequest,
+        build: Callable[[Asker], Made | None],
+        answered: Callable[[Made | None], None],
+        at_once: Callable[[Catalogue, OnlineRecords], Made | None] | None,
+    ) -> bool:
+        """`submit_meeting` in Python."""
         catalogue = self._shelf.current
         if catalogue is None:
             return False
@@ -230,7 +244,7 @@ class Recommender:
         if remembered is not None:
             user_id, anonymous_id = remembered.user_id, None if user_id is not None else anonymous_id
             joined = _joined_by(remembered)
-        made = partial(self._on_records, request, catalogue, asked, remembered, joined, build, answered, at_once)
+        made = partial(self.on_records, request, catalogue, asked, remembered, joined, build, answered, at_once)
         self._store.submit(
             partial(self.turns.do, made),
             version=catalogue.version,
@@ -241,7 +255,18 @@ class Recommender:
         self.turns.expected += 1
         return True
 
-    def _on_records(
+    def _native_meetings(self) -> Any:
+        """Native code that does what `submit_step_by_step` does; None where the store is another one."""
+        guard = self._store
+        if parts.meetings is None or type(guard) is not GuardedStore or type(guard.store) is not RedisOnlineStore:
+            return None
+        store = guard.store
+        return parts.meetings.Meetings(
+            self, self._shelf, self._overlay, self._identities, guard, guard.breaker, store, store.commands,
+            store.commands.writer, store.reads,
+        )  # fmt: skip
+
+    def on_records(
         self,
         request: SlateRequest,
         catalogue: Catalogue,
@@ -253,6 +278,7 @@ class Recommender:
         at_once: Callable[[Catalogue, OnlineRecords], Made | None] | None,
         records: OnlineRecords | DependencyError,
     ) -> None:
+        """Answer a request whose records have come, or never will, now that it is its turn."""
         made: Made | None = None
         degraded: list[str] = []
         if not isinstance(records, DependencyError) and records.pointer != catalogue.version:

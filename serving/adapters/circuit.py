@@ -118,22 +118,22 @@ class GuardedStore:
         probe_seconds: float = PROBE_SECONDS,
         seconds: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store = store
+        self.store = store
         probe = partial(store.read, version=None, user_id=None, anonymous_id=None)
-        self._breaker = Breaker("the online store", probe, probe_seconds=probe_seconds, seconds=seconds)
+        self.breaker = Breaker("the online store", probe, probe_seconds=probe_seconds, seconds=seconds)
 
     @property
     def is_open(self) -> bool:
         """Whether reads fail without being tried."""
-        return self._breaker.probing is not None
+        return self.breaker.probing is not None
 
     async def read(
         self, *, version: str | None, user_id: str | None, anonymous_id: str | None, joined: Sequence[str] = ()
     ) -> OnlineRecords:
-        if self._breaker.probing is not None:
+        if self.breaker.probing is not None:
             raise _given_up()
         try:
-            found = await self._store.read(version=version, user_id=user_id, anonymous_id=anonymous_id, joined=joined)
+            found = await self.store.read(version=version, user_id=user_id, anonymous_id=anonymous_id, joined=joined)
         except DependencyError as error:
             self._note(error)
             raise
@@ -149,29 +149,29 @@ class GuardedStore:
         anonymous_id: str | None,
         joined: Sequence[str] = (),
     ) -> None:
-        if self._breaker.probing is not None:
+        if self.breaker.probing is not None:
             asyncio.get_running_loop().call_soon(answered, _given_up())
             return
 
-        self._store.submit(
-            partial(self._on_read, answered),
+        self.store.submit(
+            partial(self.on_read, answered),
             version=version,
             user_id=user_id,
             anonymous_id=anonymous_id,
             joined=joined,
         )
 
-    def _on_read(self, answered: Answered, found: OnlineRecords | DependencyError) -> None:
-        if self._breaker.failures.value or type(found) is not OnlineRecords:
+    def on_read(self, answered: Answered, found: OnlineRecords | DependencyError) -> None:
+        if self.breaker.failures.value or type(found) is not OnlineRecords:
             self._note(found)
         answered(found)
 
     async def close(self) -> None:
-        self._breaker.close()
-        await self._store.close()
+        self.breaker.close()
+        await self.store.close()
 
     def _note(self, found: OnlineRecords | DependencyError) -> None:
-        self._breaker.note(has_failed=isinstance(found, DependencyError))
+        self.breaker.note(has_failed=isinstance(found, DependencyError))
 
 
 def _given_up() -> DependencyError:

@@ -34,7 +34,7 @@ SEGMENT_TIME_FIELD = timestamp_field(USER_VIEW)
 Hashes = Mapping[str, Mapping[bytes, bytes]]
 Strings = Mapping[str, bytes]
 NO_HASHES: Hashes = MappingProxyType({})
-_NO_STRINGS: Strings = MappingProxyType({})
+NO_STRINGS: Strings = MappingProxyType({})
 
 
 class OnlineRecords(NamedTuple):
@@ -50,7 +50,7 @@ class OnlineRecords(NamedTuple):
     segment: bytes | None = None
     segment_time: bytes | None = None
     edges: Hashes = NO_HASHES
-    joined: Strings = _NO_STRINGS
+    joined: Strings = NO_STRINGS
 
 
 _records_of = tuple.__new__  # what the constructor does, without the call
@@ -94,15 +94,15 @@ class RedisOnlineStore:
     """
 
     def __init__(self, url: str, *, tenant: str, timeout_seconds: float) -> None:
-        self._commands = ReadCommands(tenant)
-        self._reads = TaggedReads(url, shared=pack("GET", pointer_key(tenant)), timeout_seconds=timeout_seconds)
+        self.commands = ReadCommands(tenant)
+        self.reads = TaggedReads(url, shared=pack("GET", pointer_key(tenant)), timeout_seconds=timeout_seconds)
         self._pointer: tuple[bytes, str] = (b"", "")
         self._late: set[asyncio.Task[None]] = set()
 
     async def read(
         self, *, version: str | None, user_id: str | None, anonymous_id: str | None, joined: Sequence[str] = ()
     ) -> OnlineRecords:
-        commands = self._commands.of(version, user_id, anonymous_id, joined)
+        commands = self.commands.of(version, user_id, anonymous_id, joined)
         loop = asyncio.get_running_loop()
         for is_last in (False, True):
             found: asyncio.Future[OnlineRecords] = loop.create_future()
@@ -120,8 +120,8 @@ class RedisOnlineStore:
                     found.set_exception(error)
 
             try:
-                await self._reads.connect()
-                if self._reads.ask(*commands, partial(self._take, user_id, anonymous_id, joined, answered), failed):
+                await self.reads.connect()
+                if self.reads.ask(*commands, partial(self.take, user_id, anonymous_id, joined, answered), failed):
                     return await found
             except READ_ERRORS as error:
                 # Nothing was changed by a read: when the connection has ended, one more try on a new one.
@@ -138,19 +138,19 @@ class RedisOnlineStore:
         anonymous_id: str | None,
         joined: Sequence[str] = (),
     ) -> None:
-        commands, count = self._commands.of(version, user_id, anonymous_id, joined)
-        if not self._reads.ask(
+        commands, count = self.commands.of(version, user_id, anonymous_id, joined)
+        if not self.reads.ask(
             commands,
             count,
-            partial(self._take, user_id, anonymous_id, joined, answered),
-            partial(self._on_failure, answered, version, user_id, anonymous_id, joined),
+            partial(self.take, user_id, anonymous_id, joined, answered),
+            partial(self.on_failure, answered, version, user_id, anonymous_id, joined),
         ):
             self._start(self._read_late(answered, version, user_id, anonymous_id, joined))
 
     async def close(self) -> None:
-        await self._reads.close()
+        await self.reads.close()
 
-    def _on_failure(
+    def on_failure(
         self,
         answered: Answered,
         version: str | None,
@@ -185,7 +185,7 @@ class RedisOnlineStore:
             found = error
         answered(found)
 
-    def _take(
+    def take(
         self,
         user_id: str | None,
         anonymous_id: str | None,
@@ -225,7 +225,7 @@ class RedisOnlineStore:
             at = 3
         if not joined:
             answered(
-                _records_of(OnlineRecords, (version, candidates, session, segment, segment_time, edges, _NO_STRINGS))
+                _records_of(OnlineRecords, (version, candidates, session, segment, segment_time, edges, NO_STRINGS))
             )
             return
         edges = dict(edges)
@@ -253,10 +253,11 @@ class ReadCommands:
         fields = b"".join(b"$%d\r\n%b\r\n" % (len(name), name) for name in (SEGMENT_FIELD, SEGMENT_TIME_FIELD))
         self._fields = fields
         self._candidates: tuple[str, bytes] = ("", b"")
-        self._writer: Any = None
+        self.writer: Any = None
+        """Native code; None: there is none."""
         if parts.reads is not None:
             of_kinds = [(self._sessions[kind], self._older[kind], self._edges[kind]) for kind in "ua"]
-            self._writer = parts.reads.CommandWriter(*of_kinds, *self._entity, fields)
+            self.writer = parts.reads.CommandWriter(*of_kinds, *self._entity, fields)
 
     def of(
         self, version: str | None, user_id: str | None, anonymous_id: str | None, joined: Sequence[str]
@@ -264,12 +265,12 @@ class ReadCommands:
         """(packed commands, how many)."""
         written: bytes | None = None
         if user_id is not None:
-            if self._writer is not None and version is not None:
-                written = self._writer.of_user(user_id, self._own_list(version))
+            if self.writer is not None and version is not None:
+                written = self.writer.of_user(user_id, self.own_list(version))
             commands, count = written or self._of_user(user_id, version), 3
         elif anonymous_id is not None:
-            if self._writer is not None:
-                written = self._writer.of_device(anonymous_id)
+            if self.writer is not None:
+                written = self.writer.of_device(anonymous_id)
             commands, count = written or self._of_subject("a", anonymous_id), 2
         else:
             return b"", 0
@@ -277,7 +278,7 @@ class ReadCommands:
             commands += self._of_subject(subject[0], subject[2:])
         return commands, count + 2 * len(joined)
 
-    def _own_list(self, version: str) -> bytes:
+    def own_list(self, version: str) -> bytes:
         """The key of a list of that version, up to the id."""
         if version != self._candidates[0]:
             self._candidates = (version, _opened(candidates_key(version, "", self._tenant)))
@@ -293,7 +294,7 @@ class ReadCommands:
         if version is None:
             mget = _MGET % (3, len(newer) + size + 1, newer, name, len(older) + size + 1, older, name)
         else:
-            own = self._own_list(version)
+            own = self.own_list(version)
             mget = _MGET_3 % (
                 len(newer) + size + 1, newer, name, len(older) + size + 1, older, name, len(own) + size + 1, own, name,
             )  # fmt: skip

@@ -38,6 +38,9 @@ class _Question(NamedTuple):
     failed: Failed
 
 
+_question_of = tuple.__new__  # what the constructor does, without the call
+
+
 class _Group(NamedTuple):
     questions: list[_Question]
     tag: bytes
@@ -72,7 +75,7 @@ class TaggedReads:
             return False
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._send)
-        self._waiting.append(_Question(commands, count, taken, failed))
+        self._waiting.append(_question_of(_Question, (commands, count, taken, failed)))
         return True
 
     async def connect(self) -> None:

@@ -27,6 +27,7 @@ PARTS = (
     "decision_frames",
     "ids",
     "intake",
+    "meetings",
     "names",
     "opening",
     "order",
