@@ -46,6 +46,8 @@ cdef class Meetings:
         if user_id is not None:
             if not user_id or user_id in self.overlay.refusing:
                 return False
+            if request.region is None and self.overlay.region_of(user_id) is not None:
+                return False
             meeting.asked = "u:" + user_id
             if meeting.asked in self.identities:
                 return False

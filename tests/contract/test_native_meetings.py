@@ -12,6 +12,7 @@ import pytest
 from serving.adapters.circuit import GuardedStore
 from serving.adapters.online import OnlineRecords
 from serving.native import parts
+from serving.pipeline.overlay import CatalogueOverlay
 from serving.pipeline.values import SlateRequest
 from serving.recommender import Recommender
 from serving.settings import ServingSettings
@@ -92,9 +93,7 @@ async def test_native_code_does_what_its_twin_does(harm: Harm, at_once: Any) -> 
 
 
 async def test_records_are_those_of_the_one_who_asks() -> None:
-    user, quoted, device, both, nobody, refusing, expected = await _answers(
-        HARMS["nothing"], _records_of, True
-    )
+    user, quoted, device, both, nobody, refusing, expected = await _answers(HARMS["nothing"], _records_of, True)
     assert [one.session.split(b":")[-1][:3] for one in (user, device, both)] == [b"u1}", b"a1}", b"u1}"]
     assert (quoted.session is not None, nobody.session, expected) == (True, None, 0)
     assert (device.candidates, user.candidates.startswith(b"of ")) == (None, True)
@@ -112,3 +111,11 @@ async def test_common_questions_do_not_go_the_twins_way(monkeypatch: pytest.Monk
     monkeypatch.setattr(Recommender, "submit_step_by_step", submit_step_by_step)
     await _answers(HARMS["nothing"], _records_of, True)
     assert came == [ASKERS[name] for name in ("a user's id that is quoted", "one who says no")]
+
+
+async def test_a_user_whom_the_shop_gave_a_region_goes_the_twins_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CatalogueOverlay, "region_of", lambda _, user_id: "north" if user_id == "u1" else None)
+    asked = SlateRequest(1, user_id="u1")
+    monkeypatch.setitem(ASKERS, "a user", asked)
+    await _answers(HARMS["nothing"], _records_of, True)
+    assert (asked.region, asked.region_of_user) == ("north", True)
