@@ -7,10 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from feature_repo.contracts.environment import Environment
 from feature_repo.contracts.errors import DependencyError
 from feature_repo.contracts.filter_language import parse_filter
 from spark_jobs import session
+from spark_jobs.jobs import build_features, refine_events
 from spark_jobs.transforms.placement_reach import answer_to_nobody
+from tests.builders import make_run
 
 
 @pytest.mark.parametrize(
@@ -96,3 +99,17 @@ def test_a_session_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(session, "get_session", refused)
     with pytest.raises(DependencyError, match="no Java"), session.session_beside("job"):
         pass
+
+
+@pytest.mark.parametrize("on_cluster", [True, False])
+def test_a_driver_of_a_cluster_takes_no_history_into_its_memory(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch, on_cluster: bool
+) -> None:
+    """However large, and however well it would fit: Spark derives and counts it. Here it is read."""
+    run = make_run(environment, "2024-03-08")
+    monkeypatch.setattr(refine_events, "MOST_COMPUTED", -1)
+    monkeypatch.setattr(refine_events, "sorted_apart", lambda *_: "deliveries")
+    monkeypatch.setattr(build_features, "read_past", lambda *_, **__: "events")
+    apart = refine_events.set_apart(environment, run, on_cluster=on_cluster)
+    past = build_features.past_in_memory(lambda: None, environment, run.as_of_day, None, on_cluster=on_cluster)
+    assert (apart, past) == ((None, None) if on_cluster else ("deliveries", "events"))
