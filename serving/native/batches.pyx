@@ -135,19 +135,12 @@ def by_session_key(live, tenant):
 # --- bots ---------------------------------------------------------------------------------------------------------
 
 
-cdef class _Seen:
+cdef class Seen:
     """What one subject did on the newest day it was heard of; up to which entry and event in it that is counted."""
-
-    cdef int64_t day, position, number
-    cdef object counters
 
 
 cdef class BotGuard:
     """`speed.bot_guard.BotGuard`."""
-
-    cdef readonly object _subjects
-    cdef object _renew
-    cdef Py_ssize_t _max_subjects
 
     def __init__(self, *, max_subjects=MAX_SUBJECTS):
         self._subjects = OrderedDict()
@@ -159,8 +152,18 @@ cdef class BotGuard:
         return self._judge(state, event, subject, micros, position >> 16, position & 65535)
 
     cdef bint _judge(self, object state, dict event, object subject, int64_t micros, int64_t position, int64_t number):
-        cdef int64_t day = _days(micros), flags
-        cdef _Seen seen = self._see(subject, day)
+        cdef int64_t before = state.flags, flags = before
+        cdef bint flagged = self.judged(&flags, state.last_micros, event, subject, micros, position, number)
+        if flags != before:
+            state.flags = flags
+        return flagged
+
+    cdef bint judged(
+        self, int64_t* flags, int64_t last_micros, dict event, object subject, int64_t micros, int64_t position, int64_t number
+    ):
+        """`judge` of a subject with these flags, which it may change."""
+        cdef int64_t day = days_of(micros)
+        cdef Seen seen = self._see(subject, day)
         cdef object counters = seen.counters, context, kind
         cdef bint flagged
         if position > seen.position or (position == seen.position and number > seen.number):
@@ -173,33 +176,32 @@ cdef class BotGuard:
                 elif context or kind in _browsing:
                     counters.add(kind, micros, event.get("item_id"), context=context)
         flagged = day == seen.day and (counters.is_crawler or counters.browsing > _least_busy) and is_bot(counters)
-        flags = state.flags
-        if flags & _flag_bot:
-            flagged = flagged or day <= _days(state.last_micros)
+        if flags[0] & _flag_bot:
+            flagged = flagged or day <= days_of(last_micros)
             if not flagged:
-                state.flags = flags & ~_flag_bot
+                flags[0] &= ~_flag_bot
         elif flagged:
-            state.flags = flags | _flag_bot
+            flags[0] |= _flag_bot
         return flagged
 
-    cdef _Seen _see(self, object subject, int64_t day):
+    cdef Seen _see(self, object subject, int64_t day):
         cdef object held = self._subjects.get(subject)
-        cdef _Seen seen
+        cdef Seen seen
         if held is None:
-            seen = _Seen.__new__(_Seen)
+            seen = Seen.__new__(Seen)
             seen.day, seen.position, seen.number, seen.counters = day, -1, 0, BotCounters()
             self._subjects[subject] = seen
             if len(self._subjects) > self._max_subjects:
                 self._subjects.popitem(last=False)
             return seen
-        seen = <_Seen>held
+        seen = <Seen>held
         self._renew(subject)
         if seen.day < day:
             seen.day, seen.counters = day, BotCounters()
         return seen
 
 
-cdef inline int64_t _days(int64_t micros) noexcept:
+cdef int64_t days_of(int64_t micros) noexcept:
     """Division as Python does it."""
     cdef int64_t found = micros // _day_micros
     return found - (micros % _day_micros < 0)
@@ -212,7 +214,7 @@ cdef class _Odd(Exception):
     """The twin has to do it."""
 
 
-cdef int64_t _position(object text) except -1:
+cdef int64_t position_of(object text) except -1:
     """`speed.positions.position_number`."""
     cdef const uint8_t* at
     cdef Py_ssize_t size, n = 0, dash
@@ -260,7 +262,7 @@ def fold_subject(states, most_states, BotGuard guard, stand_of, fold_event, pack
     try:
         for one in logged:
             event = _of(one, EVENT)
-            position = _position(_of(one, POSITION))
+            position = position_of(_of(one, POSITION))
             of_bots += guard._judge(state, event, _of(one, SUBJECT), _of(one, MICROS), position, _of(one, NUMBER))
             fold_event(state, event)
             at += 1

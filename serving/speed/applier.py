@@ -64,15 +64,18 @@ if parts.batches is not None:
 else:
     stand_of, vote_changes = trends.stand_of, trends.vote_changes
     read_entries, by_session_key, BotGuard = of_log.read_entries, of_log.by_session_key, bot_guard.BotGuard
+fold_records = None if parts.folding is None else parts.folding.fold_records
 unpack_session = session_record.unpack_session if parts.opening is None else parts.opening.unpack_session
 
 MAX_DELIVERIES = 3
 FEW_SUBJECTS = 64
-"""Of so many, the old records of those whom no state in memory is of are read in the same round trip; of more, and of
-all others, only where there is no new one."""
+"""Of so many, the old records of those who were not met before are read in the same round trip; of more, and of all
+others, only where there is no new one."""
+MET_KEYS = 65_536
+"""Session keys of those who were met; when there are more, all are forgotten."""
 KEPT_STATES = 4096
 """Session states that stay in memory, unpacked, about 10 kB each: people come in sessions. What the store holds decides
-whether one is still true."""
+whether one is still true. Native code folds into packed records and keeps states of odd ones alone."""
 
 APPLIED, DUPLICATE, DEAD = "applied", "duplicate", "dead_lettered"
 BOT = "bot"
@@ -131,6 +134,8 @@ class Applier:
         self._tables = TrendTables(tenant)
         self._states: OrderedDict[str, tuple[bytes, SessionState]] = OrderedDict()
         """Session key -> (record, the same unpacked), heard of longest ago first."""
+        self._met: set[str] = set()
+        """Session keys for which a record was written."""
         self._guard = BotGuard()
         self._identity = IdentityEdges(store.hashes, tenant=tenant, ttl_seconds=session_ttl_seconds)
 
@@ -321,11 +326,12 @@ class Applier:
     ) -> dict[int, list[VoteChange]]:
         """New records into `batch`; the vote changes of each partition, without those that no reader will look at."""
         votes: dict[int, list[VoteChange]] = {}
-        for key, logged in by_key.items():
+
+        def fold_one(key: str, logged: Sequence[LoggedEvent]) -> None:
             record, replaced = records[key]
             before, after, packed = self._fold_subject(key, record, logged, batch)
             if not packed:
-                continue
+                return
             batch.changes.writes.append(Write(key, packed, self._ttl))
             if replaced is not None:
                 batch.changes.deletes.append(replaced)
@@ -334,11 +340,22 @@ class Applier:
                 changes = vote_changes(before, after, newest=newest)
                 if changes:
                     votes.setdefault(logged[0].partition, []).extend(changes)
+
+        if fold_records is not None and not batch.watch.is_close:
+            done = fold_records(by_key, records, self._guard, self._ttl, batch.changes.writes, votes, fold_one)
+            batch.counts[APPLIED] += done.applied
+            batch.counts[BOT] += done.of_bots
+        else:
+            for key, logged in by_key.items():
+                fold_one(key, logged)
+        if len(self._met) > MET_KEYS:
+            self._met.clear()
+        self._met.update(by_key)
         return votes
 
     def _records(self, transaction: Transaction, keys: Sequence[str]) -> dict[str, _Stored]:
         """What is stored of each subject; of one without a record, that of format 1, which is to be replaced."""
-        strangers = [key for key in keys if key not in self._states] if len(keys) <= FEW_SUBJECTS else []
+        strangers = [key for key in keys if key not in self._met] if len(keys) <= FEW_SUBJECTS else []
         both = transaction.read([*keys, *map(session_key_before, strangers)])
         found = {key: _Stored(record) for key, record in zip(keys, both, strict=False)}
         old = dict(zip(strangers, both[len(keys) :], strict=True))

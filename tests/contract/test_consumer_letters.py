@@ -52,6 +52,7 @@ class TestDeadLetters:
                 delivered.append(event["event_id"])
                 raise RecursionError("too deep")
 
+        monkeypatch.setattr(applier_module, "fold_records", None)  # it calls none of what is planted
         monkeypatch.setattr(applier_module, "fold_event", fold)
         events = [click("e1", "a", 1), click("bad", "wrong", 2), click("e2", "b", 3), click("e3", "x", user_id="u3")]
         positions = world.deliver(*events)
@@ -69,6 +70,7 @@ class TestDeadLetters:
             if failures:
                 raise failures.pop()
 
+        monkeypatch.setattr(applier_module, "fold_records", None)  # it calls none of what is planted
         monkeypatch.setattr(applier_module, "fold_event", fold)
         world.deliver(click("e1", "a", 1), click("e2", "b", 2))
         world.alone().consume(block_ms=None)
@@ -82,6 +84,7 @@ class TestDeadLetters:
                 raise ValueError("cannot be packed")
             return pack_session(state)
 
+        monkeypatch.setattr(applier_module, "fold_records", None)  # it calls none of what is planted
         monkeypatch.setattr(applier_module, "pack_session", pack)
         world.deliver(click("e1", "a", 1), click("bad", "wrong", 2), click("e2", "b", 3))
         world.alone().consume(block_ms=None)
@@ -107,6 +110,7 @@ class TestDeadLetters:
                 raise RecursionError("too deep")
             fold_event(state, event)
 
+        monkeypatch.setattr(applier_module, "fold_records", None)  # it calls none of what is planted
         monkeypatch.setattr(applier_module, "fold_event", fold)
         drain(world.alone())
         assert world.counters() == {"applied": 1, "duplicate": 1, "dead_lettered": 1}
@@ -143,6 +147,7 @@ class TestDeadLetters:
                 raise Killed
             fold_event(state, event)
 
+        monkeypatch.setattr(applier_module, "fold_records", None)  # it calls none of what is planted
         monkeypatch.setattr(applier_module, "fold_event", fold)
         world.deliver(*(click(f"e{n}", f"i{n}", n) for n in range(1, 6)))
         seen: list[list[str]] = []
@@ -256,6 +261,7 @@ class TestSharedEntries:
                 raise Killed
             return read_logged(partition, position, number, raw, nonce)
 
+        monkeypatch.setattr(applier_module, "fold_records", None)  # it calls none of what is planted
         monkeypatch.setattr(applier_module, "fold_event", fold)
         monkeypatch.setattr(applier_module, "read_logged", read)
         world.deliver(click("e0", "i0", 0))
