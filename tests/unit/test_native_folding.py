@@ -38,10 +38,12 @@ def some_events(drawn: random.Random, count: int) -> list[dict[str, Any]]:
     plain = CONTEXTS[: drawn.choice([6, 6, 7])]
     for number in range(count):
         second += drawn.random() * pause
-        late = drawn.choice([1, 100, 90_000]) if drawn.random() < rare else 0
+        kind = drawn.choice(sorted(EVENT_TYPES) if drawn.random() < rare else COMMON)
+        is_late = drawn.random() < (0.5 if kind == "impression" else rare)  # what was shown may come in any order
+        late = drawn.choice([1, 100, 90_000]) if is_late else 0
         event = click(f"e{number}", drawn.choice(ITEMS), 0, user_id=drawn.choice(["u1", "u2", "u3"]))
         event["timestamp"] = (NOON + timedelta(milliseconds=int((second - late) * 1000))).isoformat()
-        event["event_type"] = drawn.choice(sorted(EVENT_TYPES) if drawn.random() < rare else COMMON)
+        event["event_type"] = kind
         if drawn.random() < 0.1 and event["event_type"] in ("page_view", "search"):
             del event["item_id"]
         if drawn.random() < 0.7:
