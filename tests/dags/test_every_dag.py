@@ -27,7 +27,7 @@ TASKS_OF = {
     "sync_catalogue": {"sync_inbox"},
 }
 PARAMETERS = {
-    "maintain_tables": 2, "nightly_recommendations": 13, "promote": 2, "rederive_features": 2,
+    "maintain_tables": 2, "nightly_recommendations": 14, "promote": 2, "rederive_features": 2,
     "rollback_recommendations": 2, "sync_catalogue": 0,
 }  # fmt: skip
 """How many each DAG has."""

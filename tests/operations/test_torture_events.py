@@ -313,7 +313,7 @@ def test_twenty_cycles_and_both_controls(tmp_path: Path) -> None:
     report = torture_events(tmp_path / "home", os.environ, cycles=20, seed=7, say=said.append)
     assert report["clean"], said
     assert report["acknowledged"] == report["events"] >= 200
-    assert report["harm"]["power cut"] == 8  # two of each five cycles
+    assert report["harm"]["power cut"] == 7  # the second and the fourth of each six cycles
     assert (report["decisions"], report["metric_days"]) == (200, 10)  # ten at the end of a cycle; every second one
     assert {name: control["caught"] for name, control in report["controls"].items()} == {
         "everysec": True,
