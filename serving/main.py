@@ -55,6 +55,7 @@ from serving.first_shelf import FirstShelf
 from serving.ids import new_id
 from serving.lists import Lists
 from serving.native import parts
+from serving.pipeline.arrivals import MAX_ARRIVALS
 from serving.pipeline.overlay import CatalogueOverlay
 from serving.recommender import Recommender
 from serving.replays import Replays
@@ -125,7 +126,7 @@ def create_app(
         max_per_second=settings.access_log_per_second,
         timer=timer,
     )
-    overlay = CatalogueOverlay()
+    overlay = CatalogueOverlay(room=MAX_ARRIVALS)
     tail = CatalogueTail(feed, overlay, wall_micros=wall_micros)
     shelf = VersionShelf(
         partial(load_catalogue, environment.publications, tenant=tenant),

@@ -47,6 +47,7 @@ LIST_GONE = "personal_list_gone"
 SETTINGS_CHANGED = "settings_changed"
 RECORD_CHANGED = "record_changed"
 VOTES_NOT_KEPT = "votes_not_kept"
+ITEMS_ARRIVED = "items_arrived"
 INPUTS_NOT_KEPT = "inputs_not_kept"
 INPUTS_UNKNOWN = "inputs_unknown"
 LEFT_TO_CHANCE = "left_to_chance"
@@ -63,6 +64,7 @@ WORDS: Mapping[str, str] = {
     SETTINGS_CHANGED: "the session settings are others now",
     RECORD_CHANGED: "what is kept of the person is not all that was known of them then",
     VOTES_NOT_KEPT: "it looked at more votes than its decision names, or the decision is from before it named any",
+    ITEMS_ARRIVED: "newer items have come since, and the ages of all are counted beside those",
     INPUTS_NOT_KEPT: "it depended on what its decision does not say: the person or the request allowed no storing, "
     "or the decision is from before it was said",
     INPUTS_UNKNOWN: "it has inputs that this server does not know",
@@ -150,6 +152,8 @@ class Replays:
 
     async def _in_version(self, decision: Mapping[str, Any], catalogue: Catalogue) -> Replay:
         inputs, at = decision["inputs"], decision["at"]
+        if decision["kind"] == NEW and catalogue.arrivals.put_micros > at:
+            return Replay(None, None, [ITEMS_ARRIVED])
         personalized = inputs.get("personalized", False)
         subject = decision["subject"] if personalized else None
         question = SlateRequest(

@@ -112,6 +112,11 @@ cdef class Columns:
         if not len(self.item_ids) == len(self.attributes) == self.refused.size:
             raise ValueError("columns of different length")
 
+    def arrive(self, Py_ssize_t number):
+        """An item was given this number, which was nobody's."""
+        if self.names is not None:
+            self.names.enter(number, self.item_ids[number])
+
     cdef int64_t number_of(self, object item_id) except -2:
         """The number of an item; -1: the version does not know it."""
         cdef PyObject* found = PyDict_GetItemWithError(self.numbers, item_id)

@@ -8,6 +8,7 @@ from serving.native.shelving cimport Shelving
 
 
 cdef class Fresh:  # the newest items of a catalogue, in order
+    cdef Shelves shelves
     cdef Py_ssize_t count
     cdef uint32_t* numbers
     cdef int64_t* micros

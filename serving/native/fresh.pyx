@@ -6,7 +6,7 @@ import builtins
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.math cimport pow
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memmove
 
 from serving.native.borrowed cimport PyUnicode_Compare
 from serving.native.order cimport Room, sort_places
@@ -17,7 +17,7 @@ from serving.native.work cimport MOST, push
 
 from feature_repo.contracts.packing import Source
 from serving.native.columns import Declined
-from serving.pipeline.new_items import INTEREST_WEIGHT, LIST_HEAD, MOST_ROWS, fresh_items
+from serving.pipeline.new_items import INTEREST_WEIGHT, LIST_HEAD, MOST_LOOKED_AT, MOST_ROWS, fresh_items
 from serving.pipeline.session_signals import DAY_MICROS, INTEREST_HALF_LIFE_DAYS
 from serving.pipeline.trending import is_within
 
@@ -30,6 +30,7 @@ cdef enum:
 assert MOST_ROWS <= ROWS and LIST_HEAD <= INTERESTS
 cdef uint32_t _NEW = Source.NEW
 cdef Py_ssize_t _MOST_ROWS = MOST_ROWS
+cdef Py_ssize_t _MOST_LOOKED_AT = MOST_LOOKED_AT
 cdef Py_ssize_t _LIST_HEAD = LIST_HEAD
 cdef double _WEIGHT = INTEREST_WEIGHT
 cdef double _DAY = DAY_MICROS
@@ -41,11 +42,15 @@ cdef Room _room = Room()
 
 cdef class Fresh:
     def __cinit__(self, object rows, Shelves shelves):
+        """Raises ValueError for more rows than anybody looks at."""
         cdef Py_ssize_t at
-        self.numbers = <uint32_t*>PyMem_Malloc((len(rows) + 1) * sizeof(uint32_t))
-        self.micros = <int64_t*>PyMem_Malloc((len(rows) + 1) * sizeof(int64_t))
-        self.freshness = <double*>PyMem_Malloc((len(rows) + 1) * sizeof(double))
-        self.categories = <int32_t*>PyMem_Malloc((len(rows) + 1) * sizeof(int32_t))
+        if len(rows) > _MOST_LOOKED_AT:
+            raise ValueError("too many rows")
+        self.shelves = shelves
+        self.numbers = <uint32_t*>PyMem_Malloc(_MOST_LOOKED_AT * sizeof(uint32_t))
+        self.micros = <int64_t*>PyMem_Malloc(_MOST_LOOKED_AT * sizeof(int64_t))
+        self.freshness = <double*>PyMem_Malloc(_MOST_LOOKED_AT * sizeof(double))
+        self.categories = <int32_t*>PyMem_Malloc(_MOST_LOOKED_AT * sizeof(int32_t))
         if not (self.numbers and self.micros and self.freshness and self.categories):
             raise MemoryError()
         for at, (number, micros, freshness, _) in enumerate(rows):
@@ -58,6 +63,20 @@ cdef class Fresh:
         PyMem_Free(self.micros)
         PyMem_Free(self.freshness)
         PyMem_Free(self.categories)
+
+    def insert(self, Py_ssize_t at, uint32_t number, int64_t micros, double freshness):
+        """An item has come, behind `at` others. The last one leaves where there are as many as anybody looks at."""
+        cdef Py_ssize_t behind
+        if not 0 <= at <= self.count or at >= _MOST_LOOKED_AT:
+            return
+        self.count = min(self.count + 1, _MOST_LOOKED_AT)
+        behind = self.count - at - 1
+        memmove(self.numbers + at + 1, self.numbers + at, behind * sizeof(uint32_t))
+        memmove(self.micros + at + 1, self.micros + at, behind * sizeof(int64_t))
+        memmove(self.freshness + at + 1, self.freshness + at, behind * sizeof(double))
+        memmove(self.categories + at + 1, self.categories + at, behind * sizeof(int32_t))
+        self.numbers[at], self.micros[at], self.freshness[at] = number, micros, freshness
+        self.categories[at] = self.shelves.category(number)
 
 
 cdef Fresh _fresh_of(object catalogue):

@@ -13,5 +13,6 @@ cdef class Names:
     cdef Py_ssize_t mask
     cdef list item_ids
 
+    cdef int enter(self, Py_ssize_t number, object item_id) except -1
     cdef int64_t find(self, const char* name, Py_ssize_t size) except -2
     cdef void soon_name(self, const char* name, Py_ssize_t size) noexcept

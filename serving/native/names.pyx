@@ -26,12 +26,10 @@ cdef class Names:
 
     def __cinit__(self, list item_ids, dict numbers):
         """Raises ValueError where an id has two numbers. An id that is no UTF-8 is in no record."""
-        cdef Py_ssize_t room = 16, size, at, number, known = 0
-        cdef const char* name
-        cdef uint64_t hashed
+        cdef Py_ssize_t room = 16, number, known = 0
         cdef object item_id
         self.item_ids = item_ids
-        while room < 2 * len(numbers):
+        while room < 2 * len(item_ids):  # with those that are still to come (`pipeline.arrivals`)
             room *= 2
         self.mask = room - 1
         self.places = <Name*>PyMem_Calloc(room, sizeof(Name))
@@ -44,21 +42,29 @@ cdef class Names:
             known += 1
             if known > len(numbers):
                 break
-            try:
-                name = PyUnicode_AsUTF8AndSize(item_id, &size)
-            except UnicodeEncodeError:
-                continue
-            hashed = _hash(name, size)
-            at = hashed & self.mask
-            while self.places[at].number:
-                at = (at + 1) & self.mask
-            self.places[at].mark = <uint32_t>(hashed >> 32)
-            self.places[at].number = <uint32_t>(number + 1)
+            self.enter(number, item_id)
         if known != len(numbers):
             raise ValueError("an id has two numbers")
 
     def __dealloc__(self):
         PyMem_Free(self.places)
+
+    cdef int enter(self, Py_ssize_t number, object item_id) except -1:
+        """One more item; each number once."""
+        cdef Py_ssize_t size, at
+        cdef const char* name
+        cdef uint64_t hashed
+        try:
+            name = PyUnicode_AsUTF8AndSize(item_id, &size)
+        except UnicodeEncodeError:
+            return 0
+        hashed = _hash(name, size)
+        at = hashed & self.mask
+        while self.places[at].number:
+            at = (at + 1) & self.mask
+        self.places[at].mark = <uint32_t>(hashed >> 32)
+        self.places[at].number = <uint32_t>(number + 1)
+        return 0
 
     cdef void soon_name(self, const char* name, Py_ssize_t size) noexcept:
         """Let the memory begin to bring the place of an id."""

@@ -1,6 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
 """Category, brand and group of each item as small numbers: worked out when somebody first asks, and kept with the version,
-because the shop changes none of them while it is served."""
+because the shop changes none of them while it is served (but categories of items that it puts meanwhile: who changes one
+says `forget_category`)."""
 
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Realloc
 from libc.stdint cimport int32_t
@@ -33,6 +34,10 @@ cdef class Shelves:
         PyMem_Free(self.starts)
         PyMem_Free(self.counts)
         PyMem_Free(self.levels)
+
+    def forget_category(self, Py_ssize_t number):
+        """The item is in another one now."""
+        self.category_of[number] = 0
 
     cdef int32_t category(self, Py_ssize_t number) except -1:
         """Of an item of the catalogue."""

@@ -5,6 +5,7 @@ Read-only for those who answer; `pipeline.overlay` writes into it what the shop 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Container, Iterable, Mapping, MutableMapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -77,6 +78,28 @@ class Refusals(list[str | None]):
         self.flags[number] = refusal is not None
         (self.numbers.discard if refusal is None else self.numbers.add)(number)
 
+    def make_room(self, count: int) -> None:
+        """So many more, of no item: nobody has those numbers, and `numbers` has none of them."""
+        self.extend(["not_in_bundle"] * count)
+        self.flags.extend(b"\1" * count)
+
+
+@dataclass(slots=True)
+class Arrivals:
+    """Which numbers are those of items that came while the version was served (`pipeline.arrivals`).
+
+    first, end  its own room; a version that takes in none has no such numbers
+    next        the first of them that is free
+    micros      number -> when the item was made, or else put: microseconds since 1970
+    put_micros  when the last of them was put
+    """
+
+    first: int = sys.maxsize
+    next: int = sys.maxsize
+    end: int = sys.maxsize
+    micros: dict[int, int] = field(default_factory=dict)
+    put_micros: int = 0
+
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
@@ -131,6 +154,7 @@ class Catalogue:
     """What was worked out of the columns above, by subject (`remember`)."""
 
     facts: ItemFacts = field(default_factory=ItemFacts, repr=False)
+    arrivals: Arrivals = field(default_factory=Arrivals, repr=False, compare=False)
     bound_filters: dict[str, Any] = field(default_factory=dict, repr=False)
     """Text -> `item_filters.ItemFilter` over these columns, the last asked last."""
 
@@ -138,6 +162,15 @@ class Catalogue:
     def is_first(self) -> bool:
         """Whether no night has made it."""
         return self.version == FIRST_VERSION
+
+    def is_built(self, item_id: str) -> bool:
+        """Whether the night that made the version had the item."""
+        return self.numbers.get(item_id, sys.maxsize) < self.arrivals.first
+
+    @property
+    def number_end(self) -> int:
+        """Numbers of items are below this."""
+        return min(len(self.item_ids), self.arrivals.next)
 
     @property
     def trained_micros(self) -> int | None:

@@ -65,6 +65,12 @@ class ItemFacts:
         return None if text is None else json.loads(text).get(name)
 
 
+def category_levels(path: str | None) -> list[str]:
+    """A category and all above it, the topmost first; none of no category."""
+    parts = path.split(CATEGORY_SEPARATOR) if path else []
+    return [CATEGORY_SEPARATOR.join(parts[: depth + 1]) for depth in range(len(parts))]
+
+
 def members_by_value(
     categories: Iterable[str | None],
     brands: Iterable[str | None],
@@ -80,9 +86,8 @@ def members_by_value(
         numbers.append(number)
 
     for number, path in enumerate(categories):
-        parts = (path or "").split(CATEGORY_SEPARATOR) if path else []
-        for depth in range(len(parts)):
-            join("category", CATEGORY_SEPARATOR.join(parts[: depth + 1]), number)
+        for level in category_levels(path):
+            join("category", level, number)
     for name, column in (("brand", brands), ("group_id", groups)):
         for number, value in enumerate(column):
             if value:

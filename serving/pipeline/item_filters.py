@@ -30,6 +30,8 @@ MAX_BOUND_FILTERS = 256
 MAX_REMEMBERED_BYTES = 16 << 20
 LIVE_FIELDS = frozenset({"price", "availability", "available_quantity"})
 """What changes while a version is served; all else that a filter asks of an item stays as it is."""
+FIELDS_OF_ARRIVALS = LIVE_FIELDS | {"item_id", "category", "created_at"} | PERSON_FIELDS.keys()
+"""What is known of items that came while a version was served (`arrivals`); of anything else nobody can say."""
 MAX_SCANNED = 5_000
 """Items of the catalogue that one answer looks at to fill itself, beyond all lists."""
 
@@ -61,8 +63,8 @@ class ItemFilter:
     """
 
     __slots__ = (
-        "_ask", "_expression", "_now_micros", "_spans", "apart", "asks_person", "catalogue", "categories", "is_live",
-        "known",
+        "_ask", "_asked_end", "_expression", "_now_micros", "_spans", "apart", "asks_person", "catalogue", "categories",
+        "is_live", "known",
     )  # fmt: skip
 
     def __init__(self, expression: Expression, catalogue: Catalogue, *, now_micros: int) -> None:
@@ -73,6 +75,8 @@ class ItemFilter:
         self.is_live = any(test.field in LIVE_FIELDS for test in tests)
         self.asks_person = any(test.field in PERSON_FIELDS for test in tests)
         self.catalogue = catalogue
+        is_known_of_all = all(test.field in FIELDS_OF_ARRIVALS for test in tests)
+        self._asked_end = len(self.known) if is_known_of_all else catalogue.arrivals.first
         self._expression = expression
         self._spans = {
             test.bound.micros
@@ -90,8 +94,12 @@ class ItemFilter:
                 self._ask = bind_filter(
                     self._expression, _reader(self.catalogue, NOBODY), now_micros=self._now_micros
                 )  # fmt: skip
-            said = self.known[number] = 2 if self._ask(number) else 1
+            said = self.known[number] = 2 if self.may_ask(number) and self._ask(number) else 1
         return said == 2
+
+    def may_ask(self, number: int) -> bool:
+        """Whether all is known that it asks of the item."""
+        return number < self._asked_end
 
     def forget(self, number: int) -> None:
         """The item was changed."""
@@ -132,7 +140,9 @@ class PersonalFilter:
 
     def __call__(self, number: int) -> bool:
         """Whether an item of the catalogue passes."""
-        return self._ask(number) if number in self.apart else self._of_nobody(number)
+        if number in self.apart:
+            return self._of_nobody.may_ask(number) and self._ask(number)
+        return self._of_nobody(number)
 
 
 def item_filter(text: str, catalogue: Catalogue, *, now_micros: int) -> ItemFilter:
@@ -251,4 +261,4 @@ def _numbers(expression: Expression, catalogue: Catalogue) -> Iterator[int]:
     if choices:
         fewest = min(choices, key=lambda lists: sum(map(len, lists)))
         return iter(dict.fromkeys(number for numbers in fewest for number in numbers[:MAX_SCANNED]))
-    return (n for n in range(len(catalogue.item_ids) - 1, -1, -1) if catalogue.item_ids[n] is not None)
+    return (n for n in range(catalogue.number_end - 1, -1, -1) if catalogue.item_ids[n] is not None)

@@ -15,7 +15,7 @@ WRITTEN_FIELDS = frozenset(
 )
 """What is written into every version that has the item."""
 FIRST_FIELDS = frozenset({CATEGORY, CREATED_AT})
-"""What only a catalogue that no night has made takes from changes (`first_catalogue`)."""
+"""What is taken from changes too of items that no night has seen (`first_catalogue`, `arrivals`)."""
 
 _SOLD_BEFORE = ("PREORDER", "BACKORDER")
 """Items that are sold before their available_time, and so may be shown."""
@@ -29,7 +29,7 @@ def write_item(catalogue: Catalogue, item_id: str, state: RecordState) -> None:
     said: dict[str, Any] = {}
     for name in WRITTEN_FIELDS:
         word = state.word(name)
-        if word is not None and not _is_built_in(catalogue, word[1]):
+        if word is not None and not is_built_in(catalogue, word[1]):
             said[name] = word[0]
     write_values(catalogue, number, said)
 
@@ -56,6 +56,6 @@ def write_values(catalogue: Catalogue, number: int, said: dict[str, Any]) -> Non
     catalogue.forget(number)
 
 
-def _is_built_in(catalogue: Catalogue, stamp: Stamp) -> bool:
+def is_built_in(catalogue: Catalogue, stamp: Stamp) -> bool:
     """The night that made the version knew a change of this stamp."""
     return stamp.position <= catalogue.changes_position and stamp.at_micros < catalogue.as_of_micros

@@ -22,6 +22,8 @@ HALF_LIFE_DAYS = 7.0
 """An item a week older counts half as new."""
 INTEREST_WEIGHT = 4.0
 """An item in the only category of a person's interest counts five times as new as one in which they show none."""
+MOST_AHEAD_DAYS = 30.0
+"""A version that has been served for longer, or a `created_at` of some other century, makes nothing newer than that."""
 LIST_HEAD = 50
 MOST_ROWS = 500
 """How many items one answer puts in order; they are found among the newest MOST_LOOKED_AT."""
@@ -42,10 +44,10 @@ def new_slate(
 
     score = 0.5^(age / 7 days) x (1 + 4 x interest) / 5, interest in [0, 1] by category (`interests_of`); without
     consent, or of nobody, it is 0, and the newest come first. Ties by item id. Age is counted back from the version's
-    as_of: no item of it can be newer. With a category in the request, only items in it or below it. What the person
-    bought or dismissed leaves. Topped up with what is popular. fallback_level is `new`, or the first rung that had
-    something (`older`: the newest of those that are older). `interests`: those of `asked_interests`, where they are
-    known already.
+    as_of: no item of it can be newer, and those that have arrived since are younger than 0. With a category in the
+    request, only items in it or below it. What the person bought or dismissed leaves. Topped up with what is popular.
+    fallback_level is `new`, or the first rung that had something (`older`: the newest of those that are older).
+    `interests`: those of `asked_interests`, where they are known already.
     """
     if interests is None:
         interests = asked_interests(request, person, catalogue, now_micros=now_micros)
@@ -161,17 +163,39 @@ def fresh_items(catalogue: Catalogue) -> list[tuple[int, float, float, str | Non
     remembered = catalogue.remember("fresh items")
     found: list[tuple[int, float, float, str | None]] | None = remembered.get("rows")
     if found is None:
-        as_of = catalogue.as_of_micros
         found = remembered["rows"] = [
-            (
-                number,
-                micros,
-                0.5 ** (max(0.0, as_of - micros) / DAY_MICROS / HALF_LIFE_DAYS),
-                catalogue.category(number),
-            )
+            (number, int(micros), _freshness(catalogue, number, micros), catalogue.category(number))
             for number, micros in catalogue.newest[:MOST_LOOKED_AT]
         ]
     return found
+
+
+def enter_new(catalogue: Catalogue, at: int, number: int, micros: int) -> None:
+    """An item has come into `newest`, behind `at` others: what is remembered of those learns of it."""
+    created = catalogue.remember("creation times")
+    if created:
+        created[number] = micros
+    fresh = _freshness(catalogue, number, micros)
+    rows = catalogue.remember("fresh items").get("rows")
+    if rows is not None and at < MOST_LOOKED_AT:
+        rows.insert(at, (number, micros, fresh, catalogue.category(number)))
+        del rows[MOST_LOOKED_AT:]
+    native = catalogue.remember("native").get("fresh")
+    if native is not None:
+        native.insert(at, number, micros, fresh)
+
+
+def forget_new(catalogue: Catalogue) -> None:
+    """What is remembered of the newest items is made anew when somebody asks: one of them was changed."""
+    for subject in ("fresh items", "creation times", "native words of new items"):
+        catalogue.remember(subject).clear()
+    catalogue.remember("native").pop("fresh", None)
+
+
+def _freshness(catalogue: Catalogue, number: int, micros: float) -> float:
+    """0.5^(age / 7 days). No item of the version is younger than 0, none that has arrived than -MOST_AHEAD_DAYS."""
+    least = 0.0 if number < catalogue.arrivals.first else -MOST_AHEAD_DAYS
+    return 0.5 ** (max(least, (catalogue.as_of_micros - micros) / DAY_MICROS) / HALF_LIFE_DAYS)
 
 
 def _created(catalogue: Catalogue) -> Mapping[int, int]:

@@ -15,6 +15,7 @@ from itertools import chain, islice
 
 from feature_repo.contracts.changes import ITEMS, USERS, Change, RecordState, Stamp
 from feature_repo.contracts.regions import voting_region
+from serving.pipeline.arrivals import make_room, write_change
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.first_catalogue import MAX_FIRST_ITEMS, first_catalogue
 from serving.pipeline.live_items import FIRST_FIELDS, WRITTEN_FIELDS, write_item
@@ -32,9 +33,9 @@ MAX_USERS_LATELY = 10_000
 MAX_USERS_PLACED = 100_000
 """Users whose region a process knows: those of whom one was said last. 15 MB at most with ids of 16 bytes."""
 MAX_UNKNOWN_ITEMS = 10_000
-"""Changed items that no version held knows: they are kept for the next one. Anybody who may write can name new ones
-for ever, so there is a bound; what was forgotten is read again when a version comes (`wants_records`)."""
-_ATTACHED_AT_ONCE = 500
+"""Changed items that no version held was built with: they are kept for the next one. Anybody who may write can name new
+ones for ever, so there is a bound; what was forgotten is read again when a version comes (`wants_records`)."""
+_ATTACHED_AT_ONCE = 100
 FIRST_PAUSE_MICROS = 100
 """For each item of the catalogue before the first version, at least this long until it is put together anew. For 5,000
 that is half a second, and putting them together takes 40 ms in which nobody else is answered."""
@@ -61,7 +62,9 @@ class CatalogueOverlay:
     wants_records  a version came after items had been forgotten: the compacted records are to be merged once more
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, room: int = 0) -> None:
+        """`room`: items beyond its own that each version takes in (`arrivals`)."""
+        self._room = room
         self.position = -1
         self.heard_micros: int | None = None
         self.wants_records = False
@@ -78,13 +81,15 @@ class CatalogueOverlay:
 
     async def attach(self, catalogue: Catalogue) -> None:
         """Bring a version up to date, and keep it so until `detach`. Other tasks get their turn in between."""
+        if self._room:
+            make_room(catalogue, self._room)
         self._catalogues.append(catalogue)
         self.wants_records = self._has_forgotten
         for item_id in [item_id for item_id in self._unknown if item_id in catalogue.numbers]:
             self._items[item_id] = self._unknown.pop(item_id)
         self._forget()
-        for count, (item_id, state) in enumerate(list(self._items.items()), start=1):
-            write_item(catalogue, item_id, state)
+        for count, (item_id, state) in enumerate([*self._items.items(), *self._unknown.items()], start=1):
+            write_change(catalogue, item_id, state)
             if count % _ATTACHED_AT_ONCE == 0:
                 await asyncio.sleep(0)
 
@@ -179,13 +184,13 @@ class CatalogueOverlay:
 
     def _keep(self, kind: str, record_id: str, state: RecordState) -> None:
         if kind == ITEMS:
-            is_known = record_id in self._items or any(record_id in one.numbers for one in self._catalogues)
+            is_known = record_id in self._items or any(one.is_built(record_id) for one in self._catalogues)
             self._unknown.pop(record_id, None)
             (self._items if is_known else self._unknown)[record_id] = state
             if self._catalogues:  # before the first version comes nobody can say what is unknown
                 self._forget()
             for catalogue in self._catalogues:
-                write_item(catalogue, record_id, state)
+                write_change(catalogue, record_id, state)
             if self._first is not None:
                 write_item(self._first, record_id, state)
             self._is_first_behind = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice, takewhile
+
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.rotation import DAY_MICROS
 
@@ -16,6 +18,7 @@ def untried_items(catalogue: Catalogue) -> list[int]:
     found: list[int] | None = remembered.get("numbers")
     if found is None:
         oldest = catalogue.as_of_micros - UNTRIED_DAYS * DAY_MICROS
-        found = [n for n, micros in catalogue.newest if micros >= oldest and n not in catalogue.popularity]
-        found = remembered["numbers"] = found[:MOST_UNTRIED]
+        recent = takewhile(lambda row: row[1] >= oldest, catalogue.newest)
+        untried = (number for number, _ in recent if number not in catalogue.popularity)
+        found = remembered["numbers"] = list(islice(untried, MOST_UNTRIED))
     return found
