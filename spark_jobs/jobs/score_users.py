@@ -69,6 +69,7 @@ from spark_jobs.io.publication import Publication, purchases_part
 from spark_jobs.io.run_store import read_report, write_report
 from spark_jobs.io.stored_lists import StoredLists
 from spark_jobs.jobs import executor_work
+from spark_jobs.jobs.asked_of_spark import on_executor_with_spark
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.jobs.lists_by_executors import Lists, write_lists
 from spark_jobs.jobs.placement_report import report_placements
@@ -136,12 +137,12 @@ def main(environment: Environment, run: Run) -> None:
 def score_users(spark: SparkSession | None, environment: Environment, run: Run) -> dict[str, Any]:
     """The whole job; returns what publication.json says. The executors of a session score; without one the threads of
     this process do, and one is started only where a recipe is fitted by it or a placement's filter asks about items.
-    On a cluster this process only plans and commits (`spark_jobs.engine`), but where Spark fits the recipe."""
+    On a cluster this process only plans and commits (`spark_jobs.engine`)."""
     recipe = recipe_of(environment, run)
     _asked(run)  # or a wrong word would be told in an hour
     if run.publishes:
         Publication(environment.redis_online_url, environment.tenant).served_version()  # fail now, not in an hour
-    if spark is not None and is_cluster(spark) and not is_fitted_by_spark(recipe):
+    if spark is not None and is_cluster(spark):
         return score_on_cluster(spark, environment, run)
     session = cache(lambda: spark or get_session("score_users"))
     if is_fitted_by_spark(recipe):
@@ -160,7 +161,8 @@ def score_on_cluster(spark: SparkSession, environment: Environment, run: Run) ->
     stands beside the lists, many rank and write the lists, and one publishes them."""
     tell = Clock()
     with parcels_of(environment, run):
-        prepared = on_executor(spark, partial(executor_work.prepare_lists, environment, run))
+        prepare_lists = partial(executor_work.prepare_lists, environment, run)
+        prepared = on_executor_with_spark(spark, environment, run, prepare_lists)
         write_lists(spark, environment, run, prepared.lists, prepared.block_count)
         tell(prepared.ranked)
         reach = report_placements(lambda: spark, environment, run, *take(prepared.items))

@@ -27,7 +27,8 @@ are never judged or published themselves.
 
 The champion's recipe is trained beside them when it is none of tonight's: the gate compares recipes on one split. Too
 little data for a test is no error: models are trained, the evaluation says why it is empty, and the gate goes on.
-On a cluster one task of an executor does all of this, and the driver hears names and digests (`spark_jobs.engine`).
+On a cluster one task of an executor does all of this, and the driver hears names and digests (`spark_jobs.engine`); of
+als on mllib it has Spark learn (`jobs.asked_of_spark`).
 Everything is a function of the data, the recipes and the seeds in them: run again, it makes the same tables.
 """
 
@@ -54,7 +55,6 @@ from feature_repo.contracts.errors import nearest
 from feature_repo.contracts.run import EVALUATION_FILE, MODELS_FOLDER, USER_METRICS_FILE, Run
 from feature_repo.contracts.tables import table_path
 from feature_repo.contracts.times import format_timestamp, from_micros
-from spark_jobs.engine import on_executor
 from spark_jobs.evaluation.contestants import (
     choose_contestants,
     why_no_categories,
@@ -89,8 +89,10 @@ from spark_jobs.io.interactions import known_numbers, read_interactions, read_nu
 from spark_jobs.io.item_content import load_content
 from spark_jobs.io.light_delta import version as light_version
 from spark_jobs.io.light_tables import replace_rows
+from spark_jobs.io.parcels import parcels_of
 from spark_jobs.io.run_store import folder_of, write_report
 from spark_jobs.jobs import executor_work
+from spark_jobs.jobs.asked_of_spark import on_executor_with_spark
 from spark_jobs.jobs.entry import run_job
 from spark_jobs.jobs.resources import measured
 from spark_jobs.jobs.trained_answers import TrainedAnswers
@@ -106,6 +108,7 @@ from spark_jobs.models.base import InteractionMatrix
 from spark_jobs.models.blend_model import BLEND
 from spark_jobs.models.factory import Fitted, fit, newest_learned
 from spark_jobs.models.matrix import numbered_interactions
+from spark_jobs.models.mllib import is_asked_here
 from spark_jobs.models.night_models import check_models, measure_sizes, plan_models
 from spark_jobs.models.ranker import RANKER
 from spark_jobs.models.recipe_choice import RecipeChoice, read_choice
@@ -132,10 +135,10 @@ class TrainOptions:
 
 
 def main(environment: Environment, run: Run) -> None:
-    """Entry point of the process. On a cluster an executor does the job, but where Spark itself fits a recipe."""
+    """Entry point of the process. On a cluster an executor does the job."""
     try:
-        if runs_on_cluster() and not asks_spark(environment, run):
-            for one in on_executor(get_session("train_models"), partial(executor_work.train, environment, run)):
+        if runs_on_cluster():
+            for one in train_on_cluster(get_session("train_models"), environment, run):
                 print(f"{one.name}: {one.file_bytes:,} bytes, manifest {one.manifest_sha256[:12]}", flush=True)
         else:
             train_models(environment, run)
@@ -144,12 +147,10 @@ def main(environment: Environment, run: Run) -> None:
             spark.stop()
 
 
-def asks_spark(environment: Environment, run: Run) -> bool:
-    """Whether a recipe of tonight may be fitted by Spark (als on mllib), which a task of an executor cannot ask."""
-    live = registry.champion(environment, before=run.as_of)
-    choice = _applied(run)
-    recipes = [*(choice.recipes.values() if choice is not None else ()), *([live.recipe] if live is not None else ())]
-    return read_parameters(TrainOptions, run.params).als_engine == "mllib" or any(map(is_fitted_by_spark, recipes))
+def train_on_cluster(spark: SparkSession, environment: Environment, run: Run) -> list[executor_work.TrainedModel]:
+    """`train_models` by one task of an executor, and Spark's ALS where a recipe is fitted by it."""
+    with parcels_of(environment, run):
+        return on_executor_with_spark(spark, environment, run, partial(executor_work.train, environment, run))
 
 
 def _applied(run: Run) -> RecipeChoice | None:
@@ -210,7 +211,7 @@ def train_models(environment: Environment, run: Run) -> dict[str, Any]:
     print(f"trials took {trials_usage.wall_seconds:.1f} s", flush=True)
     chosen = {name: one.recipe for name, one in choices.items() if one.recipe}
     recipes, champion_name = with_champion(chosen, live_recipe)
-    if any(is_fitted_by_spark(recipe) for recipe in recipes.values()):
+    if is_asked_here() and any(is_fitted_by_spark(recipe) for recipe in recipes.values()):
         get_session("train_models")
         import pyspark.ml  # noqa: F401  # whole, before MLflow looks into it from beside
     folder = folder_of(environment, run.run_key)

@@ -4,8 +4,8 @@ Both engines minimise, over user vectors x and item vectors y,
     sum over all (u, i) of c_ui (p_ui - x_u . y_i)^2 + regularization,   p = 1 where there was an interaction else 0,
     c_ui = 1 + alpha * log(1 + preference_ui).
 
-`native` runs the kernel of the `implicit` package in this process; `mllib` runs the sweeps by Spark's ALS in the active
-session, on a cluster's cores where there is one. Both begin from the matrix of this process and end in its arrays: it
+`native` runs the kernel of the `implicit` package in this process; `mllib` runs the sweeps by Spark's ALS, on the cores
+of a cluster where there is one (`models.mllib`). Both begin from the matrix of this process and end in its arrays: it
 has to hold them either way. They give arrays of one shape; scores, folding in and reasons are one code.
 """
 
@@ -24,6 +24,7 @@ from feature_repo.contracts.packing import Source
 from spark_jobs.models.artifacts import load_arrays, save_arrays
 from spark_jobs.models.base import InteractionMatrix, Terms
 from spark_jobs.models.factors import FactorScores, sweeps
+from spark_jobs.models.mllib import fit_mllib
 from spark_jobs.models.threads import by_blocks, kernel_threads, ranges
 
 ENGINES = ("native", "mllib")
@@ -197,41 +198,3 @@ def fit_native(
 
         kernel.fit(confidence, show_progress=False, callback=told)
     return np.array(kernel.item_factors)
-
-
-def fit_mllib(matrix: InteractionMatrix, params: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Item vectors from Spark's ALS in the active session; items without interactions get zeros.
-
-    The pairs of the matrix go from this process to Spark, and the vectors of all items come back to it.
-    """
-    import pyarrow as pa
-    from pyspark.ml.recommendation import ALS
-    from pyspark.sql import SparkSession
-
-    spark = SparkSession.getActiveSession()
-    if spark is None:
-        raise DataError("als engine 'mllib' runs inside a Spark job, and no session is active", field="engine")
-    pairs = matrix.preference.tocoo()
-    ratings = pa.table(
-        {"row": pairs.row.astype(np.int32), "item": pairs.col.astype(np.int32), "rating": np.log1p(pairs.data)}
-    )
-    estimator = ALS(
-        userCol="row",
-        itemCol="item",
-        ratingCol="rating",
-        implicitPrefs=True,
-        rank=int(params["factors"]),
-        maxIter=int(params["iterations"]),
-        regParam=float(params["regularization"]),
-        alpha=float(params["alpha"]),
-        seed=int(params["seed"]),
-        numUserBlocks=4,
-        numItemBlocks=4,
-        checkpointInterval=5,
-    )
-    fitted = estimator.fit(spark.createDataFrame(ratings))
-    learned = fitted.itemFactors.toArrow().sort_by("id")
-    factors = np.zeros((matrix.item_count, int(params["factors"])), np.float32)
-    if learned.num_rows:
-        factors[learned["id"].to_numpy()] = np.array(learned["features"].to_pylist(), np.float32)
-    return factors

@@ -81,7 +81,8 @@ def learn(engine: str, train: Path, test: Path) -> Learned:
 
     from infra.bench.quality import tasks
     from infra.bench.quality.ranking import by_block, measure
-    from spark_jobs.models.als import Als, fit_mllib, fit_native
+    from spark_jobs.models.als import Als, fit_native
+    from spark_jobs.models.mllib import fit_mllib
     from spark_jobs.models.recipes import default_recipe
 
     task = tasks.open_training("pairs", train=train, test=test)
