@@ -11,7 +11,7 @@ told, the others are one: OTHER.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
 from feature_repo.contracts.errors import ContractError
@@ -42,6 +42,7 @@ class ListPart(IntEnum):
 
 
 _NAMES = {int(part): part.name.lower() for part in ListPart}
+_OF_WHOLE = [units / UNIT for units in range(UNIT + 1)]
 _NUMBERS = {name: number for number, name in _NAMES.items()}
 
 
@@ -96,3 +97,24 @@ def read_shares(packed: bytes, place: int) -> list[tuple[str, float]]:
             name = part_name(number)
             found[name] = found.get(name, 0) + share
     return [(name, share / UNIT) for name, share in found.items()]
+
+
+def read_many_shares(packed: bytes, places: Iterable[int]) -> list[list[tuple[str, float]]]:
+    """`read_shares` of each place: what concerns the table is read once."""
+    parts = packed[0]
+    names, width, begin = [part_name(number) for number in packed[1 : 1 + parts]], parts - 1, 1 + parts
+    if len(set(names)) < parts:
+        return [read_shares(packed, place) for place in places]
+    found: list[list[tuple[str, float]]] = []
+    for place in places:
+        at = begin + place * width
+        told = packed[at : at + width]
+        rest = UNIT - sum(told)
+        if rest < 0 or UNTOLD in told:
+            found.append([])
+            continue
+        shares = [(name, _OF_WHOLE[units]) for name, units in zip(names, told, strict=False) if units]
+        if rest:
+            shares.append((names[-1], _OF_WHOLE[rest]))
+        found.append(shares)
+    return found

@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import NamedTuple, overload
 
 from feature_repo.contracts.errors import ContractError, MixedVersionError
-from feature_repo.contracts.list_shares import read_shares, shares_size
+from feature_repo.contracts.list_shares import read_many_shares, shares_size
 from feature_repo.contracts.publication import pack_version, unpack_version
 from feature_repo.contracts.session_record import (
     EVENT_TYPE_ORDER as EVENT_TYPE_ORDER,
@@ -187,7 +187,7 @@ class CandidateRows(Sequence[CandidateRow]):
         if self._record[0] == FORMAT_V1:
             return {number: [] for number in listed}
         told = self._record[CANDIDATES_HEADER_BYTES + len(self._bytes) :]
-        return {number: read_shares(told, at) for number, at in listed.items()}
+        return dict(zip(listed, read_many_shares(told, listed.values()), strict=True))
 
     def of_items(self, numbers: Container[int]) -> list[CandidateRow]:
         """The rows of these items, best first."""

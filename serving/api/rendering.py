@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -13,8 +14,8 @@ from serving.api.policies import included_attributes
 from serving.native import parts
 from serving.pipeline.catalogue import MAX_REMEMBERED, Catalogue
 from serving.pipeline.rank_given import UNKNOWN_ITEM
-from serving.pipeline.shares import in_a_sentence, shares_of_slate
-from serving.pipeline.values import Ranking, Reason, RungReport, Slate, SlateItem
+from serving.pipeline.shares import EXPLORATION, in_a_sentence, reasons_in_words, shares_of_slate, sources_in_words
+from serving.pipeline.values import Ranking, Reason, RungReport, Shares, Slate, SlateItem
 from serving.recommender import Answer
 
 NO_ATTRIBUTES = {"title": None, "category": None, "price": None}
@@ -47,12 +48,43 @@ def explained_items(slate: Slate, catalogue: Catalogue, include: Sequence[str]) 
     rendered = render_items(slate.items, catalogue, include)
     for one, item, shares in zip(rendered, slate.items, shares_of_slate(slate), strict=True):
         one["sources"] = [share._asdict() for share in shares]
-        one["explanation"] = in_a_sentence(shares, item)
+        one["explanation"] = in_a_sentence(shares, item.reasons)
     return rendered
+
+
+def explained_list(slate: Slate, catalogue: Catalogue) -> orjson.Fragment:
+    """`explained_items` as it will be written: `item_list` with more behind each item."""
+    of_reasons = catalogue.remember("reasons in words as JSON")
+    written = []
+    told = zip(_written_items(slate.items, catalogue), slate.items, shares_of_slate(slate), strict=True)
+    for one, (_, _, _, _, _, _, reasons), shares in told:
+        because = of_reasons.get(reasons)
+        if because is None:
+            because = _remembered(of_reasons, reasons, _as_json(reasons_in_words(reasons))[1:])
+        if shares[0][0] == EXPLORATION:
+            because = '"'
+        written.append(f'{one[:-1]}{_written_shares(shares)}{because[:-1]}."}}')
+    return orjson.Fragment(f"[{','.join(written)}]")
+
+
+@lru_cache(maxsize=4096)
+def _written_shares(shares: Shares) -> str:
+    """`sources` and the begin of `explanation`. Names and words have nothing that JSON writes otherwise."""
+    sources = ",".join([_written_share(name, share) for name, share in shares])
+    return f',"sources":[{sources}],"explanation":"{sources_in_words(shares)}'
+
+
+@lru_cache(maxsize=16_384)
+def _written_share(name: str, share: float) -> str:
+    return f'{{"name":"{name}","share":{share}}}'
 
 
 def item_list(items: Sequence[SlateItem], catalogue: Catalogue) -> orjson.Fragment:
     """`render_items` as it will be written, of parts that are the same in many answers."""
+    return orjson.Fragment(f"[{','.join(_written_items(items, catalogue))}]")
+
+
+def _written_items(items: Sequence[SlateItem], catalogue: Catalogue) -> list[str]:
     of_items, of_reasons = catalogue.remember("items as JSON"), catalogue.remember("reasons as JSON")
     attributes = catalogue.attributes
     written = []
@@ -76,7 +108,7 @@ def item_list(items: Sequence[SlateItem], catalogue: Catalogue) -> orjson.Fragme
         else:
             digits = _as_json(round(score, 6))
         written.append(f'{parts[1]}{digits},"rank":{rank}{_SOURCES_AS_JSON[source]}{because}{parts[2]}')
-    return orjson.Fragment(f"[{','.join(written)}]")
+    return written
 
 
 def _remembered(memory: dict[Any, Any], key: Any, value: Any) -> Any:
@@ -135,7 +167,9 @@ def render_answer(
         if written is not None:
             return written
     items: list[dict[str, Any]] | orjson.Fragment
-    if explain:
+    if explain and not include:
+        items = explained_list(slate, answer.catalogue)
+    elif explain:
         items = explained_items(slate, answer.catalogue, include)
     elif include:
         items = render_items(slate.items, answer.catalogue, include)

@@ -8,14 +8,19 @@ that offered the item. An item that chance put where it stands has one source, e
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import pairwise
+from functools import lru_cache
 
 from feature_repo.contracts.packing import CandidateRows, Source
-from serving.pipeline.values import Origin, Row, Shares, Slate, SlateItem, SourceShare
+from serving.pipeline.values import Origin, Reason, Row, Shares, Slate, SlateItem, SourceShare
 
 EXPLORATION, LIST = "exploration", "list"
 SESSION = Source.SESSION.name.lower()
 _DIGITS = 4
+_WHOLE = 10**_DIGITS
+_CLOSE = 0.499_999
+_NAMES = {int(source): source.name.lower() for source in Source}
+_share_of = tuple.__new__
+"""What the constructor of a share does, without the call: a long slate has hundreds of them."""
 
 _WORDS: Mapping[str, str] = {
     "als": "liked by people with a taste like yours",
@@ -63,7 +68,7 @@ class SharesOfList:
         if number in self._told:
             return self._told[number] or ((LIST, 1.0),)
         assert origin is not None
-        return ((Source(origin[0]).name.lower(), 1.0),)
+        return ((_NAMES[origin[0]], 1.0),)
 
 
 def slate_shares(
@@ -82,21 +87,27 @@ def slate_shares(
     """
     of_list = SharesOfList(candidates, [item.item_number for item in items])
     found = []
-    for place, item in enumerate(items):
-        said = weight * item.vote
+    for place, (number, _, _, base, vote, source, _) in enumerate(items):
+        said = weight * vote
         if place in explored:
             found.append(sole_source(EXPLORATION))
-        elif not item.base + said > 0:
-            found.append(sole_source(item.source.name.lower()))
+        elif not base + said > 0:
+            found.append(sole_source(_NAMES[source]))
+        elif not base > 0:
+            found.append(sole_source(SESSION))
         else:
-            values = {SESSION: said}
-            if item.base > 0:
-                for name, share in of_list.of(item.item_number, origins.get(item.item_number)):
-                    values[name] = values.get(name, 0.0) + share * item.base
-            found.append(_rounded(values))
+            told = of_list.of(number, origins.get(number))
+            if len(told) == 1 and (not said > 0 or told[0][0] == SESSION):
+                found.append(sole_source(told[0][0]))
+            else:
+                speaking = [(-(share * base), name) for name, share in told]
+                if said > 0:
+                    speaking.append((-said, SESSION))
+                found.append(_rounded(speaking))
     return found
 
 
+@lru_cache(maxsize=256)
 def sole_source(name: str) -> Shares:
     """The shares of an item that one source alone brought."""
     return (SourceShare(name, 1.0),)
@@ -108,7 +119,7 @@ def shares_of_slate(slate: Slate) -> Sequence[Shares]:
         return slate.shares
     explored = explored_places(slate.policy)
     return [
-        sole_source(EXPLORATION if place in explored else item.source.name.lower())
+        sole_source(EXPLORATION if place in explored else _NAMES[item.source])
         for place, item in enumerate(slate.items)
     ]  # fmt: skip
 
@@ -119,36 +130,58 @@ def explored_places(trace: Mapping[str, object] | None) -> frozenset[int]:
     return frozenset(rank - 1 for rank in told["ranks"]) if isinstance(told, Mapping) else frozenset()
 
 
-def in_a_sentence(shares: Shares, item: SlateItem) -> str:
+def in_a_sentence(shares: Shares, reasons: Sequence[Reason]) -> str:
     """The three largest sources with their shares, and the past items that spoke for the item: `Liked by people with a
     taste like yours (62 %), what goes with what you do right now (38 %), because of your interest in Pot.`"""
+    because = "" if shares[0].name == EXPLORATION else reasons_in_words(reasons)
+    return f"{sources_in_words(shares)}{because}."
+
+
+def sources_in_words(shares: Shares) -> str:
+    """How the sentence begins."""
     named: dict[str, float] = {}
     for name, share in shares:
         words = _WORDS.get(name, name)
         named[words] = named.get(words, 0.0) + share
-    largest = sorted(named, key=lambda words: -named[words])[:3]
-    told = [f"{words} ({_percent(named[words])})" if len(named) > 1 else words for words in largest]
-    because = [reason.text for reason in item.reasons if reason.item_id is not None]
-    if because and shares[0].name != EXPLORATION:
-        told.append(" and ".join(because))
-    text = ", ".join(told)
-    return f"{text[:1].upper()}{text[1:]}."
+    if len(named) == 1:
+        text = next(iter(named))
+    else:
+        largest = sorted(named, key=named.__getitem__, reverse=True)[:3]
+        text = ", ".join([f"{words} ({_percent(named[words])})" for words in largest])
+    return f"{text[:1].upper()}{text[1:]}"
 
 
+def reasons_in_words(reasons: Sequence[Reason]) -> str:
+    """How it goes on, with its comma; nothing where no past item spoke for the item."""
+    because = [reason.text for reason in reasons if reason.item_id is not None]
+    return f", {' and '.join(because)}" if because else ""
+
+
+@lru_cache(maxsize=16_384)
 def _percent(share: float) -> str:
     if 0.01 <= share <= 0.99:
         return f"{share:.0%}".replace("%", " %")
     return "less than 1 %" if share < 0.01 else "more than 99 %"
 
 
-def _rounded(values: Mapping[str, float]) -> Shares:
-    """Values above zero as shares that sum to 1 with so many places: what lies between the rounded marks of a rule on
-    which they lie behind each other."""
-    speaking = sorted(((name, value) for name, value in values.items() if value > 0), key=lambda v: (-v[1], v[0]))
-    total, ahead, marks = sum(value for _, value in speaking), 0.0, [0.0]
-    for _, value in speaking:
-        ahead += value
-        marks.append(round(ahead / total, _DIGITS))
-    marks[-1] = 1.0
-    steps = [round(after - before, _DIGITS) for before, after in pairwise(marks)]
-    return tuple(SourceShare(name, step) for (name, _), step in zip(speaking, steps, strict=True) if step > 0)
+def _rounded(speaking: list[tuple[float, str]]) -> Shares:
+    """Values, each with its sign turned, as shares that sum to 1 with so many places: what lies between the rounded
+    marks of a rule on which the values lie behind each other, the largest first. Values of 0 have no share;
+    of values that are all too small to be told from 0 the first has all."""
+    speaking.sort()
+    total = 0.0
+    for less, _ in speaking:
+        total += less
+    if not total:
+        return sole_source(speaking[0][1])
+    ahead, before, shares = 0.0, 0, []
+    for less, name in speaking:
+        ahead += less
+        scaled = ahead / total * _WHOLE
+        mark = int(scaled + 0.5)
+        if not -_CLOSE < scaled - mark < _CLOSE:  # near a half it is `round` that knows
+            mark = round(round(ahead / total, _DIGITS) * _WHOLE)
+        if mark > before:
+            shares.append(_share_of(SourceShare, (name, (mark - before) / _WHOLE)))
+            before = mark
+    return tuple(shares)

@@ -18,6 +18,7 @@ from feature_repo.contracts.list_shares import (
     pack_shares,
     part_name,
     part_number,
+    read_many_shares,
     read_shares,
     shares_size,
 )
@@ -55,6 +56,20 @@ def test_shares_by_hand() -> None:
     assert read_shares(packed, 1) == []
     assert read_shares(packed, 2) == [("item_knn", 0.004), ("other", 0.996)]
     assert read_shares(pack_shares([5], [(250,)] * 9), 8) == [("als", 1.0)]
+
+
+@given(
+    parts=st.lists(st.integers(0, 20), min_size=1, max_size=MAX_PARTS),
+    table=st.binary(min_size=30, max_size=30), places=st.lists(st.integers(0, 9), max_size=12),
+)  # fmt: skip
+def test_many_are_read_like_one(parts: list[int], table: bytes, places: list[int]) -> None:
+    """Whatever the bytes say: parts without a name, the same part twice, shares that are too many."""
+    small = bytes(share if share == 255 else share // 2 for share in table)
+    for rows in (table, small):
+        packed = bytes([len(parts), *parts]) + rows
+        assert read_many_shares(packed, places) == [read_shares(packed, place) for place in places]
+    packed = pack_shares(PARTS, SHARES)
+    assert read_many_shares(packed, [2, 1]) == [[("item_knn", 0.004), ("other", 0.996)], []]
 
 
 def test_a_record_with_shares_is_read_like_one_without() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,10 +21,11 @@ from feature_repo.contracts.packing import (
     open_candidates,
     pack_candidates,
 )
+from serving.api.rendering import explained_items, explained_list
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.placements import SlateRules
 from serving.pipeline.policy import SlatePolicy
-from serving.pipeline.rank_given import rank_given
+from serving.pipeline.rank_given import UNKNOWN_ITEM, rank_given
 from serving.pipeline.shares import in_a_sentence, shares_of_slate, slate_shares
 from serving.pipeline.similar import similar_items
 from serving.pipeline.slate import build_slate
@@ -198,17 +200,19 @@ POPULAR = Reason(None, None, "popular with everybody")
          "(10 %)."),
         ([("als", 0.9995), ("popularity", 0.0005)], [],
          "Liked by people with a taste like yours (more than 99 %), popular with everybody (less than 1 %)."),
+        ([("als", 0.3333), ("content", 0.3334), ("popularity", 0.3333)], [],  # rounding can turn what is nearly equal
+         "Described like items that you chose (33 %), liked by people with a taste like yours (33 %), popular with "
+         "everybody (33 %)."),
         ([("exploration", 1.0)], [MUG], "Tried out by chance, to learn whether people like it."),
         ([("a later name", 1.0)], [], "A later name."),
     ],
 )  # fmt: skip
 def test_in_words(shares: list[tuple[str, float]], reasons: Sequence[Reason], expected: str) -> None:
-    item = SlateItem(1, "i1", 0.5, 0.5, 0.0, Source.ALS, tuple(reasons))
-    assert in_a_sentence(tuple(SourceShare(*share) for share in shares), item) == expected
+    assert in_a_sentence(tuple(SourceShare(*share) for share in shares), tuple(reasons)) == expected
 
 
 @given(
-    base=st.floats(0, 1), vote=st.floats(0, 1), weight=st.floats(0, 10_000),
+    base=st.floats(0, 1, allow_subnormal=False), vote=st.floats(0, 1), weight=st.floats(0, 10_000),
     marks=st.lists(st.integers(0, 250), min_size=3, max_size=3),
 )  # fmt: skip
 def test_shares_sum_to_one_whatever_they_are(base: float, vote: float, weight: float, marks: list[int]) -> None:
@@ -226,3 +230,71 @@ def test_shares_sum_to_one_whatever_they_are(base: float, vote: float, weight: f
         by_name = {share.name: share.share for share in shares}
         assert by_name.get("session", 0.0) == pytest.approx(weight * vote / total, abs=1.1e-4)
         assert by_name.get("als", 0.0) == pytest.approx(units[0] / 250 * base / total, abs=1.1e-4)
+
+
+def test_shares_are_rounded_as_decimals_are() -> None:
+    """All halves of the last place, and what is a hair beside them: als has n / 20,000, the session the rest."""
+    for n in range(1, 20_000):
+        for base in (n / 20_000, n / 20_000 * (1 + 1e-15), n / 20_000 * (1 - 1e-9)):
+            vote = 1.0 - base
+            item = SlateItem(1, "i1", 0.0, base, vote, Source.ALS, ())
+            (shares,) = slate_shares([item], weight=1.0, candidates=None, origins={1: (int(Source.ALS), 0, 0)})
+            first = round(max(base, vote) / (base + vote), 4)
+            rest = [round(1.0 - first, 4)] if first < 1.0 else []
+            assert [share.share for share in shares] == [first, *rest]
+            assert shares[0].name == ("als" if base >= vote else "session")
+
+
+PAST = [
+    MUG,
+    POPULAR,
+    Reason("pot", 'a "quoted" pot', 'because you bought a "quoted"\n pot'),
+    Reason("ü", "Ü\u2028", "Ü \\ é"),
+]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["mug", "pan", "unknown"]),
+            st.lists(st.sampled_from(PAST), max_size=3),
+            st.lists(
+                st.tuples(
+                    st.sampled_from(["als", "ease", "item_knn", "session", "exploration", "other", "popularity"]),
+                    st.integers(1, 10_000),
+                ),
+                min_size=1, max_size=5, unique_by=lambda share: share[0],
+            ),
+        ),
+        max_size=6,
+    )
+)  # fmt: skip
+def test_they_are_written_as_the_encoder_writes_them(
+    catalogue: Catalogue, items: list[tuple[str, list[Reason], list[tuple[str, int]]]]
+) -> None:
+    slate = Slate([], "personal", None, {}, [], [], 0.0, True, {})
+    slate.items = [
+        SlateItem(N.get(item, UNKNOWN_ITEM), item, 0.5, 0.5, 0.0, Source.ALS, tuple(reasons))
+        for item, reasons, _ in items
+    ]
+    slate.shares = [
+        tuple(SourceShare(name, share / 10_000) for name, share in sorted(shares, key=lambda share: -share[1]))
+        for _, _, shares in items
+    ]
+    assert orjson.dumps(explained_list(slate, catalogue)) == orjson.dumps(explained_items(slate, catalogue, ()))
+
+
+def test_every_share_is_written_as_the_encoder_writes_it(catalogue: Catalogue) -> None:
+    slate = Slate(
+        [SlateItem(N["mug"], "mug", 0.5, 0.5, 0.0, Source.ALS, ())] * 10_000, "", None, {}, [], [], 0, True, {}
+    )
+    slate.shares = [(SourceShare("als", units / 10_000),) for units in range(1, 10_001)]
+    assert orjson.dumps(explained_list(slate, catalogue)) == orjson.dumps(explained_items(slate, catalogue, ()))
+
+
+def test_a_relevance_of_next_to_nothing_has_a_source() -> None:
+    """A quarter of the smallest number is none."""
+    version, shares = "2024-03-08-1a2b3c4d", pack_shares([5, 4, 8, 0], [(60, 60, 70, 60)])
+    rows, _ = open_candidates(pack_candidates(version, [PackedCandidate(1, 1.0, 3)], shares=shares), version)
+    item = SlateItem(1, "i1", 0.0, 5e-324, 0.0, Source.ALS, ())
+    assert slate_shares([item], weight=0.0, candidates=rows, origins={}) == [(SourceShare("als", 1.0),)]
